@@ -1,0 +1,1 @@
+"""matta_jax: train once, serve many."""

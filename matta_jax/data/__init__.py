@@ -1,0 +1,14 @@
+"""Data: corpora, tokenizers, token windows and the Grain pipeline."""
+
+from matta_jax.data._corpora import Corpus as Corpus
+from matta_jax.data._corpora import Document as Document
+from matta_jax.data._corpora import split_documents as split_documents
+from matta_jax.data._pipeline import Batch as Batch
+from matta_jax.data._pipeline import sequential_batches as sequential_batches
+from matta_jax.data._pipeline import training_batches as training_batches
+from matta_jax.data._tokenizers import ByteTokenizer as ByteTokenizer
+from matta_jax.data._tokenizers import Tokenizer as Tokenizer
+from matta_jax.data._tokenizers import make_tokenizer as make_tokenizer
+from matta_jax.data._windows import Windows as Windows
+from matta_jax.data._windows import corpus_windows as corpus_windows
+from matta_jax.data._windows import split_windows as split_windows

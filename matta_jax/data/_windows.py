@@ -1,0 +1,153 @@
+"""Token windows: documents are tokenised once into a memory-mapped file, and cut into fixed windows.
+
+The stream of a split is `eos doc eos doc ... eos`. Window i holds tokens i·T to (i+1)·T inclusive, so each token but the
+first is predicted exactly once; the last window may be shorter.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable
+
+import numpy as np
+import tqdm
+
+from matta_jax.config import DataConfig
+from matta_jax.data._corpora import Corpus, Document, split_documents
+from matta_jax.data._tokenizers import Tokenizer
+from matta_jax.errors import UserError
+
+_FORMAT = 1  # Raise it when the files of a cache change their meaning.
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The windows of one split, for random access.
+
+    Attributes:
+      tokens: the token stream, memory-mapped.
+      seq_len: T, predicted tokens of a window.
+      eos_id: the separator's id.
+      num_bytes: UTF-8 bytes of the documents.
+      num_documents: documents.
+      fingerprint: hash of the token stream.
+    """
+
+    tokens: np.ndarray
+    seq_len: int
+    eos_id: int
+    num_bytes: int
+    num_documents: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.seq_len)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Returns `tokens` [T + 1] int32, padded with eos, and `length`, the number of targets that count."""
+        start = int(index) * self.seq_len
+        piece = self.tokens[start : start + self.seq_len + 1]
+        window = np.full(self.seq_len + 1, self.eos_id, np.int32)
+        window[: len(piece)] = piece
+        return {"tokens": window, "length": np.int32(len(piece) - 1)}
+
+
+def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -> Windows:
+    """Returns the training or the held-out windows of a run, from the cache or tokenised now.
+
+    Raises:
+      UserError: no document, or none on this side of the split.
+    """
+    own_eval = held_out and config.eval_source is not None
+    source = config.eval_source if own_eval else config.source
+    assert source is not None
+    corpus = Corpus(source, config.text_field, config.tfds_dir)
+    if config.eval_source is not None:
+        side, documents = "all", iter(corpus)
+    else:
+        side = f"{'eval' if held_out else 'train'}-{config.eval_fraction}"
+        documents = split_documents(corpus, config.eval_fraction, held_out=held_out)
+    windows = cached_windows(
+        documents, corpus, tokenizer, side=side, seq_len=config.seq_len, cache_dir=config.cache_dir
+    )
+    if not windows.num_bytes:
+        if config.eval_source is None:
+            what = "held-out" if held_out else "training"
+            raise UserError(
+                f"data.source={source!r} has no {what} text at data.eval_fraction={config.eval_fraction}; "
+                "add documents, change the fraction, or name data.eval_source"
+            )
+        raise UserError(f"data source {source!r} holds no text; name files with some")
+    return windows
+
+
+def corpus_windows(corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, cache_dir: str | None = None) -> Windows:
+    """Returns the windows of a whole corpus. Raises UserError when it holds no text."""
+    windows = cached_windows(iter(corpus), corpus, tokenizer, side="all", seq_len=seq_len, cache_dir=cache_dir)
+    if not windows.num_bytes:
+        raise UserError(f"data source {corpus.source!r} holds no text; name files with some")
+    return windows
+
+
+def cached_windows(
+    documents: Iterable[Document], corpus: Corpus, tokenizer: Tokenizer, *, side: str, seq_len: int, cache_dir: str | None
+) -> Windows:
+    """Opens the token stream of `documents` in the cache, writing it first where it is not there.
+
+    A stream is written beside its place and moved there when whole, so a crash leaves no half cache.
+    """
+    key_parts = [str(_FORMAT), corpus.source, corpus.fingerprint(), tokenizer.fingerprint, side]
+    key = hashlib.blake2b("\n".join(key_parts).encode(), digest_size=16).hexdigest()
+    root = pathlib.Path(cache_dir or pathlib.Path.home() / ".cache" / "matta_jax").resolve()
+    folder = root / key
+    if not folder.exists():
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            building = pathlib.Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
+        except OSError as error:
+            raise UserError(f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); name another") from None
+        try:
+            _write(building, documents, tokenizer, label=f"tokenising {corpus.source} ({side})")
+            os.rename(building, folder)
+        except OSError:
+            if not folder.exists():  # Another process may have finished the same stream first.
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    meta = json.loads((folder / "meta.json").read_text())
+    tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+    return Windows(
+        tokens, seq_len, tokenizer.eos_id, meta["num_bytes"], meta["num_documents"], fingerprint=meta["fingerprint"]
+    )
+
+
+def _write(folder: pathlib.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    digest = hashlib.blake2b(digest_size=16)
+    num_bytes = num_documents = 0
+    with (folder / "tokens.bin").open("wb") as file:
+
+        def put(ids: np.ndarray) -> None:
+            data = np.ascontiguousarray(ids, dtype).tobytes()
+            digest.update(data)
+            file.write(data)
+
+        put(np.array([tokenizer.eos_id]))
+        for document in tqdm.tqdm(documents, desc=label, unit=" documents", delay=1.0):
+            ids = tokenizer.encode(document.text)
+            if len(ids):
+                put(ids)
+                put(np.array([tokenizer.eos_id]))
+                num_bytes += len(document.text.encode())
+                num_documents += 1
+    meta = {
+        "dtype": dtype.name,
+        "num_bytes": num_bytes,
+        "num_documents": num_documents,
+        "fingerprint": digest.hexdigest(),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))

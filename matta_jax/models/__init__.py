@@ -1,0 +1,12 @@
+"""Models: the GPT decoder as plain modules, and the joint forward pass of a nest of them."""
+
+from matta_jax.models._gpt import GPT as GPT
+from matta_jax.models._gpt import Architecture as Architecture
+from matta_jax.models._gpt import abstract_params as abstract_params
+from matta_jax.models._gpt import apply as apply
+from matta_jax.models._gpt import architecture_of as architecture_of
+from matta_jax.models._gpt import init_params as init_params
+from matta_jax.models._gpt import logical_axes as logical_axes
+from matta_jax.models._gpt import logits as logits
+from matta_jax.models._nested import joint_apply as joint_apply
+from matta_jax.models._nested import sub_model_apply as sub_model_apply

@@ -1,0 +1,261 @@
+"""GPT-2 as plain Flax NNX modules, of whatever size their weights have. They know nothing of nesting.
+
+Every weight names its logical axes in the metadata `axes`. Shape letters:
+  B batch, T sequence, N tokens (= B·T), D d_model, V vocab, L layers,
+  K head granules, H heads of a granule, E head_dim, G d_ff granules, F neurons of a granule, C q, k and v.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from matta_jax.config import ModelConfig
+from matta_jax.nesting import (
+    Names,
+    Nest,
+    SubModel,
+    Tree,
+    fan_in_scales,
+    flatten,
+    matrix_view,
+    unflatten,
+)
+
+_EMBEDDING_STD = 0.02
+_NORM_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The sizes of a plain model: everything needed to build it.
+
+    Attributes:
+      vocab_size, max_len, d_model, num_heads, head_dim: sizes, as in GPT-2.
+      d_ff: the hidden width of each layer.
+      head_granule, d_ff_granule: how many heads and neurons the inner axes of the weights hold.
+    """
+
+    vocab_size: int
+    max_len: int
+    d_model: int
+    num_heads: int
+    head_dim: int
+    d_ff: tuple[int, ...]
+    head_granule: int
+    d_ff_granule: int
+
+    @property
+    def sub_model(self) -> SubModel:
+        """The whole model, as a SubModel of itself."""
+        return SubModel(self.d_model, self.num_heads, tuple(range(len(self.d_ff))), self.d_ff)
+
+
+def architecture_of(model: ModelConfig, nest: Nest, sub_model: SubModel) -> Architecture:
+    """The plain model that `sub_model` becomes when it is extracted."""
+    return Architecture(
+        vocab_size=model.vocab_size,
+        max_len=model.max_len,
+        d_model=sub_model.d_model,
+        num_heads=sub_model.num_heads,
+        head_dim=nest.head_dim,
+        d_ff=sub_model.d_ff,
+        head_granule=nest.head_granule,
+        d_ff_granule=nest.d_ff_granule,
+    )
+
+
+def _weight(rngs: nnx.Rngs, sizes: Mapping[str, int], *axes: str, scale: float = 1.0) -> nnx.Param:
+    """A matrix of variance scale²/fan-in, a table of std 0.02, or a bias of zeros: its axes tell which."""
+    shape = tuple(sizes[name] for name in axes)
+    view = matrix_view(axes)
+    if view is not None:
+        std = scale / math.sqrt(math.prod(shape[i] for i in view[0]))
+    else:
+        std = _EMBEDDING_STD if "d_model" in axes and len(axes) > 1 else 0.0
+    value = std * jax.random.normal(rngs.params(), shape) if std else jnp.zeros(shape)
+    return nnx.Param(value, axes=axes)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with scale and bias; statistics in float32, over the d_model that it is given."""
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.scale = nnx.Param(jnp.ones(sizes["d_model"]), axes=("d_model",))
+        self.bias = nnx.Param(jnp.zeros(sizes["d_model"]), axes=("d_model",))
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        x_32 = x_ND.astype(jnp.float32)
+        mean = jnp.mean(x_32, axis=-1, keepdims=True)
+        centred = x_32 - mean
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + _NORM_EPSILON)
+        return (normed * self.scale[...] + self.bias[...]).astype(x_ND.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention. The softmax is normalised after the values are summed, which saves a pass."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, out_scale: float):
+        self.w_qkv = _weight(rngs, sizes, "heads_granules", "d_model", "qkv", "heads", "head_dim")
+        self.b_qkv = _weight(rngs, sizes, "heads_granules", "qkv", "heads", "head_dim")
+        self.w_out = _weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
+        self.b_out = _weight(rngs, sizes, "d_model")
+
+    def __call__(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
+        qkv_NKCHE = jnp.einsum("nd,kdche->nkche", x_ND, self.w_qkv[...]) + self.b_qkv[...]
+        qkv = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
+        q, k, v = (qkv[:, :, :, c] for c in range(3))
+        scale = 1 / math.sqrt(q.shape[-1])
+        scores = jnp.einsum("btkhe,bskhe->bkhts", q * scale, k, preferred_element_type=jnp.float32)
+        causal_TS = jnp.tril(jnp.ones((seq_len, seq_len), bool))
+        scores = jnp.where(causal_TS, scores, -jnp.inf)
+        unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        summed = jnp.einsum("bkhts,bskhe->btkhe", unnormed.astype(v.dtype), v)
+        total = jnp.moveaxis(unnormed.sum(-1), -1, 1)[..., None]  # [B, T, K, H, 1]
+        mixed = (summed / total).astype(x_ND.dtype).reshape(x_ND.shape[0], *qkv_NKCHE.shape[1:2], *q.shape[3:])
+        return jnp.einsum("nkhe,khed->nd", mixed, self.w_out[...]) + self.b_out[...]
+
+
+class MLP(nnx.Module):
+    """The feed-forward layer, with GPT-2's tanh approximation of GELU."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, out_scale: float):
+        self.w_in = _weight(rngs, sizes, "d_ff_granules", "d_model", "d_ff")
+        self.b_in = _weight(rngs, sizes, "d_ff_granules", "d_ff")
+        self.w_out = _weight(rngs, sizes, "d_ff_granules", "d_ff", "d_model", scale=out_scale)
+        self.b_out = _weight(rngs, sizes, "d_model")
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        hidden_NGF = jnp.einsum("nd,gdf->ngf", x_ND, self.w_in[...]) + self.b_in[...]
+        hidden_NGF = jax.nn.gelu(hidden_NGF, approximate=True)
+        return jnp.einsum("ngf,gfd->nd", hidden_NGF, self.w_out[...]) + self.b_out[...]
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, depth: int):
+        out_scale = 1 / math.sqrt(2 * depth)  # GPT-2: residual branches add up to unit scale.
+        self.norm_attention = LayerNorm(sizes)
+        self.attention = Attention(sizes, rngs, out_scale=out_scale)
+        self.norm_mlp = LayerNorm(sizes)
+        self.mlp = MLP(sizes, rngs, out_scale=out_scale)
+
+    def __call__(
+        self, x_ND: jax.Array, seq_len: int, *, dropout: float = 0.0, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the new residual stream. Without a `key` nothing is dropped."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_ND = x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, keys[0])
+        return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, keys[1])
+
+
+def _block(sizes: Mapping[str, int], depth: int, key: jax.Array) -> Block:
+    return Block(sizes, nnx.Rngs(key), depth=depth)
+
+
+def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    if key is None or not rate:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Embed(nnx.Module):
+    """Token and learned position embeddings; the token table is the head too."""
+
+    def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
+        self.tokens = _weight(rngs, sizes, "vocab", "d_model")
+        self.positions = _weight(rngs, sizes, "positions", "d_model")
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = self.tokens[...][tokens_BT] + self.positions[...][: tokens_BT.shape[1]]
+        return x_BTD.reshape(-1, x_BTD.shape[-1])
+
+
+class GPT(nnx.Module):
+    """A decoder-only language model, one scanned stack of blocks for each run of layers of equal width."""
+
+    def __init__(self, architecture: Architecture, rngs: nnx.Rngs):
+        sizes = {
+            "vocab": architecture.vocab_size,
+            "positions": architecture.max_len,
+            "d_model": architecture.d_model,
+            "qkv": 3,
+            "heads": architecture.head_granule,
+            "heads_granules": architecture.num_heads // architecture.head_granule,
+            "head_dim": architecture.head_dim,
+            "d_ff": architecture.d_ff_granule,
+        }
+        depth = len(architecture.d_ff)
+        self.embed = Embed(sizes, rngs)
+        self.blocks = nnx.Dict()
+        for i, run in enumerate(architecture.sub_model.runs):
+            own = sizes | {"d_ff_granules": run.d_ff // architecture.d_ff_granule}
+            keys = jax.random.split(rngs.params(), len(run.layers))
+            self.blocks[str(i)] = nnx.vmap(functools.partial(_block, own, depth))(keys)
+        self.norm = LayerNorm(sizes)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """Returns the normed hidden states [B·T, D] of a batch of token ids."""
+        x_ND = self.embed(tokens_BT)
+        for i in range(len(self.blocks)):
+            graphdef, stack = nnx.split(self.blocks[str(i)])
+            body = lambda x_ND, weights, graphdef=graphdef: (
+                nnx.merge(graphdef, weights)(x_ND, tokens_BT.shape[1]),
+                None,
+            )
+            x_ND, _ = jax.lax.scan(body, x_ND, stack)
+        return self.norm(x_ND)
+
+
+def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """Returns float32 logits [N, V] of hidden states under the tied embedding, of which the first D columns count."""
+    table = table_VD[:, : hidden_ND.shape[-1]].astype(hidden_ND.dtype)
+    return jnp.einsum("nd,vd->nv", hidden_ND, table, preferred_element_type=jnp.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(architecture: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: GPT(architecture, nnx.Rngs(0))))
+
+
+def abstract_params(architecture: Architecture) -> Tree:
+    """The weights of a plain model as nested dicts of `jax.ShapeDtypeStruct`."""
+    return nnx.to_pure_dict(_abstract(architecture)[1])
+
+
+def logical_axes(architecture: Architecture) -> Tree:
+    """The axis names of each weight, as nested dicts of tuples, read from the modules' metadata."""
+    axes: dict[str, Names] = {}
+    for path, variable in nnx.to_flat_state(_abstract(architecture)[1]):
+        stack = ("layers",) if path[0] == "blocks" else ()
+        axes["/".join(map(str, path))] = stack + variable.get_metadata()["axes"]
+    return unflatten(axes)
+
+
+def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = None) -> Tree:
+    """Returns fresh weights. With a nest, each part has the scale of the smallest sub-model that it belongs to."""
+    params = nnx.to_pure_dict(nnx.state(GPT(architecture, nnx.Rngs(key))))
+    if nest is None:
+        return params
+    axes = flatten(logical_axes(architecture))
+
+    def scaled(path: str, weight: jax.Array) -> jax.Array:
+        factor = fan_in_scales(weight.shape, axes[path], nest)
+        return weight if factor is None else weight * factor
+
+    return unflatten({path: scaled(path, weight) for path, weight in flatten(params).items()})
+
+
+def apply(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, dtype: str = "float32") -> jax.Array:
+    """Runs the plain model of `params`; returns its hidden states [B·T, D] in the compute type `dtype`."""
+    params = jax.tree.map(lambda weight: weight.astype(dtype), params)
+    return nnx.merge(_abstract(architecture)[0], params)(tokens_BT)
+
+

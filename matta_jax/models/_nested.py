@@ -1,0 +1,193 @@
+"""The joint forward pass: all sub-models of a step in one scan over the TA's layers.
+
+The scanned body gathers a layer's weights once, in the compute type, and slices them for each sub-model (gather, then
+slice: architecture.md, decision 2). Sub-models with the same sizes in all layers so far share their hidden states, so a
+prefix Student of a purely deeper TA costs nothing extra (decision 7). Widths that are data, not shapes, are branches of a
+`lax.switch` over the nest's widths: one compile serves every mix (decision 5).
+
+Shape letters: B batch, T sequence, N tokens (= B·T), D d_model, L layers, M mixes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from matta_jax.models._gpt import Block, Embed, LayerNorm
+from matta_jax.nesting import Nest, SubModel, Tree, narrow, sizes_of
+
+_MAX_STATIC_RUNS = 4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
+_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """One sub-model on its way through the layers.
+
+    Attributes:
+      sub_model: d_model and heads, and its layers and widths where these are static.
+      choice: for a stream that chooses by data, its row of the choice array; else None.
+      widths: what each choice means, in neurons; 0 skips the layer.
+    """
+
+    sub_model: SubModel
+    choice: int | None = None
+    widths: tuple[int, ...] = ()
+
+    def history(self, stop: int) -> tuple[Any, ...]:
+        """Equal histories mean equal hidden states after `stop` layers."""
+        sizes = (self.sub_model.d_model, self.sub_model.num_heads)
+        if self.choice is not None:
+            return (*sizes, "choice", self.choice)
+        return (*sizes, *(self.sub_model.width_of(layer) for layer in range(stop)))
+
+
+def _streams(
+    nest: Nest, sub_models: Sequence[SubModel], mix_choice_ML: jax.Array | None
+) -> tuple[list[_Stream], jax.Array]:
+    """Returns the streams and the choices [rows, L] of those that choose by data."""
+    streams, rows = [], []
+    for sub_model in sub_models:
+        widths = [sub_model.width_of(layer) for layer in range(nest.ta.num_layers)]
+        changes = sum(a != b for a, b in zip(widths, widths[1:], strict=False))
+        if changes < _MAX_STATIC_RUNS:
+            streams.append(_Stream(sub_model))
+            continue
+        options = tuple(sorted(set(widths)))
+        streams.append(_Stream(sub_model, choice=len(rows), widths=options))
+        rows.append(jnp.array([options.index(width) for width in widths], jnp.int32))
+    for mix_L in [] if mix_choice_ML is None else mix_choice_ML:
+        streams.append(_Stream(nest.ta, choice=len(rows), widths=nest.widths))
+        rows.append(mix_L)
+    choices = jnp.stack(rows) if rows else jnp.zeros((0, nest.ta.num_layers), jnp.int32)
+    return streams, choices
+
+
+def _cuts(streams: Sequence[_Stream], num_layers: int) -> list[int]:
+    """Layers at which a static stream starts, stops or changes its width, with both ends."""
+    cuts = {0, num_layers}
+    for stream in streams:
+        if stream.choice is None:
+            widths = [stream.sub_model.width_of(layer) for layer in range(num_layers)]
+            cuts |= {layer for layer in range(1, num_layers) if widths[layer] != widths[layer - 1]}
+    return sorted(cuts)
+
+
+@functools.lru_cache(maxsize=64)
+def _graphdef(kind: str, depth: int) -> nnx.GraphDef:
+    sizes = {
+        name: 1
+        for name in ("d_model", "qkv", "heads", "heads_granules", "head_dim", "d_ff", "d_ff_granules")
+        + ("vocab", "positions")
+    }
+    makers: dict[str, Callable[[], nnx.Module]] = {
+        "block": lambda: Block(sizes, nnx.Rngs(0), depth=depth),
+        "embed": lambda: Embed(sizes, nnx.Rngs(0)),
+        "norm": lambda: LayerNorm(sizes),
+    }
+    return nnx.split(nnx.eval_shape(makers[kind]))[0]
+
+
+def joint_apply(
+    params: Tree,
+    tokens_BT: jax.Array,
+    sub_models: Sequence[SubModel],
+    *,
+    nest: Nest,
+    axes: Tree,
+    mix_choice_ML: jax.Array | None = None,
+    dtype: str = "float32",
+    remat: str = "dots",
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+    gather: Callable[[Tree, Tree], Tree] = lambda weights, axes: weights,
+) -> list[jax.Array]:
+    """Runs several sub-models of a TA in one pass.
+
+    Args:
+      params: the TA's weights, all layers in one stack.
+      tokens_BT: token ids.
+      sub_models: the static sub-models.
+      nest: the nest that they lie in.
+      axes: the weights' axis names.
+      mix_choice_ML: random mixes of the TA's depth and d_model, each layer an index into `nest.widths`; may be traced.
+      dtype: compute type of activations and matmuls.
+      remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
+      dropout: rate on each residual branch; needs `key`.
+      key: of dropout; None to drop nothing.
+      gather: `(weights, axes) -> weights`, brings sharded weights together before they are sliced.
+
+    Returns:
+      The normed hidden states [B·T, d_model of the sub-model]: of the static sub-models, then of the mixes.
+    """
+    seq_len = tokens_BT.shape[1]
+    num_layers = nest.ta.num_layers
+    streams, choices_SL = _streams(nest, sub_models, mix_choice_ML)
+    block = _graphdef("block", num_layers)
+    layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
+
+    def ready(weights: Tree, axes: Tree) -> Tree:
+        return gather(jax.tree.map(lambda weight: weight.astype(dtype), weights), axes)
+
+    def run_layer(stream: _Stream, width: int, weights: Tree, x_ND: jax.Array, key: jax.Array | None) -> jax.Array:
+        if width == 0:
+            return x_ND
+        own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
+        return nnx.merge(block, own)(x_ND, seq_len, dropout=dropout, key=key)
+
+    def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
+        """Runs layers start to stop of all `running` streams."""
+
+        def body(carry: tuple[jax.Array, ...], layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[Any, None]:
+            weights, choice_S, index = layer
+            weights = ready(weights, layer_axes)
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            results = []
+            for stream, x_ND in zip(running, carry, strict=True):
+                if stream.choice is None:
+                    width = stream.sub_model.width_of(start)
+                    results.append(run_layer(stream, width, weights, x_ND, layer_key))
+                    continue
+                branches = [functools.partial(run_layer, stream, width) for width in stream.widths]
+                results.append(jax.lax.switch(choice_S[stream.choice], branches, weights, x_ND, layer_key))
+            return tuple(results), None
+
+        if remat != "none":
+            body = jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
+        whole = (start, stop) == (0, num_layers)
+        stack = params["blocks"]["0"]
+        weights = stack if whole else jax.tree.map(lambda weight: weight[start:stop], stack)
+        layers = (weights, choices_SL.T[start:stop], jnp.arange(start, stop))
+        return list(jax.lax.scan(body, tuple(hidden), layers)[0])
+
+    outer = {name: ready(params[name], axes[name]) for name in ("embed", "norm")}
+
+    def narrowed(name: str, stream: _Stream) -> nnx.Module:
+        return nnx.merge(_graphdef(name, 1), narrow(outer[name], axes[name], sizes_of(stream.sub_model)))
+
+    hidden = [narrowed("embed", stream)(tokens_BT) for stream in streams]
+    cuts = _cuts(streams, num_layers)
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        leaders: dict[tuple[Any, ...], int] = {}
+        for i, stream in enumerate(streams):
+            if stream.choice is not None or stream.sub_model.width_of(start):
+                leaders.setdefault(stream.history(stop), i)
+        running = list(leaders.values())
+        moved = segment(start, stop, [streams[i] for i in running], [hidden[i] for i in running])
+        after = dict(zip(leaders, moved, strict=True))
+        hidden = [after.get(stream.history(stop), x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
+    return [narrowed("norm", stream)(x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
+
+
+def sub_model_apply(
+    params: Tree, tokens_BT: jax.Array, sub_model: SubModel, *, nest: Nest, axes: Tree, dtype: str = "float32"
+) -> jax.Array:
+    """Runs one sub-model in place, as a slice of its TA; returns its hidden states [B·T, d_model]."""
+    return joint_apply(params, tokens_BT, [sub_model], nest=nest, axes=axes, dtype=dtype, remat="none")[0]

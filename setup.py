@@ -1,0 +1,60 @@
+"""Package metadata. Tool settings live in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+_PLOTS = ["matplotlib>=3.9,<4"]
+_TOKENIZERS = ["tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
+_TEST = [
+    "hypothesis>=6.100,<7",
+    "pytest>=8.3,<10",
+    "pytest-timeout>=2.3,<3",
+    "tensorboardX>=2.6,<3",
+    *_PLOTS,
+    *_TOKENIZERS,
+]
+
+setup(
+    name="matta_jax",
+    version="0.1.0",
+    description="Train once, serve many: Matryoshka Teaching Assistants (MatTA) in JAX/Flax.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["matta_jax", "matta_jax.*"]),
+    package_data={"matta_jax": ["py.typed"]},
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10.2,<0.12",
+        "ml-collections>=1.1,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "importlib-resources>=6,<8",  # Imported by tensorflow-datasets, which does not declare it.
+        "tensorflow-datasets>=4.9.10,<5",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+        "plots": _PLOTS,
+        "tokenizers": _TOKENIZERS,
+        "tensorboard": ["tensorboardX>=2.6,<3"],
+        "wandb": ["wandb>=0.19,<1"],
+        "test": _TEST,
+        "dev": [*_TEST, "mypy>=1.15,<3", "ruff>=0.11,<1"],
+    },
+    entry_points={
+        "console_scripts": [
+            "matta-quickstart = matta_jax.bin.quickstart:run",
+            "matta-train = matta_jax.bin.train:run",
+            "matta-extract = matta_jax.bin.extract:run",
+            "matta-evaluate = matta_jax.bin.evaluate:run",
+            "matta-report = matta_jax.bin.report:run",
+        ]
+    },
+)
