@@ -359,3 +359,10 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
             if left.get(name) != right.get(name):
                 lines.append(f"{section}.{name}: {left.get(name)!r} -> {right.get(name)!r}")
     return lines
+
+
+def choose_variant(variants: Mapping[str, Any], name: str) -> Any:
+    """Returns `variants[name]`: what follows the colon in `--config=configs/quickstart.py:two_point`."""
+    if name not in variants:
+        raise UserError(f"config variant {name!r} must be one of {', '.join(variants)}{did_you_mean(name, variants)}")
+    return variants[name]

@@ -1,0 +1,10 @@
+"""Training: state, step, loop and metrics."""
+
+from matta_jax.training._dry_run import dry_run as dry_run
+from matta_jax.training._loop import TrainResult as TrainResult
+from matta_jax.training._loop import train as train
+from matta_jax.training._state import Setup as Setup
+from matta_jax.training._state import TrainState as TrainState
+from matta_jax.training._state import make_setup as make_setup
+from matta_jax.training._step import make_eval_step as make_eval_step
+from matta_jax.training._step import make_train_step as make_train_step

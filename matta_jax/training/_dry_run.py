@@ -1,0 +1,61 @@
+"""What a run would be, before it is one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from matta_jax.config import Config
+from matta_jax.nesting import PATTERNS, count, format_spec, parse_spec
+from matta_jax.sharding import batch_sharding, check_mesh, make_mesh
+from matta_jax.training._state import make_setup
+from matta_jax.training._step import make_train_step
+
+
+def dry_run(config: Config) -> str:
+    """Counts the sub-models and the memory of a run and compiles one step, without data and without writing.
+
+    Returns:
+      A table for people: parameters, bytes and FLOPs per token of Student, TA, each uniform width and each pattern at
+      half its layers; then the memory of a device.
+    """
+    sizes = check_mesh(
+        config.mesh,
+        batch_size=config.data.batch_size,
+        microbatches=config.train.microbatches,
+        num_devices=jax.device_count(),
+    )
+    mesh = make_mesh(sizes)
+    setup = make_setup(config, mesh)
+    nest, abstract = setup.nest, setup.abstract
+    specs = ["student", "ta", *(f"d_ff={width}" for width in nest.widths)]
+    specs += [f"d_ff={pattern}:{nest.ta.num_layers // 2}" for pattern in PATTERNS]
+    sub_models = dict.fromkeys(parse_spec(spec, nest) for spec in specs)  # Each once, in order.
+    lines = [f"{'sub-model':<44} {'parameters':>14} {'MB':>10} {'MFLOP/token':>12}"]
+    for sub_model in sub_models:
+        counts = count(
+            abstract.params, setup.axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len
+        )
+        lines.append(
+            f"{format_spec(sub_model, nest):<44} {counts.parameters:>14,} {counts.bytes / 1e6:>10.2f} "
+            f"{counts.flops_per_token / 1e6:>12.2f}"
+        )
+    lines.append("")
+    lines.append(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} on {jax.devices()[0].device_kind}")
+    parts = {"parameters": abstract.params, "optimiser": abstract.opt_state, "gradient": abstract.params}
+    for name, tree in parts.items():
+        lines.append(f"{name:<12} {_device_bytes(tree) / 1e6:>12.2f} MB per device")
+
+    batch_size, seq_len = config.data.batch_size, config.data.seq_len
+    rows = batch_sharding(mesh)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((batch_size, seq_len + 1), jnp.int32, sharding=rows),
+        "length": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows),
+    }
+    memory = make_train_step(setup).lower(abstract, batch).compile().memory_analysis()  # type: ignore[attr-defined]
+    lines.append(f"{'temporaries':<12} {memory.temp_size_in_bytes / 1e6:>12.2f} MB per device, of the compiled step")
+    return "\n".join(lines)
+
+
+def _device_bytes(tree) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

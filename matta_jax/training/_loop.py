@@ -1,0 +1,302 @@
+"""The loop: resume, step, log, evaluate, save."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from matta_jax import config as config_lib
+from matta_jax.checkpoints import Checkpoints
+from matta_jax.config import Config
+from matta_jax.data import Windows, make_tokenizer, sequential_batches, split_windows, training_batches
+from matta_jax.errors import DivergenceError, UserError
+from matta_jax.nesting import flatten
+from matta_jax.sharding import check_mesh, make_mesh, place_batch
+from matta_jax.training._metrics import (
+    Writer,
+    measure_peak_flops,
+    open_writers,
+    progress_line,
+    step_flops_per_token,
+)
+from matta_jax.training._state import Setup, TrainState, make_setup
+from matta_jax.training._step import make_eval_step, make_train_step, num_mixes, static_sub_models
+
+# These fields may change between a run and its continuation: they do not change what is computed.
+_FREE_FIELDS = frozenset(
+    {
+        *(f"train.{name}" for name in ("log_every", "eval_every", "eval_batches", "checkpoint_every")),
+        *(f"train.{name}" for name in ("keep_checkpoints", "peak_tflops", "tensorboard", "wandb_project")),
+        *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
+        "data.cache_dir",
+        "data.tfds_dir",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+      workdir: its folder: `config.json`, `metrics.jsonl`, `checkpoints/`.
+      step: optimiser steps done.
+      finished: False when a signal stopped it early.
+      metrics: the last evaluation: `eval/student`, `eval/ta` in nats per token, …
+    """
+
+    workdir: pathlib.Path
+    step: int
+    finished: bool
+    metrics: dict[str, float]
+
+
+def train(
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    resume: str = "auto",
+    log: Callable[[str], None] = logging.info,
+) -> TrainResult:
+    """Trains a nest: the TA with its Student and random mixes.
+
+    Start-up order: the newest checkpoint of `workdir`, else from scratch. A run killed at any moment and started again
+    ends with the same bits as one that was not. SIGTERM saves and returns.
+
+    Args:
+      config: the run.
+      workdir: its folder; made when absent.
+      resume: `auto` continues a run that is there, `must` fails without one, `never` fails with one.
+      log: takes progress lines.
+
+    Raises:
+      UserError: the config does not fit the devices, the data or the run in `workdir`.
+      DivergenceError: a loss or gradient is not finite.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    if resume not in ("auto", "must", "never"):
+        raise UserError(f"resume={resume!r} must be auto, must or never")
+    sizes = check_mesh(
+        config.mesh,
+        batch_size=config.data.batch_size,
+        microbatches=config.train.microbatches,
+        num_devices=jax.device_count(),
+    )
+    _check_workdir(config, workdir, resume)
+    tokenizer = make_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size} must be at least the {tokenizer.vocab_size} ids of "
+            f"data.tokenizer={config.data.tokenizer!r}"
+        )
+    setup = make_setup(config, make_mesh(sizes))
+    windows, eval_windows = (split_windows(config.data, tokenizer, held_out=held_out) for held_out in (False, True))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+        if jax.process_index() == 0:
+            (workdir / "config.json").write_text(resolved)
+    except OSError as error:
+        raise UserError(f"workdir={str(workdir)!r} cannot be written ({error.strerror}); name another") from None
+    log(resolved.rstrip())
+    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
+        state = _restore(setup, checkpoints, windows, log)
+        with open_writers(config, workdir, int(state.step)) as writers:
+            run = _Run(setup, checkpoints, windows, eval_windows, writers, log)
+            return run.steps_from(state, workdir)
+
+
+def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
+    """Refuses a workdir that holds another run, or that `resume` does not allow."""
+    file = workdir / "config.json"
+    if not file.exists():
+        if resume == "must":
+            raise UserError(f"resume=must, but workdir={str(workdir)!r} holds no run; name one, or use resume=auto")
+        return
+    if resume == "never":
+        raise UserError(f"resume=never, but workdir={str(workdir)!r} holds a run; name an empty one, or use resume=auto")
+    try:
+        other = json.loads(file.read_text())
+        lines = config_lib.differences(other, config_lib.to_dict(config))
+    except (ValueError, AttributeError):
+        raise UserError(f"{file} cannot be read as the config of a run; name another workdir") from None
+    lines = [line for line in lines if line.partition(":")[0] not in _FREE_FIELDS]
+    if lines:
+        raise UserError(
+            f"workdir={str(workdir)!r} holds a run of another config ({'; '.join(lines)}); "
+            "name another workdir, or set these fields back"
+        )
+
+
+def _restore(setup: Setup, checkpoints: Checkpoints, windows: Windows, log: Callable[[str], None]) -> TrainState:
+    steps = checkpoints.steps
+    if not steps:
+        return setup.init()
+    step = steps[-1]
+    meta = checkpoints.meta(step)
+    if meta["data"]["fingerprint"] != windows.fingerprint:
+        raise UserError(
+            f"data.source={setup.config.data.source!r} has changed since checkpoint {step} of {checkpoints.directory}; "
+            "bring the old text back, or start in another workdir"
+        )
+    abstract = setup.abstract
+    trees = checkpoints.restore(
+        step, {"params": abstract.params, "opt_state": abstract.opt_state, "step": {"step": abstract.step}}
+    )
+    log(f"resumed from step {step} of {checkpoints.directory}")
+    return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
+
+
+class _Run:
+    """The loop's parts that stay while the state goes by."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        checkpoints: Checkpoints,
+        windows: Windows,
+        eval_windows: Windows,
+        writers: list[Writer],
+        log: Callable[[str], None],
+    ):
+        self.setup, self.config, self.checkpoints = setup, setup.config, checkpoints
+        self.windows, self.eval_windows, self.writers, self.log = windows, eval_windows, writers, log
+        self.train_step, self.eval_step = make_train_step(setup), make_eval_step(setup)
+        self.flops_per_token = step_flops_per_token(
+            self.config, setup.nest, static_sub_models(setup), num_mixes(setup)
+        )
+        stated = self.config.train.peak_tflops
+        self.peak_flops = (stated * 1e12 if stated else measure_peak_flops(self.config.model.compute_dtype)) * (
+            setup.mesh.size
+        )
+        log(f"MFU is against {self.peak_flops / 1e12:.3f} TFLOP/s ({'stated' if stated else 'measured'})")
+        self.warned = False
+        self.since: list[dict[str, float]] = []
+        self.clock = time.perf_counter()
+
+    def steps_from(self, state: TrainState, workdir: pathlib.Path) -> TrainResult:
+        train, batch_size = self.config.train, self.config.data.batch_size
+        start = step = int(state.step)
+        evaluation: dict[str, float] = {}
+        if start >= train.num_steps:
+            evaluation = self.evaluate(state)
+        pending: tuple[int, Any] | None = None
+        opened = training_batches(
+            self.windows,
+            batch_size=batch_size,
+            seed=train.seed,
+            start_step=start,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+        with _stop_on_sigterm() as stopped, opened as batches:
+            while step < train.num_steps and not stopped.is_set():
+                state, metrics = self.train_step(state, place_batch(next(batches), self.setup.mesh))
+                step += 1
+                if pending is not None:  # The previous step is read while this one runs.
+                    self.account(*pending)
+                pending = (step, metrics)
+                last = step == train.num_steps or stopped.is_set()
+                saves = last or step % train.checkpoint_every == 0
+                if saves or step % train.eval_every == 0:
+                    self.account(*pending)
+                    pending = None
+                    evaluation = self.evaluate(state)
+                    self.write(step, evaluation)
+                    shown = " ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+                    self.log(f"step {step}: {shown}")
+                    if saves:
+                        self.save(step, state, evaluation)
+                    self.clock = time.perf_counter()
+                    self.since.clear()
+            if pending is not None:
+                self.account(*pending)
+                self.save(step, state, self.evaluate(state))
+        return TrainResult(workdir, step, finished=step >= train.num_steps, metrics=evaluation)
+
+    def account(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Checks a step's metrics, and logs their mean since the last line where one is due."""
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                saved = self.checkpoints.steps
+                good = f"{self.checkpoints.directory / str(saved[-1])}" if saved else "none yet"
+                raise DivergenceError(
+                    f"{name}={values[name]} at step {step}: training diverged; last good checkpoint: {good}; "
+                    "lower optimizer.learning_rate or optimizer.clip_norm, or raise optimizer.warmup_steps"
+                )
+        self.since.append(values)
+        if step % self.config.train.log_every:
+            return
+        mean = {name: sum(row[name] for row in self.since) / len(self.since) for name in values}
+        mean["distill_weight"] = values["distill_scale"] * self.config.objective.distill_weight
+        seconds = (time.perf_counter() - self.clock) / len(self.since)
+        tokens = self.config.data.batch_size * self.config.data.seq_len
+        mean["tokens_per_second"] = tokens / seconds
+        mean["mfu"] = self.flops_per_token * tokens / seconds / self.peak_flops
+        self.write(step, mean)
+        self.log(progress_line(step, self.config.train.num_steps, mean, seconds * (self.config.train.num_steps - step)))
+        if not self.warned and mean.get("gap", 1.0) <= 0 < mean["distill_weight"]:
+            self.warned = True
+            logging.warning(
+                "capacity mismatch: at step %d the TA is no better than the Student (CE_S - CE_TA = %.4f) while "
+                "distillation has weight %.3f; it has nothing to teach: widen nest.*, or lengthen "
+                "objective.distill_ramp",
+                step,
+                mean["gap"],
+                mean["distill_weight"],
+            )
+        self.since.clear()
+        self.clock = time.perf_counter()
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Means over held-out tokens of Student's and TA's terms, by name with `eval/` before it."""
+        sums: dict[str, float] = {}
+        batches = sequential_batches(
+            self.eval_windows, batch_size=self.config.data.batch_size, limit=self.config.train.eval_batches
+        )
+        for batch in batches:
+            own = {name: rows[jax.process_index() :: jax.process_count()] for name, rows in batch.items()}
+            part = jax.device_get(self.eval_step(state.params, place_batch(own, self.setup.mesh)))
+            sums = {name: sums.get(name, 0.0) + float(value) for name, value in part.items()}
+        tokens = sums.pop("tokens")
+        return {f"eval/{name}": value / tokens for name, value in sums.items() if name != "loss"}
+
+    def save(self, step: int, state: TrainState, evaluation: Mapping[str, float]) -> None:
+        """Starts to write a checkpoint of a step whose metrics were finite."""
+        meta = {
+            "step": step,
+            "config": config_lib.to_dict(self.config),
+            "axes": {path: list(names) for path, names in flatten(self.setup.axes).items()},
+            "data": {"fingerprint": self.windows.fingerprint, "next_example": step * self.config.data.batch_size},
+            "evaluation": dict(evaluation),
+        }
+        trees = {"params": state.params, "opt_state": state.opt_state, "step": {"step": state.step}}
+        self.checkpoints.save(step, trees, meta, loss=evaluation["eval/student"])
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for writer in self.writers:
+            writer.write(step, metrics)
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM sets; outside the main thread, where no handler can be set, one that nothing sets."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    old = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, old)

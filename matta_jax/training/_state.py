@@ -1,0 +1,97 @@
+"""The state of a run, and how it lies on the mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from matta_jax.config import Config
+from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
+from matta_jax.nesting import Nest, Tree, nest_of
+from matta_jax.optim import make_optimizer
+from matta_jax.sharding import param_shardings, replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+      step: optimiser steps done, int32 [].
+      params: the TA's weights, the Student's among them.
+      opt_state: of the Optax chain.
+    """
+
+    step: jax.Array
+    params: Tree
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that is known of a run before an array exists: the order is abstract shapes, shardings, then arrays.
+
+    Attributes:
+      config: the run.
+      nest: Student, TA and what lies between.
+      axes: axis names of the TA's weights.
+      optimizer: the Optax chain.
+      mesh: the devices.
+      abstract: a TrainState of `jax.ShapeDtypeStruct` with shardings.
+    """
+
+    config: Config
+    nest: Nest
+    axes: Tree
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    abstract: TrainState
+
+    @property
+    def shardings(self) -> TrainState:
+        """A TrainState of shardings."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def init(self) -> TrainState:
+        """Makes the state of step 0, each device its own part."""
+
+        def fresh() -> TrainState:
+            architecture = architecture_of(self.config.model, self.nest, self.nest.ta)
+            params = init_params(architecture, jax.random.key(self.config.train.seed), self.nest)
+            return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+        return jax.jit(fresh, out_shardings=self.shardings)()
+
+
+def make_setup(config: Config, mesh: Mesh) -> Setup:
+    """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit the model."""
+    nest = nest_of(config)
+    architecture = architecture_of(config.model, nest, nest.ta)
+    axes = logical_axes(architecture)
+    optimizer = make_optimizer(config.optimizer, num_steps=config.train.num_steps, axes=axes)
+    params = abstract_params(architecture)
+    shardings = param_shardings(params, axes, mesh)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    whole = replicated(mesh)
+    opt_shardings = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else whole,  # Adafactor's are smaller.
+        opt_state,
+        params,
+        shardings,
+        transform_non_params=lambda leaf: whole,
+    )
+
+    def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    abstract = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        params=jax.tree.map(placed, params, shardings),
+        opt_state=jax.tree.map(placed, opt_state, opt_shardings),
+    )
+    return Setup(config, nest, axes, optimizer, mesh, abstract)

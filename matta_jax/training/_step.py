@@ -1,0 +1,147 @@
+"""One optimiser step of Student, TA and random mixes together; and the same losses without one.
+
+Shape letters: B batch, T sequence, N tokens (= B·T), M mixes, L layers, A accumulated microbatches.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from matta_jax.distill import make_objective, ramp
+from matta_jax.models import joint_apply
+from matta_jax.nesting import SubModel, Tree
+from matta_jax.optim import make_schedule
+from matta_jax.sharding import batch_sharding, gather_for_compute, replicated
+from matta_jax.training._state import Setup, TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def static_sub_models(setup: Setup) -> list[SubModel]:
+    """The sub-models that every step runs: Student and TA, or one of them when they are equal."""
+    nest = setup.nest
+    return [nest.student] if nest.student == nest.ta else [nest.student, nest.ta]
+
+
+def num_mixes(setup: Setup) -> int:
+    """Random mixes of a step; none where the nest has one width."""
+    return setup.config.nest.mix_per_step if len(setup.nest.widths) > 1 else 0
+
+
+def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's memory.
+
+    Random numbers depend on the seed and the step alone, so a resumed run repeats them. Metrics are float32 scalars: the
+    loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`.
+    """
+    config = setup.config
+    schedule = make_schedule(config.optimizer, config.train.num_steps)
+    loss_and_gradient = jax.value_and_grad(_make_loss(setup, num_mixes(setup), training=True), has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        mix_key, dropout_key = jax.random.split(key)
+        choice_ML = jax.random.randint(
+            mix_key, (num_mixes(setup), setup.nest.ta.num_layers), 0, len(setup.nest.widths), jnp.int32
+        )
+        scale = ramp(
+            state.step,
+            num_steps=config.train.num_steps,
+            fraction=config.objective.distill_ramp,
+            shape=config.objective.ramp_shape,
+        )
+        total = jnp.maximum(jnp.sum(batch["length"]), 1).astype(jnp.float32)
+
+        def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
+            (_, metrics), gradient = loss_and_gradient(state.params, rows, choice_ML, key, scale, total)
+            return metrics, gradient
+
+        metrics, gradient = _accumulate(part, batch, dropout_key, config.train.microbatches)
+        updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if "ta" in metrics:
+            metrics["gap"] = metrics["student"] - metrics["ta"]
+        metrics["distill_scale"] = scale
+        metrics["grad_norm"] = optax.global_norm(gradient)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(setup.shardings, batch_sharding(setup.mesh)),
+        out_shardings=(setup.shardings, replicated(setup.mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
+    """Returns the compiled `(params, batch) -> sums`: each term of Student and TA summed over tokens, and `tokens`."""
+    loss = _make_loss(setup, 0, training=False)
+
+    def step(params: Tree, batch: Batch) -> Metrics:
+        sums = loss(params, batch, None, None, jnp.ones(()), jnp.ones(()))[1]
+        return sums | {"tokens": jnp.sum(batch["length"]).astype(jnp.float32)}
+
+    return jax.jit(
+        step,
+        in_shardings=(setup.shardings.params, batch_sharding(setup.mesh)),
+        out_shardings=replicated(setup.mesh),
+    )
+
+
+def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any]:
+    config = setup.config
+    sub_models = static_sub_models(setup)
+    objective = make_objective(config.objective, num_mixes=mixes, nested=len(sub_models) > 1)
+
+    def loss(
+        params: Tree, batch: Batch, choice_ML: jax.Array | None, key: jax.Array | None, scale: jax.Array, total: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        tokens_BT = batch["tokens"]
+        seq_len = tokens_BT.shape[1] - 1
+        hidden = joint_apply(
+            params,
+            tokens_BT[:, :-1],
+            sub_models,
+            nest=setup.nest,
+            axes=setup.axes,
+            mix_choice_ML=choice_ML,
+            dtype=config.model.compute_dtype,
+            remat=config.model.remat if training else "none",
+            dropout=config.model.dropout,
+            key=key if training and config.model.dropout else None,
+            gather=gather_for_compute(setup.mesh),
+        )
+        counted_BT = jnp.arange(seq_len) < batch["length"][:, None]
+        return objective(
+            hidden,
+            params["embed"]["tokens"],
+            tokens_BT[:, 1:].reshape(-1),
+            counted_BT.reshape(-1).astype(jnp.float32),
+            ramp=scale,
+            total=total,
+        )
+
+    return loss
+
+
+def _accumulate(
+    part: Callable[[jax.Array, Batch], tuple[Metrics, Tree]], batch: Batch, key: jax.Array, microbatches: int
+) -> tuple[Metrics, Tree]:
+    """Adds up `part` over microbatches. Each takes every A-th row, so that all devices have rows in each."""
+    if microbatches == 1:
+        return part(key, batch)
+    parts_A = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1), batch)
+    keys_A = jax.random.split(key, microbatches)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, keys_A[0], jax.tree.map(lambda x: x[0], parts_A))
+    )
+
+    def add(total: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(*inputs)), None
+
+    return jax.lax.scan(add, zeros, (keys_A, parts_A))[0]
