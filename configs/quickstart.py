@@ -18,10 +18,10 @@ def get_config(variant: str = "default"):
     }
     return c.to_config_dict(
         c.Config(
-            model=c.ModelConfig(num_layers=4, d_model=128, num_heads=4, d_ff=128, max_len=128),
+            model=c.ModelConfig(num_layers=4, d_model=128, num_heads=4, d_ff=128, max_len=64),
             nest=c.choose_variant(nest, variant),
             optimizer=c.OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
-            data=c.DataConfig(source="stdlib", seq_len=128, batch_size=16),
-            train=c.TrainConfig(num_steps=500, eval_every=250, checkpoint_every=250, log_every=25),
+            data=c.DataConfig(source="stdlib", seq_len=64, batch_size=8),
+            train=c.TrainConfig(num_steps=800, eval_every=200, checkpoint_every=200, log_every=50),
         )
     )

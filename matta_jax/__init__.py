@@ -1,1 +1,46 @@
-"""matta_jax: train once, serve many."""
+"""matta_jax: train once, serve many.
+
+The library calls behind the binaries, for notebooks and other programs:
+
+    matta_jax.train(config, workdir)
+    matta_jax.extract(checkpoint, sub_models, output)
+    matta_jax.evaluate(model=..., tasks=[...])
+    matta_jax.report(workdir)
+    matta_jax.quickstart(config, workdir)
+
+Each is imported when first used, so that extraction and scoring load no training code.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matta_jax.config import Config as Config
+    from matta_jax.elastic import extract as extract
+    from matta_jax.errors import UserError as UserError
+    from matta_jax.evaluation import evaluate as evaluate
+    from matta_jax.evaluation import report as report
+    from matta_jax._quickstart import quickstart as quickstart
+    from matta_jax.training import dry_run as dry_run
+    from matta_jax.training import train as train
+
+_HOMES = {
+    "Config": "config",
+    "UserError": "errors",
+    "dry_run": "training",
+    "evaluate": "evaluation",
+    "extract": "elastic",
+    "report": "evaluation",
+    "train": "training",
+    "quickstart": "_quickstart",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'matta_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"matta_jax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -43,10 +43,14 @@ def training_batches(
 
 
 def sequential_batches(windows: Windows, *, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-    """Yields the windows in order, once, in batches of one size; rows that fill up the last one have length 0."""
+    """Yields the windows in order, once, in batches of one size; rows that fill up the last one have length 0.
+
+    With a `limit` on the number of batches, the windows are taken evenly from the whole.
+    """
     count = len(windows) if limit is None else min(len(windows), limit * batch_size)
+    chosen = np.linspace(0, len(windows) - 1, count).round().astype(int)
     for start in range(0, count, batch_size):
-        rows = [windows[i] for i in range(start, min(start + batch_size, count))]
+        rows = [windows[i] for i in chosen[start : start + batch_size]]
         missing = batch_size - len(rows)
         rows += [{"tokens": rows[0]["tokens"], "length": np.int32(0)}] * missing
         yield {name: np.stack([row[name] for row in rows]) for name in ("tokens", "length")}

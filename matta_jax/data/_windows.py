@@ -137,7 +137,7 @@ def _write(folder: pathlib.Path, documents: Iterable[Document], tokenizer: Token
             file.write(data)
 
         put(np.array([tokenizer.eos_id]))
-        for document in tqdm.tqdm(documents, desc=label, unit=" documents", delay=1.0):
+        for document in tqdm.tqdm(documents, desc=label, unit=" documents", delay=1.0, disable=None):
             ids = tokenizer.encode(document.text)
             if len(ids):
                 put(ids)

@@ -20,13 +20,16 @@ from matta_jax.nesting import (
     Nest,
     SubModel,
     Tree,
+    fan_in,
     fan_in_scales,
     flatten,
     matrix_view,
     unflatten,
 )
 
-_EMBEDDING_STD = 0.02
+# Against the embedding's unit-norm rows. Larger ones drown a token in its context's average while attention is still
+# uniform: 200 steps of the quickstart end at 2.11 nats with 0.25, and 500 at 2.16 with 1.
+_RESIDUAL_SCALE = 0.25
 _NORM_EPSILON = 1e-5
 
 
@@ -70,15 +73,13 @@ def architecture_of(model: ModelConfig, nest: Nest, sub_model: SubModel) -> Arch
 
 
 def _weight(rngs: nnx.Rngs, sizes: Mapping[str, int], *axes: str, scale: float = 1.0) -> nnx.Param:
-    """A matrix of variance scale²/fan-in, a table of std 0.02, or a bias of zeros: its axes tell which."""
+    """A matrix or table of variance scale²/fan-in, or a bias of zeros: its axes tell which."""
     shape = tuple(sizes[name] for name in axes)
-    view = matrix_view(axes)
-    if view is not None:
-        std = scale / math.sqrt(math.prod(shape[i] for i in view[0]))
-    else:
-        std = _EMBEDDING_STD if "d_model" in axes and len(axes) > 1 else 0.0
-    value = std * jax.random.normal(rngs.params(), shape) if std else jnp.zeros(shape)
-    return nnx.Param(value, axes=axes)
+    inputs = fan_in(axes)
+    if not inputs:
+        return nnx.Param(jnp.zeros(shape), axes=axes)
+    std = scale / math.sqrt(math.prod(shape[i] for i in inputs))
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape), axes=axes)
 
 
 class LayerNorm(nnx.Module):
@@ -140,7 +141,7 @@ class Block(nnx.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, depth: int):
-        out_scale = 1 / math.sqrt(2 * depth)  # GPT-2: residual branches add up to unit scale.
+        out_scale = _RESIDUAL_SCALE / math.sqrt(2 * depth)  # GPT-2: branches shrink with depth, and add up to one scale.
         self.norm_attention = LayerNorm(sizes)
         self.attention = Attention(sizes, rngs, out_scale=out_scale)
         self.norm_mlp = LayerNorm(sizes)

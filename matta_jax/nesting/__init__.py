@@ -4,6 +4,7 @@ from matta_jax.nesting._narrow import Counts as Counts
 from matta_jax.nesting._narrow import Names as Names
 from matta_jax.nesting._narrow import Tree as Tree
 from matta_jax.nesting._narrow import count as count
+from matta_jax.nesting._narrow import fan_in as fan_in
 from matta_jax.nesting._narrow import fan_in_scales as fan_in_scales
 from matta_jax.nesting._narrow import flatten as flatten
 from matta_jax.nesting._narrow import is_decayed as is_decayed

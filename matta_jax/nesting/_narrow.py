@@ -109,6 +109,14 @@ def matrix_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return (others, (model,)) if model == own[-1] else ((model,), others)
 
 
+def fan_in(names: Names) -> tuple[int, ...]:
+    """The positions of the axes that a weight sums over: a matrix's inputs, a table's d_model (as the tied head)."""
+    view = matrix_view(names)
+    if view is not None:
+        return view[0]
+    return (names.index("d_model"),) if _TABLES & set(names) else ()
+
+
 def is_decayed(names: Names) -> bool:
     """Whether weight decay applies: to matrices and tables, not to norms and biases."""
     return "d_model" in names and len([name for name in names if name != _STACK]) > 1
@@ -124,11 +132,8 @@ def fan_in_scales(shape: tuple[int, ...], names: Names, nest: Nest) -> jax.Array
     Returns:
       An array that broadcasts to `shape`, or None where nothing is to scale.
     """
-    view = matrix_view(names)
-    if view is None:
-        return None
     factor = None
-    for position in view[0]:
+    for position in fan_in(names):
         logical = names[position].removesuffix(_GRANULES)
         boundaries = nest.boundaries(logical)
         if len(boundaries) < 2 or (logical == names[position] and logical + _GRANULES in names):

@@ -15,7 +15,7 @@ import re
 
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting._patterns import PATTERNS
-from matta_jax.nesting._sub_model import Nest, SubModel
+from matta_jax.nesting._sub_model import Nest, Run, SubModel
 
 _AXES = ("layers", "d_model", "num_heads", "d_ff")
 
@@ -66,10 +66,14 @@ def format_spec(sub_model: SubModel, nest: Nest) -> str:
         parts.append(f"num_heads={sub_model.num_heads}")
     runs = sub_model.runs
     if len(runs) > 1:
-        parts.append("d_ff=" + ",".join(f"{run.d_ff}*{len(run.layers)}" for run in runs))
+        parts.append("d_ff=" + ",".join(_repeated(run) for run in runs))
     elif runs[0].d_ff != nest.widths[-1]:
         parts.append(f"d_ff={runs[0].d_ff}")
     return ";".join(parts)
+
+
+def _repeated(run: Run) -> str:
+    return f"{run.d_ff}*{len(run.layers)}" if len(run.layers) > 1 else str(run.d_ff)
 
 
 def slug(spec: str) -> str:

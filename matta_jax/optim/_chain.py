@@ -1,10 +1,13 @@
 """The Optax chain of a run: clip, update rule, decoupled weight decay, learning rate."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import optax
 
 from matta_jax.config import OptimizerConfig
-from matta_jax.nesting import Names, Tree, is_decayed, matrix_view
+from matta_jax.nesting import Names, Tree, flatten, is_decayed, matrix_view
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -24,8 +27,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, *, num_steps: int, axes: Tree) -> optax.GradientTransformation:
     """Builds the chain of `config` for weights with these axis names.
 
-    Decay applies to matrices and tables; muon orthogonalises matrices (in the view that their axes give) and updates
-    all else by Adam.
+    Decay applies to matrices and tables; muon orthogonalises and decays matrices (in the view that their axes give) and
+    updates all else by Adam, undecayed.
     """
     schedule = make_schedule(config, num_steps)
     decayed = _map_names(is_decayed, axes)
@@ -38,10 +41,8 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int, axes: Tree) -> op
                 schedule,
                 beta=config.b1,
                 weight_decay=config.weight_decay,
-                weight_decay_mask=decayed,
                 adam_b1=config.b1,
                 adam_b2=config.b2,
-                adam_weight_decay=config.weight_decay,
                 muon_weight_dimension_numbers=_map_names(_muon_view, axes),
                 consistent_rms=0.2,
             ),
@@ -64,5 +65,21 @@ def _muon_view(names: Names) -> optax.contrib.MuonDimensionNumbers | None:
     return view and optax.contrib.MuonDimensionNumbers(reduction_axis=view[0], output_axis=view[1])
 
 
-def _map_names(function, axes: Tree) -> Tree:
+def _map_names(function: Callable[[Names], Any], axes: Tree) -> Tree:
     return jax.tree.map(function, axes, is_leaf=lambda node: type(node) is tuple)
+
+
+def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params: Tree) -> Any:
+    """Maps `function(leaf, path)` over an optimiser state.
+
+    `path` is that of the weight whose moment the leaf is, known by the end of the leaf's own path and by an equal shape;
+    None for all other leaves, such as counters and factored moments.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+
+    def visit(key_path: Any, leaf: Any) -> Any:
+        parts = jax.tree_util.keystr(key_path, simple=True, separator="/").split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return function(leaf, next((end for end in ends if shapes.get(end) == leaf.shape), None))
+
+    return jax.tree_util.tree_map_with_path(visit, opt_state)

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from matta_jax.config import Config
 from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
-from matta_jax.nesting import Nest, Tree, nest_of
-from matta_jax.optim import make_optimizer
+from matta_jax.nesting import Nest, Tree, flatten, nest_of
+from matta_jax.optim import make_optimizer, map_state
 from matta_jax.sharding import param_shardings, replicated
 
 
@@ -75,16 +75,10 @@ def make_setup(config: Config, mesh: Mesh) -> Setup:
     optimizer = make_optimizer(config.optimizer, num_steps=config.train.num_steps, axes=axes)
     params = abstract_params(architecture)
     shardings = param_shardings(params, axes, mesh)
-    opt_state = jax.eval_shape(optimizer.init, params)
     whole = replicated(mesh)
-    opt_shardings = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda leaf, param, sharding: sharding if leaf.shape == param.shape else whole,  # Adafactor's are smaller.
-        opt_state,
-        params,
-        shardings,
-        transform_non_params=lambda leaf: whole,
-    )
+    opt_state = jax.eval_shape(optimizer.init, params)
+    by_path = flatten(shardings)
+    opt_shardings = map_state(lambda leaf, path: by_path[path] if path else whole, opt_state, params)
 
     def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

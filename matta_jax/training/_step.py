@@ -66,7 +66,7 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
         if "ta" in metrics:
             metrics["gap"] = metrics["student"] - metrics["ta"]
         metrics["distill_scale"] = scale
-        metrics["grad_norm"] = optax.global_norm(gradient)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
 

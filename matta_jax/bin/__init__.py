@@ -1,0 +1,1 @@
+"""Binaries: flags, and one library call each."""

@@ -1,0 +1,97 @@
+"""How every binary starts and ends: one line and exit code 2 for what a user got wrong."""
+
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from matta_jax.config import Config, from_config_dict, unknown_field
+from matta_jax.errors import UserError, did_you_mean
+
+_USAGE_ERROR = 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`. A UserError or a bad flag ends in one line on stderr and exit code 2."""
+    logging.set_verbosity(logging.INFO)
+    app.run(lambda _: _guard(main), flags_parser=_parse)
+
+
+def define_config(default: str | None = None) -> Any:
+    """Defines `--config=FILE[:variant]`, with `--config.section.field=value` over it."""
+    return config_flags.DEFINE_config_file("config", default, "A file of configs/, with :VARIANT where it has some.")
+
+
+def checked_config(holder: Any) -> Config:
+    """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or invalid."""
+    if holder.value is None:
+        raise UserError("--config is missing; name a file, such as --config=configs/quickstart.py")
+    return from_config_dict(holder.value)
+
+
+def required(holder: flags.FlagHolder, example: str) -> Any:
+    """Returns the value of a flag. Raises UserError when it was not given."""
+    if not holder.value:
+        raise UserError(f"--{holder.name} is missing; give one, such as --{holder.name}={example}")
+    return holder.value
+
+
+def _guard(main: Callable[[], Any]) -> None:
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+    except BrokenPipeError:  # The reader of the output went away.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int = _USAGE_ERROR) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    for argument in argv[1:]:
+        match = re.match(r"--?config=([^:]*\.py)", argument)
+        if match and not pathlib.Path(match[1]).is_file():
+            _fail(f"config file {match[1]!r} does not exist; name one, from {pathlib.Path.cwd()}")
+    try:
+        left = flags.FLAGS(list(argv))
+    except UserError as error:
+        _fail(str(error))
+    except flags.UnrecognizedFlagError as error:
+        names = [name for name in flags.FLAGS if flags.FLAGS[name].module == flags.FLAGS["workdir"].module] if (
+            "workdir" in flags.FLAGS
+        ) else list(flags.FLAGS)
+        _fail(f"unknown flag --{error.flagname}{did_you_mean(error.flagname, names)}; --help lists them")
+    except flags.Error as error:
+        _fail(str(error).replace("flag --", "--"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(_config_error(argv, error))
+    if len(left) > 1:
+        _fail(f"unexpected argument {left[1]!r}; flags are written --name=value")
+    return left
+
+
+def _config_error(argv: Sequence[str], error: Exception) -> str:
+    """config_flags raises many kinds from deep inside; the override that it stumbled on tells best."""
+    from matta_jax.config import field_names
+
+    known = set(field_names())
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and match[1] not in known:
+            return unknown_field(match[1])
+    return f"--config cannot be read: {type(error).__name__}: {error}"
+
+
+def say(line: str) -> None:
+    """Prints a progress line at once."""
+    print(line, flush=True)

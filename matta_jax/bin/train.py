@@ -1,0 +1,32 @@
+"""Trains a nest.
+
+matta-train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.num_steps=100] [--dry_run]
+"""
+
+from absl import flags
+
+import matta_jax
+from matta_jax.bin import _app
+
+_CONFIG = _app.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "must", "never"], "Whether to continue the run in workdir.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes and memory, compile one step, and stop.")
+
+
+def _main() -> None:
+    config = _app.checked_config(_CONFIG)
+    if _DRY_RUN.value:
+        print(matta_jax.dry_run(config))
+        return
+    workdir = _app.required(_WORKDIR, "runs/mine")
+    matta_jax.train(config, workdir, resume=_RESUME.value, log=_app.say)
+
+
+def run() -> None:
+    """Console script."""
+    _app.run(_main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,233 @@
+"""The report of a run: its table of models, its curves, and accuracy against size."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+from matta_jax.errors import UserError
+from matta_jax.evaluation._evaluate import write_json
+
+EVALUATION = "evaluation.json"  # The scores of an extracted model, in its folder.
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `report` wrote.
+
+    Attributes:
+      files: report.md, report.json and the plots.
+      rows: one for each extracted and scored model, small to large.
+      table: the rows, for people.
+    """
+
+    files: list[pathlib.Path]
+    rows: list[dict[str, Any]]
+    table: str
+
+
+def report(workdir: str | pathlib.Path, *, notes: dict[str, Any] | None = None) -> Report:
+    """Gathers a run's metrics and the scores of the models under its `models/` into a report.
+
+    Args:
+      workdir: folder of a run; `models/*/evaluation.json` are the scores, `metrics.jsonl` the curves.
+      notes: `baselines`, name to bits per byte, and `sample`, a text, to be told beside the table. None: those of the
+        last report.
+
+    Raises:
+      UserError: no run in `workdir`.
+    """
+    folder = pathlib.Path(workdir).resolve()
+    metrics_file = folder / "metrics.jsonl"
+    if not metrics_file.is_file():
+        raise UserError(f"workdir={str(workdir)!r} holds no run (metrics.jsonl is missing); name the workdir of a run")
+    metrics = _read_metrics(metrics_file)
+    if notes is None:
+        notes = _old_notes(folder / "report.json")
+    rows = _rows(folder / "models")
+    table = _table(rows, notes.get("baselines", {}))
+    files = [folder / "report.json", folder / "report.md"]
+    pictures = _plots(folder, metrics, rows, notes.get("baselines", {}))
+    write_json(files[0], {"models": rows, "notes": notes})
+    beside = files[1].with_name("report.md.tmp")
+    beside.write_text(_markdown(folder, table, pictures, notes, metrics), encoding="utf-8")
+    beside.replace(files[1])
+    return Report(files + pictures, rows, table)
+
+
+def _read_metrics(file: pathlib.Path) -> list[dict[str, float]]:
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); resume the run to mend it") from None
+
+
+def _old_notes(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())["notes"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _rows(models: pathlib.Path) -> list[dict[str, Any]]:
+    rows = []
+    for file in sorted(models.glob(f"*/{EVALUATION}")):
+        try:
+            scored = json.loads(file.read_text())
+            architecture = json.loads((file.parent / "manifest.json").read_text())["architecture"]
+            rows.append(
+                {
+                    "name": scored["spec"],
+                    "layers": len(architecture["d_ff"]),
+                    "d_model": architecture["d_model"],
+                    "widths": architecture["d_ff"],
+                    "parameters": scored["counts"]["parameters"],
+                    "mb": scored["counts"]["bytes"] / 1e6,
+                    "flops_per_token": scored["counts"]["flops_per_token"],
+                    "scores": scored["scores"],
+                }
+            )
+        except (OSError, ValueError, KeyError):
+            raise UserError(f"{file.parent} is damaged; remove it, and extract and evaluate that model again") from None
+    return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
+
+
+def _bits(row: dict[str, Any]) -> float | None:
+    """The row's first bits_per_byte."""
+    return next((value for task, value in row["scores"].items() if task.startswith("bits_per_byte")), None)
+
+
+def _runs(widths: list[int]) -> str:
+    return str(widths[0]) if len(set(widths)) == 1 else " ".join(map(str, widths))
+
+
+def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
+    if not rows:
+        return "No extracted model has been scored: matta-extract, then matta-evaluate --output=MODEL/evaluation.json"
+    header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token", "bits/byte"]
+    lines = []
+    for row in rows:
+        bits = _bits(row)
+        lines.append(
+            [
+                row["name"],
+                str(row["layers"]),
+                str(row["d_model"]),
+                _runs(row["widths"]),
+                f"{row['parameters']:,}",
+                f"{row['mb']:.2f}",
+                f"{row['flops_per_token'] / 1e6:.2f}",
+                "-" if bits is None else f"{bits:.4f}",
+            ]
+        )
+    lines += [[name, "", "", "", "", "", "", f"{bits:.4f}"] for name, bits in baselines.items()]
+    columns = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def text(line: list[str]) -> str:
+        cells = [cell.ljust(width) if i in (0, 3) else cell.rjust(width) for i, (cell, width) in
+                 enumerate(zip(line, columns, strict=True))]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in columns) + "|"
+    return "\n".join([text(header), rule, *map(text, lines)])
+
+
+def _markdown(
+    folder: pathlib.Path,
+    table: str,
+    pictures: list[pathlib.Path],
+    notes: dict[str, Any],
+    metrics: list[dict[str, float]],
+) -> str:
+    parts = [f"# Report of {folder.name}", table]
+    last = next((row for row in reversed(metrics) if "eval/student" in row), None)
+    if last is not None:
+        ends = ", ".join(f"{name} {value:.4f}" for name, value in last.items() if name.startswith("eval/"))
+        parts.append(f"Last evaluation in training, step {last['step']}, nats per token: {ends}.")
+    parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
+    if notes.get("sample"):
+        parts.append("A sample from the TA:\n\n```\n" + notes["sample"].replace("```", "'''") + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _plots(
+    folder: pathlib.Path, metrics: list[dict[str, float]], rows: list[dict[str, Any]], baselines: dict[str, float]
+) -> list[pathlib.Path]:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []  # The extra `plots` is not installed: the report is the table alone.
+    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    pictures = [_plot_curves(folder / "curves.png", Figure(figsize=(8, 6), layout="constrained"), metrics)]
+    if any(_bits(row) is not None for row in rows):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        pictures.append(_plot_sizes(folder / "accuracy_vs_size.png", figure, rows, baselines))
+    return pictures
+
+
+def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) -> pathlib.Path:
+    losses, weights = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+
+    def draw(axes, name: str, label: str, **style: Any) -> None:
+        points = [(row["step"], row[name]) for row in metrics if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+
+    draw(losses, "student", "Student, training", color="C0", alpha=0.7)
+    draw(losses, "ta", "TA, training", color="C1", alpha=0.7)
+    draw(losses, "eval/student", "Student, held out", color="C0", marker="o", linestyle="--")
+    draw(losses, "eval/ta", "TA, held out", color="C1", marker="o", linestyle="--")
+    losses.set_ylabel("cross-entropy, nats per token")
+    losses.legend(frameon=False)
+    draw(weights, "gap", "CE_S - CE_TA, nats", color="C2")
+    draw(weights, "distill", "KL(TA || Student), nats", color="C3")
+    weights.axhline(0, color="0.7", linewidth=0.8)
+    weights.set_ylabel("nats per token")
+    weights.set_xlabel("step")
+    if weights.get_legend_handles_labels()[1]:
+        weights.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baselines: dict[str, float]) -> pathlib.Path:
+    axes = figure.subplots()
+    points = [(row["parameters"] / 1e6, bits, row["name"]) for row in rows if (bits := _bits(row)) is not None]
+    best, front = math.inf, []
+    for size, bits, _ in points:  # By size, as the rows are.
+        if bits < best:
+            best = bits
+            front.append((size, bits))
+    axes.plot(*zip(*front, strict=True), color="0.8", zorder=1, label="best at its size")
+    ends = {"student": ("C0", "Student"), "ta": ("C1", "TA")}
+    middle = (points[0][0] + points[-1][0]) / 2
+    for size, bits, name in points:
+        colour, label = ends.get(name, ("0.45", name))
+        on_front, right = (size, bits) in front, size > middle
+        axes.scatter([size], [bits], color=colour, zorder=3)
+        axes.annotate(
+            label,
+            (size, bits),
+            xytext=(-5 if right else 5, -12 if on_front else 6),
+            textcoords="offset points",
+            fontsize=8,
+            ha="right" if right else "left",
+        )
+    low, high = min(bits for _, bits, _ in points), max(bits for _, bits, _ in points)
+    pad = 0.15 * max(high - low, 0.01)
+    axes.set_ylim(low - pad, high + pad)
+    axes.margins(x=0.08)
+    axes.set_xlabel("parameters, millions")
+    axes.set_ylabel("held-out bits per byte (lower is better)")
+    axes.legend(frameon=False)
+    known = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines.items())
+    axes.set_title("One training run, many models" + (f"\non the same text: {known}" if known else ""), fontsize=10)
+    return _save(figure, path)
+
+
+def _save(figure, path: pathlib.Path) -> pathlib.Path:
+    beside = path.with_name(path.stem + ".tmp.png")
+    figure.savefig(beside, dpi=150)
+    beside.replace(path)
+    return path

@@ -1,0 +1,74 @@
+"""Shared set-up: CPU, eight simulated devices, a compilation cache; and one tiny trained run for all."""
+
+import os
+import pathlib
+import tempfile
+
+# Before numpy and jax are imported. The first two cure a deadlock of batched LAPACK calls on small CPUs.
+os.environ.setdefault("PJRT_NPROC", "16")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+_CACHE = pathlib.Path(tempfile.gettempdir()) / "matta_jax_test_compilation_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+from matta_jax import config as c  # noqa: E402
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("default")
+
+TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs. "
+
+
+def make_config(text: str, cache: str, **fields) -> c.Config:
+    """A run of seconds; `fields` such as `train__num_steps=3` override it."""
+    values = {
+        "model": {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 16, "max_len": 32},
+        "nest": {"num_layers": 3, "d_model": 24, "num_heads": 3, "d_ff": 48, "widths": [16, 32, 48]},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+        "data": {"source": text, "seq_len": 32, "batch_size": 4, "cache_dir": cache, "eval_fraction": 0.2},
+        "train": {"num_steps": 6, "log_every": 1, "eval_every": 3, "eval_batches": 2, "checkpoint_every": 3},
+        "mesh": {"data": 1},
+    }
+    for name, value in fields.items():
+        section, field = name.split("__")
+        values.setdefault(section, {})[field] = value
+    if "peak_tflops" not in values["train"]:
+        values["train"]["peak_tflops"] = 0.1
+    return c.from_dict(values)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> str:
+    """A `text:` source of forty documents."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(40):
+        (folder / f"{i:02d}.txt").write_text(f"document {i}: " + TEXT * (1 + i % 5))
+    return f"text:{folder}/*.txt"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> str:
+    """A folder for tokenised windows."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus, cache):
+    """`tiny(**fields)`: a Config of seconds on the shared corpus."""
+    return lambda **fields: make_config(corpus, cache, **fields)
+
+
+@pytest.fixture(scope="session")
+def run(tiny, tmp_path_factory):
+    """A finished run: (config, workdir, progress lines)."""
+    from matta_jax import train
+
+    config, workdir, lines = tiny(), tmp_path_factory.mktemp("run"), []
+    train(config, workdir, log=lines.append)
+    return config, workdir, lines

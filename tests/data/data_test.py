@@ -1,0 +1,222 @@
+import gzip
+import json
+import pathlib
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from matta_jax import data
+from matta_jax.config import DataConfig
+from matta_jax.data import _windows
+from matta_jax.errors import UserError
+
+SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
+BYTES = data.ByteTokenizer()
+
+
+def windows_of(text, folder, seq_len=8, **fields):
+    (folder / "a.txt").write_text(text)
+    config = DataConfig(source=f"text:{folder}/a.txt", seq_len=seq_len, cache_dir=str(folder / "cache"), **fields)
+    return data.split_windows(config, BYTES, held_out=False)
+
+
+@hypothesis.given(st.text(max_size=200))
+def test_bytes_round_trip(text):
+    text = text.replace("\0", "")
+    ids = BYTES.encode(text)
+    assert BYTES.decode(ids) == text and BYTES.eos_id not in ids
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not here")
+@pytest.mark.parametrize("spec", [f"gpt2:{SHARED}/gpt2_bpe", f"hf:{SHARED}/bpe/books_bpe_4096.json"])
+def test_bpe_round_trips(spec):
+    tokenizer = data.make_tokenizer(spec)
+    text = "Hello world, it's <|endoftext|> 1984! naïve — 東京\n\n  indented"
+    ids = tokenizer.encode(text)
+    assert ids.max() < tokenizer.vocab_size
+    if spec.startswith("gpt2"):
+        assert tokenizer.decode(ids) == text and list(tokenizer.encode("Hello world")) == [15496, 995]
+        assert tokenizer.eos_id == 50256 and tokenizer.eos_id not in ids
+
+
+@hypothesis.given(st.integers(1, 60), st.integers(1, 20))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_each_token_but_the_first_is_predicted_once(length, seq_len):
+    stream = np.arange(1, length + 2, dtype=np.uint16)
+    windows = data.Windows(stream, seq_len, 0, length, 1, "")
+    targets = []
+    for i in range(len(windows)):
+        row = windows[i]
+        targets += list(row["tokens"][1 : row["length"] + 1])
+        assert row["tokens"].shape == (seq_len + 1,)
+    assert targets == list(stream[1:])
+
+
+def test_stdlib_skips_tests_and_splits_by_path():
+    corpus = data.Corpus("stdlib")
+    names = [path.as_posix() for path in corpus.files()]
+    assert len(names) > 300 and not any("/test/" in name or "site-packages" in name for name in names)
+    keys = {held_out: {d.key for d in data.split_documents(corpus, 0.05, held_out=held_out)} for held_out in (True, False)}
+    assert not keys[True] & keys[False] and len(keys[True] | keys[False]) == len(names)
+    assert 0.01 < len(keys[True]) / len(names) < 0.1 and all("/" != key[0] for key in keys[True])
+
+
+def test_the_held_out_split_never_leaks(tmp_path):
+    for i in range(60):  # Each text twice: equal documents fall on one side.
+        (tmp_path / f"{i}.txt").write_text(f"text number {i % 30}")
+    corpus = data.Corpus(f"text:{tmp_path}/*.txt")
+    train, held = ([d.text for d in data.split_documents(corpus, 0.3, held_out=side)] for side in (False, True))
+    assert len(train) + len(held) == 60 and not set(train) & set(held) and held and train
+
+
+def test_a_single_document_is_cut_in_two(tmp_path):
+    (tmp_path / "one.txt").write_text("0123456789")
+    corpus = data.Corpus(f"text:{tmp_path}/one.txt")
+    train, held = (next(data.split_documents(corpus, 0.2, held_out=side)).text for side in (False, True))
+    assert (train, held) == ("01234567", "89")
+
+
+def test_json_lines_plain_and_gzipped(tmp_path):
+    lines = "".join(json.dumps({"body": f"text {i}"}) + "\n" for i in range(3))
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    corpus = data.Corpus(f"text:{tmp_path}/*", text_field="body")
+    assert [document.text for document in corpus] == ["text 0", "text 1", "text 2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"fine \xff\xfe", ["a.txt", "not UTF-8 at byte 5"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl line 2", "not JSON"]),
+        ("a.jsonl", b'{"body": "x"}\n', ["line 1", "no text field 'text'", "body", "data.text_field"]),
+        ("a.jsonl.gz", b"not gzip", ["a.jsonl.gz", "cannot be read"]),
+        ("a.csv", b"x", ["a.csv", ".txt, .jsonl, .jsonl.gz"]),
+        ("a.txt", b"", ["has no training text"]),
+    ],
+)
+def test_bad_files_are_named_in_one_line_and_leave_no_cache(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    cache = tmp_path / "cache"
+    config = DataConfig(source=f"text:{tmp_path}/a.*", cache_dir=str(cache))
+    with pytest.raises(UserError) as error:
+        data.split_windows(config, BYTES, held_out=False)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(cache.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("bytes", ["data.tokenizer='bytes'", "did you mean 'byte'"]),
+        ("gpt2:/nowhere", ["/nowhere/vocab.bpe", "missing"]),
+        ("hf:/nowhere.json", ["/nowhere.json", "missing"]),
+    ],
+)
+def test_bad_tokenizers_are_named(spec, words):
+    with pytest.raises(UserError) as error:
+        data.make_tokenizer(spec)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_no_match_and_unknown_sources_are_named(tmp_path):
+    with pytest.raises(UserError, match="matches no file"):
+        data.Corpus(f"text:{tmp_path}/*.txt").files()
+    with pytest.raises(UserError, match="did you mean 'text'"):
+        data.Corpus("txt:*.txt").files()
+
+
+def test_a_changed_source_or_tokenizer_is_another_cache(tmp_path):
+    first = windows_of("hello " * 20, tmp_path)
+    again = windows_of("hello " * 20, tmp_path)  # Written anew: another time, another cache, the same tokens.
+    assert first.fingerprint == again.fingerprint
+    changed = windows_of("hallo " * 20, tmp_path)
+    assert changed.fingerprint != first.fingerprint
+
+    class Other(data.ByteTokenizer):
+        fingerprint = "other"
+
+    folders = len(list((tmp_path / "cache").iterdir()))
+    config = DataConfig(source=f"text:{tmp_path}/a.txt", seq_len=8, cache_dir=str(tmp_path / "cache"))
+    data.split_windows(config, Other(), held_out=False)
+    assert len(list((tmp_path / "cache").iterdir())) == folders + 1
+    data.split_windows(config, Other(), held_out=False)
+    assert len(list((tmp_path / "cache").iterdir())) == folders + 1
+
+
+def test_a_crash_while_writing_leaves_no_half_cache(tmp_path, monkeypatch):
+    def crash(*args, **kwargs):
+        (args[0] / "tokens.bin").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_windows, "_write", crash)
+    with pytest.raises(KeyboardInterrupt):
+        windows_of("hello " * 20, tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.undo()
+    assert len(windows_of("hello " * 20, tmp_path)) > 0
+
+
+def take(windows, count, **options):
+    with data.training_batches(windows, batch_size=4, seed=options.pop("seed", 0), **options) as batches:
+        return [next(batches)["tokens"] for _ in range(count)]
+
+
+def test_the_order_depends_on_seed_and_step_alone(tmp_path):
+    windows = windows_of("".join(f"line {i}; " for i in range(60)), tmp_path)
+    whole = take(windows, 30)
+    np.testing.assert_array_equal(take(windows, 5, start_step=13), whole[13:18])
+    assert not np.array_equal(take(windows, 5, seed=1), whole[:5])
+    hosts = [take(windows, 30, host=host, num_hosts=2) for host in range(2)]
+    for i, batch in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([hosts[0][i], hosts[1][i]])[[0, 2, 1, 3]], batch)
+
+
+def test_each_epoch_holds_every_window_once_in_another_order(tmp_path):
+    windows = windows_of("".join(f"line {i:03d}; " for i in range(64)), tmp_path, seq_len=9)
+    count = len(windows) // 4 * 4
+    seen = np.concatenate(take(windows, 2 * len(windows) // 4))
+    first = [row.tobytes() for row in seen[: len(windows)]]
+    second = [row.tobytes() for row in seen[len(windows) : 2 * count]]
+    assert len(set(first)) == len(windows) and first[: len(second)] != second and set(second) <= set(first)
+
+
+def test_sequential_batches_fill_up_and_spread(tmp_path):
+    windows = windows_of("x" * 100, tmp_path, eval_fraction=0.01)
+    batches = list(data.sequential_batches(windows, batch_size=4))
+    assert sum(int(batch["length"].sum()) for batch in batches) == len(windows.tokens) - 1
+    assert all(batch["tokens"].shape == (4, 9) for batch in batches)
+    starts = [b["tokens"] for b in data.sequential_batches(windows_of("".join(map(str, range(200))), tmp_path),
+                                                           batch_size=2, limit=2)]
+    assert len(starts) == 2 and not np.array_equal(starts[0], starts[1])
+
+
+def test_tfds_reads_array_records_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+
+    from matta_jax.data.tfds_text import LocalText
+
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(12):
+        (texts / f"{i}.txt").write_text(f"wörd {i}")
+    builder = LocalText(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(texts)))
+    corpus = data.Corpus("tfds:local_text", tfds_dir=str(tmp_path / "tfds"))
+    assert sorted(document.text for document in corpus) == sorted(f"wörd {i}" for i in range(12))
+    assert "tensorflow" not in sys.modules
+    for source, words in {
+        "tfds:local_txt": "does not know it",
+        "tfds:local_text:validation": "no split 'validation'; splits: train",
+        "tfds:lm1b": "is not prepared",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            list(data.Corpus(source, tfds_dir=str(tmp_path / "tfds")))
+    with pytest.raises(UserError, match="data.text_field='body'"):
+        list(data.Corpus("tfds:local_text", "body", tfds_dir=str(tmp_path / "tfds")))

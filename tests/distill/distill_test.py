@@ -1,0 +1,170 @@
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from matta_jax import distill, models, nesting
+from matta_jax.config import ModelConfig, ObjectiveConfig
+
+N, V = 10, 7
+NEST = nesting.expand(
+    num_layers=2, d_model=16, num_heads=2, d_ff=16, ta_num_layers=3, ta_d_model=24, ta_num_heads=3, ta_d_ff=48
+)
+CONFIG = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, d_ff=16, max_len=8)
+ARCHITECTURE = models.architecture_of(CONFIG, NEST, NEST.ta)
+AXES = models.logical_axes(ARCHITECTURE)
+
+
+def random_logits(seed):
+    return 3 * jax.random.normal(jax.random.key(seed), (N, V))
+
+
+def numpy_softmax(z):
+    e = np.exp(np.float64(z) - np.max(z, -1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_divergences_are_those_of_numpy(kind, temperature):
+    ta, student = np.asarray(random_logits(0)), np.asarray(random_logits(1))
+    p, q = numpy_softmax(ta / temperature), numpy_softmax(student / temperature)
+    kl = lambda a, b: (a * np.log(a / b)).sum(-1)
+    mixture = 0.3 * p + 0.7 * q
+    expected = {
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "jensen_shannon": 0.3 * kl(p, mixture) + 0.7 * kl(q, mixture),
+    }[kind]
+    ours = distill.divergence(ta, student, kind=kind, temperature=temperature, beta=0.3)
+    np.testing.assert_allclose(ours, temperature**2 * expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_equal_distributions_have_no_divergence_and_no_gradient(kind):
+    z = random_logits(0)
+    value, gradient = jax.value_and_grad(lambda s: distill.divergence(z, s, kind=kind, temperature=2.0).sum())(z)
+    assert float(value) == pytest.approx(0, abs=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_cross_entropy_is_that_of_numpy():
+    z, labels = random_logits(0), jnp.arange(N) % V
+    expected = -np.log(numpy_softmax(np.asarray(z))[np.arange(N), labels])
+    np.testing.assert_allclose(distill.cross_entropy(z, labels), expected, rtol=1e-5)
+
+
+@hypothesis.given(st.floats(0.01, 1.0), st.integers(10, 1000), st.sampled_from(["linear", "cosine"]))
+def test_ramps_rise_from_zero_to_one(fraction, num_steps, shape):
+    values = distill.ramp(jnp.arange(num_steps + 1), num_steps=num_steps, fraction=fraction, shape=shape)
+    assert values[0] == 0 and values[-1] == pytest.approx(1) and np.all(np.diff(values) >= -1e-6)
+    middle = distill.ramp(jnp.float32(fraction * num_steps / 2), num_steps=num_steps, fraction=fraction, shape=shape)
+    assert float(middle) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_constant_ramp_and_one_of_no_length_are_one_from_the_start():
+    assert distill.ramp(0, num_steps=9, fraction=0.5, shape="constant") == 1
+    assert distill.ramp(0, num_steps=9, fraction=0.0, shape="linear") == 1
+
+
+def joint_loss(objective, params, weights=None, ramp=1.0):
+    tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, V)
+    choice = jnp.array([[1, 0, 1]])
+    hidden = models.joint_apply(
+        params, tokens[:, :-1], [NEST.student, NEST.ta], nest=NEST, axes=AXES, mix_choice_ML=choice
+    )
+    weights = jnp.ones(16) if weights is None else weights
+    return objective(
+        hidden, params["embed"]["tokens"], tokens[:, 1:].reshape(-1), weights, ramp=jnp.float32(ramp), total=weights.sum()
+    )
+
+
+def only_distillation(**fields):
+    """The objective of a run, with no weight but distillation's."""
+    off = {"student_weight": 0.0, "ta_weight": 0.0, "mix_weight": 0.0, "mix_distill_weight": 0.0}
+    return distill.make_objective(ObjectiveConfig(distill_weight=1.0, **off, **fields), num_mixes=1)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
+    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
+    objective = only_distillation(divergence=kind, temperature=2.0)
+    gradient = jax.grad(lambda p: joint_loss(objective, p)[0])(params)
+    shared = nesting.slice_model(gradient, AXES, NEST.student)
+    magnitude = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+    assert magnitude(shared) > 1e-3
+    # Everything outside the Student's slice is exactly zero: cut the slice out, and nothing is left.
+    zeroed = zero_slice(gradient)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(zeroed))
+    # The check can fail: with the TA's own loss the same parts have gradient.
+    full = distill.make_objective(ObjectiveConfig(), num_mixes=1)
+    assert magnitude(zero_slice(jax.grad(lambda p: joint_loss(full, p)[0])(params))) > 1e-3
+
+
+def zero_slice(gradient):
+    """The gradient with the Student's part set to zero, by a mask made without the code under test."""
+    student, ta = NEST.student, NEST.ta
+    keep = {
+        "layers": student.num_layers / ta.num_layers,
+        "d_model": student.d_model / ta.d_model,
+        "heads_granules": student.num_heads / ta.num_heads,
+        "d_ff_granules": student.d_ff[0] / ta.d_ff[0],
+    }
+
+    def cut(leaf, names):
+        index = tuple(slice(0, round(keep.get(name, 1) * size)) for name, size in zip(names, leaf.shape, strict=True))
+        return leaf.at[index].set(0)
+
+    return jax.tree.map(cut, gradient, AXES)
+
+
+def test_the_distillation_gradient_on_shared_parameters_ignores_the_ta_path():
+    """The same gradient as with the TA's logits computed beforehand and passed in as constants."""
+    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
+    objective = only_distillation()
+    gradient = jax.grad(lambda p: joint_loss(objective, p)[0])(params)
+    tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, V)[:, :-1]
+    run = lambda p, sub_model: models.logits(
+        models.sub_model_apply(p, tokens, sub_model, nest=NEST, axes=AXES), p["embed"]["tokens"]
+    )
+    constant = np.asarray(run(params, NEST.ta))
+
+    def reference(p):
+        log_q = jax.nn.log_softmax(run(p, NEST.student))
+        return -(numpy_softmax(constant) * log_q).sum(-1).mean()
+
+    expected = jax.grad(reference)(params)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    config = ObjectiveConfig(student_weight=0.7, ta_weight=1.3, distill_weight=0.4, mix_weight=0.2, mix_distill_weight=0.1)
+    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
+    loss, m = joint_loss(distill.make_objective(config, num_mixes=1), params, ramp=0.25)
+    expected = 0.7 * m["student"] + 1.3 * m["ta"] + 0.25 * 0.4 * m["distill"]
+    expected += 0.2 * m["mix_0"] + 0.25 * 0.1 * m["mix_0_distill"]
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(m["distill"]) > 0
+    assert 0 <= float(m["agreement"]) <= 1
+
+
+def test_masked_tokens_count_for_nothing():
+    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
+    objective = distill.make_objective(ObjectiveConfig(), num_mixes=1)
+    half = jnp.array([1.0] * 8 + [0.0] * 8)
+    _, first = joint_loss(objective, params, half)
+    _, second = joint_loss(objective, params, 1 - half)
+    _, both = joint_loss(objective, params)
+    for name in both:
+        assert float(both[name]) == pytest.approx((float(first[name]) + float(second[name])) / 2, rel=1e-5)
+
+
+def test_terms_of_no_weight_are_left_out_and_a_trivial_nest_has_one():
+    config = dataclasses.replace(ObjectiveConfig(), distill_weight=0.0, mix_weight=0.0)
+    names = [term.name for term in distill.make_objective(config, num_mixes=2).terms]
+    assert names == ["student", "ta", "mix_0_distill", "mix_1_distill"]
+    assert [t.name for t in distill.make_objective(config, num_mixes=0, nested=False).terms] == ["student"]

@@ -1,0 +1,119 @@
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from matta_jax import elastic, extract, nesting
+from matta_jax.elastic import _extract
+from matta_jax.elastic._source import load_source
+from matta_jax.errors import UserError
+
+SPECS = ["student", "ta", "d_ff=48,16,48", "layers=2;d_ff=32", "layers=0,2;d_model=16;num_heads=2;d_ff=16,48"]
+
+
+@pytest.fixture(scope="module")
+def family(run, tmp_path_factory):
+    _, workdir, _ = run
+    return extract(str(workdir), SPECS, tmp_path_factory.mktemp("family") / "models")
+
+
+def test_extracted_weights_are_the_slices_of_the_ta(run, family):
+    source = load_source(str(run[1]))
+    for spec, one in zip(SPECS, family, strict=True):
+        sub_model = nesting.parse_spec(spec, source.nest)
+        model = elastic.load_model(one.path)
+        expected = nesting.flatten(nesting.slice_model(source.params, source.axes, sub_model))
+        for path, leaf in nesting.flatten(model.params).items():
+            np.testing.assert_array_equal(leaf, expected[path])
+        assert one.max_difference == 0
+        assert one.counts.parameters == sum(leaf.size for leaf in expected.values())
+
+
+def test_the_extracted_model_computes_what_the_ta_computes_in_place(run, family):
+    tokens = jax.random.randint(jax.random.key(5), (2, 20), 0, 256)
+    for spec, one in zip(SPECS, family, strict=True):
+        plain, in_place = elastic.load_model(one.path), elastic.load_in_place(str(run[1]), spec)
+        a, b = (jax.jit(model.logits)(model.params, tokens) for model in (plain, in_place))
+        np.testing.assert_array_equal(a, b)
+        assert plain.counts == in_place.counts and plain.spec == in_place.spec
+
+
+def test_the_manifest_tells_parent_step_spec_slices_and_hashes(run, family):
+    manifest = json.loads((family[4].path / "manifest.json").read_text())
+    assert manifest["parent"]["step"] == 6 and manifest["parent"]["checkpoint"] == str(run[1] / "checkpoints")
+    assert manifest["spec"] == "layers=0,2;d_model=16;num_heads=2;d_ff=16,48"
+    taken = manifest["slices"]["blocks/1/mlp/w_in"]
+    assert taken["parent"] == "blocks/0/mlp/w_in"
+    assert taken["kept"] == {"layers": [2], "d_ff_granules": 3, "d_model": 16, "d_ff": 16}
+    assert set(manifest["fingerprints"]) == set(manifest["slices"])
+    assert manifest["certificate"]["max_difference"] == 0
+
+
+def test_an_older_step_can_be_extracted(run, tmp_path):
+    one = extract(f"{run[1]}@3", ["student"], tmp_path / "old")[0]
+    assert json.loads((one.path / "manifest.json").read_text())["parent"]["step"] == 3
+    other = elastic.load_model(one.path).params["norm"]["scale"]
+    assert not np.array_equal(other, load_source(str(run[1])).params["norm"]["scale"][:16])
+
+
+@pytest.mark.parametrize(
+    ("specs", "words"),
+    [
+        (["d_ff=20"], "d_ff=20 is outside the nest; allowed: 16, 32, 48"),
+        (["student", "studnt"], "did you mean 'student'"),
+        (["student", "student"], "named twice"),
+        ([], "sub_model is missing"),
+    ],
+)
+def test_bad_specs_write_nothing(run, tmp_path, specs, words):
+    with pytest.raises(UserError, match=words):
+        extract(str(run[1]), specs, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_output_is_left_alone(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        extract(str(run[1]), ["student"], tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["mine"]
+
+
+def test_a_model_that_differs_is_refused_and_nothing_is_left(run, tmp_path, monkeypatch):
+    real = _extract.slice_model
+    monkeypatch.setattr(
+        _extract, "slice_model", lambda tree, axes, sub: jax.tree.map(lambda leaf: leaf * 1.001, real(tree, axes, sub))
+    )
+    with pytest.raises(UserError, match="differs from the TA's slice"):
+        extract(str(run[1]), ["student"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_extraction_leaves_nothing(run, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_extract, "_prove", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        extract(str(run[1]), ["student"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_models_are_named(run, tmp_path):
+    one = extract(str(run[1]), ["student"], tmp_path / "out")[0]
+    manifest = one.path / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=r"is damaged \(manifest.json"):
+        elastic.load_model(one.path)
+    manifest.write_text(text)
+    largest = max((one.path / "weights").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="is damaged"):
+        elastic.load_model(one.path)
+    with pytest.raises(UserError, match="not an extracted model"):
+        elastic.load_model(tmp_path)

@@ -1,0 +1,50 @@
+"""The house is the data flow: a module imports only from rooms above its own."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "matta_jax"
+ROOMS = ["errors", "config", "nesting", "models", "distill", "optim", "sharding", "data", "checkpoints", "training"]
+ROOMS += ["elastic", "evaluation", "_quickstart", "bin"]
+FORBIDDEN = {("elastic", "training"), ("evaluation", "training")}
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "matta_jax" and len(parts) > 1 and parts[1] in ROOMS:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_import_only_from_rooms_above(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if room == "__init__":
+        return
+    for imported in imported_rooms(path):
+        assert ROOMS.index(imported) <= ROOMS.index(room), f"{room} imports {imported}"
+        assert (room, imported) not in FORBIDDEN
+
+
+def test_nesting_is_pure():
+    for path in (PACKAGE / "nesting").glob("*.py"):
+        assert "flax" not in path.read_text().replace("no flax", "")
+
+
+def test_extraction_and_scoring_load_no_training_code_and_no_heavy_library():
+    code = (
+        "import sys, matta_jax.bin.extract, matta_jax.elastic, matta_jax.evaluation;"
+        "bad = [m for m in ('matta_jax.training', 'tensorflow', 'torch') if m in sys.modules];"
+        "sys.exit(repr(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

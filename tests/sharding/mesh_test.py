@@ -1,0 +1,89 @@
+import jax
+import numpy as np
+import pytest
+
+from matta_jax import config as c
+from matta_jax.errors import UserError
+from matta_jax.sharding import check_mesh, make_mesh, place_batch
+from matta_jax.training import make_eval_step, make_setup, make_train_step
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    sizes = check_mesh(c.MeshConfig(fsdp=2, tensor=2), batch_size=8, microbatches=1, num_devices=8)
+    assert sizes == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "words"),
+    [
+        (c.MeshConfig(data=4, fsdp=4), 16, ["mesh.data=4", "need 16 devices", "there are 8"]),
+        (c.MeshConfig(fsdp=16), 16, ["mesh.fsdp=16", "there are 8"]),
+        (c.MeshConfig(data=4), 6, ["data.batch_size=6", "multiple of 4", "use 8"]),
+    ],
+)
+def test_impossible_meshes_say_which_number_is_wrong(mesh, batch, words):
+    with pytest.raises(UserError) as error:
+        check_mesh(mesh, batch_size=batch, microbatches=1, num_devices=8)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_axis_that_does_not_divide_is_named(tiny):
+    with pytest.raises(UserError, match=r"mesh.tensor=2 must divide the heads granule of 1"):
+        make_setup(tiny(), make_mesh((1, 1, 2)))
+
+
+def losses(config, sizes, steps=4):
+    setup = make_setup(config, make_mesh(sizes))
+    state, step = setup.init(), make_train_step(setup)
+    rng = np.random.default_rng(0)
+    result = []
+    for _ in range(steps):
+        batch = {
+            "tokens": rng.integers(0, 256, (8, 33), dtype=np.int32),
+            "length": rng.integers(1, 33, 8, dtype=np.int32),
+        }
+        state, metrics = step(state, place_batch(batch, setup.mesh))
+        result.append({name: float(value) for name, value in metrics.items()})
+    sums = make_eval_step(setup)(state.params, place_batch(batch, setup.mesh))
+    return result, {name: float(value) for name, value in sums.items()}, state
+
+
+WIDE = {"model__num_heads": 2, "nest__num_heads": 4, "nest__d_model": 32, "data__batch_size": 8}
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2)], ids=str)
+def test_a_run_is_the_same_on_any_mesh(tiny, sizes):
+    config = tiny(**WIDE)
+    one, one_eval, _ = losses(config, (1, 1, 1))
+    many, many_eval, state = losses(config, sizes)
+    for a, b in zip(one, many, strict=True):
+        for name in ("loss", "student", "ta", "distill", "mix_0"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+    assert one_eval == pytest.approx(many_eval, rel=1e-5)
+    if sizes[1] > 1:
+        weight = state.params["blocks"]["0"]["mlp"]["w_in"]
+        assert weight.sharding.shard_shape(weight.shape)[2] == 32 // sizes[1]
+        moment = state.opt_state[1].mu["blocks"]["0"]["mlp"]["w_in"]
+        assert moment.sharding == weight.sharding
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny, microbatches):
+    one, _, a = losses(tiny(**WIDE), (1, 1, 1))
+    many, _, b = losses(tiny(**WIDE, train__microbatches=microbatches), (1, 1, 1))
+    for left, right in zip(one, many, strict=True):
+        assert left == pytest.approx(right, rel=1e-4)
+    for left, right in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-3)
+
+
+def test_the_second_step_and_the_ramp_do_not_recompile(tiny):
+    setup = make_setup(tiny(**WIDE, objective__distill_ramp=1.0), make_mesh((2, 2, 2)))
+    state, step = setup.init(), make_train_step(setup)
+    batch = {"tokens": np.zeros((8, 33), np.int32), "length": np.full(8, 32, np.int32)}
+    scales = []
+    for _ in range(4):
+        state, metrics = step(state, place_batch(batch, setup.mesh))
+        scales.append(float(metrics["distill_scale"]))
+    assert step._cache_size() == 1 and scales[0] == 0 < scales[1] < scales[2]

@@ -1,0 +1,259 @@
+import json
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from matta_jax import config as c
+from matta_jax import nesting, train
+from matta_jax.checkpoints import Checkpoints
+from matta_jax.errors import DivergenceError, UserError
+from matta_jax.training import dry_run, make_setup
+from matta_jax.training._loop import _Run
+from matta_jax.training._metrics import step_flops_per_token
+
+QUIET = lambda line: None
+
+CHILD = """
+import json, os, sys, time
+sys.path.insert(0, sys.argv[4])
+import conftest  # The same environment as the tests.
+from matta_jax import config as c, train
+real = os.rename
+def slow(source, *rest, **kwargs):
+    if sys.argv[3] in str(source):  # In mid-save: written, but not yet in its place.
+        print("SAVING", source, flush=True)
+        time.sleep(60)
+    return real(source, *rest, **kwargs)
+if sys.argv[3] != "-":
+    os.rename = os.replace = slow
+train(c.from_dict(json.loads(sys.argv[1])), sys.argv[2], log=lambda line: print(line, flush=True))
+print("DONE", flush=True)
+"""
+
+
+def start(config, workdir, hold="-"):
+    arguments = [json.dumps(c.to_dict(config)), str(workdir), hold, str(pathlib.Path(__file__).parents[1])]
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def read_until(process, word):
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return lines
+    raise AssertionError(f"{word!r} never came:\n" + "".join(lines))
+
+
+def final_params(workdir, step):
+    from matta_jax.elastic._source import load_source
+
+    return load_source(f"{workdir}@{step}").params
+
+
+def assert_same_bits(a, b):
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+
+
+def test_a_run_leaves_its_config_metrics_and_checkpoints(run):
+    config, workdir, lines = run
+    assert c.from_dict(json.loads((workdir / "config.json").read_text())) == config
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "eval/student" in row] == [3, 6]
+    first = rows[0]
+    for name in ("student", "ta", "distill", "mix_0", "gap", "agreement", "grad_norm", "mfu", "tokens_per_second"):
+        assert np.isfinite(first[name]), name
+    assert first["gap"] == pytest.approx(first["student"] - first["ta"], abs=1e-6)
+    assert rows[-1]["eval/student"] < 5.3 < first["student"]
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        meta = checkpoints.meta(6)
+    assert c.from_dict(meta["config"]) == config and meta["axes"]["embed/tokens"] == ["vocab", "d_model"]
+    assert any("step 6/6 (100.0%)" in line and "tok/s MFU" in line and "ETA 0:00" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_even_in_mid_save_a_run_ends_with_the_same_bits(tiny, run, tmp_path):
+    config, whole, _ = run
+    process = start(config, tmp_path / "killed", hold="6.orbax")
+    read_until(process, "SAVING")  # In mid-save of the last step.
+    process.kill()
+    process.wait()
+    left = [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()]
+    assert "3" in left and "6" not in left and any("orbax-checkpoint-tmp" in name for name in left)
+    process = start(config, tmp_path / "killed")
+    read_until(process, "step 5/6")
+    process.kill()  # Between two checkpoints.
+    process.wait()
+    process = start(config, tmp_path / "killed")
+    lines = read_until(process, "DONE")
+    process.wait()
+    assert any("resumed from step 3" in line for line in lines)
+    assert_same_bits(final_params(tmp_path / "killed", 6), final_params(whole, 6))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps.count(4) == 1
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_well(tiny, run, tmp_path):
+    config, whole, _ = run
+    long = tiny(train__num_steps=3000, train__checkpoint_every=2900, train__eval_every=2900)
+    process = start(long, tmp_path / "stopped")
+    read_until(process, "step 4/3000")
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "DONE" in output
+    with Checkpoints(tmp_path / "stopped" / "checkpoints", read_only=True) as checkpoints:
+        steps = checkpoints.steps
+    assert len(steps) == 1 and 4 <= steps[0] < 2900
+
+
+def test_resume_in_one_process_is_exact(tiny, run, tmp_path):
+    config, whole, _ = run
+    workdir = tmp_path / "again"
+    os.makedirs(workdir)
+    import shutil
+
+    shutil.copytree(whole / "checkpoints" / "3", workdir / "checkpoints" / "3")
+    shutil.copy(whole / "config.json", workdir)
+    lines = []
+    train(config, workdir, resume="must", log=lines.append)
+    assert any("resumed from step 3" in line for line in lines)
+    assert_same_bits(final_params(workdir, 6), final_params(whole, 6))
+
+
+def test_free_fields_may_change_and_a_finished_run_is_left_alone(run):
+    config, workdir, _ = run
+    other = c.from_dict(c.to_dict(config) | {"mesh": {"data": 2, "fsdp": 2}})
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    result = train(other, workdir, log=QUIET)
+    assert result.finished and result.step == 6 and result.metrics["eval/student"] > 0
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
+    (workdir / "config.json").write_text(json.dumps(c.to_dict(config)))
+
+
+def test_another_config_is_refused_with_the_fields_that_differ(run, tiny):
+    _, workdir, _ = run
+    with pytest.raises(UserError) as error:
+        train(tiny(optimizer__learning_rate=0.5, train__seed=3), workdir, log=QUIET)
+    assert "optimizer.learning_rate: 0.01 -> 0.5; train.seed: 0 -> 3" in str(error.value)
+
+
+def test_resume_never_and_must(run, tiny, tmp_path):
+    config, workdir, _ = run
+    with pytest.raises(UserError, match="resume=never"):
+        train(config, workdir, resume="never", log=QUIET)
+    with pytest.raises(UserError, match="resume=must"):
+        train(config, tmp_path / "none", resume="must", log=QUIET)
+    assert not (tmp_path / "none").exists()
+
+
+def test_changed_data_is_refused(tiny, run, tmp_path):
+    config, whole, _ = run
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i}.txt").write_text(f"first text {i} " * 20)
+    own = tiny(data__source=f"text:{folder}/*.txt", train__num_steps=2, optimizer__warmup_steps=0)
+    longer = c.from_dict(c.to_dict(own))
+    train(own, tmp_path / "run", log=QUIET)
+    (folder / "3.txt").write_text("changed " * 20)
+    with pytest.raises(UserError, match="has changed since checkpoint 2"):
+        train(longer, tmp_path / "run", log=QUIET)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    from matta_jax.training import _loop
+
+    real = _loop.make_train_step
+
+    def poisoned(setup):
+        step = real(setup)
+
+        def wrapped(state, batch):
+            at = int(state.step)
+            state, metrics = step(state, batch)
+            return state, metrics | ({"loss": metrics["loss"] * np.nan} if at == 4 else {})
+
+        return wrapped
+
+    monkeypatch.setattr(_loop, "make_train_step", poisoned)
+    with pytest.raises(DivergenceError, match=r"loss=nan at step 5.*last good checkpoint: .*/checkpoints/3;"):
+        train(tiny(), tmp_path / "run", log=QUIET)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+
+
+def test_capacity_mismatch_warns_once(tiny, tmp_path, caplog, monkeypatch):
+    real = _Run.account
+    monkeypatch.setattr(
+        _Run, "account", lambda self, step, metrics: real(self, step, dict(metrics) | {"gap": np.float32(-0.1)})
+    )
+    with caplog.at_level(logging.WARNING):
+        train(tiny(objective__ramp_shape="constant"), tmp_path / "run", log=QUIET)
+    warnings = [record.getMessage() for record in caplog.records if "capacity mismatch" in record.getMessage()]
+    assert len(warnings) == 1 and "at step 1 the TA is no better" in warnings[0]
+
+
+def test_a_lone_student_trains(tiny, tmp_path):
+    alone = tiny(
+        nest__num_layers=None, nest__d_model=None, nest__num_heads=None, nest__d_ff=None, nest__widths=[],
+        train__num_steps=3,
+    )
+    result = train(alone, tmp_path / "run", log=QUIET)
+    assert set(result.metrics) == {"eval/student", "eval/agreement"} and result.metrics["eval/agreement"] == 1
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
+def test_every_optimiser_trains_and_resumes(tiny, tmp_path, name):
+    config = tiny(optimizer__name=name, train__num_steps=4, train__checkpoint_every=2)
+    train(config, tmp_path / "run", log=QUIET)
+    lines = []
+    train(config, tmp_path / "run", log=lines.append)
+    assert any("resumed from step 4" in line for line in lines)
+
+
+def test_tensorboard_is_written(tiny, tmp_path):
+    train(tiny(train__tensorboard=True, train__num_steps=3), tmp_path / "run", log=QUIET)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny(mesh__fsdp=4)
+    text = dry_run(config)
+    assert not list(tmp_path.iterdir())
+    setup = make_setup(config, jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")))
+    counts = nesting.count(setup.abstract.params, setup.axes, setup.nest.ta, head_dim=8, seq_len=32)
+    ta = next(line for line in text.splitlines() if line.startswith("ta "))
+    assert f"{counts.parameters:,}" in ta
+    parameters = next(line for line in text.splitlines() if line.startswith("parameters"))
+    assert float(parameters.split()[1]) < 0.5 * counts.bytes / 1e6  # d_model weights are split over four devices.
+    assert "wide" not in text.splitlines()[0] and "d_ff=48,16*2" in text and "temporaries" in text
+
+
+def test_step_flops_share_the_trunk_of_a_prefix_student(tiny):
+    config = tiny(nest__d_model=None, nest__num_heads=None, nest__d_ff=None, nest__widths=[])
+    nest = nesting.nest_of(config)
+    joint = step_flops_per_token(config, nest, [nest.student, nest.ta], 0)
+    alone = step_flops_per_token(config, nest, [nest.ta], 0)
+    assert joint == alone + 3 * 2 * config.model.vocab_size * config.model.d_model
+
+
+def test_nothing_is_left_of_a_run_that_cannot_start(tiny, tmp_path):
+    with pytest.raises(UserError, match="model.vocab_size=200"):
+        train(tiny(model__vocab_size=200), tmp_path / "run", log=QUIET)
+    with pytest.raises(UserError, match="matches no file"):
+        train(tiny(data__source="text:/nowhere/*.txt"), tmp_path / "run", log=QUIET)
+    with pytest.raises(UserError, match="need 64 devices, but there are 8"):
+        train(tiny(mesh__fsdp=64), tmp_path / "run", log=QUIET)
+    assert not (tmp_path / "run").exists()
