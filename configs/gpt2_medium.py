@@ -15,13 +15,19 @@ def get_config(variant: str = "default"):
     return c.to_config_dict(
         c.Config(
             model=c.ModelConfig(
-                vocab_size=50257, num_layers=24, d_model=1024, num_heads=16, d_ff=4096, max_len=1024,
+                vocab_size=50257,
+                num_layers=24,
+                d_model=1024,
+                num_heads=16,
+                d_ff=4096,
+                max_len=1024,
                 compute_dtype="bfloat16",
             ),
             nest=c.NestConfig(d_ff=8192, widths=(4096, 6144, 8192), mix_per_step=mixes),
             optimizer=c.OptimizerConfig(learning_rate=3e-4, warmup_steps=2000),
-            data=c.DataConfig(source="text:/data/text/*.jsonl.gz", tokenizer="gpt2:/data/gpt2_bpe", seq_len=1024,
-                              batch_size=512),
+            data=c.DataConfig(
+                source="text:/data/text/*.jsonl.gz", tokenizer="gpt2:/data/gpt2_bpe", seq_len=1024, batch_size=512
+            ),
             train=c.TrainConfig(num_steps=50_000, microbatches=8, eval_every=1000, checkpoint_every=1000),
         )
     )

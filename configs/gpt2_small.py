@@ -14,13 +14,19 @@ def get_config():
     return c.to_config_dict(
         c.Config(
             model=c.ModelConfig(
-                vocab_size=50257, num_layers=12, d_model=768, num_heads=12, d_ff=3072, max_len=1024,
+                vocab_size=50257,
+                num_layers=12,
+                d_model=768,
+                num_heads=12,
+                d_ff=3072,
+                max_len=1024,
                 compute_dtype="bfloat16",
             ),
             nest=c.NestConfig(d_ff=6144, widths=(3072, 4608, 6144)),
             optimizer=c.OptimizerConfig(learning_rate=6e-4, warmup_steps=700),
-            data=c.DataConfig(source="text:/data/text/*.jsonl.gz", tokenizer="gpt2:/data/gpt2_bpe", seq_len=1024,
-                              batch_size=512),
+            data=c.DataConfig(
+                source="text:/data/text/*.jsonl.gz", tokenizer="gpt2:/data/gpt2_bpe", seq_len=1024, batch_size=512
+            ),
             train=c.TrainConfig(num_steps=19_000, microbatches=4, eval_every=500, checkpoint_every=1000),
         )
     )

@@ -15,12 +15,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matta_jax._quickstart import quickstart as quickstart
     from matta_jax.config import Config as Config
     from matta_jax.elastic import extract as extract
     from matta_jax.errors import UserError as UserError
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
-    from matta_jax._quickstart import quickstart as quickstart
     from matta_jax.training import dry_run as dry_run
     from matta_jax.training import train as train
 

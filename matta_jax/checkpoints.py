@@ -1,7 +1,7 @@
 """Checkpoints that carry their own truth. The only module that touches Orbax.
 
-Beside its arrays a checkpoint holds a JSON document: the config, the logical axes, and a fingerprint of each array. Orbax
-loads flipped bits without a word, so every restore computes the fingerprints again and names the array that differs.
+Beside its arrays a checkpoint holds a JSON document: the config, the logical axes, and a fingerprint of each array.
+Orbax loads flipped bits without a word, so every restore computes the fingerprints again and names what differs.
 Training keeps many steps in one folder (`Checkpoints`); an extracted model is a single one (`save_folder`).
 """
 
@@ -175,7 +175,9 @@ def _read_meta(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); name another") from None
 
 
-def _verified(path: pathlib.Path, abstract: Mapping[str, Tree], meta: Mapping[str, Any], *, mend: str) -> dict[str, Tree]:
+def _verified(
+    path: pathlib.Path, abstract: Mapping[str, Tree], meta: Mapping[str, Any], *, mend: str
+) -> dict[str, Tree]:
     damaged = f"checkpoint {str(path)!r} is damaged"
     try:
         with warnings.catch_warnings():

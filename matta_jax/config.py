@@ -6,6 +6,7 @@ A run is a frozen `Config` of frozen sections. Files in `configs/` build one and
 """
 
 import dataclasses
+import itertools
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -125,9 +126,7 @@ class NestConfig(_Section):
         minimum=0,
         maximum=8,
     )
-    student_layers: str = _field(
-        "prefix", "Which of the TA's blocks the Student runs.", choices=("prefix", "spread")
-    )
+    student_layers: str = _field("prefix", "Which of the TA's blocks the Student runs.", choices=("prefix", "spread"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +254,7 @@ class Config:
             raise UserError(
                 f"nest.widths={widths} must run from the Student's model.d_ff={ends[0]} to the TA's nest.d_ff={ends[1]}"
             )
-        if any(a >= b for a, b in zip(widths, widths[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(widths)):
             raise UserError(f"nest.widths={widths} must rise from each width to the next; sort and deduplicate them")
         if self.data.seq_len > model.max_len:
             raise UserError(

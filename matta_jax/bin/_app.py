@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from matta_jax.config import Config, from_config_dict, unknown_field
+from matta_jax.config import Config, field_names, from_config_dict, unknown_field
 from matta_jax.errors import UserError, did_you_mean
 
 _USAGE_ERROR = 2
@@ -58,19 +58,15 @@ def _fail(message: str, code: int = _USAGE_ERROR) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    for argument in argv[1:]:
-        match = re.match(r"--?config=([^:]*\.py)", argument)
-        if match and not pathlib.Path(match[1]).is_file():
-            _fail(f"config file {match[1]!r} does not exist; name one, from {pathlib.Path.cwd()}")
+    file = re.search(r"(?:^|\0)--?config[=\0]([^:\0]*)", "\0".join(argv[1:]))
+    if file and not pathlib.Path(file[1]).is_file():
+        _fail(f"--config={file[1]!r} does not exist; name a file, from {pathlib.Path.cwd()}")
     try:
         left = flags.FLAGS(list(argv))
     except UserError as error:
         _fail(str(error))
     except flags.UnrecognizedFlagError as error:
-        names = [name for name in flags.FLAGS if flags.FLAGS[name].module == flags.FLAGS["workdir"].module] if (
-            "workdir" in flags.FLAGS
-        ) else list(flags.FLAGS)
-        _fail(f"unknown flag --{error.flagname}{did_you_mean(error.flagname, names)}; --help lists them")
+        _fail(f"unknown flag --{error.flagname}{did_you_mean(error.flagname, flags.FLAGS)}; --help lists them")
     except flags.Error as error:
         _fail(str(error).replace("flag --", "--"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -82,8 +78,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _config_error(argv: Sequence[str], error: Exception) -> str:
     """config_flags raises many kinds from deep inside; the override that it stumbled on tells best."""
-    from matta_jax.config import field_names
-
     known = set(field_names())
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)

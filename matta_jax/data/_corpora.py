@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from matta_jax.errors import UserError, did_you_mean
 
 _STDLIB_SKIPPED = frozenset(
-    "tests test site-packages dist-packages idle_test lib2to3 encodings pydoc_data __pycache__ _bundled".split()
+    [
+        "tests",
+        "test",
+        "site-packages",
+        "dist-packages",
+        "idle_test",
+        "lib2to3",
+        "encodings",
+        "pydoc_data",
+        "__pycache__",
+        "_bundled",
+    ]
 )
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 
@@ -65,7 +76,9 @@ class Corpus:
         paths = sorted(pathlib.Path(path) for path in glob.glob(rest, recursive=True))
         paths = [path for path in paths if path.is_file()]
         if not paths:
-            raise UserError(f"data source {self.source!r} matches no file; check the pattern, from {pathlib.Path.cwd()}")
+            raise UserError(
+                f"data source {self.source!r} matches no file; check the pattern, from {pathlib.Path.cwd()}"
+            )
         for path in paths:
             if not path.name.endswith(_SUFFIXES):
                 raise UserError(f"data source {self.source!r} matches {path}, which is none of {', '.join(_SUFFIXES)}")

@@ -52,5 +52,5 @@ def sequential_batches(windows: Windows, *, batch_size: int, limit: int | None =
     for start in range(0, count, batch_size):
         rows = [windows[i] for i in chosen[start : start + batch_size]]
         missing = batch_size - len(rows)
-        rows += [{"tokens": rows[0]["tokens"], "length": np.int32(0)}] * missing
+        rows += [{"tokens": rows[0]["tokens"], "length": np.array(0, np.int32)}] * missing
         yield {name: np.stack([row[name] for row in rows]) for name in ("tokens", "length")}

@@ -55,7 +55,9 @@ class _GPT2Tokenizer:
         files = [folder / "vocab.bpe", folder / "encoder.json"]
         for file in files:
             if not file.is_file():
-                raise UserError(f"data.tokenizer='gpt2:{folder}': {file} is missing; it needs vocab.bpe and encoder.json")
+                raise UserError(
+                    f"data.tokenizer='gpt2:{folder}': {file} is missing; it needs vocab.bpe and encoder.json"
+                )
         from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
         try:
@@ -122,4 +124,6 @@ def _import(name: str, spec: str):
     try:
         return __import__(name)
     except ImportError:
-        raise UserError(f"data.tokenizer={spec!r} needs the package {name}: pip install 'matta_jax[tokenizers]'") from None
+        raise UserError(
+            f"data.tokenizer={spec!r} needs the package {name}: pip install 'matta_jax[tokenizers]'"
+        ) from None

@@ -1,7 +1,7 @@
 """Token windows: documents are tokenised once into a memory-mapped file, and cut into fixed windows.
 
-The stream of a split is `eos doc eos doc ... eos`. Window i holds tokens i·T to (i+1)·T inclusive, so each token but the
-first is predicted exactly once; the last window may be shorter.
+The stream of a split is `eos doc eos doc ... eos`. Window i holds tokens i·T to (i+1)·T inclusive, so each token but
+the first is predicted exactly once; the last window may be shorter.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Windows:
         piece = self.tokens[start : start + self.seq_len + 1]
         window = np.full(self.seq_len + 1, self.eos_id, np.int32)
         window[: len(piece)] = piece
-        return {"tokens": window, "length": np.int32(len(piece) - 1)}
+        return {"tokens": window, "length": np.array(len(piece) - 1, np.int32)}
 
 
 def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -> Windows:
@@ -94,7 +94,13 @@ def corpus_windows(corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, cache_
 
 
 def cached_windows(
-    documents: Iterable[Document], corpus: Corpus, tokenizer: Tokenizer, *, side: str, seq_len: int, cache_dir: str | None
+    documents: Iterable[Document],
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    side: str,
+    seq_len: int,
+    cache_dir: str | None,
 ) -> Windows:
     """Opens the token stream of `documents` in the cache, writing it first where it is not there.
 
@@ -109,7 +115,9 @@ def cached_windows(
             root.mkdir(parents=True, exist_ok=True)
             building = pathlib.Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
         except OSError as error:
-            raise UserError(f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); name another") from None
+            raise UserError(
+                f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); name another"
+            ) from None
         try:
             _write(building, documents, tokenizer, label=f"tokenising {corpus.source} ({side})")
             os.rename(building, folder)

@@ -54,7 +54,9 @@ def load_model(folder: str | pathlib.Path) -> Model:
     path = pathlib.Path(folder).resolve()
     file = path / "manifest.json"
     if not file.is_file():
-        raise UserError(f"model={str(folder)!r} is not an extracted model (no manifest.json); make one with matta-extract")
+        raise UserError(
+            f"model={str(folder)!r} is not an extracted model (no manifest.json); make one with matta-extract"
+        )
     try:
         manifest = json.loads(file.read_text())
         fields = manifest["architecture"]

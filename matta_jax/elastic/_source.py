@@ -42,6 +42,4 @@ def load_source(checkpoint: str) -> Source:
         architecture = architecture_of(config.model, nest, nest.ta)
         abstract = on_one_device(abstract_params(architecture))
         params = checkpoints.restore(step, {"params": abstract})["params"]
-    return Source(
-        directory, step, config, nest, params, logical_axes(architecture), meta["fingerprints"]["params"]
-    )
+    return Source(directory, step, config, nest, params, logical_axes(architecture), meta["fingerprints"]["params"])

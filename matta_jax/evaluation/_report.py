@@ -125,8 +125,10 @@ def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
     columns = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: list[str]) -> str:
-        cells = [cell.ljust(width) if i in (0, 3) else cell.rjust(width) for i, (cell, width) in
-                 enumerate(zip(line, columns, strict=True))]
+        cells = [
+            cell.ljust(width) if i in (0, 3) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, columns, strict=True))
+        ]
         return "| " + " | ".join(cells) + " |"
 
     rule = "|" + "|".join("-" * (width + 2) for width in columns) + "|"
@@ -204,20 +206,21 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
     middle = (points[0][0] + points[-1][0]) / 2
     for size, bits, name in points:
         colour, label = ends.get(name, ("0.45", name))
-        on_front, right = (size, bits) in front, size > middle
+        on_front = (size, bits) in front
+        left = on_front or size > middle  # Below the falling front, or to the inside of the picture.
         axes.scatter([size], [bits], color=colour, zorder=3)
         axes.annotate(
             label,
             (size, bits),
-            xytext=(-5 if right else 5, -12 if on_front else 6),
+            xytext=(-5 if left else 5, -12 if on_front else 6),
             textcoords="offset points",
             fontsize=8,
-            ha="right" if right else "left",
+            ha="right" if left else "left",
         )
     low, high = min(bits for _, bits, _ in points), max(bits for _, bits, _ in points)
     pad = 0.15 * max(high - low, 0.01)
     axes.set_ylim(low - pad, high + pad)
-    axes.margins(x=0.08)
+    axes.margins(x=0.15)
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel("held-out bits per byte (lower is better)")
     axes.legend(frameon=False)

@@ -23,7 +23,6 @@ from matta_jax.nesting import (
     fan_in,
     fan_in_scales,
     flatten,
-    matrix_view,
     unflatten,
 )
 
@@ -141,7 +140,9 @@ class Block(nnx.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, depth: int):
-        out_scale = _RESIDUAL_SCALE / math.sqrt(2 * depth)  # GPT-2: branches shrink with depth, and add up to one scale.
+        out_scale = _RESIDUAL_SCALE / math.sqrt(
+            2 * depth
+        )  # GPT-2: branches shrink with depth, and add up to one scale.
         self.norm_attention = LayerNorm(sizes)
         self.attention = Attention(sizes, rngs, out_scale=out_scale)
         self.norm_mlp = LayerNorm(sizes)
@@ -195,7 +196,7 @@ class GPT(nnx.Module):
         }
         depth = len(architecture.d_ff)
         self.embed = Embed(sizes, rngs)
-        self.blocks = nnx.Dict()
+        self.blocks: nnx.Dict = nnx.Dict()
         for i, run in enumerate(architecture.sub_model.runs):
             own = sizes | {"d_ff_granules": run.d_ff // architecture.d_ff_granule}
             keys = jax.random.split(rngs.params(), len(run.layers))
@@ -258,5 +259,3 @@ def apply(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, dty
     """Runs the plain model of `params`; returns its hidden states [B·T, D] in the compute type `dtype`."""
     params = jax.tree.map(lambda weight: weight.astype(dtype), params)
     return nnx.merge(_abstract(architecture)[0], params)(tokens_BT)
-
-

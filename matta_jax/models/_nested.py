@@ -2,14 +2,15 @@
 
 The scanned body gathers a layer's weights once, in the compute type, and slices them for each sub-model (gather, then
 slice: architecture.md, decision 2). Sub-models with the same sizes in all layers so far share their hidden states, so a
-prefix Student of a purely deeper TA costs nothing extra (decision 7). Widths that are data, not shapes, are branches of a
-`lax.switch` over the nest's widths: one compile serves every mix (decision 5).
+prefix Student of a purely deeper TA costs nothing extra (decision 7). Widths that are data, not shapes, are branches
+of a `lax.switch` over the nest's widths: one compile serves every mix (decision 5).
 
 Shape letters: B batch, T sequence, N tokens (= B·T), D d_model, L layers, M mixes.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,10 +54,11 @@ def _streams(
     nest: Nest, sub_models: Sequence[SubModel], mix_choice_ML: jax.Array | None
 ) -> tuple[list[_Stream], jax.Array]:
     """Returns the streams and the choices [rows, L] of those that choose by data."""
-    streams, rows = [], []
+    streams: list[_Stream] = []
+    rows: list[jax.Array] = []
     for sub_model in sub_models:
         widths = [sub_model.width_of(layer) for layer in range(nest.ta.num_layers)]
-        changes = sum(a != b for a, b in zip(widths, widths[1:], strict=False))
+        changes = sum(a != b for a, b in itertools.pairwise(widths))
         if changes < _MAX_STATIC_RUNS:
             streams.append(_Stream(sub_model))
             continue
@@ -84,8 +86,17 @@ def _cuts(streams: Sequence[_Stream], num_layers: int) -> list[int]:
 def _graphdef(kind: str, depth: int) -> nnx.GraphDef:
     sizes = {
         name: 1
-        for name in ("d_model", "qkv", "heads", "heads_granules", "head_dim", "d_ff", "d_ff_granules")
-        + ("vocab", "positions")
+        for name in (
+            "d_model",
+            "qkv",
+            "heads",
+            "heads_granules",
+            "head_dim",
+            "d_ff",
+            "d_ff_granules",
+            "vocab",
+            "positions",
+        )
     }
     makers: dict[str, Callable[[], nnx.Module]] = {
         "block": lambda: Block(sizes, nnx.Rngs(0), depth=depth),
@@ -174,7 +185,7 @@ def joint_apply(
 
     hidden = [narrowed("embed", stream)(tokens_BT) for stream in streams]
     cuts = _cuts(streams, num_layers)
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         leaders: dict[tuple[Any, ...], int] = {}
         for i, stream in enumerate(streams):
             if stream.choice is not None or stream.sub_model.width_of(start):

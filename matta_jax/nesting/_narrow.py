@@ -1,8 +1,9 @@
 """Slicing and counting, derived from logical axes and a SubModel and from nothing else.
 
-A tree of weights goes with a tree of the same structure whose leaves are the weights' axis names. A nested axis that may
-be sharded over tensor-parallel devices is stored as two axes, `X_granules` and `X`: the logical axis X is their product,
-a prefix of granules is a prefix of X, and only the inner axis is ever sharded, so slicing moves nothing between devices.
+A tree of weights goes with a tree of the same structure whose leaves are the weights' axis names. A nested axis that
+may be sharded over tensor-parallel devices is stored as two axes, `X_granules` and `X`: the logical axis X is their
+product, a prefix of granules is a prefix of X, and only the inner axis is ever sharded, so that slicing moves nothing
+between devices.
 """
 
 import dataclasses

@@ -34,7 +34,9 @@ def parse_spec(spec: str, nest: Nest) -> SubModel:
         axis, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or axis not in _AXES:
             hint = did_you_mean(axis, ("student", "ta", *_AXES))
-            raise UserError(f"sub_model {spec!r}: {part!r} is not student, ta or AXIS=VALUE with {', '.join(_AXES)}{hint}")
+            raise UserError(
+                f"sub_model {spec!r}: {part!r} is not student, ta or AXIS=VALUE with {', '.join(_AXES)}{hint}"
+            )
         if axis in parts:
             raise UserError(f"sub_model {spec!r}: {axis} is named twice; name it once")
         parts[axis] = value
@@ -113,5 +115,7 @@ def _widths(text: str, num_layers: int, spec: str, nest: Nest) -> tuple[int, ...
     if len(widths) == 1 and "*" not in text:
         widths *= num_layers
     if len(widths) != num_layers:
-        raise UserError(f"sub_model {spec!r}: d_ff names {len(widths)} widths, but {num_layers} layers run; name one each")
+        raise UserError(
+            f"sub_model {spec!r}: d_ff names {len(widths)} widths, but {num_layers} layers run; name one each"
+        )
     return tuple(widths)

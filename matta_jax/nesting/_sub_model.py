@@ -119,7 +119,9 @@ class Nest:
         require("d_model", sub_model.d_model, self.d_models)
         require("num_heads", sub_model.num_heads, self.head_counts)
         if not sub_model.layers:
-            raise UserError(f"{where}layers=0 is outside the nest; keep at least one of the {self.ta.num_layers} layers")
+            raise UserError(
+                f"{where}layers=0 is outside the nest; keep at least one of the {self.ta.num_layers} layers"
+            )
         for layer in sub_model.layers:
             if not 0 <= layer < self.ta.num_layers:
                 raise UserError(f"{where}layers={layer} is outside the nest; allowed: 0 to {self.ta.num_layers - 1}")

@@ -72,7 +72,7 @@ def _map_names(function: Callable[[Names], Any], axes: Tree) -> Tree:
 def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params: Tree) -> Any:
     """Maps `function(leaf, path)` over an optimiser state.
 
-    `path` is that of the weight whose moment the leaf is, known by the end of the leaf's own path and by an equal shape;
+    `path` is that of the weight whose moment the leaf is, known by the end of the leaf's path and by an equal shape;
     None for all other leaves, such as counters and factored moments.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}

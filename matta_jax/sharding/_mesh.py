@@ -26,8 +26,8 @@ def check_mesh(config: MeshConfig, *, batch_size: int, microbatches: int, num_de
     data = max(num_devices // inner, 1) if config.data == -1 else config.data
     if data * inner > num_devices:
         raise UserError(
-            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor} need {data * inner} devices, "
-            f"but there are {num_devices}; lower them so that their product is at most {num_devices}"
+            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor={config.tensor} need {data * inner} "
+            f"devices, but there are {num_devices}; lower them so that their product is at most {num_devices}"
         )
     parts = data * config.fsdp * microbatches
     if batch_size % parts:

@@ -33,9 +33,7 @@ def dry_run(config: Config) -> str:
     sub_models = dict.fromkeys(parse_spec(spec, nest) for spec in specs)  # Each once, in order.
     lines = [f"{'sub-model':<44} {'parameters':>14} {'MB':>10} {'MFLOP/token':>12}"]
     for sub_model in sub_models:
-        counts = count(
-            abstract.params, setup.axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len
-        )
+        counts = count(abstract.params, setup.axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len)
         lines.append(
             f"{format_spec(sub_model, nest):<44} {counts.parameters:>14,} {counts.bytes / 1e6:>10.2f} "
             f"{counts.flops_per_token / 1e6:>12.2f}"

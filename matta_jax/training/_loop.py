@@ -123,7 +123,9 @@ def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
             raise UserError(f"resume=must, but workdir={str(workdir)!r} holds no run; name one, or use resume=auto")
         return
     if resume == "never":
-        raise UserError(f"resume=never, but workdir={str(workdir)!r} holds a run; name an empty one, or use resume=auto")
+        raise UserError(
+            f"resume=never, but workdir={str(workdir)!r} holds a run; name an empty one, or use resume=auto"
+        )
     try:
         other = json.loads(file.read_text())
         lines = config_lib.differences(other, config_lib.to_dict(config))
@@ -171,9 +173,7 @@ class _Run:
         self.setup, self.config, self.checkpoints = setup, setup.config, checkpoints
         self.windows, self.eval_windows, self.writers, self.log = windows, eval_windows, writers, log
         self.train_step, self.eval_step = make_train_step(setup), make_eval_step(setup)
-        self.flops_per_token = step_flops_per_token(
-            self.config, setup.nest, static_sub_models(setup), num_mixes(setup)
-        )
+        self.flops_per_token = step_flops_per_token(self.config, setup.nest, static_sub_models(setup), num_mixes(setup))
         stated = self.config.train.peak_tflops
         self.peak_flops = (stated * 1e12 if stated else measure_peak_flops(self.config.model.compute_dtype)) * (
             setup.mesh.size
@@ -290,7 +290,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets; outside the main thread, where no handler can be set, one that nothing sets."""
+    """Yields an event that SIGTERM sets; elsewhere than in the main thread no handler can be set."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -50,9 +50,7 @@ class _TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UserError(
-                "train.tensorboard=True needs tensorboardX: pip install 'matta_jax[tensorboard]'"
-            ) from None
+            raise UserError("train.tensorboard=True needs tensorboardX: pip install 'matta_jax[tensorboard]'") from None
         self._writer = SummaryWriter(str(folder))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -105,9 +103,7 @@ def step_flops_per_token(config: Config, nest: Nest, sub_models: list[SubModel],
     shapes, axes = abstract_params(architecture), logical_axes(architecture)
 
     def forward(sub_model: SubModel) -> int:
-        return count(
-            shapes, axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len
-        ).flops_per_token
+        return count(shapes, axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len).flops_per_token
 
     total = sum(forward(sub_model) for sub_model in sub_models)
     if len(sub_models) > 1:

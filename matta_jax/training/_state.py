@@ -80,11 +80,11 @@ def make_setup(config: Config, mesh: Mesh) -> Setup:
     by_path = flatten(shardings)
     opt_shardings = map_state(lambda leaf, path: by_path[path] if path else whole, opt_state, params)
 
-    def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     abstract = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        step=placed(jax.ShapeDtypeStruct((), jnp.int32), whole),
         params=jax.tree.map(placed, params, shardings),
         opt_state=jax.tree.map(placed, opt_state, opt_shardings),
     )

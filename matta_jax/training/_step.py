@@ -35,7 +35,7 @@ def num_mixes(setup: Setup) -> int:
 def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's memory.
 
-    Random numbers depend on the seed and the step alone, so a resumed run repeats them. Metrics are float32 scalars: the
+    Random numbers depend on the seed and the step alone: a resumed run repeats them. Metrics are float32 scalars: the
     loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`.
     """
     config = setup.config
@@ -99,7 +99,12 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
     objective = make_objective(config.objective, num_mixes=mixes, nested=len(sub_models) > 1)
 
     def loss(
-        params: Tree, batch: Batch, choice_ML: jax.Array | None, key: jax.Array | None, scale: jax.Array, total: jax.Array
+        params: Tree,
+        batch: Batch,
+        choice_ML: jax.Array | None,
+        key: jax.Array | None,
+        scale: jax.Array,
+        total: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         tokens_BT = batch["tokens"]
         seq_len = tokens_BT.shape[1] - 1

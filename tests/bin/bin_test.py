@@ -72,7 +72,7 @@ QUICK = "--config=configs/quickstart.py"
     [
         ("train", [QUICK, "--workdir=W", "--config.optimizer.learning_rat=1"],
          ["optimizer.learning_rat", "did you mean 'optimizer.learning_rate'"]),
-        ("train", [QUICK, "--workdir=W", "--config.optimiser.learning_rate=1"], ["optimiser.learning_rate", "did you mean"]),
+        ("train", [QUICK, "--workdir=W", "--config.optimiser.learning_rate=1"], ["optimiser", "did you mean"]),
         ("train", [QUICK, "--workdir=W", "--config.train.num_steps=many"], ["train.num_steps", "many"]),
         ("train", [QUICK, "--workdir=W", "--config.nest.num_layers=2.5"], ["nest.num_layers", "2.5"]),
         ("train", [QUICK, "--workdir=W", "--config.nest.widths=0.5"], ["nest.widths=(0.5,)"]),
@@ -82,8 +82,8 @@ QUICK = "--config=configs/quickstart.py"
         ("train", [QUICK, "--workdir=W", "--config.nest.d_ff=64"], ["nest.d_ff=64", "model.d_ff=128"]),
         ("train", [QUICK, "--workdir=W", "--config.optimizer.name=adamv"], ["did you mean 'adamw'"]),
         ("train", [QUICK, "--workdir=W", "--config.mesh.fsdp=64"], ["need 64 devices", "there are 8"]),
-        ("train", ["--config=configs/quikstart.py", "--workdir=W"], ["configs/quikstart.py", "does not exist"]),
-        ("train", ["--config=configs/quickstart.py:two_pint", "--workdir=W"], ["two_pint", "did you mean 'two_point'"]),
+        ("train", ["--config=configs/quikstart.py", "--workdir=W"], ["--config='configs/quikstart.py'", "does not exist"]),
+        ("train", ["--config=configs/quickstart.py:two_pint", "--workdir=W"], ["did you mean 'two_point'"]),
         ("train", ["--config", "configs/nowhere.py", "--workdir=W"], ["configs/nowhere.py", "does not exist"]),
         ("train", ["--workdir=W"], ["--config is missing"]),
         ("train", [QUICK], ["--workdir is missing"]),
@@ -133,4 +133,3 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     assert code == 0 and "student  perplexity" in output
     code, output = call("report", f"--workdir={workdir}")
     assert code == 0 and (workdir / "report.md").exists() and (workdir / "curves.png").exists(), output
-

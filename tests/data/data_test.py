@@ -59,9 +59,11 @@ def test_stdlib_skips_tests_and_splits_by_path():
     corpus = data.Corpus("stdlib")
     names = [path.as_posix() for path in corpus.files()]
     assert len(names) > 300 and not any("/test/" in name or "site-packages" in name for name in names)
-    keys = {held_out: {d.key for d in data.split_documents(corpus, 0.05, held_out=held_out)} for held_out in (True, False)}
+    keys = {
+        held_out: {d.key for d in data.split_documents(corpus, 0.05, held_out=held_out)} for held_out in (True, False)
+    }
     assert not keys[True] & keys[False] and len(keys[True] | keys[False]) == len(names)
-    assert 0.01 < len(keys[True]) / len(names) < 0.1 and all("/" != key[0] for key in keys[True])
+    assert 0.01 < len(keys[True]) / len(names) < 0.1 and all(key[0] != "/" for key in keys[True])
 
 
 def test_the_held_out_split_never_leaks(tmp_path):
@@ -192,8 +194,10 @@ def test_sequential_batches_fill_up_and_spread(tmp_path):
     batches = list(data.sequential_batches(windows, batch_size=4))
     assert sum(int(batch["length"].sum()) for batch in batches) == len(windows.tokens) - 1
     assert all(batch["tokens"].shape == (4, 9) for batch in batches)
-    starts = [b["tokens"] for b in data.sequential_batches(windows_of("".join(map(str, range(200))), tmp_path),
-                                                           batch_size=2, limit=2)]
+    starts = [
+        b["tokens"]
+        for b in data.sequential_batches(windows_of("".join(map(str, range(200))), tmp_path), batch_size=2, limit=2)
+    ]
     assert len(starts) == 2 and not np.array_equal(starts[0], starts[1])
 
 

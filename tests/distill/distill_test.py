@@ -79,7 +79,12 @@ def joint_loss(objective, params, weights=None, ramp=1.0):
     )
     weights = jnp.ones(16) if weights is None else weights
     return objective(
-        hidden, params["embed"]["tokens"], tokens[:, 1:].reshape(-1), weights, ramp=jnp.float32(ramp), total=weights.sum()
+        hidden,
+        params["embed"]["tokens"],
+        tokens[:, 1:].reshape(-1),
+        weights,
+        ramp=jnp.float32(ramp),
+        total=weights.sum(),
     )
 
 
@@ -143,7 +148,9 @@ def test_the_distillation_gradient_on_shared_parameters_ignores_the_ta_path():
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():
-    config = ObjectiveConfig(student_weight=0.7, ta_weight=1.3, distill_weight=0.4, mix_weight=0.2, mix_distill_weight=0.1)
+    config = ObjectiveConfig(
+        student_weight=0.7, ta_weight=1.3, distill_weight=0.4, mix_weight=0.2, mix_distill_weight=0.1
+    )
     params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
     loss, m = joint_loss(distill.make_objective(config, num_mixes=1), params, ramp=0.25)
     expected = 0.7 * m["student"] + 1.3 * m["ta"] + 0.25 * 0.4 * m["distill"]

@@ -28,7 +28,7 @@ def test_bits_per_byte_is_that_of_a_plain_loop(student, text):
     model = elastic.load_model(student)
     stream = [0]
     for name in ("a.txt", "b.txt"):
-        stream += list((text / name).read_bytes()) + [0]
+        stream += [*list((text / name).read_bytes()), 0]
     nats, seq_len = 0.0, 32
     logits = jax.jit(model.logits)
     for start in range(0, len(stream) - 1, seq_len):
@@ -92,8 +92,11 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
     assert not empty.rows and "matta-extract" in empty.table
     for spec in ("ta", "student"):
         extract(str(workdir), [spec], workdir / "models" / spec)
-        evaluate(model=workdir / "models" / spec, tasks=["bits_per_byte:held_out"],
-                 output=workdir / "models" / spec / evaluation.EVALUATION)
+        evaluate(
+            model=workdir / "models" / spec,
+            tasks=["bits_per_byte:held_out"],
+            output=workdir / "models" / spec / evaluation.EVALUATION,
+        )
     made = report(workdir, notes={"baselines": {"unigram entropy": 4.5}, "sample": "text ``` more"})
     assert [row["name"] for row in made.rows] == ["student", "ta"]
     assert made.rows[0]["parameters"] < made.rows[1]["parameters"]
@@ -101,7 +104,9 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
     assert names == {"report.md", "report.json", "curves.png", "accuracy_vs_size.png"}
     assert all(file.stat().st_size > 100 for file in made.files)
     markdown = (workdir / "report.md").read_text()
-    assert "unigram entropy" in markdown and "text ''' more" in markdown and f"{made.rows[1]['parameters']:,}" in markdown
+    assert (
+        "unigram entropy" in markdown and "text ''' more" in markdown and f"{made.rows[1]['parameters']:,}" in markdown
+    )
     assert "eval/student" in markdown
     again = report(workdir)  # The notes of the last report stay.
     assert again.table == made.table and "text ''' more" in (workdir / "report.md").read_text()

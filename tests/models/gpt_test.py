@@ -40,7 +40,9 @@ def plain(nest, params, axes, sub_model):
 def numpy_gpt2(params, ids):
     """GPT-2 written from its description in float64 numpy, over flat [D, 3·H·E] and [D, F] weights."""
     get = lambda *path: np.asarray(_at(params, path), np.float64)
-    norm = lambda x, scale, bias: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
+    norm = lambda x, scale, bias: (
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
+    )
     table = get("embed", "tokens")
     x = table[ids] + get("embed", "positions")[: ids.shape[1]]
     for i in range(len(params["blocks"])):
@@ -164,9 +166,9 @@ def test_causal_by_gradient(name):
 def test_each_sub_model_uses_exactly_its_own_weights():
     nest, params, axes = make("all")
     mix = nesting.parse_spec("layers=3;d_model=16;num_heads=2;d_ff=32", nest)
-    gradient = jax.grad(
-        lambda p: jnp.sum(models.sub_model_apply(p, tokens(), mix, nest=nest, axes=axes) ** 3)
-    )(perturbed(params))
+    gradient = jax.grad(lambda p: jnp.sum(models.sub_model_apply(p, tokens(), mix, nest=nest, axes=axes) ** 3))(
+        perturbed(params)
+    )
     used = nesting.slice_model(jax.tree.map(jnp.ones_like, params), axes, mix)
     inside = nesting.slice_model(gradient, axes, mix)
     total, own = (sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree)) for tree in (gradient, inside))
@@ -176,7 +178,13 @@ def test_each_sub_model_uses_exactly_its_own_weights():
 
 def test_initialisation_has_each_models_own_scale():
     nest = nesting.expand(
-        num_layers=2, d_model=64, num_heads=4, d_ff=128, ta_d_model=256, ta_num_heads=16, ta_d_ff=1024,
+        num_layers=2,
+        d_model=64,
+        num_heads=4,
+        d_ff=128,
+        ta_d_model=256,
+        ta_num_heads=16,
+        ta_d_ff=1024,
         widths=(128, 512, 1024),
     )
     architecture = models.architecture_of(dataclasses.replace(CONFIG, d_model=64), nest, nest.ta)
@@ -188,13 +196,17 @@ def test_initialisation_has_each_models_own_scale():
     assert float(student["mlp"]["w_out"].std()) == pytest.approx(residual / math.sqrt(128), rel=0.05)
     assert float(student["attention"]["w_out"].std()) == pytest.approx(residual / 8, rel=0.05)
     assert float(params["embed"]["tokens"][:, :64].std()) == pytest.approx(1 / 8, rel=0.1)
-    whole = params["blocks"]["0"]["mlp"]["w_out"]  # Variance of an output of unit inputs: between 1 and 2 times its own.
+    whole = params["blocks"]["0"]["mlp"][
+        "w_out"
+    ]  # Variance of an output of unit inputs: between 1 and 2 times its own.
     assert 1 < float((whole**2).sum((1, 2)).mean()) / residual**2 < 3
 
 
 def test_bfloat16_compute_is_close_and_dropout_drops():
     nest, params, axes = make("all")
-    run = lambda **options: models.joint_apply(params, tokens(), [nest.student, nest.ta], nest=nest, axes=axes, **options)
+    run = lambda **options: models.joint_apply(
+        params, tokens(), [nest.student, nest.ta], nest=nest, axes=axes, **options
+    )
     exact, rough = run(), run(dtype="bfloat16")
     assert rough[0].dtype == jnp.bfloat16
     for a, b in zip(exact, rough, strict=True):

@@ -56,7 +56,11 @@ def ta_weights(nest):
     architecture = models.architecture_of(config, nest, nest.ta)
     rng = np.random.default_rng(0)
     shapes = models.abstract_params(architecture)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes), models.logical_axes(architecture), config
+    return (
+        jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes),
+        models.logical_axes(architecture),
+        config,
+    )
 
 
 @hypothesis.given(nests_with())
@@ -112,8 +116,10 @@ def test_a_slice_of_a_slice_is_the_slice(case):
     nest, a, b = case
     params, axes, _ = ta_weights(nest)
     small, large = (
-        {axis: pick(nesting.sizes_of(a, a.d_ff[0])[axis], nesting.sizes_of(b, b.d_ff[0])[axis]) for axis in
-         ("d_model", "heads", "d_ff")}
+        {
+            axis: pick(nesting.sizes_of(a, a.d_ff[0])[axis], nesting.sizes_of(b, b.d_ff[0])[axis])
+            for axis in ("d_model", "heads", "d_ff")
+        }
         for pick in (min, max)
     )
     direct = nesting.narrow(params, axes, small)
@@ -152,7 +158,14 @@ def test_narrow_refuses_what_does_not_fit():
 
 
 NEST = nesting.expand(
-    num_layers=12, d_model=64, num_heads=4, d_ff=256, ta_num_layers=24, ta_d_model=128, ta_num_heads=8, ta_d_ff=1024,
+    num_layers=12,
+    d_model=64,
+    num_heads=4,
+    d_ff=256,
+    ta_num_layers=24,
+    ta_d_model=128,
+    ta_num_heads=8,
+    ta_d_ff=1024,
     widths=(256, 512, 1024),
 )
 

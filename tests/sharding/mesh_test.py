@@ -52,7 +52,10 @@ def losses(config, sizes, steps=4):
 WIDE = {"model__num_heads": 2, "nest__num_heads": 4, "nest__d_model": 32, "data__batch_size": 8}
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2)], ids=str)
+SLOW = [pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(8, 1, 1), (1, 8, 1), (1, 1, 2)]]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), *SLOW], ids=str)
 def test_a_run_is_the_same_on_any_mesh(tiny, sizes):
     config = tiny(**WIDE)
     one, one_eval, _ = losses(config, (1, 1, 1))
@@ -68,7 +71,7 @@ def test_a_run_is_the_same_on_any_mesh(tiny, sizes):
         assert moment.sharding == weight.sharding
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny, microbatches):
     one, _, a = losses(tiny(**WIDE), (1, 1, 1))
     many, _, b = losses(tiny(**WIDE, train__microbatches=microbatches), (1, 1, 1))
@@ -79,11 +82,11 @@ def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny, microbatches
 
 
 def test_the_second_step_and_the_ramp_do_not_recompile(tiny):
-    setup = make_setup(tiny(**WIDE, objective__distill_ramp=1.0), make_mesh((2, 2, 2)))
+    setup = make_setup(tiny(**WIDE), make_mesh((2, 2, 2)))
     state, step = setup.init(), make_train_step(setup)
     batch = {"tokens": np.zeros((8, 33), np.int32), "length": np.full(8, 32, np.int32)}
     scales = []
-    for _ in range(4):
+    for _ in range(3):
         state, metrics = step(state, place_batch(batch, setup.mesh))
         scales.append(float(metrics["distill_scale"]))
-    assert step._cache_size() == 1 and scales[0] == 0 < scales[1] < scales[2]
+    assert step._cache_size() == 1 and scales[0] == 0 < scales[1]

@@ -106,7 +106,7 @@ def test_killed_anywhere_even_in_mid_save_a_run_ends_with_the_same_bits(tiny, ru
 
 @pytest.mark.slow
 def test_sigterm_saves_and_ends_well(tiny, run, tmp_path):
-    config, whole, _ = run
+    _config, _whole, _ = run
     long = tiny(train__num_steps=3000, train__checkpoint_every=2900, train__eval_every=2900)
     process = start(long, tmp_path / "stopped")
     read_until(process, "step 4/3000")
@@ -159,17 +159,16 @@ def test_resume_never_and_must(run, tiny, tmp_path):
 
 
 def test_changed_data_is_refused(tiny, run, tmp_path):
-    config, whole, _ = run
+    _config, _whole, _ = run
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(20):
         (folder / f"{i}.txt").write_text(f"first text {i} " * 20)
-    own = tiny(data__source=f"text:{folder}/*.txt", train__num_steps=2, optimizer__warmup_steps=0)
-    longer = c.from_dict(c.to_dict(own))
+    own = tiny(data__source=f"text:{folder}/*.txt")
     train(own, tmp_path / "run", log=QUIET)
     (folder / "3.txt").write_text("changed " * 20)
-    with pytest.raises(UserError, match="has changed since checkpoint 2"):
-        train(longer, tmp_path / "run", log=QUIET)
+    with pytest.raises(UserError, match="has changed since checkpoint 6"):
+        train(own, tmp_path / "run", log=QUIET)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
@@ -199,21 +198,27 @@ def test_capacity_mismatch_warns_once(tiny, tmp_path, caplog, monkeypatch):
         _Run, "account", lambda self, step, metrics: real(self, step, dict(metrics) | {"gap": np.float32(-0.1)})
     )
     with caplog.at_level(logging.WARNING):
-        train(tiny(objective__ramp_shape="constant"), tmp_path / "run", log=QUIET)
+        train(tiny(), tmp_path / "run", log=QUIET)
     warnings = [record.getMessage() for record in caplog.records if "capacity mismatch" in record.getMessage()]
-    assert len(warnings) == 1 and "at step 1 the TA is no better" in warnings[0]
+    assert len(warnings) == 1 and "at step 2 the TA is no better" in warnings[0]
 
 
 def test_a_lone_student_trains(tiny, tmp_path):
     alone = tiny(
-        nest__num_layers=None, nest__d_model=None, nest__num_heads=None, nest__d_ff=None, nest__widths=[],
+        nest__num_layers=None,
+        nest__d_model=None,
+        nest__num_heads=None,
+        nest__d_ff=None,
+        nest__widths=[],
         train__num_steps=3,
     )
     result = train(alone, tmp_path / "run", log=QUIET)
     assert set(result.metrics) == {"eval/student", "eval/agreement"} and result.metrics["eval/agreement"] == 1
 
 
-@pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
+@pytest.mark.parametrize(
+    "name", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adafactor", "lion"))]
+)
 def test_every_optimiser_trains_and_resumes(tiny, tmp_path, name):
     config = tiny(optimizer__name=name, train__num_steps=4, train__checkpoint_every=2)
     train(config, tmp_path / "run", log=QUIET)
@@ -223,7 +228,7 @@ def test_every_optimiser_trains_and_resumes(tiny, tmp_path, name):
 
 
 def test_tensorboard_is_written(tiny, tmp_path):
-    train(tiny(train__tensorboard=True, train__num_steps=3), tmp_path / "run", log=QUIET)
+    train(tiny(train__tensorboard=True), tmp_path / "run", log=QUIET)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
