@@ -6,7 +6,6 @@ Training keeps many steps in one folder (`Checkpoints`); an extracted model is a
 """
 
 import json
-import logging
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -18,8 +17,6 @@ from orbax.checkpoint import v1 as ocp
 
 from matta_jax.errors import UserError
 from matta_jax.nesting import Tree
-
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno > logging.INFO)
 
 _POLICIES = ocp.training.preservation_policies
 
@@ -60,11 +57,6 @@ class Checkpoints:
         self._checkpointer.save_checkpointables_async(
             step, dict(trees), force=True, metrics={"loss": loss}, custom_metadata=_with_fingerprints(meta, trees)
         )
-
-    def wait(self) -> None:
-        """Returns when all that was saved is written."""
-        self._checkpointer.close()
-        self._checkpointer = ocp.training.Checkpointer(self.directory)
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON document of a step. Raises UserError when it cannot be read."""

@@ -87,8 +87,9 @@ SHRUNK = {
     "data": {"seq_len": 32, "batch_size": 4, "tokenizer": "byte", "eval_fraction": 0.2},
     "mesh": {"data": 1},
 }
-VARIANTS = [(path, "") for path in CONFIGS] + [
-    pytest.param(path, variant, marks=pytest.mark.slow)
+SLOW = pytest.mark.slow
+VARIANTS = [pytest.param(path, "", marks=[SLOW] if path.stem != "quickstart" else []) for path in CONFIGS] + [
+    pytest.param(path, variant, marks=SLOW)
     for path in CONFIGS
     for variant in {"quickstart": ("two_point", "depth", "d_model"), "gpt2_medium": ("paper",)}.get(path.stem, ())
 ]

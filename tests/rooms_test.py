@@ -8,7 +8,19 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "matta_jax"
-ROOMS = ["errors", "config", "nesting", "models", "distill", "optim", "sharding", "data", "checkpoints", "training"]
+ROOMS = [
+    "errors",
+    "files",
+    "config",
+    "nesting",
+    "models",
+    "distill",
+    "optim",
+    "sharding",
+    "data",
+    "checkpoints",
+    "training",
+]
 ROOMS += ["elastic", "evaluation", "_quickstart", "bin"]
 FORBIDDEN = {("elastic", "training"), ("evaluation", "training")}
 

@@ -18,7 +18,7 @@ _USAGE_ERROR = 2
 
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs `main`. A UserError or a bad flag ends in one line on stderr and exit code 2."""
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # Progress is printed by `say`; the libraries' own is not wanted.
     app.run(lambda _: _guard(main), flags_parser=_parse)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from matta_jax.data import Corpus, Windows, corpus_windows, make_tokenizer, sequ
 from matta_jax.distill import cross_entropy
 from matta_jax.elastic import Model, load_in_place, load_model
 from matta_jax.errors import UserError, did_you_mean
+from matta_jax.files import replace_text
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
 
@@ -131,12 +131,10 @@ def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLo
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one. Raises UserError when it cannot be written."""
+    """Writes JSON, making its folder. Raises UserError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(beside, path)
+        replace_text(path, json.dumps(value, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output={str(path)!r} cannot be written ({error.strerror}); name another") from None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from matta_jax.errors import UserError
 from matta_jax.evaluation._evaluate import write_json
+from matta_jax.files import replace_text
 
 EVALUATION = "evaluation.json"  # The scores of an extracted model, in its folder.
 
@@ -50,9 +51,7 @@ def report(workdir: str | pathlib.Path, *, notes: dict[str, Any] | None = None) 
     files = [folder / "report.json", folder / "report.md"]
     pictures = _plots(folder, metrics, rows, notes.get("baselines", {}))
     write_json(files[0], {"models": rows, "notes": notes})
-    beside = files[1].with_name("report.md.tmp")
-    beside.write_text(_markdown(folder, table, pictures, notes, metrics), encoding="utf-8")
-    beside.replace(files[1])
+    replace_text(files[1], _markdown(folder, table, pictures, notes, metrics))
     return Report(files + pictures, rows, table)
 
 

@@ -19,6 +19,7 @@ from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.data import Windows, make_tokenizer, sequential_batches, split_windows, training_batches
 from matta_jax.errors import DivergenceError, UserError
+from matta_jax.files import replace_text
 from matta_jax.nesting import flatten
 from matta_jax.sharding import check_mesh, make_mesh, place_batch
 from matta_jax.training._metrics import (
@@ -104,7 +105,7 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
         resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
         if jax.process_index() == 0:
-            (workdir / "config.json").write_text(resolved)
+            replace_text(workdir / "config.json", resolved)
     except OSError as error:
         raise UserError(f"workdir={str(workdir)!r} cannot be written ({error.strerror}); name another") from None
     log(resolved.rstrip())
@@ -180,8 +181,10 @@ class _Run:
         )
         log(f"MFU is against {self.peak_flops / 1e12:.3f} TFLOP/s ({'stated' if stated else 'measured'})")
         self.warned = False
-        self.since: list[dict[str, float]] = []
-        self.clock = time.perf_counter()
+        self.since: list[dict[str, float]] = []  # Metrics of the steps since the last line.
+        self.clock = time.perf_counter()  # When the first of the `timed` steps began.
+        self.timed = 0
+        self.compiled = False
 
     def steps_from(self, state: TrainState, workdir: pathlib.Path) -> TrainResult:
         train, batch_size = self.config.train, self.config.data.batch_size
@@ -216,8 +219,8 @@ class _Run:
                     self.log(f"step {step}: {shown}")
                     if saves:
                         self.save(step, state, evaluation)
-                    self.clock = time.perf_counter()
                     self.since.clear()
+                    self._restart_clock()
             if pending is not None:
                 self.account(*pending)
                 self.save(step, state, self.evaluate(state))
@@ -235,11 +238,15 @@ class _Run:
                     "lower optimizer.learning_rate or optimizer.clip_norm, or raise optimizer.warmup_steps"
                 )
         self.since.append(values)
+        self.timed += 1
+        if not self.compiled and self.config.train.log_every > 1:  # The first step compiles: it tells no speed.
+            self.compiled = True
+            self._restart_clock()
         if step % self.config.train.log_every:
             return
         mean = {name: sum(row[name] for row in self.since) / len(self.since) for name in values}
         mean["distill_weight"] = values["distill_scale"] * self.config.objective.distill_weight
-        seconds = (time.perf_counter() - self.clock) / len(self.since)
+        seconds = (time.perf_counter() - self.clock) / max(self.timed, 1)
         tokens = self.config.data.batch_size * self.config.data.seq_len
         mean["tokens_per_second"] = tokens / seconds
         mean["mfu"] = self.flops_per_token * tokens / seconds / self.peak_flops
@@ -256,7 +263,10 @@ class _Run:
                 mean["distill_weight"],
             )
         self.since.clear()
-        self.clock = time.perf_counter()
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.clock, self.timed = time.perf_counter(), 0
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over held-out tokens of Student's and TA's terms, by name with `eval/` before it."""

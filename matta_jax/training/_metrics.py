@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from matta_jax.config import Config
 from matta_jax.errors import UserError
+from matta_jax.files import replace_text
 from matta_jax.models import abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import Nest, SubModel, count
 
@@ -34,7 +35,7 @@ class _JsonLines:
                 with contextlib.suppress(ValueError):  # A kill may have cut the last line short.
                     if json.loads(line)["step"] <= start_step:
                         kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
+        replace_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ NEST = nesting.expand(
 CONFIG = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, d_ff=16, max_len=8)
 ARCHITECTURE = models.architecture_of(CONFIG, NEST, NEST.ta)
 AXES = models.logical_axes(ARCHITECTURE)
+PARAMS = jax.jit(lambda: models.init_params(ARCHITECTURE, jax.random.key(0), NEST))()
 
 
 def random_logits(seed):
@@ -60,7 +61,8 @@ def test_cross_entropy_is_that_of_numpy():
 
 @hypothesis.given(st.floats(0.01, 1.0), st.integers(10, 1000), st.sampled_from(["linear", "cosine"]))
 def test_ramps_rise_from_zero_to_one(fraction, num_steps, shape):
-    values = distill.ramp(jnp.arange(num_steps + 1), num_steps=num_steps, fraction=fraction, shape=shape)
+    steps = np.linspace(0, num_steps, 33, dtype=np.float32)
+    values = distill.ramp(steps, num_steps=num_steps, fraction=fraction, shape=shape)
     assert values[0] == 0 and values[-1] == pytest.approx(1) and np.all(np.diff(values) >= -1e-6)
     middle = distill.ramp(jnp.float32(fraction * num_steps / 2), num_steps=num_steps, fraction=fraction, shape=shape)
     assert float(middle) == pytest.approx(0.5, abs=1e-3)
@@ -96,9 +98,8 @@ def only_distillation(**fields):
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
-    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
     objective = only_distillation(divergence=kind, temperature=2.0)
-    gradient = jax.grad(lambda p: joint_loss(objective, p)[0])(params)
+    gradient = jax.jit(jax.grad(lambda p: joint_loss(objective, p)[0]))(PARAMS)
     shared = nesting.slice_model(gradient, AXES, NEST.student)
     magnitude = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
     assert magnitude(shared) > 1e-3
@@ -107,7 +108,7 @@ def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(zeroed))
     # The check can fail: with the TA's own loss the same parts have gradient.
     full = distill.make_objective(ObjectiveConfig(), num_mixes=1)
-    assert magnitude(zero_slice(jax.grad(lambda p: joint_loss(full, p)[0])(params))) > 1e-3
+    assert magnitude(zero_slice(jax.jit(jax.grad(lambda p: joint_loss(full, p)[0]))(PARAMS))) > 1e-3
 
 
 def zero_slice(gradient):
@@ -129,20 +130,19 @@ def zero_slice(gradient):
 
 def test_the_distillation_gradient_on_shared_parameters_ignores_the_ta_path():
     """The same gradient as with the TA's logits computed beforehand and passed in as constants."""
-    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
     objective = only_distillation()
-    gradient = jax.grad(lambda p: joint_loss(objective, p)[0])(params)
+    gradient = jax.jit(jax.grad(lambda p: joint_loss(objective, p)[0]))(PARAMS)
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, V)[:, :-1]
     run = lambda p, sub_model: models.logits(
         models.sub_model_apply(p, tokens, sub_model, nest=NEST, axes=AXES), p["embed"]["tokens"]
     )
-    constant = np.asarray(run(params, NEST.ta))
+    constant = np.asarray(jax.jit(lambda p: run(p, NEST.ta))(PARAMS))
 
     def reference(p):
         log_q = jax.nn.log_softmax(run(p, NEST.student))
         return -(numpy_softmax(constant) * log_q).sum(-1).mean()
 
-    expected = jax.grad(reference)(params)
+    expected = jax.jit(jax.grad(reference))(PARAMS)
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -151,8 +151,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     config = ObjectiveConfig(
         student_weight=0.7, ta_weight=1.3, distill_weight=0.4, mix_weight=0.2, mix_distill_weight=0.1
     )
-    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
-    loss, m = joint_loss(distill.make_objective(config, num_mixes=1), params, ramp=0.25)
+    loss, m = jax.jit(lambda p: joint_loss(distill.make_objective(config, num_mixes=1), p, ramp=0.25))(PARAMS)
     expected = 0.7 * m["student"] + 1.3 * m["ta"] + 0.25 * 0.4 * m["distill"]
     expected += 0.2 * m["mix_0"] + 0.25 * 0.1 * m["mix_0_distill"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(m["distill"]) > 0
@@ -160,12 +159,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_masked_tokens_count_for_nothing():
-    params = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
     objective = distill.make_objective(ObjectiveConfig(), num_mixes=1)
     half = jnp.array([1.0] * 8 + [0.0] * 8)
-    _, first = joint_loss(objective, params, half)
-    _, second = joint_loss(objective, params, 1 - half)
-    _, both = joint_loss(objective, params)
+    metrics = jax.jit(lambda weights: joint_loss(objective, PARAMS, weights)[1])
+    first, second, both = metrics(half), metrics(1 - half), metrics(jnp.ones(16))
     for name in both:
         assert float(both[name]) == pytest.approx((float(first[name]) + float(second[name])) / 2, rel=1e-5)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -19,10 +20,13 @@ NESTS = {
 }
 
 
+@functools.cache
 def make(name):
+    """(nest, weights that stand at no special value such as 0 or 1, axes)."""
     nest = nesting.expand(num_layers=2, d_model=16, num_heads=2, d_ff=16, **NESTS[name])
     architecture = models.architecture_of(CONFIG, nest, nest.ta)
-    return nest, models.init_params(architecture, jax.random.key(0), nest), models.logical_axes(architecture)
+    params = jax.jit(lambda: perturbed(models.init_params(architecture, jax.random.key(0), nest)))()
+    return nest, params, models.logical_axes(architecture)
 
 
 def tokens(batch=3, length=12):
@@ -86,18 +90,23 @@ def perturbed(params):
 @pytest.mark.parametrize("spec", ["student", "ta", "layers=3;d_ff=48,16,32"])
 def test_agrees_with_an_independent_gpt2_in_numpy(spec):
     nest, params, axes = make("all")
-    function, weights = plain(nest, perturbed(params), axes, nesting.parse_spec(spec, nest))
+    function, weights = plain(nest, params, axes, nesting.parse_spec(spec, nest))
     ids = tokens()
     ours = models.logits(function(weights, ids), weights["embed"]["tokens"])
     theirs = numpy_gpt2(weights, np.asarray(ids))
     np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", NESTS)
-@pytest.mark.parametrize("remat", ["dots", "none"])
+JOINT = [(name, "dots") for name in ("layer", "depth", "all")]
+JOINT += [
+    pytest.param(name, remat, marks=pytest.mark.slow)
+    for name, remat in [("spread", "dots"), ("d_model", "dots"), ("all", "none"), ("all", "full")]
+]
+
+
+@pytest.mark.parametrize(("name", "remat"), JOINT)
 def test_the_joint_pass_equals_each_plain_model_bit_for_bit(name, remat):
     nest, params, axes = make(name)
-    params = perturbed(params)
     specs = ["student", "ta", "layers=1"] + (["d_ff=48,16,16,48", "d_ff=16,48,16,32"] if name == "all" else [])
     sub_models = [nesting.parse_spec(spec, nest) for spec in specs]
     num_layers, num_widths = nest.ta.num_layers, len(nest.widths)
@@ -117,7 +126,8 @@ def test_the_joint_pass_equals_each_plain_model_bit_for_bit(name, remat):
 def test_alternating_static_widths_go_by_switch_and_are_exact():
     nest = nesting.expand(num_layers=6, d_model=16, num_heads=2, d_ff=16, ta_d_ff=32)
     architecture = models.architecture_of(CONFIG, nest, nest.ta)
-    params, axes = perturbed(models.init_params(architecture, jax.random.key(0))), models.logical_axes(architecture)
+    params = jax.jit(lambda: perturbed(models.init_params(architecture, jax.random.key(0))))()
+    axes = models.logical_axes(architecture)
     mix = nest.mix([16, 32] * 3)
     function, weights = plain(nest, params, axes, mix)
     ours = jax.jit(lambda p, t: models.sub_model_apply(p, t, mix, nest=nest, axes=axes))
@@ -158,7 +168,7 @@ def test_causal_by_gradient(name):
         return jnp.sum(hidden.reshape(3, 12, -1)[:, position] ** 3)
 
     for sub_model in (nest.student, nest.ta):
-        gradient = jax.grad(earlier)(params["embed"]["positions"], sub_model)
+        gradient = jax.jit(jax.grad(earlier), static_argnums=1)(params["embed"]["positions"], sub_model)
         assert np.all(gradient[position + 1 :] == 0)
         assert np.all(np.abs(gradient[: position + 1, : sub_model.d_model]).sum(-1) > 0)
 
@@ -188,7 +198,7 @@ def test_initialisation_has_each_models_own_scale():
         widths=(128, 512, 1024),
     )
     architecture = models.architecture_of(dataclasses.replace(CONFIG, d_model=64), nest, nest.ta)
-    params = models.init_params(architecture, jax.random.key(0), nest)
+    params = jax.jit(lambda: models.init_params(architecture, jax.random.key(0), nest))()
     axes = models.logical_axes(architecture)
     student = nesting.slice_model(params, axes, nest.student)["blocks"]["0"]
     residual = 0.25 / math.sqrt(2 * 2)
@@ -204,9 +214,11 @@ def test_initialisation_has_each_models_own_scale():
 
 def test_bfloat16_compute_is_close_and_dropout_drops():
     nest, params, axes = make("all")
-    run = lambda **options: models.joint_apply(
-        params, tokens(), [nest.student, nest.ta], nest=nest, axes=axes, **options
-    )
+
+    def run(**options):
+        joint = lambda p: models.joint_apply(p, tokens(), [nest.student, nest.ta], nest=nest, axes=axes, **options)
+        return jax.jit(joint)(params)
+
     exact, rough = run(), run(dtype="bfloat16")
     assert rough[0].dtype == jnp.bfloat16
     for a, b in zip(exact, rough, strict=True):

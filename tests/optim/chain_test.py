@@ -10,7 +10,7 @@ from matta_jax.config import ModelConfig, OptimizerConfig
 NEST = nesting.expand(num_layers=2, d_model=16, num_heads=2, d_ff=16, ta_d_ff=32)
 ARCHITECTURE = models.architecture_of(ModelConfig(vocab_size=9, max_len=4), NEST, NEST.ta)
 AXES = models.logical_axes(ARCHITECTURE)
-PARAMS = models.init_params(ARCHITECTURE, jax.random.key(0), NEST)
+PARAMS = jax.jit(lambda: models.init_params(ARCHITECTURE, jax.random.key(0), NEST))()
 
 
 def test_schedule_warms_up_and_decays():
@@ -48,7 +48,7 @@ def test_norms_and_biases_do_not_decay(name):
     optimizer = optim.make_optimizer(config, num_steps=10, axes=AXES)
     params = jax.tree.map(lambda leaf: leaf + 1.0, PARAMS)
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    updates = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p)[0])(params)
     names = nesting.flatten(AXES)
     for path, update in nesting.flatten(updates).items():
         decays = nesting.is_decayed(names[path]) and not (name == "muon" and path.startswith("embed"))

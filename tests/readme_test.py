@@ -1,0 +1,72 @@
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_two_blocks_are_the_two_commands():
+    assert "matta-quickstart --config=configs/quickstart.py" in BLOCKS[0]
+    assert BLOCKS[1].splitlines()[-1] == "python -m pytest" and "pip install" in BLOCKS[1]
+
+
+def test_every_command_names_real_binaries_flags_and_configs():
+    commands = re.findall(r"matta-(\w+)((?: \\\n +| )--[^`\n]*(?:\\\n[^`\n]*)*)", README)
+    assert len(commands) >= 6
+    for name, arguments in commands:
+        source = (ROOT / "matta_jax" / "bin" / f"{name}.py").read_text()
+        assert f"matta-{name} =" in (ROOT / "setup.py").read_text()
+        for flag in re.findall(r"--([a-z_]+)(?:=|\s|$)", arguments):
+            assert f'"{flag}"' in source or (flag == "config" and "define_config" in source), (name, flag)
+        for config in re.findall(r"configs/\w+\.py", arguments):
+            assert (ROOT / config).is_file()
+
+
+def test_every_config_override_is_a_field():
+    from matta_jax.config import field_names
+
+    overrides = re.findall(r"--config\.([a-z_]+\.[a-z_]+)", README)
+    assert overrides and set(overrides) <= set(field_names())
+
+
+def test_the_map_names_every_room():
+    named = set(re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE))
+    for path in (ROOT / "matta_jax").iterdir():
+        if path.name not in ("__init__.py", "__pycache__", "py.typed"):
+            assert f"matta_jax/{path.name}{'/' if path.is_dir() else ''}" in named, path
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_every_extra_named_is_there():
+    extras = re.search(r"Extras: (.*?)\.\n", README, re.DOTALL)[1]
+    setup = (ROOT / "setup.py").read_text()
+    assert all(f'"{extra}": ' in setup for extra in re.findall(r"`(\w+)`", extras))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quickstart_ends_where_the_readme_says(tmp_path):
+    import importlib.util
+
+    from matta_jax import config as c
+    from matta_jax import quickstart
+
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = c.from_dict(c.to_dict(c.from_config_dict(module.get_config())) | {"mesh": {"data": 1}})
+    result = quickstart(config, tmp_path / "run", log=lambda line: None)
+    rows = {row["name"]: next(iter(row["scores"].values())) for row in result.report.rows}
+    assert len(rows) >= 5
+    for end in ("student", "ta"):
+        assert rows[end] <= 0.65 * result.baselines["unigram entropy"], rows
+    assert rows["ta"] < rows["d_ff=256"] < rows["student"]
+    assert {file.name for file in result.report.files} >= {"report.md", "report.json", "accuracy_vs_size.png"}
+    assert result.sample.startswith("def ")
+    models = [path for path in (tmp_path / "run" / "models").iterdir() if (path / "manifest.json").exists()]
+    assert len(models) == len(rows)
+    again = quickstart(config, tmp_path / "run", log=lambda line: None)  # Finished work is kept.
+    assert again.report.rows == result.report.rows
