@@ -22,6 +22,6 @@ def get_config(variant: str = "default"):
             nest=c.choose_variant(nest, variant),
             optimizer=c.OptimizerConfig(learning_rate=4e-3, warmup_steps=40),
             data=c.DataConfig(source="stdlib", seq_len=64, batch_size=8),
-            train=c.TrainConfig(num_steps=800, eval_every=200, checkpoint_every=200, log_every=50),
+            train=c.TrainConfig(num_steps=700, eval_every=350, checkpoint_every=350, log_every=50),
         )
     )

@@ -55,6 +55,11 @@ def read_until(process, word):
     raise AssertionError(f"{word!r} never came:\n" + "".join(lines))
 
 
+def kill(process):
+    process.kill()
+    process.communicate()  # Closes the pipe.
+
+
 def final_params(workdir, step):
     from matta_jax.elastic._source import load_source
 
@@ -88,17 +93,15 @@ def test_killed_anywhere_even_in_mid_save_a_run_ends_with_the_same_bits(tiny, ru
     config, whole, _ = run
     process = start(config, tmp_path / "killed", hold="6.orbax")
     read_until(process, "SAVING")  # In mid-save of the last step.
-    process.kill()
-    process.wait()
+    kill(process)
     left = [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()]
     assert "3" in left and "6" not in left and any("orbax-checkpoint-tmp" in name for name in left)
     process = start(config, tmp_path / "killed")
     read_until(process, "step 5/6")
-    process.kill()  # Between two checkpoints.
-    process.wait()
+    kill(process)  # Between two checkpoints.
     process = start(config, tmp_path / "killed")
     lines = read_until(process, "DONE")
-    process.wait()
+    process.communicate()
     assert any("resumed from step 3" in line for line in lines)
     assert_same_bits(final_params(tmp_path / "killed", 6), final_params(whole, 6))
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
