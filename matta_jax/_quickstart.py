@@ -72,10 +72,11 @@ def quickstart(
         raise UserError(f"training was stopped at step {result.step}; start the same command again to go on")
     specs = family(nest_of(config)) if sub_models is None else list(sub_models)
     folders = [workdir / "models" / slug(spec) for spec in specs]
-    for spec, folder in zip(specs, folders, strict=True):
-        if not folder.exists():
-            extracted = extract(str(workdir), [spec], folder)[0]
-            log(f"extracted {extracted.spec}: difference to the TA's slice {extracted.max_difference}")
+    missing = {spec: folder for spec, folder in zip(specs, folders, strict=True) if not folder.exists()}
+    if missing:  # All from one reading of the checkpoint; a lone one is written to its own folder, not beneath it.
+        output = folders[0].parent if len(missing) > 1 else next(iter(missing.values()))
+        for one in extract(str(workdir), list(missing), output):
+            log(f"extracted {one.spec}: difference to the TA's slice {one.max_difference}")
     for folder in folders:
         evaluate(model=folder, tasks=[f"bits_per_byte:{HELD_OUT}"], output=folder / EVALUATION)
     baselines = _baselines(config)

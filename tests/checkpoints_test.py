@@ -64,14 +64,12 @@ def test_a_flipped_bit_is_noticed_and_its_array_named(folder):
     file = data_files(path)[-1]
     content = bytearray(file.read_bytes())
     assert len(content) > 10_000
-    noticed = 0
     for position in (len(content) // 3, len(content) // 2):
         content[position] ^= 4
         file.write_bytes(bytes(content))
         with pytest.raises(UserError, match="is damaged") as error:
             checkpoints.load_folder(path, {"params": abstract(big)})
         assert "\n" not in str(error.value)
-        noticed += "array params/w differs" in str(error.value)
         content[position] ^= 4
     file.write_bytes(bytes(content))
     checkpoints.load_folder(path, {"params": abstract(big)})
