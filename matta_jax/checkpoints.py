@@ -5,8 +5,10 @@ Orbax loads flipped bits without a word, so every restore computes the fingerpri
 Training keeps many steps in one folder (`Checkpoints`); an extracted model is a single one (`save_folder`).
 """
 
+import gc
 import json
 import pathlib
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -167,17 +169,33 @@ def _read_meta(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); name another") from None
 
 
+def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], str]:
+    """Returns the trees, or what went wrong in one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ocp.load_checkpointables(path, dict(abstract)), ""
+    except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
+        return {}, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _collect_quietly() -> None:
+    """A failed read of Orbax leaves coroutines of a closed event loop, which would complain whenever they are freed."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
 def _verified(
     path: pathlib.Path, abstract: Mapping[str, Tree], meta: Mapping[str, Any], *, mend: str
 ) -> dict[str, Tree]:
     damaged = f"checkpoint {str(path)!r} is damaged"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trees = ocp.load_checkpointables(path, dict(abstract))
-    except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{damaged}: {type(error).__name__}: {line}; {mend}") from None
+    trees, failure = _load(path, abstract)
+    if failure:
+        _collect_quietly()
+        raise UserError(f"{damaged}: {failure}; {mend}")
     for name, tree in trees.items():
         saved = meta["fingerprints"].get(name, {})
         for leaf, value in fingerprints(tree).items():

@@ -152,6 +152,9 @@ class ObjectiveConfig(_Section):
     )
     mix_weight: float = _field(0.5, "Cross-entropy of each random mix.", minimum=0.0)
     mix_distill_weight: float = _field(0.5, "Distillation of each random mix, on the same ramp.", minimum=0.0)
+    chunk_size: int = _field(
+        256, "Most tokens on a device whose logits exist at once; 256 to 512 pays, less saves memory.", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""Distillation: losses, the ramp, and the composite objective with its named terms."""
+"""Distillation: the fused nested loss, the ramp, and the composite objective with its named terms."""
 
-from matta_jax.distill._losses import cross_entropy as cross_entropy
-from matta_jax.distill._losses import divergence as divergence
 from matta_jax.distill._objective import Objective as Objective
-from matta_jax.distill._objective import Term as Term
 from matta_jax.distill._objective import make_objective as make_objective
+from matta_jax.distill._plan import Layout as Layout
+from matta_jax.distill._plan import OnlineTeacher as OnlineTeacher
+from matta_jax.distill._plan import Plan as Plan
+from matta_jax.distill._plan import Teacher as Teacher
+from matta_jax.distill._plan import Term as Term
+from matta_jax.distill._plan import TopKTeacher as TopKTeacher
 from matta_jax.distill._ramp import ramp as ramp
+from matta_jax.distill.fused import Losses as Losses
+from matta_jax.distill.fused import nested_loss as nested_loss

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tqdm
 
 from matta_jax.data import Corpus, Windows, corpus_windows, make_tokenizer, sequential_batches, split_windows
-from matta_jax.distill import cross_entropy
+from matta_jax.distill import make_objective
 from matta_jax.elastic import Model, load_in_place, load_model
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.files import replace_text
@@ -113,13 +113,16 @@ def task_windows(model: Model, where: str) -> Windows:
 def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLoss:
     """Sums a model's loss over windows. The separators between documents are context, but are not scored."""
 
+    objective = make_objective(model.config.objective, nested=False)
+
     @jax.jit
     def batch_loss(params, tokens_BT: jax.Array, length_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_NV = model.logits(params, tokens_BT[:, :-1])
+        hidden_ND = model.apply(params, tokens_BT[:, :-1])
         labels_BT = tokens_BT[:, 1:]
         counted_BT = (jnp.arange(labels_BT.shape[1]) < length_B[:, None]) & (labels_BT != windows.eos_id)
-        nats_N = cross_entropy(logits_NV, labels_BT.reshape(-1))
-        return jnp.sum(nats_N * counted_BT.reshape(-1)), jnp.sum(counted_BT)
+        labels_N, counted_N, one = labels_BT.reshape(-1), counted_BT.reshape(-1), jnp.ones(())
+        _, sums = objective([hidden_ND], params["embed"]["tokens"], labels_N, counted_N, ramp=one, total=one)
+        return sums["student"], jnp.sum(counted_BT)
 
     nats, tokens = 0.0, 0
     total = -(-len(windows) // batch_size)

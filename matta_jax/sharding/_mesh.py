@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from matta_jax.config import MeshConfig
+from matta_jax.distill import Layout
 from matta_jax.errors import UserError
 from matta_jax.nesting import Names, Tree
 
@@ -97,6 +98,15 @@ def gather_for_compute(mesh: Mesh):
         )
 
     return gather
+
+
+def loss_layout(mesh: Mesh) -> Layout | None:
+    """Returns how the loss lies on the mesh: tokens as batches, the table as its weight, the vocabulary over tensor."""
+    if mesh.size == 1:
+        return None
+    tokens = tuple(axis for axis in _BATCH_AXES if mesh.shape[axis] > 1)
+    columns, vocab = (axis if mesh.shape[axis] > 1 else None for axis in (RULES["d_model"], "tensor"))
+    return Layout(mesh, tokens=tokens, columns=columns, vocab=vocab)
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

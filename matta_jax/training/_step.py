@@ -14,7 +14,7 @@ from matta_jax.distill import make_objective, ramp
 from matta_jax.models import joint_apply
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.optim import make_schedule
-from matta_jax.sharding import batch_sharding, gather_for_compute, replicated
+from matta_jax.sharding import batch_sharding, gather_for_compute, loss_layout, replicated
 from matta_jax.training._state import Setup, TrainState
 
 Batch = dict[str, jax.Array]
@@ -96,7 +96,9 @@ def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
 def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any]:
     config = setup.config
     sub_models = static_sub_models(setup)
-    objective = make_objective(config.objective, num_mixes=mixes, nested=len(sub_models) > 1)
+    objective = make_objective(
+        config.objective, num_mixes=mixes, nested=len(sub_models) > 1, layout=loss_layout(setup.mesh)
+    )
 
     def loss(
         params: Tree,

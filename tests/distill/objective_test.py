@@ -10,7 +10,7 @@ import pytest
 from matta_jax import distill, models, nesting
 from matta_jax.config import ModelConfig, ObjectiveConfig
 
-N, V = 10, 7
+V = 7
 NEST = nesting.expand(
     num_layers=2, d_model=16, num_heads=2, d_ff=16, ta_num_layers=3, ta_d_model=24, ta_num_heads=3, ta_d_ff=48
 )
@@ -20,43 +20,9 @@ AXES = models.logical_axes(ARCHITECTURE)
 PARAMS = jax.jit(lambda: models.init_params(ARCHITECTURE, jax.random.key(0), NEST))()
 
 
-def random_logits(seed):
-    return 3 * jax.random.normal(jax.random.key(seed), (N, V))
-
-
 def numpy_softmax(z):
     e = np.exp(np.float64(z) - np.max(z, -1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
-def test_divergences_are_those_of_numpy(kind, temperature):
-    ta, student = np.asarray(random_logits(0)), np.asarray(random_logits(1))
-    p, q = numpy_softmax(ta / temperature), numpy_softmax(student / temperature)
-    kl = lambda a, b: (a * np.log(a / b)).sum(-1)
-    mixture = 0.3 * p + 0.7 * q
-    expected = {
-        "forward_kl": kl(p, q),
-        "reverse_kl": kl(q, p),
-        "jensen_shannon": 0.3 * kl(p, mixture) + 0.7 * kl(q, mixture),
-    }[kind]
-    ours = distill.divergence(ta, student, kind=kind, temperature=temperature, beta=0.3)
-    np.testing.assert_allclose(ours, temperature**2 * expected, rtol=2e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
-def test_equal_distributions_have_no_divergence_and_no_gradient(kind):
-    z = random_logits(0)
-    value, gradient = jax.value_and_grad(lambda s: distill.divergence(z, s, kind=kind, temperature=2.0).sum())(z)
-    assert float(value) == pytest.approx(0, abs=1e-5)
-    np.testing.assert_allclose(gradient, 0, atol=1e-6)
-
-
-def test_cross_entropy_is_that_of_numpy():
-    z, labels = random_logits(0), jnp.arange(N) % V
-    expected = -np.log(numpy_softmax(np.asarray(z))[np.arange(N), labels])
-    np.testing.assert_allclose(distill.cross_entropy(z, labels), expected, rtol=1e-5)
 
 
 @hypothesis.given(st.floats(0.01, 1.0), st.integers(10, 1000), st.sampled_from(["linear", "cosine"]))
@@ -96,7 +62,10 @@ def only_distillation(**fields):
     return distill.make_objective(ObjectiveConfig(distill_weight=1.0, **off, **fields), num_mixes=1)
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+_SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("reverse_kl", "jensen_shannon")]
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", *_SLOW_KINDS])
 def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
     objective = only_distillation(divergence=kind, temperature=2.0)
     gradient = jax.jit(jax.grad(lambda p: joint_loss(objective, p)[0]))(PARAMS)
@@ -169,6 +138,6 @@ def test_masked_tokens_count_for_nothing():
 
 def test_terms_of_no_weight_are_left_out_and_a_trivial_nest_has_one():
     config = dataclasses.replace(ObjectiveConfig(), distill_weight=0.0, mix_weight=0.0)
-    names = [term.name for term in distill.make_objective(config, num_mixes=2).terms]
+    names = [term.name for term in distill.make_objective(config, num_mixes=2).plan.terms]
     assert names == ["student", "ta", "mix_0_distill", "mix_1_distill"]
-    assert [t.name for t in distill.make_objective(config, num_mixes=0, nested=False).terms] == ["student"]
+    assert [t.name for t in distill.make_objective(config, num_mixes=0, nested=False).plan.terms] == ["student"]

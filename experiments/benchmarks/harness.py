@@ -1,0 +1,68 @@
+"""What every benchmark shares: one pinned core, interleaved rounds, a table and a JSON file.
+
+Import this module before jax: it pins the process to one core and XLA to one thread, so that CPU-seconds mean work.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    _FLAGS = " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
+
+
+def interleave(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
+    """Returns the CPU-seconds of each call; every round runs each contender once, and a first round is left out.
+
+    A contender returns when its work is done (`jax.block_until_ready`).
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, run in contenders.items():
+            start = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the median and half the range relative to it."""
+    median = statistics.median(values)
+    return median, (max(values) - min(values)) / 2 / median
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows of equal keys as a Markdown table; floats with three significant digits."""
+    shown = [{key: f"{v:.3g}" if isinstance(v, float) else str(v) for key, v in row.items()} for row in rows]
+    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in shown[0]}
+    print("| " + " | ".join(key.ljust(width) for key, width in widths.items()) + " |")
+    print("|" + "|".join("-" * (width + 2) for width in widths.values()) + "|")
+    for row in shown:
+        print("| " + " | ".join(row[key].rjust(width) for key, width in widths.items()) + " |")
+
+
+def write_results(output: str, results: Mapping[str, Any]) -> None:
+    """Writes results beside the command, the date and the machine that made them."""
+    import jax
+
+    about = {
+        "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | dict(results), indent=2) + "\n")
+    print(f"\nwritten: {path}")
