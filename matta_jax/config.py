@@ -162,16 +162,48 @@ class OptimizerConfig(_Section):
     """The Optax chain: clip, rule, decoupled weight decay, schedule."""
 
     section = "optimizer"
-    name: str = _field("adamw", "Update rule.", choices=("adamw", "adafactor", "lion", "muon"))
+    name: str = _field("adamw", "Update rule.", choices=("adamw", "adafactor", "lion", "muon", "shampoo"))
     learning_rate: float = _field(1e-3, "Peak learning rate.", above=0.0)
     warmup_steps: int = _field(100, "Steps of linear warm-up from 0.", minimum=0)
     schedule: str = _field("cosine", "After the warm-up.", choices=("cosine", "constant"))
     final_fraction: float = _field(0.1, "Where the cosine ends, of the peak.", minimum=0.0, maximum=1.0)
     weight_decay: float = _field(0.1, "Decoupled decay of matrices; norms and biases have none.", minimum=0.0)
     clip_norm: float | None = _field(1.0, "Global gradient norm to clip at; None: no clipping.", above=0.0)
-    b1: float = _field(0.9, "Decay of the first moment (adamw, lion) or momentum (muon).", minimum=0.0, below=1.0)
+    b1: float = _field(
+        0.9, "Decay of the first moment (adamw, lion) or momentum (muon, shampoo).", minimum=0.0, below=1.0
+    )
     b2: float = _field(0.95, "Decay of the second moment (adamw, lion).", minimum=0.0, below=1.0)
     eps: float = _field(1e-8, "Added to the root of the second moment (adamw).", above=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShampooConfig(_Section):
+    """Preconditioning, where optimizer.name is shampoo; `matta_jax/optim/_shampoo.py` has the equations."""
+
+    section = "shampoo"
+    block_size: int = _field(128, "Largest side of a block; 256 suits a TPU.", minimum=1)
+    beta2: float = _field(0.99, "Decay of statistics and grafting moment; 1 sums them up.", above=0.0, maximum=1.0)
+    epsilon: float = _field(1e-6, "Ridge of the statistics, relative to their largest eigenvalue.", above=0.0)
+    precondition_every: int = _field(10, "Steps between two computations of a block's roots.", minimum=1)
+    start_step: int = _field(10, "Steps that take the grafting update alone.", minimum=0)
+    staggered: bool = _field(False, "Compute every k-th block's roots in each step, not all in every k-th step.")
+    root: str = _field("newton", "How roots are computed; eigh suits CPUs and GPUs.", choices=("newton", "eigh"))
+    root_dtype: str = _field("float32", "Type that roots are kept in.", choices=("float32", "bfloat16"))
+    grafting: str = _field("rmsprop", "Whose norm the update takes.", choices=("rmsprop", "adam", "sgd"))
+    graft_scope: str = _field(
+        "block",
+        "Norms of each block, as nesting needs it, or of each whole matrix.",
+        choices=("block", "parameter"),
+    )
+    max_dim: int = _field(8192, "Longest side of a matrix that is preconditioned on that side.", minimum=1)
+    beyond_max_dim: str = _field(
+        "graft",
+        "A matrix with a longer side: the grafting update alone, or its other side to the power -1/2.",
+        choices=("graft", "one_sided"),
+    )
+    block_multiple: int = _field(
+        8, "Blocks of one shape are padded to a multiple of this, so that as many devices can share them.", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +265,7 @@ class Config:
     nest: NestConfig = NestConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    shampoo: ShampooConfig = ShampooConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()

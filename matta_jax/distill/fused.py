@@ -87,7 +87,6 @@ def nested_loss(
     _check(plan, len(outputs), vocab_size, teacher)
     total = jnp.asarray(total, jnp.float32)
     constants = Constants(labels_N, weights_N.astype(jnp.float32), term_weights_M, total, teacher)
-    constants = jax.lax.stop_gradient(constants)
     loss, sums = _fused(plan, tuple(outputs), table_VD, constants)
     sums = jax.lax.stop_gradient(sums)
     return Losses(loss, sums=sums[:-2], agreement=sums[-2], count=sums[-1])

@@ -14,6 +14,7 @@ from matta_jax.nesting._narrow import narrow_array as narrow_array
 from matta_jax.nesting._narrow import sizes_of as sizes_of
 from matta_jax.nesting._narrow import slice_axes as slice_axes
 from matta_jax.nesting._narrow import slice_model as slice_model
+from matta_jax.nesting._narrow import table_view as table_view
 from matta_jax.nesting._narrow import unflatten as unflatten
 from matta_jax.nesting._patterns import PATTERNS as PATTERNS
 from matta_jax.nesting._patterns import narrow_wide_narrow as narrow_wide_narrow

@@ -110,6 +110,12 @@ def matrix_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return (others, (model,)) if model == own[-1] else ((model,), others)
 
 
+def table_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The positions of the (entry, d_model) axes of an embedding table, or None for all others."""
+    entries = tuple(i for i, name in enumerate(names) if name in _TABLES)
+    return (entries, (names.index("d_model"),)) if entries and "d_model" in names else None
+
+
 def fan_in(names: Names) -> tuple[int, ...]:
     """The positions of the axes that a weight sums over: a matrix's inputs, a table's d_model (as the tied head)."""
     view = matrix_view(names)

@@ -1,5 +1,17 @@
-"""Optimisers: the visible Optax chain of a run."""
+"""Optimisers: blocked distributed Shampoo, and the Optax chain of a run."""
 
+from matta_jax.optim._blocks import MatrixView as MatrixView
 from matta_jax.optim._chain import make_optimizer as make_optimizer
 from matta_jax.optim._chain import make_schedule as make_schedule
 from matta_jax.optim._chain import map_state as map_state
+from matta_jax.optim._chain import matrix_views as matrix_views
+from matta_jax.optim._chain import shampoo_settings as shampoo_settings
+from matta_jax.optim._chain import state_shardings as state_shardings
+from matta_jax.optim._roots import inverse_pth_root as inverse_pth_root
+from matta_jax.optim._shampoo import BlockState as BlockState
+from matta_jax.optim._shampoo import Shampoo as Shampoo
+from matta_jax.optim._shampoo import ShampooState as ShampooState
+from matta_jax.optim._shampoo import block_sharding as block_sharding
+from matta_jax.optim._shampoo import diagnostics as diagnostics
+from matta_jax.optim._shampoo import scale_by_shampoo as scale_by_shampoo
+from matta_jax.optim._slice import slice_shampoo as slice_shampoo

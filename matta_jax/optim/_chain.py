@@ -1,13 +1,18 @@
 """The Optax chain of a run: clip, update rule, decoupled weight decay, learning rate."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from matta_jax.config import OptimizerConfig
-from matta_jax.nesting import Names, Tree, flatten, is_decayed, matrix_view
+from matta_jax.config import OptimizerConfig, ShampooConfig
+from matta_jax.nesting import Names, Nest, Tree, flatten, is_decayed, matrix_view, table_view
+from matta_jax.optim._blocks import MatrixView
+from matta_jax.optim._shampoo import BlockState, Shampoo, block_sharding, scale_by_shampoo
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -24,11 +29,20 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, *, num_steps: int, axes: Tree) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig,
+    *,
+    num_steps: int,
+    axes: Tree,
+    shampoo: ShampooConfig | None = None,
+    nest: Nest | None = None,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformation:
     """Builds the chain of `config` for weights with these axis names.
 
     Decay applies to matrices and tables; muon orthogonalises and decays matrices (in the view that their axes give) and
-    updates all else by Adam, undecayed.
+    updates all else by Adam, undecayed. Shampoo's momentum is Nesterov's, scaled by 1 - b1, so that AdamW's learning
+    rates carry over; its blocks end at the nest's boundaries and are shared by the devices of the mesh.
     """
     schedule = make_schedule(config, num_steps)
     decayed = _map_names(is_decayed, axes)
@@ -51,6 +65,11 @@ def make_optimizer(config: OptimizerConfig, *, num_steps: int, axes: Tree) -> op
         "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
         "lion": lambda: optax.scale_by_lion(config.b1, config.b2),
         "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+        "shampoo": lambda: optax.chain(
+            scale_by_shampoo(shampoo_settings(shampoo or ShampooConfig()), views=matrix_views(axes, nest), mesh=mesh),
+            optax.trace(config.b1, nesterov=True),
+            optax.scale(1 - config.b1),
+        ),
     }
     return optax.chain(
         clip,
@@ -69,6 +88,36 @@ def _map_names(function: Callable[[Names], Any], axes: Tree) -> Tree:
     return jax.tree.map(function, axes, is_leaf=lambda node: type(node) is tuple)
 
 
+def shampoo_settings(config: ShampooConfig) -> Shampoo:
+    """The settings of `scale_by_shampoo` that a config means."""
+    return Shampoo(**dataclasses.asdict(config))
+
+
+def matrix_views(axes: Tree, nest: Nest | None = None) -> Tree:
+    """Returns a `MatrixView` for each weight with these axis names, or None for norms and biases.
+
+    Inputs are rows and outputs columns; of a table, its entries are rows. Granules are a stack, which cuts their axis
+    at every boundary of a nest, and so are query, key and value; other nested axes are cut at the nest's boundaries.
+    """
+
+    def view(names: Names) -> MatrixView | None:
+        found = matrix_view(names) or table_view(names)
+        if found is None:
+            return None
+        rows, columns = (tuple(i for i in side if not is_stack(names[i])) for side in found)
+        return MatrixView(rows, columns, cuts(names, rows), cuts(names, columns))
+
+    def is_stack(name: str) -> bool:
+        return name.endswith("_granules") or name == "qkv"
+
+    def cuts(names: Names, side: tuple[int, ...]) -> tuple[int, ...]:
+        if nest is None or len(side) != 1 or f"{names[side[0]]}_granules" in names:
+            return ()
+        return tuple(nest.boundaries(names[side[0]]))
+
+    return _map_names(view, axes)
+
+
 def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params: Tree) -> Any:
     """Maps `function(leaf, path)` over an optimiser state.
 
@@ -83,3 +132,16 @@ def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params
         return function(leaf, next((end for end in ends if shapes.get(end) == leaf.shape), None))
 
     return jax.tree_util.tree_map_with_path(visit, opt_state)
+
+
+def state_shardings(opt_state: Any, params: Tree, shardings: Tree, mesh: Mesh) -> Any:
+    """Returns how an optimiser state lies on the mesh: moments as their weights, Shampoo's blocks over all devices."""
+    by_path, whole = flatten(shardings), NamedSharding(mesh, P())
+    placed = map_state(lambda leaf, path: by_path[path] if path else whole, opt_state, params)
+
+    def place(own: Any, found: Any) -> Any:
+        if isinstance(own, BlockState):
+            return jax.tree.map(lambda leaf: block_sharding(leaf.shape[0], mesh), own)
+        return found
+
+    return jax.tree.map(place, opt_state, placed, is_leaf=lambda node: isinstance(node, BlockState))

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from matta_jax.config import Config
 from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
-from matta_jax.nesting import Nest, Tree, flatten, nest_of
-from matta_jax.optim import make_optimizer, map_state
+from matta_jax.nesting import Nest, Tree, nest_of
+from matta_jax.optim import make_optimizer, state_shardings
 from matta_jax.sharding import param_shardings, replicated
 
 
@@ -72,13 +72,14 @@ def make_setup(config: Config, mesh: Mesh) -> Setup:
     nest = nest_of(config)
     architecture = architecture_of(config.model, nest, nest.ta)
     axes = logical_axes(architecture)
-    optimizer = make_optimizer(config.optimizer, num_steps=config.train.num_steps, axes=axes)
+    optimizer = make_optimizer(
+        config.optimizer, num_steps=config.train.num_steps, axes=axes, shampoo=config.shampoo, nest=nest, mesh=mesh
+    )
     params = abstract_params(architecture)
     shardings = param_shardings(params, axes, mesh)
     whole = replicated(mesh)
     opt_state = jax.eval_shape(optimizer.init, params)
-    by_path = flatten(shardings)
-    opt_shardings = map_state(lambda leaf, path: by_path[path] if path else whole, opt_state, params)
+    opt_shardings = state_shardings(opt_state, params, shardings, mesh)
 
     def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -13,7 +13,7 @@ import optax
 from matta_jax.distill import make_objective, ramp
 from matta_jax.models import joint_apply
 from matta_jax.nesting import SubModel, Tree
-from matta_jax.optim import make_schedule
+from matta_jax.optim import diagnostics, make_schedule
 from matta_jax.sharding import batch_sharding, gather_for_compute, loss_layout, replicated
 from matta_jax.training._state import Setup, TrainState
 
@@ -36,7 +36,8 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
     """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's memory.
 
     Random numbers depend on the seed and the step alone: a resumed run repeats them. Metrics are float32 scalars: the
-    loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`.
+    loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`,
+    and what the optimiser has to say of itself (`optim.diagnostics`).
     """
     config = setup.config
     schedule = make_schedule(config.optimizer, config.train.num_steps)
@@ -67,6 +68,7 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
             metrics["gap"] = metrics["student"] - metrics["ta"]
         metrics["distill_scale"] = scale
         metrics["grad_norm"] = optax.tree.norm(gradient)
+        metrics |= diagnostics(opt_state)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -1,13 +1,12 @@
 import dataclasses
 import functools
 import importlib.util
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from matta_jax.distill import Layout, OnlineTeacher, Plan, Term, TopKTeacher, nested_loss
@@ -436,18 +435,8 @@ def test_plain_jit_fails_this_check():
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_only_chunk_vectors_cross_devices_in_the_loop_on_a_tpu(sizes, monkeypatch, request):
-    from jax.experimental import topologies
-
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
-        monkeypatch.setitem(os.environ, name, value)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    axes = ("data", "fsdp", "tensor")
-    # Programs of absent devices cannot be read back from the compilation cache: do not put them there.
-    name = "jax_persistent_cache_min_compile_time_secs"
-    request.addfinalizer(functools.partial(jax.config.update, name, jax.config.values[name]))
-    jax.config.update(name, 1e9)
-    check_collectives(Mesh(np.array(devices).reshape(sizes), axes, axis_types=(AxisType.Auto,) * 3))
+def test_only_chunk_vectors_cross_devices_in_the_loop_on_a_tpu(sizes, tpu_mesh):
+    check_collectives(tpu_mesh(sizes))
 
 
 def test_logits_without_a_table_are_a_sigmoid_or_a_softmax():
