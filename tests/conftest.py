@@ -70,7 +70,7 @@ def tpu_mesh(monkeypatch, request):
     jax.config.update(name, 1e9)
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
     axes = ("data", "fsdp", "tensor")
-    return lambda sizes: Mesh(np.array(devices).reshape(sizes), axes, axis_types=(AxisType.Auto,) * 3)
+    return lambda sizes: Mesh(np.array(devices)[: np.prod(sizes)].reshape(sizes), axes, axis_types=(AxisType.Auto,) * 3)
 
 
 @pytest.fixture(scope="session")
