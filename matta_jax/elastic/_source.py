@@ -2,12 +2,16 @@
 
 import dataclasses
 import pathlib
+from typing import Any
+
+import jax
 
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import Checkpoints, locate, on_one_device
 from matta_jax.config import Config
 from matta_jax.models import abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import Nest, Tree, nest_of
+from matta_jax.optim import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +47,14 @@ def load_source(checkpoint: str) -> Source:
         abstract = on_one_device(abstract_params(architecture))
         params = checkpoints.restore(step, {"params": abstract})["params"]
     return Source(directory, step, config, nest, params, logical_axes(architecture), meta["fingerprints"]["params"])
+
+
+def load_opt_state(source: Source) -> Any:
+    """Reads and verifies the optimiser state beside a source's weights. Raises UserError when it is damaged."""
+    config = source.config
+    optimizer = make_optimizer(
+        config.optimizer, num_steps=config.train.num_steps, axes=source.axes, shampoo=config.shampoo, nest=source.nest
+    )
+    abstract = on_one_device(jax.eval_shape(optimizer.init, source.params))
+    with Checkpoints(source.directory, read_only=True) as checkpoints:
+        return checkpoints.restore(source.step, {"opt_state": abstract})["opt_state"]

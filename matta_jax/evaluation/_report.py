@@ -6,8 +6,10 @@ import math
 import pathlib
 from typing import Any
 
+from matta_jax import config as config_lib
 from matta_jax.errors import UserError
 from matta_jax.evaluation._evaluate import write_json
+from matta_jax.evaluation._preconditioners import describe_blocks, plot_blocks, preconditioner_blocks
 from matta_jax.files import replace_text
 
 EVALUATION = "evaluation.json"  # The scores of an extracted model, in its folder.
@@ -28,16 +30,24 @@ class Report:
     table: str
 
 
-def report(workdir: str | pathlib.Path, *, notes: dict[str, Any] | None = None) -> Report:
+def report(
+    workdir: str | pathlib.Path,
+    *,
+    notes: dict[str, Any] | None = None,
+    weight: str | None = None,
+    layer: int | None = None,
+) -> Report:
     """Gathers a run's metrics and the scores of the models under its `models/` into a report.
 
     Args:
       workdir: folder of a run; `models/*/evaluation.json` are the scores, `metrics.jsonl` the curves.
       notes: `baselines`, name to bits per byte, and `sample`, a text, to be told beside the table. None: those of the
         last report.
+      weight, layer: whose preconditioners to draw, of a run with Shampoo: a path such as `blocks/0/mlp/w_in`, and a
+        layer of the TA; by default this one, in the middle layer.
 
     Raises:
-      UserError: no run in `workdir`.
+      UserError: no run in `workdir`; no such weight or layer.
     """
     folder = pathlib.Path(workdir).resolve()
     metrics_file = folder / "metrics.jsonl"
@@ -50,8 +60,10 @@ def report(workdir: str | pathlib.Path, *, notes: dict[str, Any] | None = None) 
     table = _table(rows, notes.get("baselines", {}))
     files = [folder / "report.json", folder / "report.md"]
     pictures = _plots(folder, metrics, rows, notes.get("baselines", {}))
+    section, more = _preconditioners(folder, weight, layer)
+    pictures += more
     write_json(files[0], {"models": rows, "notes": notes})
-    replace_text(files[1], _markdown(folder, table, pictures, notes, metrics))
+    replace_text(files[1], _markdown(folder, table, pictures, notes, metrics, section))
     return Report(files + pictures, rows, table)
 
 
@@ -140,6 +152,7 @@ def _markdown(
     pictures: list[pathlib.Path],
     notes: dict[str, Any],
     metrics: list[dict[str, float]],
+    section: str,
 ) -> str:
     parts = [f"# Report of {folder.name}", table]
     last = next((row for row in reversed(metrics) if "eval/student" in row), None)
@@ -147,6 +160,8 @@ def _markdown(
         ends = ", ".join(f"{name} {value:.4f}" for name, value in last.items() if name.startswith("eval/"))
         parts.append(f"Last evaluation in training, step {last['step']}, nats per token: {ends}.")
     parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
+    if section:
+        parts.append(section)
     if notes.get("sample"):
         parts.append("A sample from the TA:\n\n```\n" + notes["sample"].replace("```", "'''") + "\n```")
     return "\n\n".join(parts) + "\n"
@@ -155,17 +170,42 @@ def _markdown(
 def _plots(
     folder: pathlib.Path, metrics: list[dict[str, float]], rows: list[dict[str, Any]], baselines: dict[str, float]
 ) -> list[pathlib.Path]:
+    curves, sizes = _figure(figsize=(8, 6)), _figure(figsize=(7, 4.5))
+    if curves is None:
+        return []  # The report is the table alone.
+    pictures = [_plot_curves(folder / "curves.png", curves, metrics)]
+    if any(_bits(row) is not None for row in rows):
+        pictures.append(_plot_sizes(folder / "accuracy_vs_size.png", sizes, rows, baselines))
+    return pictures
+
+
+def _preconditioners(folder: pathlib.Path, weight: str | None, layer: int | None) -> tuple[str, list[pathlib.Path]]:
+    """Returns a section on the preconditioners of one layer and its picture; nothing for a run without Shampoo."""
+    config = config_lib.from_dict(json.loads((folder / "config.json").read_text()))
+    asked = weight is not None or layer is not None
+    if not asked and (config.optimizer.name != "shampoo" or not any((folder / "checkpoints").glob("[0-9]*"))):
+        return "", []
+    weight = weight or "blocks/0/mlp/w_in"
+    layer = (config.nest.num_layers or config.model.num_layers) // 2 if layer is None else layer
+    blocks = preconditioner_blocks(str(folder), weight, layer)
+    section = f"Preconditioners of {weight}, layer {layer}, medians over blocks:\n\n"
+    section += describe_blocks(blocks, config.shampoo.epsilon)
+    figure = _figure(figsize=(10, 8))
+    if figure is None:
+        return section, []
+    plot_blocks(figure, blocks, f"Shampoo's statistics of {weight}, layer {layer}")
+    return section, [_save(figure, folder / "preconditioners.png")]
+
+
+def _figure(figsize: tuple[float, float]):
+    """An empty figure, or None where the extra `plots` is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        return []  # The extra `plots` is not installed: the report is the table alone.
+        return None
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    pictures = [_plot_curves(folder / "curves.png", Figure(figsize=(8, 6), layout="constrained"), metrics)]
-    if any(_bits(row) is not None for row in rows):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        pictures.append(_plot_sizes(folder / "accuracy_vs_size.png", figure, rows, baselines))
-    return pictures
+    return Figure(figsize=figsize, layout="constrained")
 
 
 def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) -> pathlib.Path:

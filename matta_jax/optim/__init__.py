@@ -13,5 +13,6 @@ from matta_jax.optim._shampoo import Shampoo as Shampoo
 from matta_jax.optim._shampoo import ShampooState as ShampooState
 from matta_jax.optim._shampoo import block_sharding as block_sharding
 from matta_jax.optim._shampoo import diagnostics as diagnostics
+from matta_jax.optim._shampoo import find_shampoo as find_shampoo
 from matta_jax.optim._shampoo import scale_by_shampoo as scale_by_shampoo
 from matta_jax.optim._slice import slice_shampoo as slice_shampoo

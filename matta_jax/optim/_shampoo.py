@@ -200,15 +200,20 @@ def _block_axes(num_blocks: int, mesh: Mesh) -> tuple[str, ...]:
 
 
 def diagnostics(opt_state: Any) -> dict[str, jax.Array]:
-    """Returns, of every `ShampooState` in an optimiser state, the sum of `failures` and the largest `residual`."""
-    is_state = lambda node: isinstance(node, ShampooState)
-    states = [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
-    if not states:
+    """Returns the sum of `failures` and the largest `residual` of the Shampoo in a chain; {} where there is none."""
+    state = find_shampoo(opt_state)
+    if state is None:
         return {}
-    blocks = [block for state in states for block in state.buckets.values()]
-    failures = [jnp.sum(block.failures) for block in blocks] + [state.failures for state in states]
-    worst = jnp.max(jnp.stack([jnp.zeros(()), *(jnp.max(block.residual) for block in blocks)]))
-    return {"shampoo_failures": jnp.sum(jnp.stack(failures)).astype(jnp.float32), "shampoo_residual": worst}
+    blocks = state.buckets.values()
+    failures = sum((jnp.sum(block.failures) for block in blocks), state.failures)
+    worst = functools.reduce(jnp.maximum, [jnp.max(block.residual) for block in blocks], jnp.zeros(()))
+    return {"shampoo_failures": failures.astype(jnp.float32), "shampoo_residual": worst}
+
+
+def find_shampoo(opt_state: Any) -> ShampooState | None:
+    """Returns the `ShampooState` in the state of a chain, or None."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ShampooState))
+    return next((node for node in nodes if isinstance(node, ShampooState)), None)
 
 
 def tree_paths(tree: Any) -> list[str]:

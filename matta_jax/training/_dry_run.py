@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from matta_jax.config import Config
 from matta_jax.nesting import PATTERNS, count, format_spec, parse_spec
+from matta_jax.optim import find_shampoo
 from matta_jax.sharding import batch_sharding, check_mesh, make_mesh
 from matta_jax.training._state import make_setup
 from matta_jax.training._step import make_train_step
@@ -43,6 +44,10 @@ def dry_run(config: Config) -> str:
     parts = {"parameters": abstract.params, "optimiser": abstract.opt_state, "gradient": abstract.params}
     for name, tree in parts.items():
         lines.append(f"{name:<12} {_device_bytes(tree) / 1e6:>12.2f} MB per device")
+    shampoo = find_shampoo(abstract.opt_state)
+    for name, state in {} if shampoo is None else shampoo.buckets.items():
+        size = _device_bytes((state.statistics, state.roots)) / 1e6
+        lines.append(f"  of which {size:>12.2f} MB per device: statistics and roots of {state.age.size} blocks {name}")
 
     batch_size, seq_len = config.data.batch_size, config.data.seq_len
     rows = batch_sharding(mesh)

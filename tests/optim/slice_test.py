@@ -4,7 +4,7 @@ import pytest
 
 from matta_jax import models, nesting, optim
 from matta_jax.config import ModelConfig, ShampooConfig
-from matta_jax.optim import Shampoo
+from matta_jax.optim import Shampoo, inspect
 
 NEST = nesting.expand(
     num_layers=2, d_model=16, num_heads=2, d_ff=16, ta_num_layers=3, ta_d_model=24, ta_num_heads=3, ta_d_ff=32
@@ -80,3 +80,30 @@ def test_blocks_end_at_the_nests_boundaries():
     assert all(max(bucket.shape) <= 8 and bucket.size % 8 == 0 for bucket in blocking.buckets.values())
     # The table of 40 tokens is beyond max_dim; that of positions is not.
     assert [view is None for view in (blocking.views[-3], blocking.views[-4])].count(True) >= 1
+
+
+def test_the_blocks_of_a_layer_are_told_apart():
+    ta, ta_step = step_fn(AXES)
+    state = ta.init(PARAMS)
+    for seed in range(3):
+        _, state = ta_step(gradients(seed), state)
+    look = lambda weight, layer: inspect.blocks_of(
+        state,
+        settings=SETTINGS,
+        params=PARAMS,
+        views=optim.matrix_views(AXES, NEST),
+        narrow=narrow,
+        weight=weight,
+        layer=layer,
+    )
+    # d_model 24 in blocks of 8, of which the Student has two; d_ff granules of 16 in two, of which it has the first.
+    blocks = look("blocks/0/mlp/w_in", 0)
+    assert [block.in_student for block in blocks] == [True] * 4 + [False] * 8
+    assert not any(block.in_student for block in look("blocks/0/mlp/w_in", 2))  # A layer that the Student lacks.
+    block = blocks[0]
+    assert block.failures == 0 and block.age == 0 and block.residual < 1e-3
+    values = block.spectrum("L")
+    assert values[0] == 1 and np.all(np.diff(values) <= 0) and 1 <= block.effective_rank("L") <= 8
+    assert 1 < block.condition("L", 1e-3) <= 1001
+    with pytest.raises(KeyError):
+        look("norm/scale", 0)

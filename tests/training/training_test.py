@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import nesting, train
+from matta_jax import nesting, report, train
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.errors import DivergenceError, UserError
 from matta_jax.training import dry_run, make_setup
@@ -239,6 +239,40 @@ def test_every_optimiser_trains_and_resumes(tiny, tmp_path, name):
     lines = []
     train(config, tmp_path / "run", log=lines.append)
     assert any("resumed from step 4" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, tmp_path):
+    fields = {
+        "optimizer__name": "shampoo",
+        "shampoo__block_size": 8,
+        "shampoo__precondition_every": 2,
+        "shampoo__start_step": 1,
+        "model__num_heads": 2,
+        "nest__num_heads": 4,
+        "nest__d_model": 32,
+        "data__batch_size": 8,
+    }
+    meshes = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    one = train(tiny(**fields), tmp_path / "one", log=QUIET)
+    train(tiny(**fields, **meshes), tmp_path / "many", log=QUIET)
+    shutil.rmtree(tmp_path / "many" / "checkpoints" / "6")
+    lines = []
+    many = train(tiny(**fields), tmp_path / "many", log=lines.append)
+    assert any("resumed from step 3" in line for line in lines)
+    assert many.metrics == pytest.approx(one.metrics, rel=1e-3)
+    metrics = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[0]["shampoo_failures"] == 0 and 0 < metrics[-2]["shampoo_residual"] < 0.1
+    made = report(tmp_path / "many", weight="blocks/0/mlp/w_out", layer=1)
+    assert (tmp_path / "many" / "preconditioners.png").stat().st_size > 1000
+    text = (tmp_path / "many" / "report.md").read_text()
+    assert "Preconditioners of blocks/0/mlp/w_out, layer 1" in text and "| TA alone | R |" in text and made.files
+    for bad, words in (
+        ({"weight": "blocks/0/mlp/w_on"}, "did you mean"),
+        ({"layer": 9}, "layer=9 must be from 0 to 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            report(tmp_path / "many", **bad)
 
 
 def test_tensorboard_is_written(tiny, tmp_path):

@@ -1,0 +1,103 @@
+"""The picture of a layer's preconditioners, as in the paper: blocks of the Student and of the TA told apart."""
+
+import numpy as np
+
+from matta_jax.elastic import load_opt_state, load_source
+from matta_jax.errors import UserError, did_you_mean
+from matta_jax.nesting import flatten, slice_model
+from matta_jax.optim import ShampooState, find_shampoo, matrix_views, shampoo_settings
+from matta_jax.optim.inspect import Block, blocks_of
+
+_COLOURS = {True: "C0", False: "C1"}
+_NAMES = {True: "Student", False: "TA alone"}
+
+
+def preconditioner_blocks(checkpoint: str, weight: str, layer: int) -> list[Block]:
+    """Reads the Shampoo blocks of one layer of a weight from a run's checkpoint.
+
+    Raises:
+      UserError: a run of another optimiser, an unknown weight or layer, or a checkpoint that cannot be read.
+    """
+    source = load_source(checkpoint)
+    config, nest = source.config, source.nest
+    if config.optimizer.name != "shampoo":
+        raise UserError(f"optimizer.name={config.optimizer.name!r} of {checkpoint} has no preconditioners; use shampoo")
+    weights = flatten(source.params)
+    if weight not in weights:
+        raise UserError(f"weight={weight!r} must be one of {', '.join(weights)}{did_you_mean(weight, weights)}")
+    if not 0 <= layer < nest.ta.num_layers:
+        raise UserError(f"layer={layer} must be from 0 to {nest.ta.num_layers - 1}")
+    state = find_shampoo(load_opt_state(source))
+    assert isinstance(state, ShampooState)
+    try:
+        return blocks_of(
+            state,
+            settings=shampoo_settings(config.shampoo),
+            params=source.params,
+            views=matrix_views(source.axes, nest),
+            narrow=lambda tree: slice_model(tree, source.axes, nest.student),
+            weight=weight,
+            layer=layer,
+        )
+    except KeyError:
+        raise UserError(
+            f"weight={weight!r} has no blocks (a vector, or beyond shampoo.max_dim); name a matrix"
+        ) from None
+
+
+def describe_blocks(blocks: list[Block], epsilon: float) -> str:
+    """A Markdown table: medians over the blocks of the Student and of the TA alone, for each side."""
+    lines = ["| blocks | side | number | effective rank | condition | residual | failures |", "|---" * 7 + "|"]
+    for own in (True, False):
+        mine = [block for block in blocks if block.in_student is own]
+        for side in sorted({side for block in mine for side in block.statistics}):
+            rank = np.median([block.effective_rank(side) for block in mine])
+            condition = np.median([block.condition(side, epsilon) for block in mine])
+            residual, failures = max(block.residual for block in mine), sum(block.failures for block in mine)
+            lines.append(
+                f"| {_NAMES[own]} | {side} | {len(mine)} | {rank:.1f} | {condition:.1e} | {residual:.1e} | {failures} |"
+            )
+    return "\n".join(lines)
+
+
+def plot_blocks(figure, blocks: list[Block], title: str) -> None:
+    """Draws log |L| and log |R|, block by block along the diagonal, and the spectra."""
+    sides = sorted({side for block in blocks for side in block.statistics})
+    panels = figure.subplots(2, len(sides), squeeze=False, height_ratios=(3, 2))
+    for column, side in enumerate(sides):
+        mine = [block for block in blocks if side in block.statistics]
+        _draw_matrices(figure, panels[0][column], mine, side)
+        axes, named = panels[1][column], set()
+        for block in mine:
+            label = None if block.in_student in named else _NAMES[block.in_student]
+            named.add(block.in_student)
+            values = np.maximum(block.spectrum(side), 1e-12)
+            axes.semilogy(
+                np.linspace(0, 1, len(values)),
+                values,
+                color=_COLOURS[block.in_student],
+                alpha=0.5,
+                linewidth=1,
+                label=label,
+            )
+        axes.set_xlabel("rank of the eigenvalue, of the block's size")
+        axes.set_ylabel(f"eigenvalue of {side} / largest")
+        axes.legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+
+
+def _draw_matrices(figure, axes, blocks: list[Block], side: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    sizes = [block.statistics[side].shape[0] for block in blocks]
+    whole = np.full((sum(sizes), sum(sizes)), np.nan)
+    for block, size, stop in zip(blocks, sizes, np.cumsum(sizes), strict=True):
+        matrix = np.abs(block.statistics[side])
+        whole[stop - size : stop, stop - size : stop] = np.log10(matrix / max(matrix.max(), 1e-300) + 1e-8)
+    image = axes.imshow(whole, vmin=-6, vmax=0, cmap="magma", interpolation="nearest")
+    for block, size, stop in zip(blocks, sizes, np.cumsum(sizes), strict=True):
+        corner = (stop - size - 0.5, stop - size - 0.5)
+        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=_COLOURS[block.in_student], linewidth=1.5))
+    axes.set_title(f"log10 |{side}|, each block relative to its largest entry", fontsize=9)
+    axes.tick_params(labelsize=7)
+    figure.colorbar(image, ax=axes, shrink=0.8)
