@@ -41,7 +41,7 @@ def dry_run(config: Config) -> str:
         )
     lines.append("")
     lines.append(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} on {jax.devices()[0].device_kind}")
-    parts = {"parameters": abstract.params, "optimiser": abstract.opt_state, "gradient": abstract.params}
+    parts = {"parameters": abstract.params, "gradient": abstract.params, "optimiser": abstract.opt_state}
     for name, tree in parts.items():
         lines.append(f"{name:<12} {_device_bytes(tree) / 1e6:>12.2f} MB per device")
     shampoo = find_shampoo(abstract.opt_state)
