@@ -11,6 +11,8 @@ _TEST = [
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
     "tensorboardX>=2.6,<3",
+    "precondition-opt==0.3.0",  # The public Shampoo, as an oracle; it does not declare chex.
+    "chex>=0.1.90,<0.2",
     *_PLOTS,
     *_TOKENIZERS,
 ]

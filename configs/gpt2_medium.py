@@ -10,8 +10,8 @@ from matta_jax import config as c
 
 
 def get_config(variant: str = "default"):
-    """Variants: `default` trains random mixes; `paper` is the two-point recipe."""
-    mixes = c.choose_variant({"default": 1, "paper": 0}, variant)
+    """Variants: `default` trains random mixes, by AdamW; `paper` Student and TA alone, by Shampoo."""
+    mixes, optimizer = c.choose_variant({"default": (1, "adamw"), "paper": (0, "shampoo")}, variant)
     return c.to_config_dict(
         c.Config(
             model=c.ModelConfig(
@@ -24,7 +24,8 @@ def get_config(variant: str = "default"):
                 compute_dtype="bfloat16",
             ),
             nest=c.NestConfig(d_ff=8192, widths=(4096, 6144, 8192), mix_per_step=mixes),
-            optimizer=c.OptimizerConfig(learning_rate=3e-4, warmup_steps=2000),
+            optimizer=c.OptimizerConfig(name=optimizer, learning_rate=3e-4, warmup_steps=2000),
+            shampoo=c.ShampooConfig(block_size=256, precondition_every=20),
             data=c.DataConfig(
                 source="text:/data/text/*.jsonl.gz", tokenizer="gpt2:/data/gpt2_bpe", seq_len=1024, batch_size=512
             ),

@@ -174,7 +174,7 @@ def measure_quality(steps, seeds):
 
     from matta_jax import train
 
-    rates = {"adamw": (2e-3, 4e-3, 8e-3, 16e-3), "shampoo": (2e-3, 4e-3, 8e-3, 16e-3)}
+    rates = dict.fromkeys(("adamw", "shampoo"), (1e-3, 2e-3, 4e-3, 8e-3))
 
     def run(name, rate, seed):
         config = c.Config(
