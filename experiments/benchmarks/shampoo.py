@@ -187,7 +187,10 @@ def measure_quality(steps, seeds):
             ),
         )
         with tempfile.TemporaryDirectory() as folder:
-            metrics = train(config, folder, log=lambda line: None).metrics
+            result = train(config, folder, log=lambda line: None)
+            if not result.finished:
+                raise SystemExit("stopped by a signal")
+            metrics = result.metrics
             lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
         last = [line["student"] for line in lines if "student" in line][-5:]
         row = {"optimiser": name, "learning rate": rate, "seed": seed, "training loss": float(np.mean(last))}

@@ -93,6 +93,18 @@ def shampoo_settings(config: ShampooConfig) -> Shampoo:
     return Shampoo(**dataclasses.asdict(config))
 
 
+def shampoo_advice(config: ShampooConfig, nest: Nest) -> str | None:
+    """Returns a line for the user when the nest's widths make blocks odd or small, or None."""
+    granule = nest.d_ff_granule
+    if len(nest.widths) < 2 or granule % config.block_size == 0:
+        return None
+    return (
+        f"shampoo.block_size={config.block_size} does not divide {granule}, the common granule of nest.widths="
+        f"{nest.widths}: blocks are cut at every {granule}; widths that are multiples of {config.block_size} make "
+        "fewer and fuller ones"
+    )
+
+
 def matrix_views(axes: Tree, nest: Nest | None = None) -> Tree:
     """Returns a `MatrixView` for each weight with these axis names, or None for norms and biases.
 

@@ -151,7 +151,7 @@ def scale_by_shampoo(
         rest = {}
         for path, leaf, view in zip(tree_paths(params), jax.tree.leaves(params), blocking.views, strict=True):
             if view is None:
-                rest[path] = jnp.zeros_like(leaf)
+                rest[path] = jnp.zeros(leaf.shape)
         return ShampooState(
             count=jnp.zeros((), jnp.int32),
             buckets={name: _init_bucket(settings, bucket) for name, bucket in blocking.buckets.items()},
@@ -176,7 +176,9 @@ def scale_by_shampoo(
         rest = {
             path: i for i, (path, view) in enumerate(zip(tree_paths(updates), blocking.views, strict=True)) if not view
         }
-        own, moments, failures = _graft_rest(settings, {path: leaves[i] for path, i in rest.items()}, state)
+        own, moments, failures = _graft_rest(
+            settings, {path: leaves[i].astype(jnp.float32) for path, i in rest.items()}, state
+        )
         results |= {i: own[path] for path, i in rest.items()}
         results_flat = [results[i].astype(leaf.dtype) for i, leaf in enumerate(leaves)]
         new_state = ShampooState(state.count + 1, buckets, moments, state.failures + failures)

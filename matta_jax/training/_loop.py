@@ -21,6 +21,7 @@ from matta_jax.data import Windows, make_tokenizer, sequential_batches, split_wi
 from matta_jax.errors import DivergenceError, UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import flatten
+from matta_jax.optim import shampoo_advice
 from matta_jax.sharding import check_mesh, make_mesh, place_batch
 from matta_jax.training._metrics import (
     Writer,
@@ -100,6 +101,8 @@ def train(
             f"data.tokenizer={config.data.tokenizer!r}"
         )
     setup = make_setup(config, make_mesh(sizes))
+    if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)):
+        logging.warning("%s", advice)
     windows, eval_windows = (split_windows(config.data, tokenizer, held_out=held_out) for held_out in (False, True))
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -107,3 +107,16 @@ def test_the_blocks_of_a_layer_are_told_apart():
     assert 1 < block.condition("L", 1e-3) <= 1001
     with pytest.raises(KeyError):
         look("norm/scale", 0)
+
+
+def test_widths_that_make_odd_blocks_are_pointed_out():
+    nest = lambda *widths: nesting.Nest(
+        nesting.SubModel(16, 2, (0, 1), (min(widths),) * 2),
+        nesting.SubModel(16, 2, (0, 1), (max(widths),) * 2),
+        8,
+        widths,
+    )
+    assert optim.shampoo_advice(ShampooConfig(block_size=128), nest(128, 256, 512)) is None
+    assert optim.shampoo_advice(ShampooConfig(block_size=128), nest(100)) is None
+    line = optim.shampoo_advice(ShampooConfig(block_size=128), nest(96, 160))
+    assert "shampoo.block_size=128" in line and "32" in line and "(96, 160)" in line
