@@ -300,17 +300,14 @@ def _step_blocks(settings: Shampoo, gradient_KMN: jax.Array, state: BlockState, 
     )
     state = _refresh(settings, state, count, first=first)
 
-    per_block = settings.graft_scope == "block"
     graft_KMN = jnp.where(_wide(finite_K), _graft(settings, gradient_KMN, moments, count), 0.0)
     update_KMN = gradient_KMN
     for side, root_KNN in state.roots.items():
-        if per_block:  # The scale is free, so it is kept from overflow.
-            update_KMN = update_KMN / _wide(_positive(_largest(update_KMN)))
         root_KNN = root_KNN.astype(jnp.float32)
         update_KMN = _matmul(root_KNN, update_KMN) if side == "L" else _matmul(update_KMN, root_KNN)
     ready_K = (state.age >= 0) & (count >= settings.start_step)
     update_KMN = jnp.where(_wide(ready_K), update_KMN, graft_KMN)
-    if per_block:
+    if settings.graft_scope == "block":
         return update_KMN * _wide(_norm(graft_KMN) / _positive(_norm(update_KMN))), None, state
     squares_K2 = jnp.stack([jnp.sum(x**2, axis=(1, 2)) for x in (update_KMN, graft_KMN)], axis=-1)
     return update_KMN, squares_K2, state
@@ -441,11 +438,7 @@ def _positive(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 1e-37)
 
 
-def _largest(x_KMN: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(x_KMN), axis=(1, 2))
-
-
 def _norm(x_KMN: jax.Array) -> jax.Array:
     """Frobenius norms [K], of any scale that float32 has."""
-    largest_K = _largest(x_KMN)
+    largest_K = jnp.max(jnp.abs(x_KMN), axis=(1, 2))
     return largest_K * jnp.sqrt(jnp.sum((x_KMN / _wide(_positive(largest_K))) ** 2, axis=(1, 2)))
