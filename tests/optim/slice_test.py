@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ def narrow(tree):
     return nesting.slice_model(tree, AXES, NEST.student)
 
 
-def step_fn(axes):
-    transform = optim.scale_by_shampoo(SETTINGS, views=optim.matrix_views(axes, NEST))
+def step_fn(axes, settings=SETTINGS):
+    transform = optim.scale_by_shampoo(settings, views=optim.matrix_views(axes, NEST))
     return transform, jax.jit(transform.update)
 
 
@@ -30,22 +32,24 @@ def gradients(seed):
     return jax.tree.unflatten(jax.tree.structure(PARAMS), leaves)
 
 
-def test_the_students_state_is_a_selection_of_the_tas_blocks_and_goes_on_alone():
+@pytest.mark.parametrize("block_size", [8, 7])  # With 7, parts of six, and the last of each axis padded.
+def test_the_students_state_is_a_selection_of_the_tas_blocks_and_goes_on_alone(block_size):
     """Layers, d_model, heads and d_ff are all sliced; the Student's next update is its slice of the TA's."""
-    ta, ta_step = step_fn(AXES)
+    settings = dataclasses.replace(SETTINGS, block_size=block_size)
+    ta, ta_step = step_fn(AXES, settings)
     state = ta.init(PARAMS)
     for seed in range(3):
         _, state = ta_step(gradients(seed), state)
     sub_axes = nesting.slice_axes(AXES, NEST.student)
     own = optim.slice_shampoo(
         state,
-        settings=SETTINGS,
+        settings=settings,
         params=PARAMS,
         views=optim.matrix_views(AXES, NEST),
         sub_views=optim.matrix_views(sub_axes, NEST),
         narrow=narrow,
     )
-    student, student_step = step_fn(sub_axes)
+    student, student_step = step_fn(sub_axes, settings)
     alone = student.init(narrow(PARAMS))
     assert jax.tree.structure(own) == jax.tree.structure(alone)
     jax.tree.map(lambda a, b: a.shape == b.shape or pytest.fail("shape"), own, alone)
