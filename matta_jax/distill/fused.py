@@ -240,7 +240,9 @@ def _scan(plan: Plan, outputs, table_VD, constants: Constants, vocab: Vocab, *, 
             dz_NV = jnp.concatenate([d_logits[k] for k in group]).astype(dtype)
             d_stacked = _matmul("nv,vd->nd", dz_NV, tables[width]).astype(dtype)
             d_hidden.update(zip(group, d_stacked.reshape(len(group), chunk, width), strict=True))
-            d_table_VD = d_table_VD.at[:, :width].add(_matmul("nv,nd->vd", dz_NV, stacked[width]))
+            # Not .at[].add: XLA of jaxlib 0.11.2 crashes when it compiles that scatter in a shard_map on CPUs.
+            own_VD = d_table_VD[:, :width] + _matmul("nv,nd->vd", dz_NV, stacked[width])
+            d_table_VD = jax.lax.dynamic_update_slice(d_table_VD, own_VD, (0, 0))
         return d_table_VD, (sums, [d_hidden[k] for k in range(len(hidden))])
 
     start = jnp.zeros(table_VD.shape, jnp.float32) if gradients else None
