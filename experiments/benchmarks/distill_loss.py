@@ -137,8 +137,7 @@ def measure_time(rounds, chunk, temperatures):
             programs = compile_all(num_tokens, widths, T, chunk, CONTENDERS)
             exact = exact_gradients(T, hidden, table, labels)
             errors = {name: relative_error(program(hidden, table, labels), exact) for name, program in programs.items()}
-            run = lambda program: jax.block_until_ready(program(hidden, table, labels))  # noqa: B023
-            calls = {name: functools.partial(run, program) for name, program in programs.items()}
+            calls = {name: harness.waited(program, hidden, table, labels) for name, program in programs.items()}
             seconds = harness.interleave(calls, rounds=rounds)
             naive_seconds = harness.median_and_spread(seconds["naive"])[0]
             for name, values in seconds.items():

@@ -24,10 +24,17 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + _FLAGS
 
 
+def waited(program: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
+    """Returns a contender that runs a compiled jax program to its end."""
+    import jax
+
+    return lambda: jax.block_until_ready(program(*operands))
+
+
 def interleave(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
     """Returns the CPU-seconds of each call; every round runs each contender once, and a first round is left out.
 
-    A contender returns when its work is done (`jax.block_until_ready`).
+    A contender returns when its work is done, as those of `waited` do.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):

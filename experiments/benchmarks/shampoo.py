@@ -105,9 +105,7 @@ def measure_optimizer(rounds):
             moved = state
             for _ in range(steps):
                 moved = step(tree, moved, params)[1]
-            calls[name, label] = functools.partial(
-                lambda step, *operands: jax.block_until_ready(step(*operands)), step, tree, moved, params
-            )
+            calls[name, label] = harness.waited(step, tree, moved, params)
     seconds = {key: harness.median_and_spread(v) for key, v in harness.interleave(calls, rounds=rounds).items()}
     rows = []
     for name, facts in about.items():

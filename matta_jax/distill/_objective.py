@@ -8,6 +8,7 @@ Shape letters: N tokens, D d_model, V vocab.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -87,11 +88,11 @@ def make_objective(
     """
     terms = [Term("student", 0, config.student_weight)]
     if nested:
-        distill = {"target": "ta", "temperature": config.temperature}
-        optional = [Term("distill", 0, config.distill_weight, **distill)]  # type: ignore[arg-type]
+        distil = functools.partial(Term, target="ta", temperature=config.temperature)
+        optional = [distil("distill", 0, config.distill_weight)]
         for i in range(num_mixes):
             optional.append(Term(f"mix_{i}", 2 + i, config.mix_weight))
-            optional.append(Term(f"mix_{i}_distill", 2 + i, config.mix_distill_weight, **distill))  # type: ignore[arg-type]
+            optional.append(distil(f"mix_{i}_distill", 2 + i, config.mix_distill_weight))
         terms += [Term("ta", 1, config.ta_weight), *(term for term in optional if term.weight)]
     plan = Plan(
         terms=tuple(terms),

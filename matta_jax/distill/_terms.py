@@ -14,6 +14,7 @@ exponentials with the logits at labels, and divergences.
 Shape letters: C tokens of a chunk, V vocab (this device's part), K teacher's top k, M terms, R rows that cross devices.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -187,7 +188,7 @@ def _put(x_CV: jax.Array, columns_CK: jax.Array, values: jax.Array | float) -> j
     return x_CV.at[jnp.arange(x_CV.shape[0])[:, None], columns_CK].set(values, mode="drop")
 
 
-class _Rule:
+class _Rule(abc.ABC):
     """The formula of a term.
 
     Attributes:
@@ -198,13 +199,13 @@ class _Rule:
         self.plan, self.soft, self.stream, self.T = plan, soft, term.stream, term.temperature
         self.rows: list[jax.Array] = []
 
+    @abc.abstractmethod
     def value(self) -> jax.Array:
         """Returns the value [C]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def gradient(self, scale_C1: jax.Array) -> jax.Array:
         """Returns scale · d value / dz [C, V]."""
-        raise NotImplementedError
 
 
 class _CrossEntropy(_Rule):
@@ -218,21 +219,21 @@ class _CrossEntropy(_Rule):
 
 
 class _Divergence(_Rule):
-    """From the source's q to the stream's p."""
+    """From the source's q to the stream's p; by default one row, scaled by T²."""
 
     def __init__(self, plan: Plan, term: Term, soft: _Softmaxes):
         super().__init__(plan, term, soft)
         self.log_p_CV = soft.log_p(self.stream, self.T)
         self.log_q_CV = soft.log_p(soft.source(plan, term), self.T)
 
+    def value(self) -> jax.Array:
+        return self.T**2 * self.rows[0]
+
 
 class _ForwardKL(_Divergence):
     def __init__(self, plan: Plan, term: Term, soft: _Softmaxes):
         super().__init__(plan, term, soft)
         self.rows = [_kl(self.log_q_CV, self.log_p_CV)]
-
-    def value(self) -> jax.Array:
-        return self.T**2 * self.rows[0]
 
     def gradient(self, scale_C1: jax.Array) -> jax.Array:
         return self.T * scale_C1 * (jnp.exp(self.log_p_CV) - jnp.exp(self.log_q_CV))
@@ -242,9 +243,6 @@ class _ReverseKL(_Divergence):
     def __init__(self, plan: Plan, term: Term, soft: _Softmaxes):
         super().__init__(plan, term, soft)
         self.rows = [_kl(self.log_p_CV, self.log_q_CV)]
-
-    def value(self) -> jax.Array:
-        return self.T**2 * self.rows[0]
 
     def gradient(self, scale_C1: jax.Array) -> jax.Array:
         excess_CV = self.log_p_CV - self.log_q_CV - self.rows[0][:, None]

@@ -112,7 +112,6 @@ def task_windows(model: Model, where: str) -> Windows:
 
 def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLoss:
     """Sums a model's loss over windows. The separators between documents are context, but are not scored."""
-
     objective = make_objective(model.config.objective, nested=False)
 
     @jax.jit

@@ -21,7 +21,7 @@ def test_schedule_warms_up_and_decays():
     assert float(constant(0)) == float(constant(9)) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "shampoo"])
 def test_each_rule_lowers_a_quadratic(name):
     config = OptimizerConfig(name=name, learning_rate=0.02, warmup_steps=0, weight_decay=0.0)
     optimizer = optim.make_optimizer(config, num_steps=300, axes=AXES)
@@ -42,7 +42,7 @@ def test_each_rule_lowers_a_quadratic(name):
     assert float(loss(params)) < 0.5 * first
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "shampoo"])
 def test_norms_and_biases_do_not_decay(name):
     config = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     optimizer = optim.make_optimizer(config, num_steps=10, axes=AXES)
