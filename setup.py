@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 _PLOTS = ["matplotlib>=3.9,<4"]
 _TOKENIZERS = ["tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
+_HF = ["safetensors>=0.5,<1"]
 _TEST = [
     "hypothesis>=6.100,<7",
     "pytest>=8.3,<10",
@@ -13,6 +14,7 @@ _TEST = [
     "tensorboardX>=2.6,<3",
     "precondition-opt==0.3.0",  # The public Shampoo, as an oracle; it does not declare chex.
     "chex>=0.1.90,<0.2",
+    *_HF,
     *_PLOTS,
     *_TOKENIZERS,
 ]
@@ -44,6 +46,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "plots": _PLOTS,
+        "hf": _HF,
         "tokenizers": _TOKENIZERS,
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
@@ -55,6 +58,7 @@ setup(
             "matta-quickstart = matta_jax.bin.quickstart:run",
             "matta-train = matta_jax.bin.train:run",
             "matta-extract = matta_jax.bin.extract:run",
+            "matta-import = matta_jax.bin.import_:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-report = matta_jax.bin.report:run",
         ]

@@ -4,6 +4,7 @@ The library calls behind the binaries, for notebooks and other programs:
 
     matta_jax.train(config, workdir)
     matta_jax.extract(checkpoint, sub_models, output)
+    matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
     matta_jax.evaluate(model=..., tasks=[...])
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
@@ -17,7 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart
     from matta_jax.config import Config as Config
+    from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
+    from matta_jax.elastic import import_hf as import_hf
+    from matta_jax.elastic import verify as verify
     from matta_jax.errors import UserError as UserError
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
@@ -27,11 +31,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "config",
     "UserError": "errors",
+    "convert": "elastic",
     "dry_run": "training",
     "evaluate": "evaluation",
     "extract": "elastic",
+    "import_hf": "elastic",
     "report": "evaluation",
     "train": "training",
+    "verify": "elastic",
     "quickstart": "_quickstart",
 }
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from matta_jax.config import Config
 from matta_jax.data import make_tokenizer, split_windows
-from matta_jax.elastic import extract, load_model
+from matta_jax.elastic import HELD_OUT, extract, load_model
 from matta_jax.errors import UserError
-from matta_jax.evaluation import EVALUATION, HELD_OUT, Report, evaluate, report, sample
+from matta_jax.evaluation import Report, evaluate, report, sample
 from matta_jax.nesting import Nest, format_spec, nest_of, parse_spec, slug
 from matta_jax.training import train
 
@@ -78,7 +78,7 @@ def quickstart(
         for one in extract(str(workdir), list(missing), output):
             log(f"extracted {one.spec}: difference to the TA's slice {one.max_difference}")
     for folder in folders:
-        evaluate(model=folder, tasks=[f"bits_per_byte:{HELD_OUT}"], output=folder / EVALUATION)
+        evaluate(model=folder, tasks=[f"bits_per_byte:{HELD_OUT}"])
     baselines = _baselines(config)
     text = sample(load_model(folders[specs.index("ta")] if "ta" in specs else folders[-1]), prompt, num_tokens=200)
     made = report(workdir, notes={"baselines": baselines, "sample": text})

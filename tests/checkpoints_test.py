@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from matta_jax import checkpoints
+from matta_jax.checkpoints import _orbax
 from matta_jax.errors import UserError
 
 TREE = {"a": {"w": jnp.arange(24, dtype=jnp.float32).reshape(4, 6)}, "n": jnp.int32(3), "h": jnp.ones(5, jnp.bfloat16)}
@@ -75,16 +76,13 @@ def test_a_flipped_bit_is_noticed_and_its_array_named(folder):
     checkpoints.load_folder(path, {"params": abstract(big)})
 
 
-def test_the_damaged_array_is_named(folder):
+def test_the_damaged_array_is_named(folder, monkeypatch):
     path, big = folder
     wrong = {"w": big["w"].at[3, 4].add(1e-3), "v": big["v"]}
     shutil.rmtree(path)
-    real = checkpoints._with_fingerprints
-    try:
-        checkpoints._with_fingerprints = lambda meta, trees: real(meta, {"params": big})
-        checkpoints.save_folder(path, {"params": wrong}, META)
-    finally:
-        checkpoints._with_fingerprints = real
+    real = _orbax._with_fingerprints
+    monkeypatch.setattr(_orbax, "_with_fingerprints", lambda meta, _, units: real(meta, {"params": big}, units))
+    checkpoints.save_folder(path, {"params": wrong}, META)
     with pytest.raises(UserError, match="array params/w differs from its fingerprint; extract it again"):
         checkpoints.load_folder(path, {"params": abstract(big)})
 

@@ -19,9 +19,10 @@ ROOMS = [
     "sharding",
     "data",
     "checkpoints",
+    "elastic",
     "training",
 ]
-ROOMS += ["elastic", "evaluation", "_quickstart", "bin"]
+ROOMS += ["evaluation", "_quickstart", "bin"]
 FORBIDDEN = {("elastic", "training"), ("evaluation", "training")}
 
 

@@ -1,26 +1,45 @@
-"""Extracts sub-models of a run as plain models.
+"""Extracts sub-models of a run as plain models, or writes one again in another format, or verifies one.
 
 matta-extract --checkpoint=runs/quickstart[@STEP] --sub_model='layers=2;d_ff=256' --output=models/small
+matta-extract --model=models/small --format=hf --output=models/small_hf
+matta-extract --verify=models/small
 """
 
 from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
+from matta_jax.elastic import DTYPES, FORMATS, Packaging
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, with @STEP for another than the newest step.")
-_SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "student, ta, or AXIS=VALUE;…; several share the reading.")
+_SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "student, ta, or AXIS=VALUE;…; several share the start.")
+_MODEL = flags.DEFINE_string("model", None, "Or the folder of an extracted or imported model, to write it again.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the model; of several, the folder that holds them.")
+_FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}; hf loads in stock transformers.")
+_DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
+_WITH_OPTIMIZER = flags.DEFINE_bool("with_optimizer", False, "Take the optimiser state along, to train on.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an extracted model that is there.")
+_VERIFY = flags.DEFINE_string("verify", None, "Folder of a model to check, tensor by tensor.")
 
 
 def _main() -> None:
+    if _VERIFY.value is not None:
+        package = matta_jax.verify(_VERIFY.value)
+        _app.say(f"{package.path}: {len(package.stored)} tensors are as they were written")
+        return
+    packaging = Packaging(_FORMAT.value, _DTYPE.value, _WITH_OPTIMIZER.value, _OVERWRITE.value)
+    if _MODEL.value is not None:
+        again = matta_jax.convert(_MODEL.value, _app.required(_OUTPUT, "models/student_hf"), packaging=packaging)
+        _app.say(f"{again.path}: {again.manifest['spec']} as {packaging.format}, {packaging.dtype}")
+        return
     extracted = matta_jax.extract(
         _app.required(_CHECKPOINT, "runs/quickstart"),
         _app.required(_SUB_MODEL, "student"),
         _app.required(_OUTPUT, "models/student"),
+        packaging=packaging,
     )
     for one in extracted:
-        print(
+        _app.say(
             f"{one.path}: {one.spec}, {one.counts.parameters:,} parameters, {one.counts.bytes / 1e6:.2f} MB, "
             f"difference to the TA's slice {one.max_difference}"
         )

@@ -1,9 +1,27 @@
-"""Elastic extraction: sub-models become plain models. Imports no training code."""
+"""Elastic models: extraction with a certificate, search under a budget, growth, import and export.
+
+Imports no training code.
+"""
 
 from matta_jax.elastic._extract import Extracted as Extracted
+from matta_jax.elastic._extract import Packaging as Packaging
 from matta_jax.elastic._extract import extract as extract
+from matta_jax.elastic._extract import verify as verify
+from matta_jax.elastic._formats import DTYPES as DTYPES
+from matta_jax.elastic._formats import FORMATS as FORMATS
+from matta_jax.elastic._import import convert as convert
+from matta_jax.elastic._import import import_hf as import_hf
+from matta_jax.elastic._model import MANIFEST as MANIFEST
 from matta_jax.elastic._model import Model as Model
 from matta_jax.elastic._model import load_in_place as load_in_place
 from matta_jax.elastic._model import load_model as load_model
+from matta_jax.elastic._model import open_model as open_model
+from matta_jax.elastic._model import record_scores as record_scores
+from matta_jax.elastic._score import HELD_OUT as HELD_OUT
+from matta_jax.elastic._score import TextLoss as TextLoss
+from matta_jax.elastic._score import score_record as score_record
+from matta_jax.elastic._score import task_windows as task_windows
+from matta_jax.elastic._score import text_loss as text_loss
+from matta_jax.elastic._source import Source as Source
 from matta_jax.elastic._source import load_opt_state as load_opt_state
-from matta_jax.elastic._source import load_source as load_source
+from matta_jax.elastic._source import open_source as open_source

@@ -1,38 +1,29 @@
-"""Extraction: a sub-model becomes a plain model of its own, with a manifest and a proof."""
+"""Extraction: a sub-model becomes a plain model of its own, with a manifest and a certificate."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from matta_jax import config as config_lib
-from matta_jax.checkpoints import fingerprints, save_folder
-from matta_jax.elastic._model import Model, load_model
-from matta_jax.elastic._source import Source, load_source
-from matta_jax.errors import UserError
-from matta_jax.models import architecture_of, sub_model_apply
-from matta_jax.nesting import (
-    Counts,
-    SubModel,
-    count,
-    flatten,
-    format_spec,
-    parse_spec,
-    slice_model,
-    slug,
-)
-
-MANIFEST = "manifest.json"
-_PROOF_BATCH = 2
-_PROOF_LEN = 64
+from matta_jax.checkpoints import StoredArray, save_folder
+from matta_jax.data import make_tokenizer
+from matta_jax.elastic._card import copy_tokenizer, model_card
+from matta_jax.elastic._formats import DTYPES, FORMATS, cast, open_weights, write_weights
+from matta_jax.elastic._model import MANIFEST, VERSION, Package, open_model
+from matta_jax.elastic._opt_state import slice_opt_state
+from matta_jax.elastic._proof import prove
+from matta_jax.elastic._source import Source, open_source
+from matta_jax.errors import UserError, did_you_mean
+from matta_jax.nesting import Counts, SubModel, flatten, format_spec, narrow_array, parse_spec, sizes_of, slug, units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +31,10 @@ class Extracted:
     """One extracted model.
 
     Attributes:
-      path: its folder: `manifest.json` and an Orbax checkpoint in `weights/`.
+      path: its folder: `manifest.json`, `README.md` and the weights.
       spec: the sub-model, in the grammar of `matta_jax.nesting`.
       counts: parameters, bytes, FLOPs per token at the run's sequence length.
-      max_difference: largest |extracted - in place| over the hidden states of the proof; 0, or extraction fails.
+      max_difference: largest |extracted - in place| over all activations of the certificate; 0, or extraction fails.
     """
 
     path: pathlib.Path
@@ -52,115 +43,225 @@ class Extracted:
     max_difference: float
 
 
-def extract(checkpoint: str, sub_models: Sequence[str], output: str | pathlib.Path) -> list[Extracted]:
-    """Extracts sub-models of a run's TA as plain models, from one reading of its checkpoint.
+@dataclasses.dataclass(frozen=True)
+class Packaging:
+    """How models are written.
 
-    Each is written beside its place, read back, proved and only then moved there. The proof: a fixed batch through the
-    model read back from disk and through the in-place slice of the TA gives equal hidden states.
+    Attributes:
+      format: `orbax`, `safetensors` or `hf`.
+      dtype: `fp32` or `bf16`.
+      with_optimizer: whether the sub-model's part of the optimiser state goes along (orbax).
+      overwrite: whether an extracted model may be replaced.
+    """
+
+    format: str = "orbax"
+    dtype: str = "fp32"
+    with_optimizer: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UserError(f"{name}={value!r} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+        if self.with_optimizer and (self.format, self.dtype) != ("orbax", "fp32"):
+            raise UserError("with_optimizer needs format=orbax and dtype=fp32: training goes on from these alone")
+
+
+def extract(
+    checkpoint: str,
+    sub_models: Sequence[str],
+    output: str | pathlib.Path,
+    *,
+    packaging: Packaging | None = None,
+    scores: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> list[Extracted]:
+    """Extracts sub-models of a run's TA as plain models; each reads its own bytes of the checkpoint alone.
+
+    Each is written beside its place, read back, proved (`_proof.py`) and only then moved there.
 
     Args:
       checkpoint: `D[@STEP]`, the workdir of a run.
       sub_models: specs, as `student`, `ta`, `layers=2;d_ff=256`.
       output: the folder of the model; with several specs, the folder that holds one for each.
+      packaging: format, type, optimiser state.
+      scores: known ones of each spec, for the manifest, as `record_scores` takes them.
 
     Raises:
       UserError: a bad checkpoint or spec, an output that exists, or a proof that fails.
     """
     if not sub_models:
         raise UserError("sub_model is missing; name at least one, such as --sub_model=student")
-    source = load_source(checkpoint)
+    packaging = packaging or Packaging()
+    source = open_source(checkpoint)
     parsed = [parse_spec(spec, source.nest) for spec in sub_models]  # All are checked before anything is written.
     root = pathlib.Path(output).resolve()
     several = len(parsed) > 1
     targets = [root / slug(spec) if several else root for spec in sub_models]
     for i, target in enumerate(targets):
-        if target.exists():
-            raise UserError(f"output={str(target)!r} exists; name another folder, or remove it")
+        check_target(target, overwrite=packaging.overwrite)
         if target in targets[:i]:
             raise UserError(f"sub_model={sub_models[i]!r} is named twice; name it once")
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        if several:
-            root.mkdir(exist_ok=True)
-        return [_extract_one(source, sub_model, target) for sub_model, target in zip(parsed, targets, strict=True)]
-    except OSError as error:
-        raise UserError(f"output={str(root)!r} cannot be written ({error.strerror or error}); name another") from None
+    opt_states = slice_opt_state(source, parsed) if packaging.with_optimizer else [None] * len(parsed)
+    extracted = []
+    for spec, sub_model, target, opt_state in zip(sub_models, parsed, targets, opt_states, strict=True):
+        with new_folder(target, make_parent=several) as building:
+            known = [dict(score) for score in (scores or {}).get(spec, ())]
+            one = _extract_one(source, sub_model, building, packaging, known, opt_state)
+        extracted.append(dataclasses.replace(one, path=target))
+    return extracted
 
 
-def _extract_one(source: Source, sub_model: SubModel, target: pathlib.Path) -> Extracted:
-    building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises UserError when a model may not be written there."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UserError(f"output={str(target)!r} exists; name another folder, remove it, or give --overwrite")
+    if not (target / MANIFEST).is_file():
+        raise UserError(f"output={str(target)!r} is not an extracted model, and is not overwritten; name another")
+
+
+@contextlib.contextmanager
+def new_folder(target: pathlib.Path, *, make_parent: bool = True) -> Iterator[pathlib.Path]:
+    """Yields a folder beside `target` that takes its place at the end, and is removed when that is not reached."""
+    building = old = None
     try:
-        params = jax.jit(lambda tree: slice_model(tree, source.axes, sub_model))(source.params)
-        counts = count(
-            source.params,
-            source.axes,
-            sub_model,
-            head_dim=source.nest.head_dim,
-            seq_len=source.config.data.seq_len,
-        )
-        spec = format_spec(sub_model, source.nest)
-        architecture = architecture_of(source.config.model, source.nest, sub_model)
-        config = config_lib.to_dict(source.config)
-        save_folder(building / "weights", {"params": params}, {"config": config})
-        manifest = {
-            "format": 1,
-            "parent": {
-                "checkpoint": str(source.directory),
-                "step": source.step,
-                "fingerprints": source.fingerprints,
-            },
-            "spec": spec,
-            "architecture": dataclasses.asdict(architecture),
-            "config": config,
-            "counts": dataclasses.asdict(counts),
-            "slices": _slices(source, sub_model),
-            "fingerprints": fingerprints(params),
-        }
-        _write_manifest(building, manifest)
-        difference = _prove(source, sub_model, load_model(building))
-        if difference != 0:
-            raise UserError(
-                f"sub_model {spec!r}: the extracted model differs from the TA's slice by {difference:.3g}; "
-                "this is a defect, please report it"
-            )
-        manifest["certificate"] = {
-            "max_difference": difference,
-            "batch": [_PROOF_BATCH, min(_PROOF_LEN, architecture.max_len)],
-            "backend": jax.default_backend(),
-        }
-        _write_manifest(building, manifest)
+        if make_parent:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
+        building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield building
         building.chmod(0o755)
+        if target.exists():
+            old = building.with_name(building.name + ".old")
+            os.rename(target, old)
         os.rename(building, target)
-        return Extracted(target, spec, counts, difference)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"output={str(target)!r} cannot be written ({reason}); name another") from None
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        for folder in (building, old):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+def _extract_one(
+    source: Source,
+    sub_model: SubModel,
+    building: pathlib.Path,
+    packaging: Packaging,
+    scores: list[dict[str, Any]],
+    opt_state: Any,
+) -> Extracted:
+    params = cast(source.read(sub_model), packaging.dtype)
+    spec, architecture = format_spec(sub_model, source.nest), source.architecture_of(sub_model)
+    counts = _at_dtype(source.count(sub_model), params)
+    origins = _origins(source, sub_model)
+    tensors = write_weights(
+        building,
+        packaging.format,
+        params,
+        architecture,
+        config=config_lib.to_dict(source.config),
+        units={path: units(about["axes"], source.nest) for path, about in origins.items()},
+        eos_id=eos_id_of(source.config.data.tokenizer),
+    )
+    written = open_weights(building, packaging.format, architecture, tensors)
+    difference, shape = prove(params, written, sub_model, abstract=source.abstract, axes=source.axes)
+    if difference != 0:
+        raise UserError(
+            f"sub_model {spec!r}: the extracted model differs from the TA's slice by {difference:.3g}; "
+            "this is a defect, please report it"
+        )
+    manifest = {
+        "version": VERSION,
+        "format": packaging.format,
+        "dtype": packaging.dtype,
+        "parent": {"checkpoint": str(source.directory), "step": source.step, "fingerprint": source.fingerprint},
+        "spec": spec,
+        "architecture": dataclasses.asdict(architecture),
+        "config": config_lib.to_dict(source.config),
+        "counts": dataclasses.asdict(counts),
+        "tensors": {path: about | origins[path] for path, about in tensors.items()},
+        "scores": scores,
+        "certificate": {"max_difference": difference, "batch": list(shape), "backend": jax.default_backend()},
+    }
+    if opt_state is not None:
+        save_folder(building / "opt_state", {"opt_state": opt_state}, {"config": config_lib.to_dict(source.config)})
+        manifest["opt_state"] = {"step": source.step}
+    finish_package(building, manifest)
+    return Extracted(building, spec, counts, difference)
 
 
-def _slices(source: Source, sub_model: SubModel) -> dict[str, dict[str, Any]]:
-    """For each tensor of the extracted model, the TA's tensor and what was kept of each of its axes."""
-    taken: dict[str, dict[str, Any]] = {}
-    shapes = jax.eval_shape(lambda tree: slice_model(tree, source.axes, sub_model), source.params)
-    for path, leaf in flatten(shapes).items():
-        parts = path.split("/")
-        parent = "/".join(["blocks", "0", *parts[2:]]) if parts[0] == "blocks" else path
-        names = flatten(source.axes)[parent]
-        kept: dict[str, Any] = dict(zip(names, leaf.shape, strict=True))
-        if parts[0] == "blocks":
-            kept["layers"] = list(sub_model.runs[int(parts[1])].layers)
-        taken[path] = {"parent": parent, "axes": list(names), "kept": kept}
-    return taken
+def finish_package(building: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """Writes what stands beside the weights: manifest, model card, and the tokenizer's files where they are known."""
+    copied = copy_tokenizer(manifest["config"]["data"]["tokenizer"], building) if manifest["format"] == "hf" else False
+    (building / "README.md").write_text(model_card(manifest, has_tokenizer=copied), encoding="utf-8")
+    (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _prove(source: Source, sub_model: SubModel, model: Model) -> float:
-    """Returns the largest difference between the model's hidden states and those of the TA's slice."""
-    shape = (_PROOF_BATCH, min(_PROOF_LEN, source.config.model.max_len))
-    tokens_BT = jax.random.randint(jax.random.key(0), shape, 0, source.config.model.vocab_size, jnp.int32)
-    in_place = jax.jit(
-        lambda params: sub_model_apply(params, tokens_BT, sub_model, nest=source.nest, axes=source.axes)
-    )(source.params)
-    alone = jax.jit(model.apply)(model.params, tokens_BT)
-    return float(np.max(np.abs(np.asarray(alone) - np.asarray(in_place))))
+def _at_dtype(counts: Counts, params: Any) -> Counts:
+    return dataclasses.replace(counts, bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+
+
+def eos_id_of(tokenizer: str) -> int | None:
+    """The end-of-text id of a tokenizer, where its files are at hand."""
+    try:
+        return make_tokenizer(tokenizer).eos_id
+    except UserError:
+        return None  # Its files are elsewhere now; a model can be extracted without them.
+
+
+def _origins(source: Source, sub_model: SubModel) -> dict[str, dict[str, Any]]:
+    """For each tensor of the extracted model: its axes, the TA's tensor, what was kept of each of its axes, and the
+    fingerprint of that part."""
+    stored, names = flatten(source.stored), flatten(source.axes)
+    origins: dict[str, dict[str, Any]] = {}
+    for parent, axes in names.items():
+        if not parent.startswith("blocks/"):
+            origins[parent] = _origin(stored[parent], parent, axes, sizes_of(sub_model))
+            continue
+        for i, run in enumerate(sub_model.runs):
+            path = "/".join(["blocks", str(i), *parent.split("/")[2:]])
+            origins[path] = _origin(
+                stored[parent], parent, axes, sizes_of(sub_model, run.d_ff) | {"layers": run.layers}
+            )
+    return origins
+
+
+def _origin(stored: StoredArray, parent: str, axes: tuple[str, ...], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    kept = narrow_array(np.broadcast_to(np.int8(0), stored.shape), axes, sizes).shape
+    listed: dict[str, Any] = dict(zip(axes, kept, strict=True))
+    if "layers" in sizes:
+        listed["layers"] = list(sizes["layers"])
+    part = narrow_array(_Parts(stored), axes, sizes)
+    return {"axes": list(axes), "parent": parent, "kept": listed, "parent_fingerprint": part}
+
+
+class _Parts:
+    """Slices as an array does, to the fingerprints of the part."""
+
+    def __init__(self, stored: StoredArray):
+        self.shape, self._stored = stored.shape, stored
+
+    def __getitem__(self, index: Any) -> str:
+        return self._stored.part(index)
+
+
+def verify(folder: str | pathlib.Path) -> Package:
+    """Reads every tensor of an extracted model and compares it with its fingerprint, and that with its TA's.
+
+    Raises:
+      UserError: names what is missing, damaged, or not its TA's.
+    """
+    package = open_model(folder)
+    for path, array in package.stored.items():
+        array.whole()
+        about = package.manifest["tensors"][path]
+        parent = about.get("parent_fingerprint")
+        if package.manifest["dtype"] == "fp32" and parent is not None and parent != about["fingerprint"]:
+            raise UserError(f"model={str(folder)!r}: tensor {path} is not its TA's {about['parent']}; extract it again")
+    return package

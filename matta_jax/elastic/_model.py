@@ -6,14 +6,20 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from matta_jax import config as config_lib
-from matta_jax.checkpoints import load_folder, on_one_device
+from matta_jax.checkpoints import StoredArray
 from matta_jax.config import Config
-from matta_jax.elastic._source import load_source
+from matta_jax.elastic._formats import open_weights
+from matta_jax.elastic._source import open_source
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, apply, logits, sub_model_apply
-from matta_jax.nesting import Counts, Nest, SubModel, Tree, count, format_spec, parse_spec
+from matta_jax.files import replace_text
+from matta_jax.models import Architecture, apply, logits, sub_model_apply
+from matta_jax.nesting import Counts, Nest, SubModel, Tree, format_spec, parse_spec, unflatten
+
+MANIFEST = "manifest.json"
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Model:
       counts: parameters, bytes, FLOPs per token at the run's sequence length.
       params: weights; the TA's for a sub-model in place.
       origin: where it came from, for reports.
+      architecture: of an extracted model; None in place.
     """
 
     spec: str
@@ -33,7 +40,7 @@ class Model:
     counts: Counts
     params: Tree
     origin: dict[str, Any]
-    _architecture: Architecture | None = None
+    architecture: Architecture | None = None
     _in_place: tuple[SubModel, Nest, Tree] | None = None
 
     def apply(self, params: Tree, tokens_BT: jax.Array) -> jax.Array:
@@ -41,48 +48,96 @@ class Model:
         if self._in_place is not None:
             sub_model, nest, axes = self._in_place
             return sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes)
-        assert self._architecture is not None
-        return apply(self._architecture, params, tokens_BT)
+        assert self.architecture is not None
+        return apply(self.architecture, params, tokens_BT)
 
     def logits(self, params: Tree, tokens_BT: jax.Array) -> jax.Array:
         """Returns the logits [B·T, V], in float32."""
         return logits(self.apply(params, tokens_BT), params["embed"]["tokens"])
 
 
-def load_model(folder: str | pathlib.Path) -> Model:
-    """Reads and verifies an extracted model. Raises UserError when it is missing or damaged."""
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """The folder of an extracted model, opened but not read.
+
+    Attributes:
+      path: the folder.
+      manifest: its `manifest.json`.
+      architecture: of the model.
+      config: of its run.
+      counts: of the model.
+      stored: its weights on disk, by path.
+    """
+
+    path: pathlib.Path
+    manifest: dict[str, Any]
+    architecture: Architecture
+    config: Config
+    counts: Counts
+    stored: dict[str, StoredArray]
+
+    def load(self) -> Model:
+        """Reads and verifies the weights, as float32. Raises UserError when one is damaged."""
+        flat = {path: jnp.asarray(array.whole(), jnp.float32) for path, array in self.stored.items()}
+        origin = {"model": str(self.path), "step": self.manifest["parent"].get("step")}
+        spec = self.manifest["spec"]
+        return Model(spec, self.config, self.counts, unflatten(flat), origin, architecture=self.architecture)
+
+
+def open_model(folder: str | pathlib.Path) -> Package:
+    """Opens an extracted model. Raises UserError when it is missing or damaged."""
     path = pathlib.Path(folder).resolve()
-    file = path / "manifest.json"
+    file = path / MANIFEST
     if not file.is_file():
-        raise UserError(
-            f"model={str(folder)!r} is not an extracted model (no manifest.json); make one with matta-extract"
-        )
+        raise UserError(f"model={str(folder)!r} is not an extracted model (no {MANIFEST}); make one with matta-extract")
     try:
         manifest = json.loads(file.read_text())
         fields = manifest["architecture"]
         architecture = Architecture(**{**fields, "d_ff": tuple(fields["d_ff"])})
         config = config_lib.from_dict(manifest["config"])
         counts = Counts(**manifest["counts"])
-        spec, parent = manifest["spec"], manifest["parent"]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"model={str(folder)!r} is damaged ({file.name} cannot be read); extract it again") from None
-    abstract = on_one_device(abstract_params(architecture))
-    params = load_folder(path / "weights", {"params": abstract})["params"]
-    return Model(spec, config, counts, params, {"model": str(path), "step": parent["step"]}, _architecture=architecture)
+        tensors, format = manifest["tensors"], manifest["format"]
+        if manifest["version"] != VERSION or not {"spec", "parent", "scores"} <= set(manifest):
+            raise KeyError("version")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again") from None
+    return Package(path, manifest, architecture, config, counts, open_weights(path, format, architecture, tensors))
+
+
+def load_model(folder: str | pathlib.Path) -> Model:
+    """Reads and verifies an extracted model. Raises UserError when it is missing or damaged."""
+    return open_model(folder).load()
+
+
+def record_scores(folder: str | pathlib.Path, scores: list[dict[str, Any]]) -> None:
+    """Adds scores to a model's manifest, in place of older ones of the same task.
+
+    Args:
+      folder: of the model.
+      scores: of each `task`, `value`, `corpus` (its fingerprint) and `date`.
+
+    Raises:
+      UserError: the manifest cannot be read or written.
+    """
+    file = pathlib.Path(folder) / MANIFEST
+    new = {score["task"] for score in scores}
+    try:
+        manifest = json.loads(file.read_text())
+        manifest["scores"] = [score for score in manifest["scores"] if score["task"] not in new] + scores
+        replace_text(file, json.dumps(manifest, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"model={str(folder)!r} cannot be written ({error.strerror}); copy it first") from None
 
 
 def load_in_place(checkpoint: str, spec: str) -> Model:
     """Reads a run's TA and takes one sub-model of it in place. Raises UserError for a bad checkpoint or spec."""
-    source = load_source(checkpoint)
+    source = open_source(checkpoint)
     sub_model = parse_spec(spec, source.nest)
-    counts = count(
-        source.params, source.axes, sub_model, head_dim=source.nest.head_dim, seq_len=source.config.data.seq_len
-    )
     return Model(
         format_spec(sub_model, source.nest),
         source.config,
-        counts,
-        source.params,
+        source.count(sub_model),
+        source.load(source.nest.ta),
         {"checkpoint": str(source.directory), "step": source.step},
         _in_place=(sub_model, source.nest, source.axes),
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from matta_jax.elastic import load_opt_state, load_source
+from matta_jax.elastic import load_opt_state, open_source
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import flatten, slice_model
 from matta_jax.optim import ShampooState, find_shampoo, matrix_views, shampoo_settings
@@ -18,11 +18,11 @@ def preconditioner_blocks(checkpoint: str, weight: str, layer: int) -> list[Bloc
     Raises:
       UserError: a run of another optimiser, an unknown weight or layer, or a checkpoint that cannot be read.
     """
-    source = load_source(checkpoint)
+    source = open_source(checkpoint)
     config, nest = source.config, source.nest
     if config.optimizer.name != "shampoo":
         raise UserError(f"optimizer.name={config.optimizer.name!r} of {checkpoint} has no preconditioners; use shampoo")
-    weights = flatten(source.params)
+    weights = flatten(source.abstract)
     if weight not in weights:
         raise UserError(f"weight={weight!r} must be one of {', '.join(weights)}{did_you_mean(weight, weights)}")
     if not 0 <= layer < nest.ta.num_layers:
@@ -33,7 +33,7 @@ def preconditioner_blocks(checkpoint: str, weight: str, layer: int) -> list[Bloc
         return blocks_of(
             state,
             settings=shampoo_settings(config.shampoo),
-            params=source.params,
+            params=source.abstract,
             views=matrix_views(source.axes, nest),
             narrow=lambda tree: slice_model(tree, source.axes, nest.student),
             weight=weight,

@@ -7,12 +7,11 @@ import pathlib
 from typing import Any
 
 from matta_jax import config as config_lib
+from matta_jax.elastic import MANIFEST
 from matta_jax.errors import UserError
 from matta_jax.evaluation._evaluate import write_json
 from matta_jax.evaluation._preconditioners import describe_blocks, plot_blocks, preconditioner_blocks
 from matta_jax.files import replace_text
-
-EVALUATION = "evaluation.json"  # The scores of an extracted model, in its folder.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +36,10 @@ def report(
     weight: str | None = None,
     layer: int | None = None,
 ) -> Report:
-    """Gathers a run's metrics and the scores of the models under its `models/` into a report.
+    """Gathers a run's metrics and the scored models under its `models/` into a report.
 
     Args:
-      workdir: folder of a run; `models/*/evaluation.json` are the scores, `metrics.jsonl` the curves.
+      workdir: folder of a run; the manifests in `models/*` hold the scores, `metrics.jsonl` the curves.
       notes: `baselines`, name to bits per byte, and `sample`, a text, to be told beside the table. None: those of the
         last report.
       weight, layer: whose preconditioners to draw, of a run with Shampoo: a path such as `blocks/0/mlp/w_in`, and a
@@ -83,23 +82,24 @@ def _old_notes(file: pathlib.Path) -> dict[str, Any]:
 
 def _rows(models: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
-    for file in sorted(models.glob(f"*/{EVALUATION}")):
+    for file in sorted(models.glob(f"*/{MANIFEST}")):
         try:
-            scored = json.loads(file.read_text())
-            architecture = json.loads((file.parent / "manifest.json").read_text())["architecture"]
-            rows.append(
-                {
-                    "name": scored["spec"],
-                    "layers": len(architecture["d_ff"]),
-                    "d_model": architecture["d_model"],
-                    "widths": architecture["d_ff"],
-                    "parameters": scored["counts"]["parameters"],
-                    "mb": scored["counts"]["bytes"] / 1e6,
-                    "flops_per_token": scored["counts"]["flops_per_token"],
-                    "scores": scored["scores"],
-                }
-            )
-        except (OSError, ValueError, KeyError):
+            manifest = json.loads(file.read_text())
+            architecture, counts = manifest["architecture"], manifest["counts"]
+            if manifest["scores"]:
+                rows.append(
+                    {
+                        "name": manifest["spec"],
+                        "layers": len(architecture["d_ff"]),
+                        "d_model": architecture["d_model"],
+                        "widths": architecture["d_ff"],
+                        "parameters": counts["parameters"],
+                        "mb": counts["bytes"] / 1e6,
+                        "flops_per_token": counts["flops_per_token"],
+                        "scores": {score["task"]: score["value"] for score in manifest["scores"]},
+                    }
+                )
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{file.parent} is damaged; remove it, and extract and evaluate that model again") from None
     return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
 
@@ -115,7 +115,7 @@ def _runs(widths: list[int]) -> str:
 
 def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
     if not rows:
-        return "No extracted model has been scored: matta-extract, then matta-evaluate --output=MODEL/evaluation.json"
+        return "No extracted model has been scored: matta-extract, then matta-evaluate"
     header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token", "bits/byte"]
     lines = []
     for row in rows:

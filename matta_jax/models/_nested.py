@@ -83,7 +83,7 @@ def _cuts(streams: Sequence[_Stream], num_layers: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _graphdef(kind: str, depth: int) -> nnx.GraphDef:
+def _graphdef(kind: str) -> nnx.GraphDef:
     sizes = {
         name: 1
         for name in (
@@ -99,11 +99,16 @@ def _graphdef(kind: str, depth: int) -> nnx.GraphDef:
         )
     }
     makers: dict[str, Callable[[], nnx.Module]] = {
-        "block": lambda: Block(sizes, nnx.Rngs(0), depth=depth),
+        "block": lambda: Block(sizes, nnx.Rngs(0), depth=1),
         "embed": lambda: Embed(sizes, nnx.Rngs(0)),
         "norm": lambda: LayerNorm(sizes),
     }
     return nnx.split(nnx.eval_shape(makers[kind]))[0]
+
+
+def module_apply(kind: str, weights: Tree, *inputs: Any, **options: Any) -> jax.Array:
+    """Runs one module of whatever size its weights have: `embed`, `block` (without a stack of layers) or `norm`."""
+    return nnx.merge(_graphdef(kind), weights)(*inputs, **options)
 
 
 def joint_apply(
@@ -141,7 +146,6 @@ def joint_apply(
     seq_len = tokens_BT.shape[1]
     num_layers = nest.ta.num_layers
     streams, choices_SL = _streams(nest, sub_models, mix_choice_ML)
-    block = _graphdef("block", num_layers)
     layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
 
     def ready(weights: Tree, axes: Tree) -> Tree:
@@ -151,7 +155,7 @@ def joint_apply(
         if width == 0:
             return x_ND
         own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
-        return nnx.merge(block, own)(x_ND, seq_len, dropout=dropout, key=key)
+        return module_apply("block", own, x_ND, seq_len, dropout=dropout, key=key)
 
     def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
         """Runs layers start to stop of all `running` streams."""
@@ -180,10 +184,10 @@ def joint_apply(
 
     outer = {name: ready(params[name], axes[name]) for name in ("embed", "norm")}
 
-    def narrowed(name: str, stream: _Stream) -> nnx.Module:
-        return nnx.merge(_graphdef(name, 1), narrow(outer[name], axes[name], sizes_of(stream.sub_model)))
+    def narrowed(name: str, stream: _Stream, inputs: jax.Array) -> jax.Array:
+        return module_apply(name, narrow(outer[name], axes[name], sizes_of(stream.sub_model)), inputs)
 
-    hidden = [narrowed("embed", stream)(tokens_BT) for stream in streams]
+    hidden = [narrowed("embed", stream, tokens_BT) for stream in streams]
     cuts = _cuts(streams, num_layers)
     for start, stop in itertools.pairwise(cuts):
         leaders: dict[tuple[Any, ...], int] = {}
@@ -194,7 +198,7 @@ def joint_apply(
         moved = segment(start, stop, [streams[i] for i in running], [hidden[i] for i in running])
         after = dict(zip(leaders, moved, strict=True))
         hidden = [after.get(stream.history(stop), x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
-    return [narrowed("norm", stream)(x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
+    return [narrowed("norm", stream, x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
 
 
 def sub_model_apply(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from matta_jax.nesting._sub_model import Nest, SubModel
 
@@ -38,6 +39,15 @@ def narrow_array(array: ArrayT, names: Names, sizes: Mapping[str, Size]) -> Arra
       ValueError: a size larger than the axis, or not a whole number of granules.
     """
     shape = array.shape  # type: ignore[attr-defined]
+    return array[_index(shape, names, sizes)]  # type: ignore[index]
+
+
+def place_array(part: np.ndarray, whole: np.ndarray, names: Names, sizes: Mapping[str, Size]) -> None:
+    """Undoes `narrow_array`: writes a part to its place in the whole, a numpy array, which it changes."""
+    whole[_index(whole.shape, names, sizes)] = part
+
+
+def _index(shape: tuple[int, ...], names: Names, sizes: Mapping[str, Size]) -> tuple[Any, ...]:
     index: list[Any] = [slice(None)] * len(names)
     for position, name in enumerate(names):
         logical = name.removesuffix(_GRANULES)
@@ -51,12 +61,41 @@ def narrow_array(array: ArrayT, names: Names, sizes: Mapping[str, Size]) -> Arra
             if size == tuple(range(size[0], size[0] + len(size))):
                 index[position] = slice(size[0], size[0] + len(size))
             else:
-                index[position] = jnp.array(size)
+                index[position] = np.array(size)
             continue
         if size % inner or size // inner > shape[position]:
             raise ValueError(f"{logical}={size} must be a multiple of {inner}, at most {shape[position] * inner}")
         index[position] = slice(0, size // inner)
-    return array[tuple(index)]  # type: ignore[index]
+    return tuple(index)
+
+
+def logical_names(names: Names) -> Names:
+    """The axis names of `merge_granules`'s result."""
+    return tuple(name for name in names if not name.endswith(_GRANULES))
+
+
+def merge_granules(weight: ArrayT, names: Names) -> ArrayT:
+    """Joins each granulated axis with its granules: an array with one axis for each of `logical_names`."""
+    order, shape = [], []
+    for name in logical_names(names):
+        parts = [i for i, axis in enumerate(names) if axis in (name + _GRANULES, name)]
+        order += parts
+        shape.append(math.prod(weight.shape[i] for i in parts))  # type: ignore[attr-defined]
+    return weight.transpose(order).reshape(shape)  # type: ignore[attr-defined]
+
+
+def split_granules(weight: ArrayT, names: Names, granules: Mapping[str, int]) -> ArrayT:
+    """Undoes `merge_granules`, with granules of the given sizes."""
+    order: list[str] = []
+    shape: list[int] = []
+    for name, size in zip(logical_names(names), weight.shape, strict=True):  # type: ignore[attr-defined]
+        if name + _GRANULES in names:
+            order += [name + _GRANULES, name]
+            shape += [size // granules[name], granules[name]]
+        else:
+            order.append(name)
+            shape.append(size)
+    return weight.reshape(shape).transpose([order.index(name) for name in names])  # type: ignore[attr-defined]
 
 
 def narrow(tree: Tree, axes: Tree, sizes: Mapping[str, Size]) -> Tree:
@@ -94,6 +133,18 @@ def slice_axes(axes: Tree, sub_model: SubModel) -> Tree:
     """The axis names of `slice_model`'s result."""
     stack = axes["blocks"]["0"]
     return axes | {"blocks": {str(i): stack for i in range(len(sub_model.runs))}}
+
+
+def units(names: Names, nest: Nest) -> tuple[int, ...]:
+    """The steps in which sub-models may cut each axis of a weight; 0 for an axis that is always whole."""
+
+    def unit(name: str) -> int:
+        if name == _STACK or name.endswith(_GRANULES):
+            return 1
+        sizes = () if name + _GRANULES in names else nest.boundaries(name)
+        return math.gcd(*sizes) if len(sizes) > 1 else 0
+
+    return tuple(unit(name) for name in names)
 
 
 def matrix_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -180,15 +231,21 @@ def count(shapes: Tree, axes: Tree, sub_model: SubModel, *, head_dim: int, seq_l
       seq_len: tokens of the sequence that attention spans.
     """
     abstract = jax.eval_shape(lambda tree: slice_model(tree, axes, sub_model), shapes)
+    attended = sub_model.num_layers * sub_model.num_heads * head_dim
+    return count_weights(abstract, slice_axes(axes, sub_model), attended=attended, seq_len=seq_len)
+
+
+def count_weights(weights: Tree, axes: Tree, *, attended: int, seq_len: int) -> Counts:
+    """Counts a plain model: its weights or their shapes, their axis names, and `attended`, the width of all layers'
+    heads together."""
     parameters = bytes_ = flops = 0
-    leaves = zip(jax.tree.leaves(abstract), _names(slice_axes(axes, sub_model)), strict=True)
-    for leaf, names in leaves:
+    for leaf, names in zip(jax.tree.leaves(weights), _names(axes), strict=True):
         size = math.prod(leaf.shape)
         parameters += size
         bytes_ += size * leaf.dtype.itemsize
         if matrix_view(names) is not None or "vocab" in names:
             flops += 2 * size
-    flops += 2 * sub_model.num_layers * sub_model.num_heads * head_dim * seq_len
+    flops += 2 * attended * seq_len
     return Counts(parameters, bytes_, flops)
 
 

@@ -8,6 +8,7 @@ from matta_jax.optim._chain import matrix_views as matrix_views
 from matta_jax.optim._chain import shampoo_advice as shampoo_advice
 from matta_jax.optim._chain import shampoo_settings as shampoo_settings
 from matta_jax.optim._chain import state_shardings as state_shardings
+from matta_jax.optim._chain import weights_of as weights_of
 from matta_jax.optim._roots import inverse_pth_root as inverse_pth_root
 from matta_jax.optim._shampoo import BlockState as BlockState
 from matta_jax.optim._shampoo import Shampoo as Shampoo

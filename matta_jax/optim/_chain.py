@@ -146,6 +146,14 @@ def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params
     return jax.tree_util.tree_map_with_path(visit, opt_state)
 
 
+def weights_of(opt_state: Any, params: Tree) -> dict[str, str]:
+    """The path of each moment in an optimiser state, and that of the weight whose moment it is."""
+    owners = map_state(lambda _, path: path or "", opt_state, params)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(owners)
+    paths = {jax.tree_util.keystr(path, simple=True, separator="/"): owner for path, owner in leaves}
+    return {path: owner for path, owner in paths.items() if owner}
+
+
 def state_shardings(opt_state: Any, params: Tree, shardings: Tree, mesh: Mesh) -> Any:
     """Returns how an optimiser state lies on the mesh: moments as their weights, Shampoo's blocks over all devices."""
     by_path, whole = flatten(shardings), NamedSharding(mesh, P())

@@ -294,7 +294,7 @@ class _Run:
             "evaluation": dict(evaluation),
         }
         trees = {"params": state.params, "opt_state": state.opt_state, "step": {"step": state.step}}
-        self.checkpoints.save(step, trees, meta, loss=evaluation["eval/student"])
+        self.checkpoints.save(step, trees, meta, loss=evaluation["eval/student"], units=self.setup.units)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for writer in self.writers:

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from matta_jax.config import Config
 from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
-from matta_jax.nesting import Nest, Tree, nest_of
-from matta_jax.optim import make_optimizer, state_shardings
+from matta_jax.nesting import Nest, Tree, flatten, nest_of, units
+from matta_jax.optim import make_optimizer, state_shardings, weights_of
 from matta_jax.sharding import param_shardings, replicated
 
 
@@ -50,6 +50,13 @@ class Setup:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     abstract: TrainState
+
+    @property
+    def units(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """How a checkpoint of the state is cut: weights as sub-models may cut them, and moments as their weights."""
+        params = {path: units(names, self.nest) for path, names in flatten(self.axes).items()}
+        moments = weights_of(self.abstract.opt_state, self.abstract.params)
+        return {"params": params, "opt_state": {path: params[owner] for path, owner in moments.items()}}
 
     @property
     def shardings(self) -> TrainState:

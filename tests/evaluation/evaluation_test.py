@@ -49,7 +49,7 @@ def test_bits_per_byte_is_that_of_a_plain_loop(student, text):
 def test_batch_size_changes_nothing(student, text, cache):
     model = elastic.load_model(student)
     windows = corpus_windows(Corpus(f"text:{text}/*.txt"), ByteTokenizer(), seq_len=32, cache_dir=cache)
-    a, b = (evaluation.text_loss(model, windows, batch_size=size) for size in (1, 5))
+    a, b = (elastic.text_loss(model, windows, batch_size=size) for size in (1, 5))
     assert a.nats == pytest.approx(b.nats, rel=1e-6) and a.num_tokens == b.num_tokens == a.num_bytes
 
 
@@ -95,7 +95,6 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
         evaluate(
             model=workdir / "models" / spec,
             tasks=["bits_per_byte:held_out"],
-            output=workdir / "models" / spec / evaluation.EVALUATION,
         )
     made = report(workdir, notes={"baselines": {"unigram entropy": 4.5}, "sample": "text ``` more"})
     assert [row["name"] for row in made.rows] == ["student", "ta"]

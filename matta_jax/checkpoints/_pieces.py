@@ -1,0 +1,122 @@
+"""The pieces of an array, and their fingerprints.
+
+`Units` tell how an array is cut, with one number for each axis: 0 for an axis that stays whole, else the length of its
+pieces. An axis of n in pieces of u > 1 is stored as two, n/u and u, because Orbax cuts chunks to single entries only.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Units = tuple[int, ...]
+_HEX = 16  # Digits of a fingerprint.
+_BLOCK = 1 << 18  # Elements that a host's fingerprint takes at once.
+
+
+def stored_shape(shape: tuple[int, ...], units: Units) -> tuple[int, ...]:
+    """The shape in which an array is stored."""
+    split = lambda n, unit: (n // unit, unit) if unit > 1 else (n,)
+    return tuple(size for n, unit in zip(shape, units, strict=True) for size in split(n, unit))
+
+
+def piece_axes(units: Units) -> tuple[int, ...]:
+    """The axes of the stored shape that count pieces."""
+    axes, position = [], 0
+    for unit in units:
+        if unit:
+            axes.append(position)
+        position += 2 if unit > 1 else 1
+    return tuple(axes)
+
+
+def grid_of(shape: tuple[int, ...], units: Units) -> tuple[int, ...]:
+    """The number of pieces along each axis that is cut."""
+    return tuple(n // unit for n, unit in zip(shape, units, strict=True) if unit)
+
+
+def fingerprint(array: Any, units: Units | None = None) -> str:
+    """Returns 64 bits, in hex, for each piece of an array on a host or on devices, in the order of the pieces.
+
+    Sums of a bijective mix of each element's bits and its place in the piece, modulo 2^32: any one changed element
+    changes the sum, the order of summation does not, so it is computed in place on any sharding.
+    """
+    return fingerprints({"": array}, {"": units or (0,) * np.ndim(array)})[""]
+
+
+def fingerprints(tree: Any, units: Mapping[str, Units] | None = None) -> dict[str, str]:
+    """Returns the `fingerprint` of each array of a tree, by its path; without units an array is one piece."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    own = [(units or {}).get(path, (0,) * np.ndim(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)]
+    sums = [
+        _host_sums(leaf, unit) if isinstance(leaf, np.ndarray) else _sums(leaf, unit)
+        for (_, leaf), unit in zip(leaves, own, strict=True)
+    ]
+    return {path: _hex(pair) for path, pair in zip(paths, jax.device_get(sums), strict=True)}
+
+
+def take(text: str, grid: tuple[int, ...], index: tuple[Any, ...]) -> str:
+    """Takes the fingerprints of some pieces of an array out of that of the whole."""
+    every = np.array([text[i : i + _HEX] for i in range(0, len(text), _HEX)]).reshape(grid)
+    return "".join(every[index].reshape(-1))
+
+
+def _hex(pair: tuple[np.ndarray, np.ndarray]) -> str:
+    return "".join(f"{int(a):08x}{int(b):08x}" for a, b in zip(*map(np.ravel, pair), strict=True))
+
+
+def _host_sums(array: np.ndarray, units: Units) -> tuple[np.ndarray, np.ndarray]:
+    """As `_sums`, in blocks of one size: one small program serves all arrays."""
+    grid, axes = grid_of(array.shape, units), piece_axes(units)
+    bits = array.view(f"u{array.dtype.itemsize}").reshape(stored_shape(array.shape, units))
+    pieces = np.moveaxis(bits, axes, range(len(axes))).reshape(math.prod(grid), -1)
+    sums = np.zeros((len(pieces), 2), np.uint32)
+    for own, piece in zip(sums, pieces, strict=True):
+        for start in range(0, len(piece), _BLOCK):
+            block = piece[start : start + _BLOCK].astype(np.uint32, copy=False)
+            if len(block) == _BLOCK:
+                own += np.asarray(_block_sums(block, np.uint32(start)))
+            else:
+                position = np.arange(start, start + len(block), dtype=np.uint32)
+                own += [np.sum(part, dtype=np.uint32) for part in _mixes(block, position)]
+    return sums[:, 0].reshape(grid), sums[:, 1].reshape(grid)
+
+
+@jax.jit
+def _block_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
+    position = start + jnp.arange(_BLOCK, dtype=jnp.uint32)
+    return jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in _mixes(bits, position)])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    bits = bits.reshape(stored_shape(array.shape, units))
+    inner = [axis for axis in range(bits.ndim) if axis not in piece_axes(units)]
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in inner:
+        iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position = position * jnp.uint32(bits.shape[axis]) + iota
+    a, b = _mixes(bits, position)
+    return jnp.sum(a, axis=inner, dtype=jnp.uint32), jnp.sum(b, axis=inner, dtype=jnp.uint32)
+
+
+def _mixes(bits: Any, position: Any) -> tuple[Any, Any]:
+    """Two mixes of each element's bits and place, in numpy or jax."""
+    mixed = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
+    return mixed, _mix(mixed ^ np.uint32(0x85EBCA77))
+
+
+def _mix(x: Any) -> Any:
+    """The finaliser of MurmurHash3: a bijection of 32 bits."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

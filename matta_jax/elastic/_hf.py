@@ -1,0 +1,250 @@
+"""Hugging Face's GPT-2: config.json and safetensors, read and written without torch.
+
+Stock GPT-2 has one d_ff for all layers and d_model / head_dim heads. Narrower layers are padded with zero neurons, and
+fewer heads with zero heads: the function is the same, the cost is that of the widest. What was there before the padding
+stands in config.json under `matta_jax`, so that an import takes it off again.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from matta_jax.errors import UserError
+from matta_jax.models import Architecture
+from matta_jax.nesting import Names, logical_names, merge_granules, split_granules
+
+# Our weight in a block: Hugging Face's, and the logical axes of each of its dimensions.
+_Dims = tuple[Names, ...]
+_LAYER: dict[str, tuple[str, _Dims]] = {
+    "attention/w_qkv": ("attn.c_attn.weight", (("d_model",), ("qkv", "heads", "head_dim"))),
+    "attention/b_qkv": ("attn.c_attn.bias", (("qkv", "heads", "head_dim"),)),
+    "attention/w_out": ("attn.c_proj.weight", (("heads", "head_dim"), ("d_model",))),
+    "attention/b_out": ("attn.c_proj.bias", (("d_model",),)),
+    "mlp/w_in": ("mlp.c_fc.weight", (("d_model",), ("d_ff",))),
+    "mlp/b_in": ("mlp.c_fc.bias", (("d_ff",),)),
+    "mlp/w_out": ("mlp.c_proj.weight", (("d_ff",), ("d_model",))),
+    "mlp/b_out": ("mlp.c_proj.bias", (("d_model",),)),
+    "norm_attention/scale": ("ln_1.weight", (("d_model",),)),
+    "norm_attention/bias": ("ln_1.bias", (("d_model",),)),
+    "norm_mlp/scale": ("ln_2.weight", (("d_model",),)),
+    "norm_mlp/bias": ("ln_2.bias", (("d_model",),)),
+}
+_OUTER = {
+    "embed/tokens": "wte.weight",
+    "embed/positions": "wpe.weight",
+    "norm/scale": "ln_f.weight",
+    "norm/bias": "ln_f.bias",
+}
+_PREFIX = "transformer."
+_FIXED = {
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+}
+_OWN = ("num_heads", "d_ff", "head_granule", "d_ff_granule")  # What the padding hides.
+_EQUIVALENT = {"activation_function": ("gelu_new", "gelu_pytorch_tanh")}
+
+
+def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dict[str, Any]:
+    """The config.json of a model. Raises UserError when stock GPT-2 has no room for its heads."""
+    heads, left = divmod(architecture.d_model, architecture.head_dim)
+    if left or architecture.num_heads > heads:
+        raise UserError(
+            f"format='hf': {architecture.num_heads} heads of {architecture.head_dim} do not fit in d_model="
+            f"{architecture.d_model} of stock GPT-2; extract fewer heads or a wider d_model, or use format=safetensors"
+        )
+    return {
+        **_FIXED,
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": architecture.vocab_size,
+        "n_positions": architecture.max_len,
+        "n_embd": architecture.d_model,
+        "n_layer": len(architecture.d_ff),
+        "n_head": heads,
+        "n_inner": max(architecture.d_ff),
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "torch_dtype": dtype,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "matta_jax": {name: getattr(architecture, name) for name in _OWN},
+    }
+
+
+def architecture_of_hf(folder: pathlib.Path) -> tuple[Architecture, dict[str, Any]]:
+    """Reads config.json. Raises UserError when it is missing, damaged, or of another model than ours."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+        known = config.get("matta_jax", {})
+        for field, wanted in _FIXED.items():
+            if config.get(field, wanted) not in _EQUIVALENT.get(field, (wanted,)):
+                raise UserError(
+                    f"{str(file)!r}: {field}={config[field]!r} is not supported, only {wanted!r}; import a GPT-2 model"
+                )
+        if "model_type" not in config:
+            raise KeyError("model_type")
+        d_model, heads, layers = config["n_embd"], config["n_head"], config["n_layer"]
+        inner = config.get("n_inner") or 4 * d_model
+        architecture = Architecture(
+            vocab_size=config["vocab_size"],
+            max_len=config["n_positions"],
+            d_model=d_model,
+            num_heads=known.get("num_heads", heads),
+            head_dim=d_model // heads,
+            d_ff=tuple(known.get("d_ff", [inner] * layers)),
+            head_granule=known.get("head_granule", heads),
+            d_ff_granule=known.get("d_ff_granule", inner),
+        )
+    except FileNotFoundError:
+        raise UserError(f"{str(folder)!r} is not a Hugging Face model (no config.json); name its folder") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{str(file)!r} cannot be read as GPT-2's config ({error}); fetch the model again") from None
+    return architecture, config
+
+
+def to_hf(flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architecture: Architecture) -> dict[str, Any]:
+    """Returns the tensors of model.safetensors."""
+    room = _sizes(architecture, architecture.d_model // architecture.head_dim, max(architecture.d_ff))
+    tensors = {_PREFIX + theirs: np.asarray(flat[ours]) for ours, theirs in _OUTER.items()}
+    layer = 0
+    for i, run in enumerate(architecture.sub_model.runs):
+        for j in range(len(run.layers)):
+            for ours, (theirs, dims) in _LAYER.items():
+                path = f"blocks/{i}/{ours}"
+                order = [name for dim in dims for name in dim]
+                part = _logical(np.asarray(flat[path][j]), names[path][1:], order)
+                padding = [(0, room[name] - n) for name, n in zip(order, part.shape, strict=True)]
+                shape = [int(np.prod([room[name] for name in dim])) for dim in dims]
+                tensors[f"{_PREFIX}h.{layer}.{theirs}"] = np.pad(part, padding).reshape(shape)
+            layer += 1
+    return tensors
+
+
+def readers(
+    folder: pathlib.Path, architecture: Architecture, names: Mapping[str, Names]
+) -> dict[str, Callable[[tuple[Any, ...]], np.ndarray]]:
+    """For each of our weights, by path, a function that reads the part of an index from Hugging Face's files.
+
+    Raises:
+      UserError: files or tensors are missing, or of other shapes than config.json says.
+    """
+    tensors = _Tensors(folder)
+    heads, inner = architecture.d_model // architecture.head_dim, max(architecture.d_ff)
+    room, own = _sizes(architecture, heads, inner), _sizes(architecture, architecture.num_heads, inner)
+    table = {
+        "embed/tokens": (architecture.vocab_size, architecture.d_model),
+        "embed/positions": (architecture.max_len, architecture.d_model),
+    }
+    for ours, theirs in _OUTER.items():
+        tensors.check(theirs, table.get(ours, (architecture.d_model,)))
+    tensors.check_tied()
+    for layer in range(len(architecture.d_ff)):
+        for theirs, dims in _LAYER.values():
+            shape = tuple(int(np.prod([room[name] for name in dim])) for dim in dims)
+            tensors.check(f"h.{layer}.{theirs}", shape)
+
+    def outer(theirs: str) -> Callable[[tuple[Any, ...]], np.ndarray]:
+        return lambda index: tensors[theirs][index]
+
+    def stack(i: int, ours: str, first: int, length: int, d_ff: int) -> Callable[[tuple[Any, ...]], np.ndarray]:
+        theirs, dims = _LAYER[ours]
+        axes = names[f"blocks/{i}/{ours}"][1:]
+        sizes = own | {"d_ff": d_ff}
+
+        def one(layer: int) -> np.ndarray:
+            tensor = tensors[f"h.{first + layer}.{theirs}"]
+            order = [name for dim in dims for name in dim]
+            part = tensor.reshape([room[name] for name in order])
+            kept = part[tuple(slice(0, sizes[name]) for name in order)]
+            if np.count_nonzero(part) != np.count_nonzero(kept):
+                raise ValueError(f"tensor h.{first + layer}.{theirs} is not zero outside the sizes of config.json")
+            return _granulated(kept, order, axes, architecture)
+
+        return lambda index: np.stack([one(layer) for layer in np.arange(length)[index[0]]])[(slice(None), *index[1:])]
+
+    result = {ours: outer(theirs) for ours, theirs in _OUTER.items()}
+    first = 0
+    for i, run in enumerate(architecture.sub_model.runs):
+        for ours in _LAYER:
+            result[f"blocks/{i}/{ours}"] = stack(i, ours, first, len(run.layers), run.d_ff)
+        first += len(run.layers)
+    return result
+
+
+def _sizes(architecture: Architecture, heads: int, d_ff: int) -> dict[str, int]:
+    head_dim, d_model = architecture.head_dim, architecture.d_model
+    return {"d_model": d_model, "qkv": 3, "heads": heads, "head_dim": head_dim, "d_ff": d_ff}
+
+
+def _logical(weight: np.ndarray, axes: Names, order: Sequence[str]) -> np.ndarray:
+    """A layer's weight with its logical axes in `order`."""
+    names = logical_names(axes)
+    return merge_granules(weight, axes).transpose([names.index(name) for name in order])
+
+
+def _granulated(part: np.ndarray, order: Sequence[str], axes: Names, architecture: Architecture) -> np.ndarray:
+    """Undoes `_logical`."""
+    granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
+    return split_granules(part.transpose([order.index(name) for name in logical_names(axes)]), axes, granules)
+
+
+class _Tensors:
+    """The tensors of a folder's safetensors files, in one or several, with or without the prefix `transformer.`."""
+
+    def __init__(self, folder: pathlib.Path):
+        safe_open = require_safetensors().safe_open
+        index = folder / "model.safetensors.index.json"
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+            opened = [safe_open(folder / name, "np") for name in files or ["model.safetensors"]]
+        except FileNotFoundError:
+            hint = "; convert pytorch_model.bin first" if (folder / "pytorch_model.bin").exists() else ""
+            raise UserError(f"{str(folder)!r} holds no model.safetensors; name the folder of a model{hint}") from None
+        except Exception as error:  # The library raises its own and several others for damaged files.
+            detail = " ".join(str(error).split())[:160]
+            raise UserError(f"{str(folder)!r} is damaged ({detail}); fetch the model again") from None
+        self.folder = folder
+        self.files = {name.removeprefix(_PREFIX): (file, name) for file in opened for name in list(file.keys())}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        file, stored = self.files[name]
+        return np.asarray(file.get_tensor(stored))
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        if name not in self.files:
+            raise UserError(f"{str(self.folder)!r}: tensor {name} is missing; fetch the model again")
+        file, stored = self.files[name]
+        found = tuple(file.get_slice(stored).get_shape())
+        if found != shape:
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {name} has shape {found}, but config.json says {shape}; "
+                "they are of different models"
+            )
+
+    def check_tied(self) -> None:
+        """An untied head is another model than ours."""
+        if "lm_head.weight" in self.files and not np.array_equal(self["lm_head.weight"], self["wte.weight"]):
+            raise UserError(
+                f"{str(self.folder)!r}: lm_head.weight differs from wte.weight; only tied heads are supported"
+            )
+
+
+def require_safetensors() -> Any:
+    """Imports the library. Raises UserError when the extra is not installed."""
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError:
+        raise UserError(
+            "format='hf' and 'safetensors' need the package safetensors: pip install 'matta_jax[hf]'"
+        ) from None
+    return safetensors

@@ -1,0 +1,162 @@
+"""Models from elsewhere become ours: Hugging Face folders; and ours are written again in another format."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+import jax.numpy as jnp
+
+from matta_jax import config as config_lib
+from matta_jax.config import Config, DataConfig, ModelConfig
+from matta_jax.data import make_tokenizer
+from matta_jax.elastic import _hf
+from matta_jax.elastic._extract import Packaging, check_target, eos_id_of, finish_package, new_folder
+from matta_jax.elastic._formats import cast, open_weights, write_weights
+from matta_jax.elastic._model import VERSION, Package, open_model
+from matta_jax.errors import UserError
+from matta_jax.models import Architecture, abstract_params, logical_axes
+from matta_jax.nesting import Tree, count_weights, flatten, unflatten
+
+TOKENIZER = "tokenizer"  # The folder of an imported model that keeps its tokenizer's files.
+
+
+def import_hf(
+    folder: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    tokenizer: str | None = None,
+    packaging: Packaging | None = None,
+) -> Package:
+    """Makes a model of ours from a Hugging Face GPT-2 folder: config.json and safetensors; no torch, no network.
+
+    Args:
+      folder: the Hugging Face model.
+      output: the folder of the model.
+      tokenizer: as `data.tokenizer`; None for that in the folder (tokenizer.json, or vocab.json and merges.txt).
+      packaging: format and type.
+
+    Raises:
+      UserError: files or tensors are missing or damaged, or belong to another model than GPT-2.
+    """
+    packaging = packaging or Packaging()
+    source, target = pathlib.Path(folder).resolve(), pathlib.Path(output).resolve()
+    architecture, _ = _hf.architecture_of_hf(source)
+    axes = flatten(logical_axes(architecture))
+    reads = _hf.readers(source, architecture, axes)
+    shapes = flatten(abstract_params(architecture))
+    check_target(target, overwrite=packaging.overwrite)
+    if packaging.with_optimizer:
+        raise UserError("with_optimizer: a Hugging Face folder holds no optimiser state; import without it")
+    try:
+        flat = {path: jnp.asarray(read((slice(None),) * len(axes[path])), jnp.float32) for path, read in reads.items()}
+    except UserError:
+        raise
+    except Exception as error:  # safetensors raises many kinds for damaged files.
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(f"{str(source)!r} is damaged ({detail}); fetch the model again") from None
+    params = unflatten({path: flat[path].reshape(shapes[path].shape) for path in shapes})
+    with new_folder(target) as building:
+        spec, text = tokenizer or _keep_tokenizer(source, building, target), source.name
+        known = make_tokenizer(spec.replace(str(target), str(building)))
+        if known.vocab_size > architecture.vocab_size:
+            raise UserError(
+                f"tokenizer={spec!r} has {known.vocab_size} ids, but {str(source)!r} has a vocabulary of "
+                f"{architecture.vocab_size}; name the model's own"
+            )
+        config = Config(
+            model=ModelConfig(
+                vocab_size=architecture.vocab_size,
+                max_len=architecture.max_len,
+                num_layers=len(architecture.d_ff),
+                d_model=architecture.d_model,
+                num_heads=architecture.d_model // architecture.head_dim,
+                d_ff=max(architecture.d_ff),
+            ),
+            data=DataConfig(tokenizer=spec, seq_len=min(1024, architecture.max_len)),
+        )
+        parent = {"hf": str(source)}
+        _write(building, params, architecture, config, parent, packaging, spec=text, scores=[], eos_id=known.eos_id)
+    return open_model(target)
+
+
+def convert(model: str | pathlib.Path, output: str | pathlib.Path, *, packaging: Packaging | None = None) -> Package:
+    """Writes an extracted or imported model again, in another format or type. Raises UserError as `extract` does."""
+    packaging = packaging or Packaging()
+    package, target = open_model(model), pathlib.Path(output).resolve()
+    check_target(target, overwrite=packaging.overwrite)
+    if packaging.with_optimizer:
+        raise UserError("with_optimizer: an optimiser state stays with its model; extract it again from the checkpoint")
+    params, manifest = package.load().params, package.manifest
+    with new_folder(target) as building:
+        _write(
+            building,
+            params,
+            package.architecture,
+            package.config,
+            manifest["parent"],
+            packaging,
+            spec=manifest["spec"],
+            scores=manifest["scores"],
+            eos_id=eos_id_of(package.config.data.tokenizer),
+        )
+    return open_model(target)
+
+
+def _write(
+    building: pathlib.Path,
+    params: Tree,
+    architecture: Architecture,
+    config: Config,
+    parent: dict[str, Any],
+    packaging: Packaging,
+    *,
+    spec: str,
+    scores: list[dict[str, Any]],
+    eos_id: int | None,
+) -> None:
+    params = cast(params, packaging.dtype)
+    axes = logical_axes(architecture)
+    plain = {path: tuple(int(name == "layers") for name in names) for path, names in flatten(axes).items()}
+    described = config_lib.to_dict(config)
+    tensors = write_weights(
+        building, packaging.format, params, architecture, config=described, units=plain, eos_id=eos_id
+    )
+    for array in open_weights(building, packaging.format, architecture, tensors).values():
+        array.whole()
+    attended = len(architecture.d_ff) * architecture.num_heads * architecture.head_dim
+    counts = count_weights(params, axes, attended=attended, seq_len=config.data.seq_len)
+    finish_package(
+        building,
+        {
+            "version": VERSION,
+            "format": packaging.format,
+            "dtype": packaging.dtype,
+            "parent": parent,
+            "spec": spec,
+            "architecture": dataclasses.asdict(architecture),
+            "config": described,
+            "counts": dataclasses.asdict(counts),
+            "tensors": {path: about | {"axes": list(flatten(axes)[path])} for path, about in tensors.items()},
+            "scores": scores,
+        },
+    )
+
+
+def _keep_tokenizer(source: pathlib.Path, building: pathlib.Path, target: pathlib.Path) -> str:
+    """Copies a Hugging Face folder's tokenizer; returns its spec once the folder has taken its place."""
+    kept = building / TOKENIZER
+    if (source / "tokenizer.json").is_file():
+        kept.mkdir()
+        shutil.copyfile(source / "tokenizer.json", kept / "tokenizer.json")
+        return f"hf:{target / TOKENIZER / 'tokenizer.json'}"
+    files = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
+    if all((source / name).is_file() for name in files):
+        kept.mkdir()
+        for name, ours in files.items():
+            shutil.copyfile(source / name, kept / ours)
+        return f"gpt2:{target / TOKENIZER}"
+    raise UserError(
+        f"{str(source)!r} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one, such as "
+        "--tokenizer=gpt2:FOLDER or --tokenizer=byte"
+    )
