@@ -258,9 +258,34 @@ class MeshConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig(_Section):
+    """What a run starts from."""
+
+    section = "init"
+    model: str | None = _field(
+        None,
+        "Folder of an extracted or imported model. Of the Student's sizes: the TA is grown around it; of the TA's: it "
+        "becomes the TA; of both, a plain run: training goes on, from its step where its optimiser state is there.",
+    )
+    growth: str = _field(
+        "zero",
+        "What the new parts of a grown TA add at first: nothing (zero output projections), or a little noise.",
+        choices=("zero", "noisy"),
+    )
+    growth_noise: float = _field(0.1, "Scale of noisy output projections, of that of a fresh model.", above=0.0)
+    sort: bool = _field(
+        False,
+        "Sort the neurons and heads of a model of the TA's sizes by importance on training text, so that its prefixes "
+        "are good sub-models from the start.",
+    )
+    optimizer: bool = _field(True, "Whether a plain run takes up the model's optimiser state, where it is there.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. Valid by construction; raises UserError otherwise."""
 
+    init: InitConfig = InitConfig()
     model: ModelConfig = ModelConfig()
     nest: NestConfig = NestConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

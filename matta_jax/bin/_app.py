@@ -58,6 +58,9 @@ def _fail(message: str, code: int = _USAGE_ERROR) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    start = re.search(r"(?:^|\0)--?init_from[=\0]([^\0]*)", "\0".join(argv[1:]))
+    if start and not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
+        argv = [argv[0], f"--config={pathlib.Path(__file__).with_name('_from_model.py')}:{start[1]}", *argv[1:]]
     file = re.search(r"(?:^|\0)--?config[=\0]([^:\0]*)", "\0".join(argv[1:]))
     if file and not pathlib.Path(file[1]).is_file():
         _fail(f"--config={file[1]!r} does not exist; name a file, from {pathlib.Path.cwd()}")

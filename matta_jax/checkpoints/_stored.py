@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,14 +72,23 @@ def unreadable(name: str, error: Exception, mend: str) -> UserError:
     return UserError(f"{name} cannot be read ({' '.join(str(error).split())[:160]}); {mend}")
 
 
-def stored_arrays(path: pathlib.Path, name: str, meta: Mapping[str, Any], *, mend: str) -> dict[str, StoredArray]:
-    """Opens the arrays of one tree of a checkpoint, by path, and reads none.
+def stored_arrays(
+    path: pathlib.Path,
+    name: str,
+    meta: Mapping[str, Any],
+    *,
+    mend: str,
+    leaves: Collection[str] | None = None,
+) -> dict[str, StoredArray]:
+    """Opens the arrays of one tree of a checkpoint, or some of its `leaves`, by path, and reads none.
 
     Raises:
       UserError: an array of the checkpoint's document is missing or has another shape.
     """
     arrays = {}
     for leaf, text in meta["fingerprints"].get(name, {}).items():
+        if leaves is not None and leaf not in leaves:
+            continue
         label = f"checkpoint {str(path)!r}: array {name}/{leaf}"
         base = {"driver": "ocdbt", "base": f"file://{path / name}/", "path": leaf.replace("/", ".") + "/"}
         try:

@@ -47,13 +47,16 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
     )
     abstract = jax.eval_shape(optimizer.init, params)
     path = source.directory / str(source.step)
-    stored = stored_arrays(path, "opt_state", read_meta(path), mend="use another step of the run")
+    is_shampoo = lambda node: isinstance(node, ShampooState)
+    nodes, _ = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_shampoo)
+    leaves = {jax.tree_util.keystr(key, simple=True, separator="/") for key, node in nodes if not is_shampoo(node)}
+    stored = stored_arrays(path, "opt_state", read_meta(path), mend="use another step of the run", leaves=leaves)
     owners, names = weights_of(abstract, params), flatten(axes)
     sizes = sizes_of(sub_model, sub_model.d_ff[0]) | {"layers": sub_model.layers}
     granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
 
     def take(key_path: Any, leaf: Any) -> Any:
-        if isinstance(leaf, ShampooState):
+        if is_shampoo(leaf):
             assert shampoo is not None
 
             def narrow(tree: Tree) -> Tree:
@@ -71,7 +74,7 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
             "extract without it"
         )
 
-    return jax.tree_util.tree_map_with_path(take, abstract, is_leaf=lambda node: isinstance(node, ShampooState))
+    return jax.tree_util.tree_map_with_path(take, abstract, is_leaf=is_shampoo)
 
 
 def _slice_shampoo(source: Source, state: ShampooState, config: Any, axes: Tree, nest: Any, narrow: Any) -> Any:

@@ -106,7 +106,8 @@ class Attention(nnx.Module):
         self.w_out = _weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
         self.b_out = _weight(rngs, sizes, "d_model")
 
-    def __call__(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
+    def mix(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
+        """Returns what each head has gathered [N, K, H, E]."""
         qkv_NKCHE = jnp.einsum("nd,kdche->nkche", x_ND, self.w_qkv[...]) + self.b_qkv[...]
         qkv = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
         q, k, v = (qkv[:, :, :, c] for c in range(3))
@@ -117,8 +118,11 @@ class Attention(nnx.Module):
         unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         summed = jnp.einsum("bkhts,bskhe->btkhe", unnormed.astype(v.dtype), v)
         total = jnp.moveaxis(unnormed.sum(-1), -1, 1)[..., None]  # [B, T, K, H, 1]
-        mixed = (summed / total).astype(x_ND.dtype).reshape(x_ND.shape[0], *qkv_NKCHE.shape[1:2], *q.shape[3:])
-        return jnp.einsum("nkhe,khed->nd", mixed, self.w_out[...]) + self.b_out[...]
+        return (summed / total).astype(x_ND.dtype).reshape(x_ND.shape[0], *qkv_NKCHE.shape[1:2], *q.shape[3:])
+
+    def __call__(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
+        mixed_NKHE = self.mix(x_ND, seq_len)
+        return jnp.einsum("nkhe,khed->nd", mixed_NKHE, self.w_out[...]) + self.b_out[...]
 
 
 class MLP(nnx.Module):
@@ -130,10 +134,13 @@ class MLP(nnx.Module):
         self.w_out = _weight(rngs, sizes, "d_ff_granules", "d_ff", "d_model", scale=out_scale)
         self.b_out = _weight(rngs, sizes, "d_model")
 
-    def __call__(self, x_ND: jax.Array) -> jax.Array:
+    def hidden(self, x_ND: jax.Array) -> jax.Array:
+        """Returns the neurons' activations [N, G, F]."""
         hidden_NGF = jnp.einsum("nd,gdf->ngf", x_ND, self.w_in[...]) + self.b_in[...]
-        hidden_NGF = jax.nn.gelu(hidden_NGF, approximate=True)
-        return jnp.einsum("ngf,gfd->nd", hidden_NGF, self.w_out[...]) + self.b_out[...]
+        return jax.nn.gelu(hidden_NGF, approximate=True)
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        return jnp.einsum("ngf,gfd->nd", self.hidden(x_ND), self.w_out[...]) + self.b_out[...]
 
 
 class Block(nnx.Module):
@@ -155,6 +162,16 @@ class Block(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         x_ND = x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, keys[0])
         return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, keys[1])
+
+    def importance(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
+        """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream: the mean norm of its
+        part of the branch's output over tokens."""
+        mixed_NKHE = self.attention.mix(self.norm_attention(x_ND), seq_len)
+        parts_NKHD = jnp.einsum("nkhe,khed->nkhd", mixed_NKHE, self.attention.w_out[...])
+        x_ND = x_ND + self.attention(self.norm_attention(x_ND), seq_len)
+        hidden_NGF = self.mlp.hidden(self.norm_mlp(x_ND))
+        norms_GF = jnp.linalg.norm(self.mlp.w_out[...], axis=-1)
+        return jnp.linalg.norm(parts_NKHD, axis=-1).mean(0), jnp.abs(hidden_NGF).mean(0) * norms_GF
 
 
 def _block(sizes: Mapping[str, int], depth: int, key: jax.Array) -> Block:

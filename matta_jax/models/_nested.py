@@ -111,6 +111,11 @@ def module_apply(kind: str, weights: Tree, *inputs: Any, **options: Any) -> jax.
     return nnx.merge(_graphdef(kind), weights)(*inputs, **options)
 
 
+def block_importance(weights: Tree, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
+    """The importance of a block's heads [K, H] and neurons [G, F] on these inputs (`Block.importance`)."""
+    return nnx.merge(_graphdef("block"), weights).importance(x_ND, seq_len)
+
+
 def joint_apply(
     params: Tree,
     tokens_BT: jax.Array,

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.data import Windows, make_tokenizer, sequential_batches, split_windows, training_batches
+from matta_jax.elastic import Package, check_init, initial_opt_state, initial_params
 from matta_jax.errors import DivergenceError, UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import flatten
@@ -71,8 +73,8 @@ def train(
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
-    Start-up order: the newest checkpoint of `workdir`, else from scratch. A run killed at any moment and started again
-    ends with the same bits as one that was not. SIGTERM saves and returns.
+    Start-up order: the newest checkpoint of `workdir`, else the model of `init.model`, else from scratch. A run killed
+    at any moment and started again ends with the same bits as one that was not. SIGTERM saves and returns.
 
     Args:
       config: the run.
@@ -100,6 +102,7 @@ def train(
             f"model.vocab_size={config.model.vocab_size} must be at least the {tokenizer.vocab_size} ids of "
             f"data.tokenizer={config.data.tokenizer!r}"
         )
+    package = None if _has_checkpoint(workdir) else check_init(config)
     setup = make_setup(config, make_mesh(sizes))
     if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)):
         logging.warning("%s", advice)
@@ -113,9 +116,14 @@ def train(
         raise UserError(f"workdir={str(workdir)!r} cannot be written ({error.strerror}); name another") from None
     log(resolved.rstrip())
     with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
-        state = _restore(setup, checkpoints, windows, log)
+        if package is None:
+            state = _restore(setup, checkpoints, windows, log)
+        else:
+            state = _start_from(setup, package, windows, log)
         with open_writers(config, workdir, int(state.step)) as writers:
             run = _Run(setup, checkpoints, windows, eval_windows, writers, log)
+            if package is not None:
+                run.report_evaluation(int(state.step), run.evaluate(state))
             return run.steps_from(state, workdir)
 
 
@@ -160,6 +168,24 @@ def _restore(setup: Setup, checkpoints: Checkpoints, windows: Windows, log: Call
     )
     log(f"resumed from step {step} of {checkpoints.directory}")
     return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+
+
+def _start_from(setup: Setup, package: Package, windows: Windows, log: Callable[[str], None]) -> TrainState:
+    """The state of a run that starts from a model; of a plain run that goes on, with its step."""
+    batch = next(iter(sequential_batches(windows, batch_size=setup.config.data.batch_size)))
+    params, words = initial_params(setup.config, package, jnp.asarray(batch["tokens"][:, :-1]))
+    params = jax.device_put(params, setup.shardings.params)
+    found = initial_opt_state(setup.config, package, setup.abstract.opt_state)
+    if found is None:
+        step, opt_state = 0, jax.jit(setup.optimizer.init, out_shardings=setup.shardings.opt_state)(params)
+    else:
+        step, opt_state = found[1], jax.device_put(found[0], setup.shardings.opt_state)
+    log(f"{words}, step {step}")
+    return TrainState(jax.device_put(jnp.int32(step), setup.shardings.step), params, opt_state)
 
 
 class _Run:
@@ -217,9 +243,7 @@ class _Run:
                     self.account(*pending)
                     pending = None
                     evaluation = self.evaluate(state)
-                    self.write(step, evaluation)
-                    shown = " ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
-                    self.log(f"step {step}: {shown}")
+                    self.report_evaluation(step, evaluation)
                     if saves:
                         self.save(step, state, evaluation)
                     self.since.clear()
@@ -270,6 +294,12 @@ class _Run:
 
     def _restart_clock(self) -> None:
         self.clock, self.timed = time.perf_counter(), 0
+
+    def report_evaluation(self, step: int, evaluation: dict[str, float]) -> None:
+        """Writes and logs what `evaluate` returned."""
+        self.write(step, evaluation)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+        self.log(f"step {step}: {shown}")
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over held-out tokens of Student's and TA's terms, by name with `eval/` before it."""

@@ -1,0 +1,9 @@
+"""The config behind `matta-train --init_from=DIR` without `--config`: the plain run that goes on with a model."""
+
+from matta_jax import config as config_lib
+from matta_jax import elastic
+
+
+def get_config(folder: str):
+    """That of the model's own run, at the model's sizes, without a nest."""
+    return config_lib.to_config_dict(elastic.plain_run(elastic.open_model(folder)))
