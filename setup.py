@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 _PLOTS = ["matplotlib>=3.9,<4"]
 _TOKENIZERS = ["tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
+_SEARCH = ["optuna>=5,<6"]
 _TEST = [
     "hypothesis>=6.100,<7",
     "pytest>=8.3,<10",
@@ -16,6 +17,7 @@ _TEST = [
     "chex>=0.1.90,<0.2",
     *_HF,
     *_PLOTS,
+    *_SEARCH,
     *_TOKENIZERS,
 ]
 
@@ -47,6 +49,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "plots": _PLOTS,
         "hf": _HF,
+        "search": _SEARCH,
         "tokenizers": _TOKENIZERS,
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
@@ -59,6 +62,7 @@ setup(
             "matta-train = matta_jax.bin.train:run",
             "matta-extract = matta_jax.bin.extract:run",
             "matta-import = matta_jax.bin.import_:run",
+            "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-report = matta_jax.bin.report:run",
         ]

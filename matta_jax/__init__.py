@@ -5,6 +5,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.train(config, workdir)
     matta_jax.extract(checkpoint, sub_models, output)
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
+    matta_jax.search(checkpoint, output, budget=elastic.Budget(max_params=...))
     matta_jax.evaluate(model=..., tasks=[...])
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import import_hf as import_hf
+    from matta_jax.elastic import open_source as open_source
     from matta_jax.elastic import verify as verify
+    from matta_jax.elastic.search import search as search
     from matta_jax.errors import UserError as UserError
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
@@ -36,7 +39,9 @@ _HOMES = {
     "evaluate": "evaluation",
     "extract": "elastic",
     "import_hf": "elastic",
+    "open_source": "elastic",
     "report": "evaluation",
+    "search": "elastic.search",
     "train": "training",
     "verify": "elastic",
     "quickstart": "_quickstart",

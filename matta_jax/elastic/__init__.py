@@ -15,6 +15,7 @@ from matta_jax.elastic._init import check_init as check_init
 from matta_jax.elastic._init import initial_opt_state as initial_opt_state
 from matta_jax.elastic._init import initial_params as initial_params
 from matta_jax.elastic._init import plain_run as plain_run
+from matta_jax.elastic._latency import Workload as Workload
 from matta_jax.elastic._model import MANIFEST as MANIFEST
 from matta_jax.elastic._model import Model as Model
 from matta_jax.elastic._model import Package as Package
@@ -32,3 +33,4 @@ from matta_jax.elastic._score import text_loss as text_loss
 from matta_jax.elastic._source import Source as Source
 from matta_jax.elastic._source import load_opt_state as load_opt_state
 from matta_jax.elastic._source import open_source as open_source
+from matta_jax.elastic._space import Budget as Budget

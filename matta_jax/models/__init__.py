@@ -5,10 +5,13 @@ from matta_jax.models._gpt import Architecture as Architecture
 from matta_jax.models._gpt import abstract_params as abstract_params
 from matta_jax.models._gpt import apply as apply
 from matta_jax.models._gpt import architecture_of as architecture_of
+from matta_jax.models._gpt import decode as decode
+from matta_jax.models._gpt import init_cache as init_cache
 from matta_jax.models._gpt import init_params as init_params
 from matta_jax.models._gpt import logical_axes as logical_axes
 from matta_jax.models._gpt import logits as logits
 from matta_jax.models._nested import block_importance as block_importance
+from matta_jax.models._nested import candidate_apply as candidate_apply
 from matta_jax.models._nested import joint_apply as joint_apply
 from matta_jax.models._nested import module_apply as module_apply
 from matta_jax.models._nested import sub_model_apply as sub_model_apply

@@ -32,6 +32,9 @@ _RESIDUAL_SCALE = 0.25
 _NORM_EPSILON = 1e-5
 
 
+Cache = list[tuple[jax.Array, jax.Array]]  # Keys and values [L, B, S, K, H, E] of each run of layers.
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """The sizes of a plain model: everything needed to build it.
@@ -124,6 +127,22 @@ class Attention(nnx.Module):
         mixed_NKHE = self.mix(x_ND, seq_len)
         return jnp.einsum("nkhe,khed->nd", mixed_NKHE, self.w_out[...]) + self.b_out[...]
 
+    def decode(
+        self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Attends from one new token per row; returns its output and the keys and values with its own at `position`."""
+        qkv_BKCHE = jnp.einsum("nd,kdche->nkche", x_BD, self.w_qkv[...]) + self.b_qkv[...]
+        q, *new = (qkv_BKCHE[:, :, c] for c in range(3))
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, own[:, None].astype(old.dtype), position, axis=1)
+            for old, own in zip(cache_BSKHE, new, strict=True)
+        )
+        scores = jnp.einsum("bkhe,bskhe->bkhs", q / math.sqrt(q.shape[-1]), keys, preferred_element_type=jnp.float32)
+        seen_S = jnp.arange(keys.shape[1]) <= position
+        weights = jax.nn.softmax(jnp.where(seen_S, scores, -jnp.inf), axis=-1)
+        mixed_BKHE = jnp.einsum("bkhs,bskhe->bkhe", weights.astype(values.dtype), values)
+        return jnp.einsum("nkhe,khed->nd", mixed_BKHE, self.w_out[...]) + self.b_out[...], (keys, values)
+
 
 class MLP(nnx.Module):
     """The feed-forward layer, with GPT-2's tanh approximation of GELU."""
@@ -162,6 +181,14 @@ class Block(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         x_ND = x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, keys[0])
         return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, keys[1])
+
+    def decode(
+        self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """As `Attention.decode`, for the whole block."""
+        attended, cache_BSKHE = self.attention.decode(self.norm_attention(x_BD), cache_BSKHE, position)
+        x_BD = x_BD + attended
+        return x_BD + self.mlp(self.norm_mlp(x_BD)), cache_BSKHE
 
     def importance(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
         """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream: the mean norm of its
@@ -220,6 +247,21 @@ class GPT(nnx.Module):
             self.blocks[str(i)] = nnx.vmap(functools.partial(_block, own, depth))(keys)
         self.norm = LayerNorm(sizes)
 
+    def decode(self, tokens_B: jax.Array, caches: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
+        """Returns the normed hidden states [B, D] of one new token per row, and the caches with it at `position`."""
+        x_BD = self.embed.tokens[...][tokens_B] + self.embed.positions[...][position]
+        new: Cache = []
+        for i, cache in enumerate(caches):
+            graphdef, stack = nnx.split(self.blocks[str(i)])
+
+            def body(x_BD, layer, graphdef=graphdef):
+                weights, own = layer
+                return nnx.merge(graphdef, weights).decode(x_BD, own, position)
+
+            x_BD, own = jax.lax.scan(body, x_BD, (stack, cache))
+            new.append(own)
+        return self.norm(x_BD), new
+
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """Returns the normed hidden states [B·T, D] of a batch of token ids."""
         x_ND = self.embed(tokens_BT)
@@ -276,3 +318,17 @@ def apply(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, dty
     """Runs the plain model of `params`; returns its hidden states [B·T, D] in the compute type `dtype`."""
     params = jax.tree.map(lambda weight: weight.astype(dtype), params)
     return nnx.merge(_abstract(architecture)[0], params)(tokens_BT)
+
+
+def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32") -> Cache:
+    """Returns empty keys and values for `decode`, with room for `length` tokens."""
+    heads = (architecture.num_heads // architecture.head_granule, architecture.head_granule, architecture.head_dim)
+    shapes = [(len(run.layers), batch_size, length, *heads) for run in architecture.sub_model.runs]
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
+
+
+def decode(
+    architecture: Architecture, params: Tree, tokens_B: jax.Array, cache: Cache, position: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Runs one new token of each row, at `position`; returns its hidden states [B, D] and the longer cache."""
+    return nnx.merge(_abstract(architecture)[0], params).decode(tokens_B, cache, position)

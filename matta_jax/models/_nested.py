@@ -206,6 +206,42 @@ def joint_apply(
     return [narrowed("norm", stream, x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
 
 
+def candidate_apply(
+    params: Tree, tokens_BT: jax.Array, choice_L: jax.Array, sub_model: SubModel, *, nest: Nest, axes: Tree
+) -> jax.Array:
+    """Runs one sub-model in place whose layers are data, so that one program runs all of a depth and width.
+
+    Args:
+      params: the TA's weights.
+      tokens_BT: token ids.
+      choice_L: for each layer of the TA 0 to skip it, or 1 + an index into `nest.widths`; may be traced.
+      sub_model: tells d_model and heads.
+      nest: the nest.
+      axes: the weights' axis names.
+
+    Returns:
+      The normed hidden states [B·T, d_model], in float32.
+    """
+    seq_len, sizes = tokens_BT.shape[1], sizes_of(sub_model)
+    layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
+
+    def run(width: int, weights: Tree, x_ND: jax.Array) -> jax.Array:
+        return module_apply("block", narrow(weights, layer_axes, sizes | {"d_ff": width}), x_ND, seq_len)
+
+    branches: list[Callable[..., jax.Array]] = [
+        lambda _, x_ND: x_ND,
+        *(functools.partial(run, width) for width in nest.widths),
+    ]
+
+    def body(x_ND: jax.Array, layer: tuple[Tree, jax.Array]) -> tuple[jax.Array, None]:
+        weights, choice = layer
+        return jax.lax.switch(choice, branches, weights, x_ND), None
+
+    x_ND = module_apply("embed", narrow(params["embed"], axes["embed"], sizes), tokens_BT)
+    x_ND, _ = jax.lax.scan(body, x_ND, (params["blocks"]["0"], choice_L))
+    return module_apply("norm", narrow(params["norm"], axes["norm"], sizes), x_ND)
+
+
 def sub_model_apply(
     params: Tree, tokens_BT: jax.Array, sub_model: SubModel, *, nest: Nest, axes: Tree, dtype: str = "float32"
 ) -> jax.Array:

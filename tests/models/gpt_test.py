@@ -229,3 +229,42 @@ def test_bfloat16_compute_is_close_and_dropout_drops():
     np.testing.assert_array_equal(dropped[0], again[0])
     assert not np.array_equal(dropped[0], other[0]) and not np.array_equal(dropped[0], exact[0])
     np.testing.assert_array_equal(run(key=jax.random.key(0))[1], exact[1])
+
+
+@pytest.mark.parametrize("d_ff", [(8, 8), (8, 16, 8)])
+def test_decoding_token_by_token_gives_what_the_whole_sequence_gives(d_ff):
+    architecture = models.Architecture(32, 12, 16, 4, 4, d_ff, 2, 8)
+    params = models.init_params(architecture, jax.random.key(0))
+    tokens_BT = jax.random.randint(jax.random.key(1), (3, 12), 0, 32)
+    whole = models.apply(architecture, params, tokens_BT).reshape(3, 12, 16)
+    cache = models.init_cache(architecture, batch_size=3, length=12)
+    step = jax.jit(lambda params, tokens, cache, at: models.decode(architecture, params, tokens, cache, at))
+    for position in range(12):
+        hidden_BD, cache = step(params, tokens_BT[:, position], cache, position)
+        np.testing.assert_allclose(hidden_BD, whole[:, position], atol=2e-5)
+
+
+def test_one_program_runs_every_candidate_of_a_depth_and_width():
+    nest = nesting.expand(num_layers=2, d_model=16, num_heads=2, d_ff=8, ta_num_layers=3, ta_d_model=24, ta_num_heads=3,
+                          ta_d_ff=24, widths=(8, 16, 24))  # fmt: skip
+    architecture = models.Architecture(32, 12, 24, 3, 8, (24,) * 3, 1, 8)
+    params, axes = models.init_params(architecture, jax.random.key(0)), models.logical_axes(architecture)
+    tokens_BT = jax.random.randint(jax.random.key(1), (2, 12), 0, 32)
+    for base, specs in {
+        nest.ta: ["ta", "d_ff=24,8,16", "layers=0,2;d_ff=16,8", "layers=1;d_ff=8"],
+        nest.student: ["student", "d_model=16;num_heads=2", "d_model=16;num_heads=2;d_ff=8,24,16"],
+    }.items():
+        traces = []
+
+        @jax.jit
+        def run(choice_L, base=base, traces=traces):
+            traces.append(1)
+            return models.candidate_apply(params, tokens_BT, choice_L, base, nest=nest, axes=axes)
+
+        for spec in specs:
+            sub_model = nesting.parse_spec(spec, nest)
+            widths = [sub_model.width_of(layer) for layer in range(3)]
+            choice_L = jnp.array([0 if not width else 1 + nest.widths.index(width) for width in widths])
+            expected = models.sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes)
+            np.testing.assert_allclose(run(choice_L), expected, atol=1e-5)
+        assert len(traces) == 1
