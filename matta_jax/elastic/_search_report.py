@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from matta_jax.elastic._space import Budget
+
 if TYPE_CHECKING:
     from matta_jax.elastic.search import Row
 
@@ -41,8 +43,8 @@ def table(rows: list["Row"], *, timed: bool) -> str:
     return "\n".join(f"| {line} |" for line in text)
 
 
-def plot(path: pathlib.Path, rows: list["Row"], *, timed: bool) -> pathlib.Path | None:
-    """Quality against each cost: dominated models grey, patterns marked. None without the extra `plots`."""
+def plot(path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool) -> pathlib.Path | None:
+    """Quality against each cost: dominated models grey, patterns marked, limits dotted. None without `plots`."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -52,6 +54,11 @@ def plot(path: pathlib.Path, rows: list["Row"], *, timed: bool) -> pathlib.Path 
     costs: dict[str, Callable[[Row], float]] = {
         "parameters, millions": lambda row: row.parameters / 1e6,
         "MFLOP per token": lambda row: row.flops_per_token / 1e6,
+    }
+    limits = {
+        "parameters, millions": budget.max_params and budget.max_params / 1e6,
+        "MFLOP per token": budget.max_flops_per_token and budget.max_flops_per_token / 1e6,
+        "milliseconds": budget.max_ms,
     }
     if timed:
         costs["milliseconds"] = lambda row: row.ms or row.predicted_ms or 0.0
@@ -84,6 +91,9 @@ def plot(path: pathlib.Path, rows: list["Row"], *, timed: bool) -> pathlib.Path 
                 front.append((cost(row), row.loss))
         axes.plot(*zip(*front, strict=True), color="0.6", linewidth=0.8, zorder=0)
         axes.set_xlabel(name)
+        limit = limits.get(name)
+        if limit is not None and axes.get_xlim()[0] < limit < axes.get_xlim()[1]:
+            axes.axvline(limit, color="0.5", linestyle=":", label="budget")
     panels[0].set_ylabel("nats per token (lower is better)")
     panels[-1].legend(frameon=False, fontsize=8)
     beside = path.with_name(path.stem + ".tmp.png")

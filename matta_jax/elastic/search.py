@@ -397,7 +397,7 @@ def _write(
     corpus: str,
     workload: Workload | None,
 ) -> list[pathlib.Path]:
-    picture = plot(root / "search.png", rows, timed=workload is not None)
+    picture = plot(root / "search.png", rows, run.budget, timed=workload is not None)
     described = {
         "checkpoint": f"{source.directory}@{source.step}",
         "fingerprint": source.fingerprint,
