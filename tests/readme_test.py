@@ -21,8 +21,9 @@ def test_every_command_names_real_binaries_flags_and_configs():
     commands = re.findall(r"matta-(\w+)((?: \\\n +| )--[^`\n]*(?:\\\n[^`\n]*)*)", README)
     assert len(commands) >= 6
     for name, arguments in commands:
-        source = (ROOT / "matta_jax" / "bin" / f"{name}.py").read_text()
-        assert f"matta-{name} =" in (ROOT / "setup.py").read_text()
+        module = re.search(rf"matta-{name} = matta_jax\.bin\.(\w+):run", (ROOT / "setup.py").read_text())
+        assert module, name
+        source = (ROOT / "matta_jax" / "bin" / f"{module[1]}.py").read_text()
         for flag in re.findall(r"--([a-z_]+)(?:=|\s|$)", arguments):
             assert f'"{flag}"' in source or (flag == "config" and "define_config" in source), (name, flag)
         for config in re.findall(r"configs/\w+\.py", arguments):

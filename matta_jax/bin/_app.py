@@ -47,7 +47,7 @@ def _guard(main: Callable[[], Any]) -> None:
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+        _fail("interrupted; the same command goes on from what was saved", code=130)
     except BrokenPipeError:  # The reader of the output went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -23,6 +23,7 @@ from matta_jax.elastic._model import load_in_place as load_in_place
 from matta_jax.elastic._model import load_model as load_model
 from matta_jax.elastic._model import open_model as open_model
 from matta_jax.elastic._model import record_scores as record_scores
+from matta_jax.elastic._model import sealed as sealed
 from matta_jax.elastic._plain import plain_config as plain_config
 from matta_jax.elastic._plain import regranulate as regranulate
 from matta_jax.elastic._score import HELD_OUT as HELD_OUT

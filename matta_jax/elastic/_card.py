@@ -21,14 +21,22 @@ model = elastic.load_model("THIS_FOLDER")  # model.logits(model.params, tokens)
 ```"""
 
 
-def model_card(manifest: dict[str, Any], *, has_tokenizer: bool) -> str:
-    """Returns the README.md of a model."""
+CARD = "README.md"
+_TOKENIZER_FILES = {"gpt2": {"vocab.bpe": "merges.txt", "encoder.json": "vocab.json"}, "hf": {"": "tokenizer.json"}}
+
+
+def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
+    """Returns the README.md of the model in a folder."""
     architecture, counts, parent = manifest["architecture"], manifest["counts"], manifest["parent"]
     widths = architecture["d_ff"]
     d_ff = str(widths[0]) if len(set(widths)) == 1 else " ".join(map(str, widths))
     hf = manifest["format"] == "hf"
+    has_tokenizer = any(
+        all((folder / name).is_file() for name in files.values()) for files in _TOKENIZER_FILES.values()
+    )
     origin = (
-        f"Extracted from step {parent['step']} of `{parent['checkpoint']}` (fingerprint `{parent['fingerprint']}`)."
+        "A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. Extracted from step "
+        f"{parent['step']} of `{parent['checkpoint']}` (fingerprint `{parent['fingerprint']}`)."
         if "checkpoint" in parent
         else f"Imported from `{parent['hf']}`."
     )
@@ -36,7 +44,7 @@ def model_card(manifest: dict[str, Any], *, has_tokenizer: bool) -> str:
     parts = [
         "\n".join([*front, "---"]),
         f"# {manifest['spec']}",
-        f"A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. {origin}",
+        origin,
         "\n".join(
             [
                 "| | |",
@@ -81,17 +89,13 @@ def model_card(manifest: dict[str, Any], *, has_tokenizer: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> bool:
-    """Copies a tokenizer's files to where transformers looks for them; returns whether they are known."""
+def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> None:
+    """Copies a tokenizer's files, where they are known, to where transformers looks for them."""
     kind, _, where = tokenizer.partition(":")
     place = pathlib.Path(where)
-    files = {
-        "gpt2": {"vocab.bpe": "merges.txt", "encoder.json": "vocab.json"},
-        "hf": {"": "tokenizer.json"},
-    }.get(kind, {})
+    files = _TOKENIZER_FILES.get(kind, {})
     sources = {place / name if name else place: folder / target for name, target in files.items()}
     if not sources or not all(source.is_file() for source in sources):
-        return False
+        return
     for source, target in sources.items():
         shutil.copyfile(source, target)
-    return True

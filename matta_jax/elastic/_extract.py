@@ -16,9 +16,10 @@ import numpy as np
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import StoredArray, save_folder
 from matta_jax.data import make_tokenizer
-from matta_jax.elastic._card import copy_tokenizer, model_card
+from matta_jax.elastic._card import CARD, copy_tokenizer, model_card
 from matta_jax.elastic._formats import DTYPES, FORMATS, cast, open_weights, write_weights
-from matta_jax.elastic._model import MANIFEST, VERSION, Package, open_model
+from matta_jax.elastic._hf import hf_config
+from matta_jax.elastic._model import MANIFEST, VERSION, Package, open_model, resolved_tokenizer, sealed
 from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.elastic._proof import prove
 from matta_jax.elastic._source import Source, open_source
@@ -102,10 +103,13 @@ def extract(
         check_target(target, overwrite=packaging.overwrite)
         if target in targets[:i]:
             raise UserError(f"sub_model={sub_models[i]!r} is named twice; name it once")
+    if packaging.format == "hf":
+        for sub_model in parsed:
+            hf_config(source.architecture_of(sub_model), packaging.dtype, None)
     opt_states = slice_opt_state(source, parsed) if packaging.with_optimizer else [None] * len(parsed)
     extracted = []
     for spec, sub_model, target, opt_state in zip(sub_models, parsed, targets, opt_states, strict=True):
-        with new_folder(target, make_parent=several) as building:
+        with new_folder(target) as building:
             known = [dict(score) for score in (scores or {}).get(spec, ())]
             one = _extract_one(source, sub_model, building, packaging, known, opt_state)
         extracted.append(dataclasses.replace(one, path=target))
@@ -123,29 +127,36 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: pathlib.Path, *, make_parent: bool = True) -> Iterator[pathlib.Path]:
+def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a folder beside `target` that takes its place at the end, and is removed when that is not reached."""
-    building = old = None
+    building = None
     try:
-        if make_parent:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield building
         building.chmod(0o755)
-        if target.exists():
-            old = building.with_name(building.name + ".old")
-            os.rename(target, old)
-        os.rename(building, target)
+        _move(building, target)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"output={str(target)!r} cannot be written ({reason}); name another") from None
     finally:
-        for folder in (building, old):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _move(building: pathlib.Path, target: pathlib.Path) -> None:
+    """Puts a folder in the place of another; what was there goes last, and comes back when that fails."""
+    if not target.exists():
+        os.rename(building, target)
+        return
+    old = building.with_name(building.name + ".old")
+    os.rename(target, old)
+    try:
+        os.rename(building, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _extract_one(
@@ -197,9 +208,11 @@ def _extract_one(
 
 
 def finish_package(building: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Writes what stands beside the weights: manifest, model card, and the tokenizer's files where they are known."""
-    copied = copy_tokenizer(manifest["config"]["data"]["tokenizer"], building) if manifest["format"] == "hf" else False
-    (building / "README.md").write_text(model_card(manifest, has_tokenizer=copied), encoding="utf-8")
+    """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's files where known."""
+    if manifest["format"] == "hf":
+        copy_tokenizer(resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building), building)
+    manifest = sealed(manifest)
+    (building / CARD).write_text(model_card(manifest, building), encoding="utf-8")
     (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 

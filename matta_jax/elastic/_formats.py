@@ -68,13 +68,15 @@ def open_weights(
       UserError: files are missing or do not fit the architecture.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(architecture)).items()}
-    if {path: tuple(about["shape"]) for path, about in tensors.items()} != shapes:
-        raise UserError(f"model={str(folder)!r} is damaged: its tensors are not those of its architecture; {_MEND}")
     if format == "orbax":
         path = folder / "weights"
+        if not path.is_dir():
+            raise UserError(f"model={str(folder)!r} is damaged: its weights are missing; {_MEND}")
         reads = {leaf: array.read for leaf, array in stored_arrays(path, "params", read_meta(path), mend=_MEND).items()}
     elif format == "hf":
-        reads = dict(_hf.readers(folder, architecture, flatten(logical_axes(architecture))))
+        if _hf.architecture_of_hf(folder, mend=_MEND) != architecture:
+            raise UserError(f"model={str(folder)!r} is damaged: its config.json is not that of its manifest; {_MEND}")
+        reads = dict(_hf.readers(folder, architecture, flatten(logical_axes(architecture)), mend=_MEND))
     else:
         reads = _safetensors_readers(folder, shapes)
     if set(reads) < set(shapes):

@@ -49,6 +49,8 @@ _FIXED = {
     "add_cross_attention": False,
 }
 _OWN = ("num_heads", "d_ff", "head_granule", "d_ff_granule")  # What the padding hides.
+_MEND = "name the folder of a GPT-2 model, or fetch it again"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _EQUIVALENT = {"activation_function": ("gelu_new", "gelu_pytorch_tanh")}
 
 
@@ -79,7 +81,7 @@ def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dic
     }
 
 
-def architecture_of_hf(folder: pathlib.Path) -> tuple[Architecture, dict[str, Any]]:
+def architecture_of_hf(folder: pathlib.Path, *, mend: str = _MEND) -> Architecture:
     """Reads config.json. Raises UserError when it is missing, damaged, or of another model than ours."""
     file = folder / "config.json"
     try:
@@ -90,25 +92,43 @@ def architecture_of_hf(folder: pathlib.Path) -> tuple[Architecture, dict[str, An
                 raise UserError(
                     f"{str(file)!r}: {field}={config[field]!r} is not supported, only {wanted!r}; import a GPT-2 model"
                 )
-        if "model_type" not in config:
-            raise KeyError("model_type")
-        d_model, heads, layers = config["n_embd"], config["n_head"], config["n_layer"]
-        inner = config.get("n_inner") or 4 * d_model
+        _natural("model_type", len(config["model_type"]))
+        d_model, heads, layers = (_natural(name, config[name]) for name in ("n_embd", "n_head", "n_layer"))
+        inner = 4 * d_model if config.get("n_inner") is None else _natural("n_inner", config["n_inner"])
+        own = {"num_heads": heads, "d_ff": [inner] * layers, "head_granule": heads, "d_ff_granule": inner} | known
         architecture = Architecture(
-            vocab_size=config["vocab_size"],
-            max_len=config["n_positions"],
+            vocab_size=_natural("vocab_size", config["vocab_size"]),
+            max_len=_natural("n_positions", config["n_positions"]),
             d_model=d_model,
-            num_heads=known.get("num_heads", heads),
+            num_heads=_natural("num_heads", own["num_heads"]),
             head_dim=d_model // heads,
-            d_ff=tuple(known.get("d_ff", [inner] * layers)),
-            head_granule=known.get("head_granule", heads),
-            d_ff_granule=known.get("d_ff_granule", inner),
+            d_ff=tuple(_natural("d_ff", width) for width in own["d_ff"]),
+            head_granule=_natural("head_granule", own["head_granule"]),
+            d_ff_granule=_natural("d_ff_granule", own["d_ff_granule"]),
         )
+        rules = {
+            "n_head divides n_embd": d_model % heads == 0,
+            "d_ff has n_layer entries": len(architecture.d_ff) == layers,
+            "n_inner is the largest d_ff": max(architecture.d_ff) == inner,
+            "num_heads is at most n_head": architecture.num_heads <= heads,
+            "head_granule divides num_heads": architecture.num_heads % architecture.head_granule == 0,
+            "d_ff_granule divides d_ff": all(width % architecture.d_ff_granule == 0 for width in architecture.d_ff),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(f"it must be that {rule}")
     except FileNotFoundError:
-        raise UserError(f"{str(folder)!r} is not a Hugging Face model (no config.json); name its folder") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{str(file)!r} cannot be read as GPT-2's config ({error}); fetch the model again") from None
-    return architecture, config
+        raise UserError(f"{str(folder)!r} is not a Hugging Face model (no config.json); {mend}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        detail = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{str(file)!r} cannot be read as GPT-2's config ({detail}); {mend}") from None
+    return architecture
+
+
+def _natural(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    return value
 
 
 def to_hf(flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architecture: Architecture) -> dict[str, Any]:
@@ -130,14 +150,14 @@ def to_hf(flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architectu
 
 
 def readers(
-    folder: pathlib.Path, architecture: Architecture, names: Mapping[str, Names]
+    folder: pathlib.Path, architecture: Architecture, names: Mapping[str, Names], *, mend: str = _MEND
 ) -> dict[str, Callable[[tuple[Any, ...]], np.ndarray]]:
     """For each of our weights, by path, a function that reads the part of an index from Hugging Face's files.
 
     Raises:
       UserError: files or tensors are missing, or of other shapes than config.json says.
     """
-    tensors = _Tensors(folder)
+    tensors = _Tensors(folder, mend)
     heads, inner = architecture.d_model // architecture.head_dim, max(architecture.d_ff)
     room, own = _sizes(architecture, heads, inner), _sizes(architecture, architecture.num_heads, inner)
     table = {
@@ -151,6 +171,8 @@ def readers(
         for theirs, dims in _LAYER.values():
             shape = tuple(int(np.prod([room[name] for name in dim])) for dim in dims)
             tensors.check(f"h.{layer}.{theirs}", shape)
+    if any(name.startswith(f"h.{len(architecture.d_ff)}.") for name in tensors.files):
+        raise UserError(f"{str(folder)!r}: there are more layers than n_layer={len(architecture.d_ff)} says; {mend}")
 
     def outer(theirs: str) -> Callable[[tuple[Any, ...]], np.ndarray]:
         return lambda index: tensors[theirs][index]
@@ -200,20 +222,33 @@ def _granulated(part: np.ndarray, order: Sequence[str], axes: Names, architectur
 class _Tensors:
     """The tensors of a folder's safetensors files, in one or several, with or without the prefix `transformer.`."""
 
-    def __init__(self, folder: pathlib.Path):
-        safe_open = require_safetensors().safe_open
+    def __init__(self, folder: pathlib.Path, mend: str):
+        self.folder, self.mend = folder, mend
         index = folder / "model.safetensors.index.json"
+        names = ["model.safetensors"]
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                if not names or any(pathlib.Path(name).name != name for name in names):
+                    raise ValueError("weight_map must name files of the folder")
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(f"{str(index)!r} cannot be read ({error}); {mend}") from None
+        self.files = {
+            stored.removeprefix(_PREFIX): (file, stored)
+            for file in (self._open(folder / name) for name in names)
+            for stored in list(file.keys())
+        }
+
+    def _open(self, path: pathlib.Path) -> Any:
+        if not path.is_file():
+            hint = "; convert pytorch_model.bin first" if (self.folder / "pytorch_model.bin").exists() else ""
+            raise UserError(f"{str(path)!r} is missing; {self.mend}{hint}")
         try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-            opened = [safe_open(folder / name, "np") for name in files or ["model.safetensors"]]
-        except FileNotFoundError:
-            hint = "; convert pytorch_model.bin first" if (folder / "pytorch_model.bin").exists() else ""
-            raise UserError(f"{str(folder)!r} holds no model.safetensors; name the folder of a model{hint}") from None
+            return require_safetensors().safe_open(path, "np")
+        except UserError:
+            raise
         except Exception as error:  # The library raises its own and several others for damaged files.
-            detail = " ".join(str(error).split())[:160]
-            raise UserError(f"{str(folder)!r} is damaged ({detail}); fetch the model again") from None
-        self.folder = folder
-        self.files = {name.removeprefix(_PREFIX): (file, name) for file in opened for name in list(file.keys())}
+            raise UserError(f"{str(path)!r} is damaged ({' '.join(str(error).split())[:160]}); {self.mend}") from None
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored = self.files[name]
@@ -221,13 +256,18 @@ class _Tensors:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self.files:
-            raise UserError(f"{str(self.folder)!r}: tensor {name} is missing; fetch the model again")
+            raise UserError(f"{str(self.folder)!r}: tensor {name} is missing; {self.mend}")
         file, stored = self.files[name]
-        found = tuple(file.get_slice(stored).get_shape())
+        about = file.get_slice(stored)
+        found = tuple(about.get_shape())
         if found != shape:
             raise UserError(
                 f"{str(self.folder)!r}: tensor {name} has shape {found}, but config.json says {shape}; "
                 "they are of different models"
+            )
+        if about.get_dtype() not in _FLOATS:
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {name} is of type {about.get_dtype()}, not a float; {self.mend}"
             )
 
     def check_tied(self) -> None:

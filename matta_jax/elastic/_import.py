@@ -13,12 +13,13 @@ from matta_jax.data import make_tokenizer
 from matta_jax.elastic import _hf
 from matta_jax.elastic._extract import Packaging, check_target, eos_id_of, finish_package, new_folder
 from matta_jax.elastic._formats import cast, open_weights, write_weights
-from matta_jax.elastic._model import VERSION, Package, open_model
+from matta_jax.elastic._model import VERSION, Package, open_model, resolved_tokenizer
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, count_weights, flatten, unflatten
 
-TOKENIZER = "tokenizer"  # The folder of an imported model that keeps its tokenizer's files.
+TOKENIZER = "tokenizer"  # The folder in an imported model that keeps its tokenizer's files.
+_LINEAGE = ("parent", "spec", "config", "scores")  # What stays when a model is written again.
 
 
 def import_hf(
@@ -41,7 +42,7 @@ def import_hf(
     """
     packaging = packaging or Packaging()
     source, target = pathlib.Path(folder).resolve(), pathlib.Path(output).resolve()
-    architecture, _ = _hf.architecture_of_hf(source)
+    architecture = _hf.architecture_of_hf(source)
     axes = flatten(logical_axes(architecture))
     reads = _hf.readers(source, architecture, axes)
     shapes = flatten(abstract_params(architecture))
@@ -55,14 +56,26 @@ def import_hf(
     except Exception as error:  # safetensors raises many kinds for damaged files.
         detail = " ".join(str(error).split())[:160]
         raise UserError(f"{str(source)!r} is damaged ({detail}); fetch the model again") from None
+    for path, leaf in flat.items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise UserError(f"{str(source)!r}: {path} holds numbers that are not finite; fetch the model again")
     params = unflatten({path: flat[path].reshape(shapes[path].shape) for path in shapes})
     with new_folder(target) as building:
-        spec, text = tokenizer or _keep_tokenizer(source, building, target), source.name
-        known = make_tokenizer(spec.replace(str(target), str(building)))
-        if known.vocab_size > architecture.vocab_size:
+        spec = tokenizer or _keep_tokenizer(source, building)
+        try:
+            known = make_tokenizer(resolved_tokenizer(spec, building))
+        except UserError as error:
+            if tokenizer is not None:
+                raise
+            detail = str(error).replace(str(building), str(target)).partition(";")[0]
             raise UserError(
-                f"tokenizer={spec!r} has {known.vocab_size} ids, but {str(source)!r} has a vocabulary of "
-                f"{architecture.vocab_size}; name the model's own"
+                f"{str(source)!r}: its tokenizer cannot be used ({detail}); name one by --tokenizer"
+            ) from None
+        if known.vocab_size > architecture.vocab_size:
+            whose = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer in {str(source)!r}"
+            raise UserError(
+                f"{whose} has {known.vocab_size} ids, but the model a vocabulary of {architecture.vocab_size}; name "
+                "the model's own by --tokenizer"
             )
         config = Config(
             model=ModelConfig(
@@ -75,8 +88,8 @@ def import_hf(
             ),
             data=DataConfig(tokenizer=spec, seq_len=min(1024, architecture.max_len)),
         )
-        parent = {"hf": str(source)}
-        _write(building, params, architecture, config, parent, packaging, spec=text, scores=[], eos_id=known.eos_id)
+        about = {"parent": {"hf": str(source)}, "spec": source.name, "config": config_lib.to_dict(config), "scores": []}
+        _write(building, params, architecture, packaging, about, eos_id=known.eos_id)
     return open_model(target)
 
 
@@ -87,19 +100,12 @@ def convert(model: str | pathlib.Path, output: str | pathlib.Path, *, packaging:
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
         raise UserError("with_optimizer: an optimiser state stays with its model; extract it again from the checkpoint")
-    params, manifest = package.load().params, package.manifest
+    params, about = package.load().params, {name: package.manifest[name] for name in _LINEAGE}
     with new_folder(target) as building:
-        _write(
-            building,
-            params,
-            package.architecture,
-            package.config,
-            manifest["parent"],
-            packaging,
-            spec=manifest["spec"],
-            scores=manifest["scores"],
-            eos_id=eos_id_of(package.config.data.tokenizer),
-        )
+        if (package.path / TOKENIZER).is_dir():
+            shutil.copytree(package.path / TOKENIZER, building / TOKENIZER)
+        eos_id = eos_id_of(package.config.data.tokenizer)
+        _write(building, params, package.architecture, packaging, about, eos_id=eos_id)
     return open_model(target)
 
 
@@ -107,55 +113,46 @@ def _write(
     building: pathlib.Path,
     params: Tree,
     architecture: Architecture,
-    config: Config,
-    parent: dict[str, Any],
     packaging: Packaging,
+    about: dict[str, Any],
     *,
-    spec: str,
-    scores: list[dict[str, Any]],
     eos_id: int | None,
 ) -> None:
+    """Writes a model whose manifest has the lineage `about`."""
     params = cast(params, packaging.dtype)
     axes = logical_axes(architecture)
-    plain = {path: tuple(int(name == "layers") for name in names) for path, names in flatten(axes).items()}
-    described = config_lib.to_dict(config)
+    by_layer = {path: tuple(int(name == "layers") for name in names) for path, names in flatten(axes).items()}
     tensors = write_weights(
-        building, packaging.format, params, architecture, config=described, units=plain, eos_id=eos_id
+        building, packaging.format, params, architecture, config=about["config"], units=by_layer, eos_id=eos_id
     )
     for array in open_weights(building, packaging.format, architecture, tensors).values():
         array.whole()
     attended = len(architecture.d_ff) * architecture.num_heads * architecture.head_dim
-    counts = count_weights(params, axes, attended=attended, seq_len=config.data.seq_len)
-    finish_package(
-        building,
-        {
-            "version": VERSION,
-            "format": packaging.format,
-            "dtype": packaging.dtype,
-            "parent": parent,
-            "spec": spec,
-            "architecture": dataclasses.asdict(architecture),
-            "config": described,
-            "counts": dataclasses.asdict(counts),
-            "tensors": {path: about | {"axes": list(flatten(axes)[path])} for path, about in tensors.items()},
-            "scores": scores,
-        },
-    )
+    counts = count_weights(params, axes, attended=attended, seq_len=about["config"]["data"]["seq_len"])
+    own = {
+        "version": VERSION,
+        "format": packaging.format,
+        "dtype": packaging.dtype,
+        "architecture": dataclasses.asdict(architecture),
+        "counts": dataclasses.asdict(counts),
+        "tensors": {path: tensor | {"axes": list(flatten(axes)[path])} for path, tensor in tensors.items()},
+    }
+    finish_package(building, own | about)
 
 
-def _keep_tokenizer(source: pathlib.Path, building: pathlib.Path, target: pathlib.Path) -> str:
-    """Copies a Hugging Face folder's tokenizer; returns its spec once the folder has taken its place."""
+def _keep_tokenizer(source: pathlib.Path, building: pathlib.Path) -> str:
+    """Copies a Hugging Face folder's tokenizer into the model's; returns its spec."""
     kept = building / TOKENIZER
     if (source / "tokenizer.json").is_file():
         kept.mkdir()
         shutil.copyfile(source / "tokenizer.json", kept / "tokenizer.json")
-        return f"hf:{target / TOKENIZER / 'tokenizer.json'}"
+        return f"hf:./{TOKENIZER}/tokenizer.json"
     files = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
     if all((source / name).is_file() for name in files):
         kept.mkdir()
         for name, ours in files.items():
             shutil.copyfile(source / name, kept / ours)
-        return f"gpt2:{target / TOKENIZER}"
+        return f"gpt2:./{TOKENIZER}"
     raise UserError(
         f"{str(source)!r} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one, such as "
         "--tokenizer=gpt2:FOLDER or --tokenizer=byte"

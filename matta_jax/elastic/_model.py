@@ -1,6 +1,7 @@
 """A model to run: an extracted one from its folder, or a sub-model in place in its TA."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import StoredArray
 from matta_jax.config import Config
+from matta_jax.elastic._card import CARD, model_card
 from matta_jax.elastic._formats import open_weights
 from matta_jax.elastic._source import open_source
 from matta_jax.errors import UserError
@@ -84,6 +86,19 @@ class Package:
         return Model(spec, self.config, self.counts, unflatten(flat), origin, architecture=self.architecture)
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a hash over all of it but its scores, which may grow."""
+    about = {name: value for name, value in manifest.items() if name not in ("scores", "seal")}
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return manifest | {"seal": digest}
+
+
+def resolved_tokenizer(spec: str, folder: pathlib.Path) -> str:
+    """`hf:./tokenizer/…` names files in the model's own folder, wherever that is."""
+    kind, _, place = spec.partition(":")
+    return f"{kind}:{folder / place}" if place.startswith("./") else spec
+
+
 def open_model(folder: str | pathlib.Path) -> Package:
     """Opens an extracted model. Raises UserError when it is missing or damaged."""
     path = pathlib.Path(folder).resolve()
@@ -92,15 +107,18 @@ def open_model(folder: str | pathlib.Path) -> Package:
         raise UserError(f"model={str(folder)!r} is not an extracted model (no {MANIFEST}); make one with matta-extract")
     try:
         manifest = json.loads(file.read_text())
-        fields = manifest["architecture"]
+        if manifest["version"] != VERSION or sealed(manifest)["seal"] != manifest["seal"]:
+            raise ValueError("it was changed")
+        fields, described = manifest["architecture"], manifest["config"]
         architecture = Architecture(**{**fields, "d_ff": tuple(fields["d_ff"])})
-        config = config_lib.from_dict(manifest["config"])
+        own = resolved_tokenizer(described["data"]["tokenizer"], path)
+        config = config_lib.from_dict(described | {"data": described["data"] | {"tokenizer": own}})
         counts = Counts(**manifest["counts"])
-        tensors, format = manifest["tensors"], manifest["format"]
-        if manifest["version"] != VERSION or not {"spec", "parent", "scores"} <= set(manifest):
-            raise KeyError("version")
+        tensors, format, _ = manifest["tensors"], manifest["format"], manifest["scores"]
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again") from None
+        raise UserError(
+            f"model={str(folder)!r} is damaged ({MANIFEST} was changed or cut off); extract it again"
+        ) from None
     return Package(path, manifest, architecture, config, counts, open_weights(path, format, architecture, tensors))
 
 
@@ -110,7 +128,7 @@ def load_model(folder: str | pathlib.Path) -> Model:
 
 
 def record_scores(folder: str | pathlib.Path, scores: list[dict[str, Any]]) -> None:
-    """Adds scores to a model's manifest, in place of older ones of the same task.
+    """Adds scores to a model's manifest and card, in place of older ones of the same task.
 
     Args:
       folder: of the model.
@@ -125,6 +143,9 @@ def record_scores(folder: str | pathlib.Path, scores: list[dict[str, Any]]) -> N
         manifest = json.loads(file.read_text())
         manifest["scores"] = [score for score in manifest["scores"] if score["task"] not in new] + scores
         replace_text(file, json.dumps(manifest, indent=2) + "\n")
+        replace_text(file.with_name(CARD), model_card(manifest, file.parent))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again") from None
     except OSError as error:
         raise UserError(f"model={str(folder)!r} cannot be written ({error.strerror}); copy it first") from None
 
