@@ -86,8 +86,7 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     elif name == "read":
         source = elastic.open_source(checkpoint)
         sizes = []
-        for spec in specs:
-            tree = source.read(parse_spec(spec, source.nest))
+        for tree in source.read_many([parse_spec(spec, source.nest) for spec in specs]):
             sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
     else:
         sizes = [one.counts.bytes for one in elastic.extract(checkpoint, specs, output)]

@@ -24,7 +24,18 @@ from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.elastic._proof import prove
 from matta_jax.elastic._source import Source, open_source
 from matta_jax.errors import UserError, did_you_mean
-from matta_jax.nesting import Counts, SubModel, flatten, format_spec, narrow_array, parse_spec, sizes_of, slug, units
+from matta_jax.nesting import (
+    Counts,
+    SubModel,
+    Tree,
+    flatten,
+    format_spec,
+    narrow_array,
+    parse_spec,
+    sizes_of,
+    slug,
+    units,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +119,12 @@ def extract(
             hf_config(source.architecture_of(sub_model), packaging.dtype, None)
     opt_states = slice_opt_state(source, parsed) if packaging.with_optimizer else [None] * len(parsed)
     extracted = []
+    weights = source.read_many(parsed)
     for spec, sub_model, target, opt_state in zip(sub_models, parsed, targets, opt_states, strict=True):
+        params = cast(next(weights), packaging.dtype)
         with new_folder(target) as building:
             known = [dict(score) for score in (scores or {}).get(spec, ())]
-            one = _extract_one(source, sub_model, building, packaging, known, opt_state)
+            one = _extract_one(source, sub_model, params, building, packaging, known, opt_state)
         extracted.append(dataclasses.replace(one, path=target))
     return extracted
 
@@ -162,12 +175,12 @@ def _move(building: pathlib.Path, target: pathlib.Path) -> None:
 def _extract_one(
     source: Source,
     sub_model: SubModel,
+    params: Tree,
     building: pathlib.Path,
     packaging: Packaging,
     scores: list[dict[str, Any]],
     opt_state: Any,
 ) -> Extracted:
-    params = cast(source.read(sub_model), packaging.dtype)
     spec, architecture = format_spec(sub_model, source.nest), source.architecture_of(sub_model)
     counts = _at_dtype(source.count(sub_model), params)
     origins = _origins(source, sub_model)

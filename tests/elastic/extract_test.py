@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from matta_jax import elastic, extract, nesting
 from matta_jax.elastic import _extract
@@ -123,3 +125,53 @@ def test_damaged_models_are_named(run, tmp_path):
         elastic.load_model(one.path)
     with pytest.raises(UserError, match="not an extracted model"):
         elastic.load_model(tmp_path)
+
+
+def test_a_sub_model_reads_its_own_bytes_and_no_others(run):
+    """Every read of the store is counted: they add up to the sub-model."""
+    source = elastic.open_source(str(run[1]))
+    read = []
+    for array in jax.tree.leaves(source.stored):
+        whole = array.read
+        object.__setattr__(array, "read", lambda index, whole=whole: read.append(part := whole(index)) or part)
+    for spec in SPECS:
+        read.clear()
+        sub_model = nesting.parse_spec(spec, source.nest)
+        source.read(sub_model)
+        assert sum(part.nbytes for part in read) == source.count(sub_model).bytes
+
+
+def test_a_family_larger_than_its_ta_reads_the_ta_once(run):
+    source = elastic.open_source(str(run[1]))
+    sub_models = [nesting.parse_spec(spec, source.nest) for spec in SPECS]
+    together, alone = list(source.read_many(sub_models)), [source.read(one) for one in sub_models]
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), together, alone))
+
+
+def test_what_lies_outside_the_slice_may_be_damaged(run, tmp_path):
+    """The Student's pieces are read and verified; the TA's alone are neither."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run[1], workdir)
+    outside = elastic.open_source(str(workdir)).stored["embed"]["tokens"].whole()[:, 16:]
+    for file in (workdir / "checkpoints" / "6").rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        position = content.find(np.ascontiguousarray(outside).tobytes())
+        if position >= 0:
+            content[position + 5] ^= 1
+            file.write_bytes(bytes(content))
+    extract(str(workdir), ["student"], tmp_path / "student")
+    with pytest.raises(UserError, match="array params/embed/tokens differs from its fingerprint; use another step"):
+        extract(str(workdir), ["ta"], tmp_path / "ta")
+
+
+def test_pieces_of_the_checkpoint_are_chunks_of_the_file(run):
+    """Orbax cuts what `nesting.units` says, for weights and moments; else a sub-model would read its neighbours."""
+    path = run[1] / "checkpoints" / "6"
+    for name, leaf, chunk in (
+        ("params", "blocks.0.mlp.w_in", (1, 1, 1, 8, 16)),
+        ("params", "embed.tokens", (256, 1, 8)),
+        ("opt_state", "1.mu.blocks.0.mlp.w_in", (1, 1, 1, 8, 16)),
+    ):
+        base = {"driver": "ocdbt", "base": f"file://{path / name}/", "path": leaf + "/"}
+        store = tensorstore.open({"driver": "zarr3", "kvstore": base}, open=True).result()
+        assert store.chunk_layout.read_chunk.shape == chunk
