@@ -1,12 +1,14 @@
 """A sub-model's part of its TA's optimiser state, as the state of a plain run."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from matta_jax.checkpoints import read_meta, stored_arrays
+from matta_jax.checkpoints import StoredArray, read_meta, stored_arrays
 from matta_jax.elastic._plain import plain_config, regranulate, regranulated
 from matta_jax.elastic._source import Source, load_opt_state
 from matta_jax.errors import UserError
@@ -26,8 +28,8 @@ from matta_jax.optim import (
 def slice_opt_state(source: Source, sub_models: Sequence[SubModel]) -> list[Any]:
     """Reads the optimiser state of sub-models, each in the form of a plain run of its own.
 
-    Moments are sliced as their weights are, and read as sparely. Shampoo goes along by whole blocks; its state is read
-    whole.
+    Moments are sliced as their weights are, and read as sparely; Adafactor's are factored again. Shampoo goes along by
+    whole blocks; its state is read whole.
 
     Raises:
       UserError: a sub-model that cannot be trained on, or an optimiser whose state cannot be cut.
@@ -52,6 +54,7 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
     leaves = {jax.tree_util.keystr(key, simple=True, separator="/") for key, node in nodes if not is_shampoo(node)}
     stored = stored_arrays(path, "opt_state", read_meta(path), mend="use another step of the run", leaves=leaves)
     owners, names = weights_of(abstract, params), flatten(axes)
+    ta_shapes = flatten(source.abstract)
     sizes = sizes_of(sub_model, sub_model.d_ff[0]) | {"layers": sub_model.layers}
     granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
 
@@ -67,6 +70,11 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
         if own in owners and own in stored:
             part = narrow_array(stored[own], names[owners[own]], sizes)
             return jnp.asarray(regranulated(part, names[owners[own]], granules))
+        factor = _Factor.of(own, names)
+        if factor is not None:
+            moment = factor.whole(stored, ta_shapes[factor.weight].shape)
+            part = regranulated(narrow_array(moment, names[factor.weight], sizes), names[factor.weight], granules)
+            return jnp.asarray(factor.reduced(part)).reshape(leaf.shape)
         if own in stored and stored[own].shape == leaf.shape:
             return jnp.asarray(stored[own].whole())
         raise UserError(
@@ -75,6 +83,52 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
         )
 
     return jax.tree_util.tree_map_with_path(take, abstract, is_leaf=is_shampoo)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Factor:
+    """A leaf of Adafactor's factored second moment: `v_row`, `v_col` or, where it is not factored, `v`.
+
+    The row and column means of a slice are not slices of the whole's: the moment is put together (optax's own
+    estimate), sliced, and factored again.
+    """
+
+    state: str
+    kind: str
+    weight: str
+
+    @classmethod
+    def of(cls, path: str, weights: Collection[str]) -> "_Factor | None":
+        """What a path such as `1/0/v_row/blocks/0/mlp/w_in` names."""
+        for kind in ("v_row", "v_col", "v"):
+            state, found, weight = path.partition(f"/{kind}/")
+            if found and weight in weights:
+                return cls(state, kind, weight)
+        return None
+
+    def whole(self, stored: Mapping[str, StoredArray], shape: tuple[int, ...]) -> np.ndarray:
+        """The second moment of the TA's weight."""
+        read = lambda kind: stored[f"{self.state}/{kind}/{self.weight}"].whole()
+        axes = _factored_axes(shape)
+        if axes is None:
+            return read("v").reshape(shape)
+        row, column = np.expand_dims(read("v_row"), axes[1]), np.expand_dims(read("v_col"), axes[0])
+        return row / np.maximum(row.mean(axis=axes[0], keepdims=True), 1e-30) * column
+
+    def reduced(self, moment: np.ndarray) -> np.ndarray:
+        """This leaf, of a moment."""
+        axes = _factored_axes(moment.shape)
+        if (axes is None) != (self.kind == "v"):
+            return np.zeros(1, np.float32)  # Optax's placeholder.
+        return moment if axes is None else moment.mean(axis=axes[1] if self.kind == "v_row" else axes[0])
+
+
+def _factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The second largest and the largest axis, where the second moment is factored over them (optax's rule)."""
+    if len(shape) < 2:
+        return None
+    order = np.argsort(shape)
+    return (int(order[-2]), int(order[-1])) if shape[order[-2]] >= 128 else None
 
 
 def _slice_shampoo(source: Source, state: ShampooState, config: Any, axes: Tree, nest: Any, narrow: Any) -> Any:

@@ -232,6 +232,48 @@ def test_moments_are_sliced_as_their_weights(trained_state, name):
     assert params["embed"]["tokens"].shape[1] == moment(own).shape[2] == 24
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {
+            "model__d_model": 128,
+            "nest__d_model": 160,
+            "model__d_ff": 128,
+            "nest__d_ff": 384,
+            "nest__widths": [128, 256, 384],
+            "model__num_heads": 16,
+            "nest__num_heads": 20,
+        },
+    ],
+)
+def test_a_factored_moment_is_put_together_sliced_and_factored_again(trained_state, sizes):
+    setup, _, opt_state, source = trained_state("adafactor", **sizes)
+    [own] = slice_opt_state(source, [setup.nest.student])
+    plain = elastic.plain_config(setup.config, source.architecture_of(setup.nest.student))
+    expected = jax.eval_shape(make_setup(plain, make_mesh((1, 1, 1))).optimizer.init, start_shapes(plain))
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, expected)
+    find = lambda state, *words: next(
+        np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+        if all(f"{word}" in jax.tree_util.keystr(path, simple=True, separator="/").split("/") for word in words)
+    )
+    if not sizes:  # Too small to factor: the slice itself.
+        np.testing.assert_array_equal(
+            find(own, "v", "embed", "tokens"), find(opt_state, "v", "embed", "tokens")[:, :16]
+        )
+        return
+    row, column = find(opt_state, "v_row", "embed", "tokens"), find(opt_state, "v_col", "embed", "tokens")
+    whole = np.outer(column, row / row.mean())[:, :128]  # [V, D]: V is the largest axis, D the second.
+    np.testing.assert_allclose(find(own, "v_row", "embed", "tokens"), whole.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(find(own, "v_col", "embed", "tokens"), whole.mean(1), rtol=1e-5)
+
+
+def start_shapes(config):
+    nest = nesting.nest_of(config)
+    return models.abstract_params(models.architecture_of(config.model, nest, nest.ta))
+
+
 def test_optimiser_states_that_cannot_go_along_are_refused(run, trained_state, tmp_path):
     with_optimizer = elastic.Packaging(with_optimizer=True)
     with pytest.raises(UserError, match="d_ff=48,16,48: a model of mixed widths cannot be trained on"):
