@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import import_hf as import_hf
+    from matta_jax.elastic import open_model as open_model
     from matta_jax.elastic import open_source as open_source
     from matta_jax.elastic import verify as verify
     from matta_jax.elastic.search import search as search
@@ -39,6 +40,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "extract": "elastic",
     "import_hf": "elastic",
+    "open_model": "elastic",
     "open_source": "elastic",
     "report": "evaluation",
     "search": "elastic.search",

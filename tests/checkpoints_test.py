@@ -87,6 +87,7 @@ def test_the_damaged_array_is_named(folder, monkeypatch):
         checkpoints.load_folder(path, {"params": abstract(big)})
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Of Orbax's abandoned coroutines.
 def test_truncated_missing_and_foreign_folders_end_in_one_line(folder, tmp_path):
     path, big = folder
     file = data_files(path)[-1]

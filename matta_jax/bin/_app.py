@@ -19,6 +19,11 @@ _USAGE_ERROR = 2
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and runs `main`. A UserError or a bad flag ends in one line on stderr and exit code 2."""
     logging.set_verbosity(logging.WARNING)  # Progress is printed by `say`; the libraries' own is not wanted.
+    module = sys.modules[main.__module__]
+    if module.__name__ != "__main__" and {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        # A console script is no module of its own to absl, which would list no flags.
+        print(f"{module.__doc__}\n{flags.FLAGS.module_help(module)}")
+        return
     app.run(lambda _: _guard(main), flags_parser=_parse)
 
 

@@ -16,7 +16,7 @@ _SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "student, ta, or AXIS=
 _MODEL = flags.DEFINE_string("model", None, "Or the folder of an extracted or imported model, to write it again.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the model; of several, the folder that holds them.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}; hf loads in stock transformers.")
-_DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
+_DTYPE = flags.DEFINE_string("dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model.")
 _WITH_OPTIMIZER = flags.DEFINE_bool("with_optimizer", False, "Take the optimiser state along, to train on.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an extracted model that is there.")
 _VERIFY = flags.DEFINE_string("verify", None, "Folder of a model to check, tensor by tensor.")
@@ -27,7 +27,8 @@ def _main() -> None:
         package = matta_jax.verify(_VERIFY.value)
         _app.say(f"{package.path}: {len(package.stored)} tensors are as they were written")
         return
-    packaging = Packaging(_FORMAT.value, _DTYPE.value, _WITH_OPTIMIZER.value, _OVERWRITE.value)
+    own = "fp32" if _MODEL.value is None else matta_jax.open_model(_MODEL.value).manifest["dtype"]
+    packaging = Packaging(_FORMAT.value, _DTYPE.value or own, _WITH_OPTIMIZER.value, _OVERWRITE.value)
     if _MODEL.value is not None:
         again = matta_jax.convert(_MODEL.value, _app.required(_OUTPUT, "models/student_hf"), packaging=packaging)
         _app.say(f"{again.path}: {again.manifest['spec']} as {packaging.format}, {packaging.dtype}")

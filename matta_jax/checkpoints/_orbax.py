@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -237,7 +238,9 @@ def _collect_quietly() -> None:
     """A failed read of Orbax leaves coroutines of a closed event loop, which would complain whenever they are freed."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        gc.collect()
+        for _ in range(5):  # Its threads let go of them a little later.
+            gc.collect()
+            time.sleep(0.02)
     finally:
         sys.unraisablehook = hook
 

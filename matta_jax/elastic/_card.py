@@ -17,7 +17,8 @@ weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")  # Names 
 }
 _OURS = """```python
 from matta_jax import elastic
-model = elastic.load_model("THIS_FOLDER")  # model.logits(model.params, tokens)
+model = elastic.load_model("THIS_FOLDER")
+logits = model.logits(model.params, tokens)  # tokens [B, T] of ids; logits [B * T, vocabulary], in float32
 ```"""
 
 
@@ -54,7 +55,7 @@ def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
                 f"| FLOPs per token, forward | {counts['flops_per_token']:,} |",
                 f"| layers | {len(widths)} |",
                 f"| d_model | {architecture['d_model']} |",
-                f"| heads | {architecture['num_heads']} of {architecture['head_dim']} |",
+                f"| heads | {architecture['num_heads']}, each {architecture['head_dim']} wide |",
                 f"| d_ff | {d_ff} |",
                 f"| vocabulary | {architecture['vocab_size']:,} |",
                 f"| longest sequence | {architecture['max_len']:,} |",
@@ -78,6 +79,8 @@ def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
             for score in manifest["scores"]
         ]
         parts.append("\n".join(["| task | score | corpus | date |", "|---|---|---|---|", *rows]))
+    if "opt_state" in manifest:
+        parts.append("The optimiser's state is here too: `matta-train --init_from=THIS_FOLDER` goes on from its step.")
     if "certificate" in manifest:
         certificate = manifest["certificate"]
         parts.append(

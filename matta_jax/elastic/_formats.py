@@ -48,6 +48,7 @@ def write_weights(
             replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         safetensors.numpy.save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)  # The library's own mode is for its owner alone.
     return {
         path: {
             "shape": list(leaf.shape),

@@ -22,7 +22,8 @@ def check_init(config: Config) -> Package | None:
     """Opens the model of `init.model`; None where a run starts from scratch.
 
     Raises:
-      UserError: no such model, or one that is neither the Student nor the TA of the run.
+      UserError: no such model, one that is neither the Student nor the TA of the run, or one whose optimiser state
+        is of another optimiser or past the run's end.
     """
     if config.init.model is None:
         return None
@@ -42,8 +43,15 @@ def check_init(config: Config) -> Package | None:
             if getattr(own, name) != getattr(model, name)
         ]
         raise UserError(f"{where} is neither the Student nor the TA of this run: model.{'; model.'.join(differing)}")
-    if config.init.sort and _fits(package.architecture, config, nest) != "ta":
-        raise UserError("init.sort=True needs an init.model of the TA's sizes; the Student must stay as it is")
+    if config.init.sort:
+        if _fits(package.architecture, config, nest) != "ta":
+            raise UserError("init.sort=True needs an init.model of the TA's sizes; the Student must stay as it is")
+        theirs = nest_of(package.config)
+        if theirs.student != theirs.ta:
+            raise UserError(
+                f"init.sort=True would scatter the sub-models of {where}, which was trained nested; leave it False"
+            )
+    _check_opt_state(config, package)
     return package
 
 
@@ -86,11 +94,23 @@ def initial_opt_state(config: Config, package: Package, abstract: Any) -> tuple[
     """Reads the optimiser state of a model for a plain run, and its step; None where there is none to take up.
 
     Raises:
-      UserError: the state is damaged or of another optimiser, or the run would be over.
+      UserError: the state is damaged.
     """
-    nest = nest_of(config)
-    if "opt_state" not in package.manifest or not config.init.optimizer or nest.student != nest.ta:
+    if not _goes_on(config, package):
         return None
+    trees = load_folder(package.path / "opt_state", {"opt_state": on_one_device(abstract)})
+    return trees["opt_state"], package.manifest["opt_state"]["step"]
+
+
+def _goes_on(config: Config, package: Package) -> bool:
+    """Whether a run takes up the model's optimiser state."""
+    nest = nest_of(config)
+    return "opt_state" in package.manifest and config.init.optimizer and nest.student == nest.ta
+
+
+def _check_opt_state(config: Config, package: Package) -> None:
+    if not _goes_on(config, package):
+        return
     where = f"init.model={config.init.model!r}"
     theirs, step = package.config.optimizer, package.manifest["opt_state"]["step"]
     differing = [name for name in _OPTIMIZER_FIELDS if getattr(theirs, name) != getattr(config.optimizer, name)]
@@ -98,13 +118,11 @@ def initial_opt_state(config: Config, package: Package, abstract: Any) -> tuple[
     if differing or shampoo:
         names = [f"optimizer.{name}" for name in differing] + ["shampoo.*"] * shampoo
         raise UserError(
-            f"{where} holds the state of another optimiser ({', '.join(names)} differ); set these as there, or "
+            f"{where} holds the state of another optimiser (it differs in {', '.join(names)}); set these as there, or "
             "init.optimizer=False"
         )
     if step >= config.train.num_steps:
         raise UserError(f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it")
-    trees = load_folder(package.path / "opt_state", {"opt_state": on_one_device(abstract)})
-    return trees["opt_state"], step
 
 
 def _fits(architecture: Architecture, config: Config, nest: Nest) -> str | None:

@@ -115,10 +115,13 @@ def open_model(folder: str | pathlib.Path) -> Package:
         config = config_lib.from_dict(described | {"data": described["data"] | {"tokenizer": own}})
         counts = Counts(**manifest["counts"])
         tensors, format, _ = manifest["tensors"], manifest["format"], manifest["scores"]
+        kept = described["data"]["tokenizer"].partition(":")[2]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
             f"model={str(folder)!r} is damaged ({MANIFEST} was changed or cut off); extract it again"
         ) from None
+    if kept.startswith("./") and not (path / kept).exists():
+        raise UserError(f"model={str(folder)!r} is damaged: its tokenizer {kept} is missing; import it again")
     return Package(path, manifest, architecture, config, counts, open_weights(path, format, architecture, tensors))
 
 

@@ -171,7 +171,8 @@ def check_feasible(space: Space, costs: Callable[[SubModel], Cost], budget: Budg
         least = min(getattr(cost, name) or 0 for cost in smallest)
         if least > limit:
             raise UserError(
-                f"{name}={limit:,g} is below the smallest model of the space ({least:,g}); raise it, or free an axis"
+                f"{name}={limit:,g} is below the smallest model of the space ({least:,.6g}"
+                f"{' predicted, with slack' if name == 'max_ms' else ''}); raise it, or free an axis"
             )
     if all(cost.exceeds(budget) for cost in smallest):
         raise UserError(f"no model keeps within all of {', '.join(budget.limits())}; raise one of them")

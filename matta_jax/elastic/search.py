@@ -27,6 +27,7 @@ from matta_jax.files import replace_text
 from matta_jax.nesting import SubModel, format_spec, slug
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
+_SLACK = 1.5  # Of predicted milliseconds.
 _MOST_EXHAUSTIVE = 256  # Models up to which `auto` scores them all.
 
 
@@ -140,7 +141,7 @@ def search(
         workload = Workload(length=source.config.data.seq_len)
     latency = None if workload is None else LatencyModel(source, workload)
     costs = _Prices(Costs(source, budget.dtype), latency)
-    check_feasible(space, costs, budget)
+    check_feasible(space, costs, _with_slack(budget))
     windows = task_windows(source.config, corpus)
     root = pathlib.Path(output).resolve()
     try:
@@ -150,7 +151,10 @@ def search(
     run = _Search(source, space, budget, costs, windows, root, num_windows)
     if method == "auto":
         method = "exhaustive" if space.size <= _MOST_EXHAUSTIVE else "additive"
-    log(f"{space.size:,} models in {len(space.families)} families; method {method}")
+    families = f"{len(space.families)} families" if len(space.families) > 1 else "one family"
+    log(f"{space.size:,} models in {families}; method {method}")
+    if not budget.limits():
+        log("no budget was given: the pick is the best of all; limit it by max_params, max_mb, max_ms or others")
     run.rank(method, count=verify, evaluations=evaluations, seed=seed)
     run.verify(verify)
     pick = run.pick()
@@ -184,6 +188,11 @@ class _Prices:
         }
 
 
+def _with_slack(budget: Budget) -> Budget:
+    """What candidates are proposed by: predicted times may be off, and measured ones decide."""
+    return budget if budget.max_ms is None else dataclasses.replace(budget, max_ms=_SLACK * budget.max_ms)
+
+
 class _Search:
     """A search on its way."""
 
@@ -198,6 +207,7 @@ class _Search:
         num_windows: int,
     ):
         self.source, self.space, self.budget, self.costs, self.windows = source, space, budget, costs, windows
+        self.proposed = _with_slack(budget)
         self.rows: dict[SubModel, Row] = {}
         self.scores = _ScoreFile(root / "scores.jsonl", source.fingerprint, windows.fingerprint)
         self.part = min(num_windows, len(windows))
@@ -220,7 +230,7 @@ class _Search:
                 int(cost.max_flops_per_token),
                 predicted_ms=cost.max_ms,
                 loss=loss.nats / loss.num_tokens,
-                within=not cost.exceeds(self.budget),
+                within=not cost.exceeds(self.proposed),
             )
         return self.rows[sub_model]
 
@@ -229,7 +239,7 @@ class _Search:
 
     def rank(self, method: str, *, count: int, evaluations: int, seed: int) -> None:
         """Scores the ends of the nest, the patterns within the budget, and what the method proposes."""
-        fits = lambda sub_model: not self.costs(sub_model).exceeds(self.budget)
+        fits = lambda sub_model: not self.costs(sub_model).exceeds(self.proposed)
         self.row(self.source.nest.student, "student")
         self.row(self.source.nest.ta, "ta")
         for name, sub_model in _progress([p for p in self.space.patterns() if fits(p[1])], "patterns"):
@@ -240,7 +250,7 @@ class _Search:
         elif method == "additive":
             for sub_model in _progress(probes(self.space), "replace-one scores"):
                 self.row(sub_model)
-            found = additive_candidates(self.space, self.loss, self.costs.linear, self.budget, count=count)
+            found = additive_candidates(self.space, self.loss, self.costs.linear, self.proposed, count=count)
             for predicted, sub_model in _progress(found, "candidates"):
                 self.row(sub_model).predicted = predicted
         else:
@@ -250,7 +260,7 @@ class _Search:
                     bar.update()
                     return self.loss(sub_model)
 
-                evolve(self.space, counted, self.costs, self.budget, evaluations=evaluations, seed=seed)
+                evolve(self.space, counted, self.costs, self.proposed, evaluations=evaluations, seed=seed)
 
     def verify(self, count: int) -> None:
         """Scores on the whole corpus, and times: the best models, the best patterns, and each pattern's largest."""
@@ -262,12 +272,13 @@ class _Search:
             name = pair[1].kind.partition(":")[0]
             if name not in largest or pair[1].parameters > largest[name][1].parameters:
                 largest[name] = pair
-        chosen = dict([*ranked[:count], *patterns[:count], *largest.values()])
+        student = [pair for pair in ranked if pair[1].kind == "student"]
+        chosen = dict([*ranked[:count], *patterns[:count], *largest.values(), *student])
         for sub_model, row in _progress(list(chosen.items()), "verifying"):
             row.bits_per_byte = self.score(sub_model, len(self.windows)).bits_per_byte
             if self.costs.latency is not None:
                 row.ms = self.costs.latency.measured(sub_model)
-                row.within = row.within and (self.budget.max_ms is None or row.ms <= self.budget.max_ms)
+                row.within = self.budget.max_ms is None or row.ms <= self.budget.max_ms
 
     def in_space(self, sub_model: SubModel) -> bool:
         own = Family(sub_model.d_model, sub_model.num_heads, sub_model.layers)
@@ -281,8 +292,8 @@ class _Search:
         if not verified:
             fastest = min(row.ms for row in self.rows.values() if row.ms is not None)
             raise UserError(
-                f"max_ms={self.budget.max_ms:g} was predicted to be kept but is not: the fastest verified model took "
-                f"{fastest:.3g} ms; raise it, verify more, or time again on an idle machine"
+                f"max_ms={self.budget.max_ms:g} is kept by none of the verified models: the fastest took {fastest:.3g} "
+                "ms; raise it, verify more, or time again on an idle machine"
             )
         best = min(verified, key=lambda row: (row.bits_per_byte, row.parameters))
         best.pick, best.dominated = True, False
@@ -324,8 +335,8 @@ class _Search:
 
 
 def _dominates(a: Row, b: Row) -> bool:
-    if a is b:
-        return False
+    if a is b or (b.bits_per_byte is not None and a.bits_per_byte is None):
+        return False  # A verified model is judged by verified ones.
     costs = [(a.parameters, b.parameters), (a.flops_per_token, b.flops_per_token)]
     if a.bits_per_byte is not None and b.bits_per_byte is not None:
         quality = (a.bits_per_byte, b.bits_per_byte)

@@ -178,7 +178,10 @@ def test_an_exported_model_is_imported_bit_for_bit(models, tmp_path, format, dty
 
 @pytest.mark.parametrize(
     ("formats", "dtype"),
-    [(("orbax", "safetensors", "hf", "orbax"), "fp32"), (("orbax", "hf", "safetensors", "orbax"), "bf16")],
+    [
+        (("orbax", "safetensors", "hf", "orbax"), "fp32"),
+        pytest.param(("orbax", "hf", "safetensors", "orbax"), "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_models_are_converted_between_all_formats_bit_for_bit(models, tmp_path, formats, dtype):
     for i, folder in enumerate(models(formats[0], dtype).values()):

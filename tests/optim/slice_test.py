@@ -32,7 +32,9 @@ def gradients(seed):
     return jax.tree.unflatten(jax.tree.structure(PARAMS), leaves)
 
 
-@pytest.mark.parametrize("block_size", [8, 7])  # With 7, parts of six, and the last of each axis padded.
+@pytest.mark.parametrize(
+    "block_size", [8, pytest.param(7, marks=pytest.mark.slow)]
+)  # With 7, parts of six, and the last of each axis padded.
 def test_the_students_state_is_a_selection_of_the_tas_blocks_and_goes_on_alone(block_size):
     """Layers, d_model, heads and d_ff are all sliced; the Student's next update is its slice of the TA's."""
     settings = dataclasses.replace(SETTINGS, block_size=block_size)

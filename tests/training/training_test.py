@@ -216,6 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
 
 
+@pytest.mark.slow
 def test_capacity_mismatch_warns_once(tiny, tmp_path, caplog, monkeypatch):
     real = _Run.account
     monkeypatch.setattr(
@@ -284,6 +285,7 @@ def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, 
             report(tmp_path / "many", **bad)
 
 
+@pytest.mark.slow
 def test_tensorboard_is_written(tiny, tmp_path):
     train(tiny(train__tensorboard=True), tmp_path / "run", log=QUIET)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
