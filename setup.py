@@ -50,6 +50,7 @@ setup(
         "plots": _PLOTS,
         "hf": _HF,
         "search": _SEARCH,
+        "hf_test": [*_HF, "torch>=2.6,<3", "transformers>=5,<6"],  # Gigabytes: tests that need them skip without.
         "tokenizers": _TOKENIZERS,
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
