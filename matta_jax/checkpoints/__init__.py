@@ -14,7 +14,5 @@ from matta_jax.checkpoints._orbax import save_folder as save_folder
 from matta_jax.checkpoints._pieces import Units as Units
 from matta_jax.checkpoints._pieces import fingerprint as fingerprint
 from matta_jax.checkpoints._pieces import fingerprints as fingerprints
-from matta_jax.checkpoints._stored import Index as Index
 from matta_jax.checkpoints._stored import StoredArray as StoredArray
 from matta_jax.checkpoints._stored import stored_arrays as stored_arrays
-from matta_jax.checkpoints._stored import unreadable as unreadable

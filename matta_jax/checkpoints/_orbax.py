@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes, stored_shape
 from matta_jax.errors import UserError
-from matta_jax.nesting import Tree
+from matta_jax.nesting import Tree, path_name
 
 _POLICIES = ocp.training.preservation_policies
 
@@ -164,7 +164,7 @@ def _chunked(units: Mapping[str, Mapping[str, Units]]) -> Iterator[None]:
     by_path = {path: unit for leaves in units.values() for path, unit in leaves.items()}
 
     def storage(key_path: Any, _: Any) -> Any:
-        unit = by_path.get(jax.tree_util.keystr(key_path, simple=True, separator="/"))
+        unit = by_path.get(path_name(key_path))
         return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=piece_axes(unit) if unit else None)
 
     context = ocp.Context()
@@ -186,7 +186,7 @@ def _map_split(function: Callable[[Any, Units], Any], tree: Tree, units: Mapping
     """Maps the arrays that have an axis split in two."""
 
     def visit(key_path: Any, leaf: Any) -> Any:
-        unit = units.get(jax.tree_util.keystr(key_path, simple=True, separator="/"), ())
+        unit = units.get(path_name(key_path), ())
         return function(leaf, tuple(unit)) if any(u > 1 for u in unit) else leaf
 
     return jax.tree_util.tree_map_with_path(visit, tree)

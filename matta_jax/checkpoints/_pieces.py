@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from matta_jax.nesting import path_name
+
 Units = tuple[int, ...]
 _HEX = 16  # Digits of a fingerprint.
 _BLOCK = 1 << 18  # Elements that a host's fingerprint takes at once.
@@ -51,7 +53,7 @@ def fingerprint(array: Any, units: Units | None = None) -> str:
 def fingerprints(tree: Any, units: Mapping[str, Units] | None = None) -> dict[str, str]:
     """Returns the `fingerprint` of each array of a tree, by its path; without units an array is one piece."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    paths = [path_name(path) for path, _ in leaves]
     own = [(units or {}).get(path, (0,) * np.ndim(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)]
     sums = [
         _host_sums(leaf, unit) if isinstance(leaf, np.ndarray) else _sums(leaf, unit)

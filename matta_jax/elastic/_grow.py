@@ -80,7 +80,7 @@ def sort_by_importance(params: Tree, architecture: Architecture, tokens_BT: jax.
       tokens_BT: a calibration batch.
     """
     names = {path: axes[1:] for path, axes in flatten(logical_axes(architecture)["blocks"]["0"]).items()}
-    granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
+    granules = architecture.granules
     seq_len = tokens_BT.shape[1]
     block = jax.jit(lambda weights, x_ND: module_apply("block", weights, x_ND, seq_len))
     importance = jax.jit(lambda weights, x_ND: block_importance(weights, x_ND, seq_len))

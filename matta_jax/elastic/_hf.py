@@ -215,7 +215,7 @@ def _logical(weight: np.ndarray, axes: Names, order: Sequence[str]) -> np.ndarra
 
 def _granulated(part: np.ndarray, order: Sequence[str], axes: Names, architecture: Architecture) -> np.ndarray:
     """Undoes `_logical`."""
-    granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
+    granules = architecture.granules
     return split_granules(part.transpose([order.index(name) for name in logical_names(axes)]), axes, granules)
 
 

@@ -13,7 +13,7 @@ from matta_jax.elastic._plain import plain_config, regranulate, regranulated
 from matta_jax.elastic._source import Source, load_opt_state
 from matta_jax.errors import UserError
 from matta_jax.models import abstract_params, architecture_of, logical_axes
-from matta_jax.nesting import SubModel, Tree, flatten, narrow_array, nest_of, sizes_of, slice_model
+from matta_jax.nesting import SubModel, Tree, flatten, narrow_array, nest_of, path_name, sizes_of, slice_model
 from matta_jax.optim import (
     ShampooState,
     find_shampoo,
@@ -51,12 +51,12 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
     path = source.directory / str(source.step)
     is_shampoo = lambda node: isinstance(node, ShampooState)
     nodes, _ = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_shampoo)
-    leaves = {jax.tree_util.keystr(key, simple=True, separator="/") for key, node in nodes if not is_shampoo(node)}
+    leaves = {path_name(key) for key, node in nodes if not is_shampoo(node)}
     stored = stored_arrays(path, "opt_state", read_meta(path), mend="use another step of the run", leaves=leaves)
     owners, names = weights_of(abstract, params), flatten(axes)
     ta_shapes = flatten(source.abstract)
     sizes = sizes_of(sub_model, sub_model.d_ff[0]) | {"layers": sub_model.layers}
-    granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
+    granules = architecture.granules
 
     def take(key_path: Any, leaf: Any) -> Any:
         if is_shampoo(leaf):
@@ -66,7 +66,7 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
                 return regranulate(slice_model(tree, source.axes, sub_model), axes, architecture)
 
             return _slice_shampoo(source, shampoo, config, axes, nest, narrow)
-        own = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        own = path_name(key_path)
         if own in owners and own in stored:
             part = narrow_array(stored[own], names[owners[own]], sizes)
             return jnp.asarray(regranulated(part, names[owners[own]], granules))

@@ -7,7 +7,7 @@ import jax
 
 from matta_jax.config import Config, NestConfig
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, logical_axes
+from matta_jax.models import Architecture
 from matta_jax.nesting import Names, Tree, merge_granules, split_granules
 
 
@@ -39,17 +39,9 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
 
 def regranulate(weights: Tree, axes: Tree, architecture: Architecture) -> Tree:
     """Cuts granulated axes, whatever granules they have now, into those of `architecture`."""
-    granules = {"heads": architecture.head_granule, "d_ff": architecture.d_ff_granule}
-    return jax.tree.map(
-        lambda weight, names: regranulated(weight, names, granules), weights, axes, is_leaf=lambda x: type(x) is tuple
-    )
+    return jax.tree.map(lambda weight, names: regranulated(weight, names, architecture.granules), weights, axes)
 
 
 def regranulated(weight: Any, names: Names, granules: dict[str, int]) -> Any:
     """`regranulate` of one weight."""
     return split_granules(merge_granules(weight, names), names, granules)
-
-
-def plain_axes(architecture: Architecture) -> Tree:
-    """Axis names of the weights of a model of one width: one stack of layers."""
-    return logical_axes(dataclasses.replace(architecture, d_ff=(max(architecture.d_ff),) * len(architecture.d_ff)))

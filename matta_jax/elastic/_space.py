@@ -5,11 +5,12 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 
+import jax.numpy as jnp
+
+from matta_jax.elastic._formats import DTYPES
 from matta_jax.elastic._source import Source
 from matta_jax.errors import UserError
 from matta_jax.nesting import PATTERNS, Nest, SubModel
-
-DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Budget:
         for name, value in self.limits().items():
             if not value > 0:
                 raise UserError(f"{name}={value!r} must be greater than 0")
-        if self.dtype not in DTYPE_BYTES:
-            raise UserError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPE_BYTES)}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
 
     def limits(self) -> dict[str, float]:
         """The limits that are set."""
@@ -137,7 +138,7 @@ class Costs:
     """The cost of any sub-model, from those of single layers: counts are sums over layers."""
 
     def __init__(self, source: Source, dtype: str):
-        self._source, self._bytes = source, DTYPE_BYTES[dtype]
+        self._source, self._bytes = source, jnp.dtype(DTYPES[dtype]).itemsize
 
     def __call__(self, sub_model: SubModel) -> Cost:
         """Returns parameters, megabytes and FLOPs."""

@@ -312,8 +312,8 @@ class _Search:
             notes.append(
                 f"Additive predictor: off by at most {worst:.4f} nats on the {len(predicted)} models it proposed."
             )
-        if timed := [row for row in rows if row.ms is not None and row.predicted_ms is not None]:
-            errors = [abs(row.predicted_ms / row.ms - 1) for row in timed]  # type: ignore[operator]
+        if timed := [(row.predicted_ms, row.ms) for row in rows if row.predicted_ms is not None and row.ms is not None]:
+            errors = [abs(predicted / measured - 1) for predicted, measured in timed]
             mean, most = float(np.mean(errors)), max(errors)
             notes.append(
                 f"Latency model: off by {mean:.0%} on average, {most:.0%} at most, on {len(timed)} timed models."

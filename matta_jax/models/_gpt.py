@@ -55,6 +55,11 @@ class Architecture:
     d_ff_granule: int
 
     @property
+    def granules(self) -> dict[str, int]:
+        """The sizes of granules, by logical axis."""
+        return {"heads": self.head_granule, "d_ff": self.d_ff_granule}
+
+    @property
     def sub_model(self) -> SubModel:
         """The whole model, as a SubModel of itself."""
         return SubModel(self.d_model, self.num_heads, tuple(range(len(self.d_ff))), self.d_ff)

@@ -14,6 +14,7 @@ from matta_jax.nesting._narrow import matrix_view as matrix_view
 from matta_jax.nesting._narrow import merge_granules as merge_granules
 from matta_jax.nesting._narrow import narrow as narrow
 from matta_jax.nesting._narrow import narrow_array as narrow_array
+from matta_jax.nesting._narrow import path_name as path_name
 from matta_jax.nesting._narrow import place_array as place_array
 from matta_jax.nesting._narrow import sizes_of as sizes_of
 from matta_jax.nesting._narrow import slice_axes as slice_axes

@@ -253,10 +253,15 @@ def _names(axes: Tree) -> list[Names]:
     return jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, tuple))
 
 
+def path_name(key_path: Any) -> str:
+    """A key path of jax's as `blocks/0/mlp/w_in`."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
 def flatten(tree: Tree) -> dict[str, Any]:
     """Flattens nested dicts to `{"blocks/0/mlp/w_in": leaf}`, tuples being leaves."""
     paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, tuple))[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    return {path_name(path): leaf for path, leaf in paths}
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:

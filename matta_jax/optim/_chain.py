@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from matta_jax.config import OptimizerConfig, ShampooConfig
-from matta_jax.nesting import Names, Nest, Tree, flatten, is_decayed, matrix_view, table_view
+from matta_jax.nesting import Names, Nest, Tree, flatten, is_decayed, matrix_view, path_name, table_view
 from matta_jax.optim._blocks import MatrixView
 from matta_jax.optim._shampoo import BlockState, Shampoo, block_sharding, scale_by_shampoo
 
@@ -139,7 +139,7 @@ def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
 
     def visit(key_path: Any, leaf: Any) -> Any:
-        parts = jax.tree_util.keystr(key_path, simple=True, separator="/").split("/")
+        parts = path_name(key_path).split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
         return function(leaf, next((end for end in ends if shapes.get(end) == leaf.shape), None))
 
@@ -150,7 +150,7 @@ def weights_of(opt_state: Any, params: Tree) -> dict[str, str]:
     """The path of each moment in an optimiser state, and that of the weight whose moment it is."""
     owners = map_state(lambda _, path: path or "", opt_state, params)
     leaves, _ = jax.tree_util.tree_flatten_with_path(owners)
-    paths = {jax.tree_util.keystr(path, simple=True, separator="/"): owner for path, owner in leaves}
+    paths = {path_name(path): owner for path, owner in leaves}
     return {path: owner for path, owner in paths.items() if owner}
 
 

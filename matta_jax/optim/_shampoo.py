@@ -26,6 +26,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from matta_jax.nesting import path_name
 from matta_jax.optim._blocks import Blocking, Bucket, MatrixView, default_view, make_blocking
 from matta_jax.optim._roots import inverse_pth_root
 
@@ -221,7 +222,7 @@ def find_shampoo(opt_state: Any) -> ShampooState | None:
 def tree_paths(tree: Any) -> list[str]:
     """The path of each leaf, such as `blocks/0/mlp/w_in`."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    return [path_name(path) for path, _ in paths]
 
 
 def _replicated(leaf: jax.Array, mesh: Mesh | None) -> jax.Array:
