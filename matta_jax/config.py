@@ -100,6 +100,11 @@ class ModelConfig(_Section):
     compute_dtype: str = _field(
         "float32", "Type of activations and matmuls; parameters stay float32.", choices=("float32", "bfloat16")
     )
+    reduce_dtype: str = _field(
+        "compute",
+        "Type in which weight gradients are summed over tokens and devices: that of compute_dtype, or float32.",
+        choices=("compute", "float32"),
+    )
     remat: str = _field(
         "dots",
         "What a layer keeps for its backward pass: dots (matmul outputs), none (everything kept), full (nothing).",
@@ -220,6 +225,8 @@ class DataConfig(_Section):
     text_field: str = _field("text", "Field of a JSON line or TFDS example that holds the text.")
     tfds_dir: str | None = _field(None, "Where prepared TFDS sets lie; None: TFDS's own default.")
     cache_dir: str | None = _field(None, "Folder of tokenised windows; None: ~/.cache/matta_jax.")
+    prefetch_batches: int = _field(16, "Batches read ahead, which hide a slow reader for as long.", minimum=1)
+    read_threads: int = _field(2, "Threads that read windows.", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +241,9 @@ class TrainConfig(_Section):
     eval_batches: int = _field(8, "Batches of an evaluation.", minimum=1)
     checkpoint_every: int = _field(200, "Steps between two checkpoints; the last step is always saved.", minimum=1)
     keep_checkpoints: int = _field(2, "Newest checkpoints to keep, beside the best.", minimum=1)
+    max_skipped_steps: int = _field(
+        10, "A step of a non-finite loss or gradient is skipped; more than this many in a row stop the run.", minimum=0
+    )
     seed: int = _field(0, "Seed of initialisation, data order, mixes and dropout.", minimum=0)
     peak_tflops: float | None = _field(
         None, "Peak of one device, for MFU. None: measured by a matmul at the start.", above=0.0
@@ -244,17 +254,22 @@ class TrainConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(_Section):
-    """Devices along each mesh axis."""
+    """Devices along each mesh axis; -1, on one of them: whatever the other axes leave."""
 
     section = "mesh"
-    data: int = _field(-1, "Data parallel; -1: whatever the other axes leave.", minimum=-1)
-    fsdp: int = _field(1, "Data parallel with sharded parameters.", minimum=1)
-    tensor: int = _field(1, "Tensor parallel.", minimum=1)
+    data: int = _field(-1, "Data parallel.", minimum=-1)
+    fsdp: int = _field(1, "Data parallel with sharded parameters.", minimum=-1)
+    tensor: int = _field(1, "Tensor parallel: heads, d_ff and vocabulary are sharded.", minimum=-1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data == 0:
-            raise UserError("mesh.data=0 must be a number of devices, or -1 for all that the other axes leave")
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size == 0:
+                raise UserError(f"mesh.{name}=0 must be a number of devices, or -1 for all that the other axes leave")
+        free = [f"mesh.{name}=-1" for name, size in sizes.items() if size == -1]
+        if len(free) > 1:
+            raise UserError(f"{' and '.join(free)}: one axis alone can take what the others leave; give numbers")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class DamageError(UserError):
+    """A checkpoint cannot be read, or is not what was written."""
+
+
 class DivergenceError(UserError):
     """Training met a non-finite loss or gradient. The message names the last good checkpoint."""
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,11 +56,23 @@ def _guard(main: Callable[[], Any]) -> None:
         _fail("interrupted; the same command goes on from what was saved", code=130)
     except BrokenPipeError:  # The reader of the output went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        if _is_distributed():
+            traceback.print_exc()
+            sys.modules["matta_jax.sharding"].part(1)
+        raise
 
 
 def _fail(message: str, code: int = _USAGE_ERROR) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if _is_distributed():
+        sys.modules["matta_jax.sharding"].part(code)
     sys.exit(code)
+
+
+def _is_distributed() -> bool:
+    """Whether this is one of several processes, which must not wait for the others when it fails."""
+    return "matta_jax.sharding" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 matta-train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.num_steps=100] [--dry_run]
 matta-train --init_from=models/student --workdir=runs/student --config.train.num_steps=900
 matta-train --init_from=models/gpt2_ours --config=configs/gpt2_small.py --workdir=runs/grown
+matta-train --config=configs/gpt2_medium.py --workdir=/shared/runs/gpt2_medium --distributed   (on every machine)
 """
 
 import dataclasses
@@ -10,13 +11,16 @@ import dataclasses
 from absl import flags
 
 import matta_jax
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _processes
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "must", "never"], "Whether to continue the run in workdir.")
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Sets init.model: a model to start from. Without --config: that of a plain run that goes on."
+)
+_FALLBACK = flags.DEFINE_bool(
+    "fallback", False, "Where the newest checkpoint is damaged, go on from the newest healthy one."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes and memory, compile one step, and stop.")
 
@@ -29,7 +33,8 @@ def _main() -> None:
         print(matta_jax.dry_run(config))
         return
     workdir = _app.required(_WORKDIR, "runs/mine")
-    matta_jax.train(config, workdir, resume=_RESUME.value, log=_app.say)
+    _processes.join()
+    matta_jax.train(config, workdir, resume=_RESUME.value, fallback=_FALLBACK.value, log=_app.say)
 
 
 def run() -> None:

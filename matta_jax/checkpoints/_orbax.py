@@ -6,6 +6,7 @@ Training keeps many steps in one folder (`Checkpoints`); an extracted model is a
 
 import contextlib
 import gc
+import itertools
 import json
 import math
 import pathlib
@@ -21,8 +22,9 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
 from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes, stored_shape
-from matta_jax.errors import UserError
+from matta_jax.errors import DamageError, UserError
 from matta_jax.nesting import Tree, path_name
+from matta_jax.sharding import any_process, is_first, wait_for_all
 
 _POLICIES = ocp.training.preservation_policies
 
@@ -40,11 +42,15 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).resolve()
         if read_only and not self.directory.is_dir():
             raise UserError(f"checkpoint {str(directory)!r} does not exist; name the workdir of a run")
+        self._keep, self._read_only = keep, read_only
+        self._open()
+
+    def _open(self) -> None:
         policy = _POLICIES.AnyPreservationPolicy(
-            [_POLICIES.LatestN(keep), _POLICIES.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1)]
+            [_POLICIES.LatestN(self._keep), _POLICIES.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1)]
         )
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=not read_only
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=not self._read_only
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -85,19 +91,36 @@ class Checkpoints:
                 custom_metadata=_with_fingerprints(meta, trees, units or {}),
             )
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """The JSON document of a step. Raises UserError when it cannot be read."""
-        return read_meta(self.directory / str(step))
+    def meta(self, step: int, *, mend: str = "use another step") -> dict[str, Any]:
+        """The JSON document of a step. Raises DamageError, which ends with `mend`, when it cannot be read."""
+        return read_meta(self.directory / str(step), mend=mend)
 
-    def restore(self, step: int, abstract: Mapping[str, Tree]) -> dict[str, Tree]:
+    def restore(self, step: int, abstract: Mapping[str, Tree], *, mend: str | None = None) -> dict[str, Tree]:
         """Reads trees of the given shapes and shardings, and verifies them.
 
         Raises:
-          UserError: an array is missing, of another shape, or differs from its fingerprint.
+          DamageError: an array is missing, of another shape, or differs from its fingerprint; it ends with `mend`.
         """
         path = self.directory / str(step)
-        others = ", ".join(map(str, (other for other in self.steps if other != step))) or "none"
-        return _verified(path, abstract, read_meta(path), mend=f"use another step (there: {others})")
+        if mend is None:
+            others = ", ".join(map(str, (other for other in self.steps if other != step))) or "none"
+            mend = f"use another step (there: {others})"
+        return _verified(path, abstract, read_meta(path, mend=mend), mend=mend)
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Moves a damaged step out of the way of a new one, to `damaged/` beside the folder; returns its new place."""
+        self._checkpointer.close()
+        taken = self.directory.parent / "damaged"
+        place = next(
+            p for n in itertools.count() if not (p := taken / (f"{step}" if not n else f"{step}.{n}")).exists()
+        )
+        wait_for_all(f"matta_jax/found/{step}")
+        if is_first():
+            taken.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(place)
+        wait_for_all(f"matta_jax/set_aside/{step}")
+        self._open()
+        return place
 
 
 def locate(checkpoint: str) -> tuple[pathlib.Path, int]:
@@ -146,7 +169,7 @@ def load_folder(path: pathlib.Path, abstract: Mapping[str, Tree]) -> dict[str, T
 
 def on_one_device(abstract: Tree) -> Tree:
     """Gives abstract arrays the sharding of the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract)
 
 
@@ -212,16 +235,16 @@ def _merged(stored: jax.Array, whole: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.jit(lambda x: x.reshape(whole.shape), out_shardings=whole.sharding)(stored)
 
 
-def read_meta(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON document of a checkpoint. Raises UserError when it cannot be read."""
+def read_meta(path: pathlib.Path, *, mend: str = "name another") -> dict[str, Any]:
+    """The JSON document of a checkpoint. Raises DamageError, which ends with `mend`, when it cannot be read."""
     file = path / "_CHECKPOINT_METADATA"
     if not file.is_file():
-        raise UserError(f"checkpoint {str(path)!r} is not a checkpoint ({file.name} is missing); name another")
+        raise DamageError(f"checkpoint {str(path)!r} is not a checkpoint ({file.name} is missing); {mend}")
     try:
         meta = json.loads(file.read_text())["custom_metadata"]
         return {"config": meta["config"], "fingerprints": meta["fingerprints"], "units": meta["units"]} | meta
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); name another") from None
+        raise DamageError(f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); {mend}") from None
 
 
 def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], str]:
@@ -255,12 +278,13 @@ def _verified(
     )
     if failure:
         _collect_quietly()
-        raise UserError(f"{damaged}: {failure}; {mend}")
+    if any_process(bool(failure)):
+        raise DamageError(f"{damaged}: {failure or 'another process cannot read it'}; {mend}")
     for name in abstract:
         trees[name] = jax.tree.map(_merged, trees[name], abstract[name])
         saved = meta["fingerprints"].get(name, {})
         own = {leaf: tuple(unit) for leaf, unit in units[name].items()}
         for leaf, value in fingerprints(trees[name], own).items():
             if saved.get(leaf) != value:
-                raise UserError(f"{damaged}: array {name}/{leaf} differs from its fingerprint; {mend}")
+                raise DamageError(f"{damaged}: array {name}/{leaf} differs from its fingerprint; {mend}")
     return trees

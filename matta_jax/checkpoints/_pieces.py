@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from matta_jax.nesting import path_name
 
@@ -95,8 +97,18 @@ def _block_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(part, dtype=jnp.uint32) for part in _mixes(bits, position)])
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def _sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
+    """The sums of each piece, whole on every device of the array."""
+    whole = NamedSharding(array.sharding.mesh, P()) if isinstance(array.sharding, NamedSharding) else None
+    return _sums_program(whole)(array, units)
+
+
+@functools.cache
+def _sums_program(whole: NamedSharding | None) -> Any:
+    return jax.jit(_traced_sums, static_argnums=1, out_shardings=whole)
+
+
+def _traced_sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)

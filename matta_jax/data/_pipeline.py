@@ -12,27 +12,52 @@ from matta_jax.data._windows import Windows
 Batch = dict[str, np.ndarray]  # tokens [b, T + 1] int32, length [b] int32
 
 
+class _Rows:
+    """A random-access source: some rows of each batch of an endless dataset."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        self._examples, self._batch_size, self._rows = examples, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, row = divmod(int(index), len(self._rows))
+        return self._examples[batch * self._batch_size + int(self._rows[row])]
+
+
 @contextlib.contextmanager
 def training_batches(
-    windows: Windows, *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, num_hosts: int = 1
+    windows: Windows,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rows: np.ndarray | None = None,
+    prefetch: int = 16,
+    num_threads: int = 2,
 ) -> Iterator[Iterator[Batch]]:
-    """Opens an endless iterator over this host's rows of the shuffled global batches, reshuffled in each epoch.
+    """Opens an endless iterator over this process's rows of the shuffled global batches, reshuffled in each epoch.
 
-    Global batch i holds examples i·B to (i+1)·B of one global order, whatever the number of hosts or workers, so a run
-    resumes by its step alone.
+    Row r of global batch i is example i·B + r of one global order, whatever the processes, devices or threads, so a run
+    resumes by its step alone, on any number of processes.
 
     Args:
       windows: the training windows.
-      batch_size: B, over all hosts.
+      batch_size: B, over all processes.
       seed: of the order.
       start_step: the first batch to serve.
-      host, num_hosts: which rows are this process's.
+      rows: which rows of each batch are this process's; None: all.
+      prefetch: batches read ahead.
+      num_threads: that read.
     """
     if not flags.FLAGS.is_parsed():  # Grain reads absl flags; a notebook or a test has parsed none.
         flags.FLAGS.mark_as_parsed()
-    dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-    dataset = dataset[host::num_hosts].batch(batch_size // num_hosts)
-    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
+    rows = np.arange(batch_size) if rows is None else rows
+    examples = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(_Rows(examples, batch_size, rows)).batch(len(rows))
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    iterator = iter(dataset.to_iter_dataset(options))
     iterator.set_state({"next_index": start_step})
     try:
         yield iterator

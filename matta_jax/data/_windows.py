@@ -121,9 +121,11 @@ def cached_windows(
         try:
             _write(building, documents, tokenizer, label=f"tokenising {corpus.source} ({side})")
             os.rename(building, folder)
-        except OSError:
+        except OSError as error:
             if not folder.exists():  # Another process may have finished the same stream first.
-                raise
+                raise UserError(
+                    f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); free space, or name another"
+                ) from None
         finally:
             shutil.rmtree(building, ignore_errors=True)
     meta = json.loads((folder / "meta.json").read_text())

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import pathlib
 import signal
 import threading
@@ -14,17 +16,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.data import Windows, make_tokenizer, sequential_batches, split_windows, training_batches
 from matta_jax.elastic import Package, check_init, initial_opt_state, initial_params
-from matta_jax.errors import DivergenceError, UserError
+from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import flatten
 from matta_jax.optim import shampoo_advice
-from matta_jax.sharding import check_mesh, make_mesh, place_batch
+from matta_jax.sharding import (
+    check_agreement,
+    check_mesh,
+    is_first,
+    make_mesh,
+    own_rows,
+    place,
+    place_batch,
+    wait_for_all,
+)
 from matta_jax.training._metrics import (
     Writer,
     measure_peak_flops,
@@ -40,11 +52,14 @@ _FREE_FIELDS = frozenset(
     {
         *(f"train.{name}" for name in ("log_every", "eval_every", "eval_batches", "checkpoint_every")),
         *(f"train.{name}" for name in ("keep_checkpoints", "peak_tflops", "tensorboard", "wandb_project")),
+        "train.max_skipped_steps",
         *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
-        "data.cache_dir",
-        "data.tfds_dir",
+        *(f"data.{name}" for name in ("cache_dir", "tfds_dir", "prefetch_batches", "read_threads")),
     }
 )
+
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +84,28 @@ def train(
     workdir: str | pathlib.Path,
     *,
     resume: str = "auto",
+    fallback: bool = False,
     log: Callable[[str], None] = logging.info,
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
     Start-up order: the newest checkpoint of `workdir`, else the model of `init.model`, else from scratch. A run killed
-    at any moment and started again ends with the same bits as one that was not. SIGTERM saves and returns.
+    at any moment and started again ends with the same bits as one that was not. SIGTERM saves and returns. Of several
+    processes (`jax.distributed`), each calls this with the same arguments and a `workdir` that all of them see; the
+    first one writes and logs. A run may go on with other processes and another mesh.
 
     Args:
       config: the run.
       workdir: its folder; made when absent.
       resume: `auto` continues a run that is there, `must` fails without one, `never` fails with one.
+      fallback: where the newest checkpoint is damaged, go on from the newest healthy one, and keep the damaged ones in
+        `workdir/damaged`.
       log: takes progress lines.
 
     Raises:
-      UserError: the config does not fit the devices, the data or the run in `workdir`.
-      DivergenceError: a loss or gradient is not finite.
+      UserError: the config does not fit the devices, the data or the run in `workdir`; or nothing can be written.
+      DamageError: the newest checkpoint is damaged, or with `fallback` all are.
+      DivergenceError: more than `train.max_skipped_steps` losses or gradients in a row are not finite.
     """
     workdir = pathlib.Path(workdir).resolve()
     if resume not in ("auto", "must", "never"):
@@ -95,6 +116,8 @@ def train(
         microbatches=config.train.microbatches,
         num_devices=jax.device_count(),
     )
+    if not is_first():
+        log = lambda line: None
     _check_workdir(config, workdir, resume)
     tokenizer = make_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -104,27 +127,35 @@ def train(
         )
     package = None if _has_checkpoint(workdir) else check_init(config)
     setup = make_setup(config, make_mesh(sizes))
-    if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)):
+    if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)) and is_first():
         logging.warning("%s", advice)
     windows, eval_windows = (split_windows(config.data, tokenizer, held_out=held_out) for held_out in (False, True))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
-        if jax.process_index() == 0:
+    resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+    check_agreement(
+        {
+            "the config": resolved,
+            "workdir": str(workdir),
+            "the text of data.source": windows.fingerprint,
+            "the held-out text": eval_windows.fingerprint,
+        }
+    )
+    wait_for_all("matta_jax/checked")  # Nothing is written before every process has found all in order.
+    with _one_line_for_full_disks(workdir):
+        if is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
             replace_text(workdir / "config.json", resolved)
-    except OSError as error:
-        raise UserError(f"workdir={str(workdir)!r} cannot be written ({error.strerror}); name another") from None
-    log(resolved.rstrip())
-    with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
-        if package is None:
-            state = _restore(setup, checkpoints, windows, log)
-        else:
-            state = _start_from(setup, package, windows, log)
-        with open_writers(config, workdir, int(state.step)) as writers:
-            run = _Run(setup, checkpoints, windows, eval_windows, writers, log)
-            if package is not None:
-                run.report_evaluation(int(state.step), run.evaluate(state))
-            return run.steps_from(state, workdir)
+        wait_for_all("matta_jax/workdir")
+        log(resolved.rstrip())
+        with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
+            if package is None:
+                state = _restore(setup, checkpoints, windows, fallback, log)
+            else:
+                state = _start_from(setup, package, windows, log)
+            with open_writers(config, workdir, int(state.step)) as writers:
+                run = _Run(setup, checkpoints, windows, eval_windows, writers, log)
+                if package is not None:
+                    run.report_evaluation(int(state.step), run.evaluate(state))
+                return run.steps_from(state, workdir)
 
 
 def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
@@ -151,12 +182,45 @@ def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
         )
 
 
-def _restore(setup: Setup, checkpoints: Checkpoints, windows: Windows, log: Callable[[str], None]) -> TrainState:
+def _restore(
+    setup: Setup, checkpoints: Checkpoints, windows: Windows, fallback: bool, log: Callable[[str], None]
+) -> TrainState:
+    """The state of the newest checkpoint, or with `fallback` of the newest healthy one; without any, a fresh one."""
     steps = checkpoints.steps
     if not steps:
         return setup.init()
-    step = steps[-1]
-    meta = checkpoints.meta(step)
+    damaged: list[int] = []
+    for step, older in reversed(list(zip(steps, [None, *steps], strict=False))):
+        mend = "bring its files back, or start in another workdir"
+        if older is not None:
+            mend = f"start again with --fallback, to go on from step {older} or the newest healthy one before it"
+        try:
+            state = _restore_step(setup, checkpoints, step, windows, mend)
+        except DamageError as error:
+            if not fallback:
+                raise
+            damaged.append(step)
+            log(str(error).partition("; start again")[0])
+            continue
+        for other in damaged:
+            log(f"fallback: damaged step {other} is now {checkpoints.set_aside(other)}")
+        log(f"resumed from step {step} of {checkpoints.directory}")
+        return state
+    raise DamageError(
+        f"every checkpoint of {checkpoints.directory} is damaged (steps {', '.join(map(str, steps))}); bring files "
+        "back, or start in another workdir"
+    )
+
+
+def _restore_step(setup: Setup, checkpoints: Checkpoints, step: int, windows: Windows, mend: str) -> TrainState:
+    meta = checkpoints.meta(step, mend=mend)
+    lines = config_lib.differences(meta["config"], config_lib.to_dict(setup.config))
+    lines = [line for line in lines if line.partition(":")[0] not in _FREE_FIELDS]
+    if lines:
+        raise UserError(
+            f"checkpoint {step} of {checkpoints.directory} is of another config ({'; '.join(lines)}); "
+            "name another workdir, or set these fields back"
+        )
     if meta["data"]["fingerprint"] != windows.fingerprint:
         raise UserError(
             f"data.source={setup.config.data.source!r} has changed since checkpoint {step} of {checkpoints.directory}; "
@@ -164,9 +228,10 @@ def _restore(setup: Setup, checkpoints: Checkpoints, windows: Windows, log: Call
         )
     abstract = setup.abstract
     trees = checkpoints.restore(
-        step, {"params": abstract.params, "opt_state": abstract.opt_state, "step": {"step": abstract.step}}
+        step,
+        {"params": abstract.params, "opt_state": abstract.opt_state, "step": {"step": abstract.step}},
+        mend=mend,
     )
-    log(f"resumed from step {step} of {checkpoints.directory}")
     return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
 
 
@@ -178,14 +243,14 @@ def _start_from(setup: Setup, package: Package, windows: Windows, log: Callable[
     """The state of a run that starts from a model; of a plain run that goes on, with its step."""
     batch = next(iter(sequential_batches(windows, batch_size=setup.config.data.batch_size)))
     params, words = initial_params(setup.config, package, jnp.asarray(batch["tokens"][:, :-1]))
-    params = jax.device_put(params, setup.shardings.params)
+    params = place(params, setup.shardings.params)
     found = initial_opt_state(setup.config, package, setup.abstract.opt_state)
     if found is None:
         step, opt_state = 0, jax.jit(setup.optimizer.init, out_shardings=setup.shardings.opt_state)(params)
     else:
-        step, opt_state = found[1], jax.device_put(found[0], setup.shardings.opt_state)
+        step, opt_state = found[1], place(found[0], setup.shardings.opt_state)
     log(f"{words}, step {step}")
-    return TrainState(jax.device_put(jnp.int32(step), setup.shardings.step), params, opt_state)
+    return TrainState(place(jnp.int32(step), setup.shardings.step), params, opt_state)
 
 
 class _Run:
@@ -211,6 +276,7 @@ class _Run:
         log(f"MFU is against {self.peak_flops / 1e12:.3f} TFLOP/s ({'stated' if stated else 'measured'})")
         self.warned = False
         self.since: list[dict[str, float]] = []  # Metrics of the steps since the last line.
+        self.skipped = self.skipped_in_row = 0  # Steps since the last line; up to this one.
         self.clock = time.perf_counter()  # When the first of the `timed` steps began.
         self.timed = 0
         self.compiled = False
@@ -221,23 +287,28 @@ class _Run:
         evaluation: dict[str, float] = {}
         if start >= train.num_steps:
             evaluation = self.evaluate(state)
-        pending: tuple[int, Any] | None = None
+        pending: tuple[int, Mapping[str, Any], float] | None = None
         opened = training_batches(
             self.windows,
             batch_size=batch_size,
             seed=train.seed,
             start_step=start,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
+            rows=own_rows(self.setup.mesh, batch_size),
+            prefetch=self.config.data.prefetch_batches,
+            num_threads=self.config.data.read_threads,
         )
-        with _stop_on_sigterm() as stopped, opened as batches:
-            while step < train.num_steps and not stopped.is_set():
-                state, metrics = self.train_step(state, place_batch(next(batches), self.setup.mesh))
+        last = start >= train.num_steps
+        with _stop_requests() as asked_to_stop, opened as batches:
+            while not last:
+                before = time.perf_counter()
+                rows = next(batches)
+                waited = time.perf_counter() - before
+                state, metrics = self.train_step(state, place_batch(rows, self.setup.mesh, batch_size))
                 step += 1
                 if pending is not None:  # The previous step is read while this one runs.
                     self.account(*pending)
-                pending = (step, metrics)
-                last = step == train.num_steps or stopped.is_set()
+                pending = (step, metrics, waited)
+                last = asked_to_stop(step) or step == train.num_steps
                 saves = last or step % train.checkpoint_every == 0
                 if saves or step % train.eval_every == 0:
                     self.account(*pending)
@@ -246,40 +317,66 @@ class _Run:
                     self.report_evaluation(step, evaluation)
                     if saves:
                         self.save(step, state, evaluation)
-                    self.since.clear()
                     self._restart_clock()
-            if pending is not None:
-                self.account(*pending)
-                self.save(step, state, self.evaluate(state))
         return TrainResult(workdir, step, finished=step >= train.num_steps, metrics=evaluation)
 
-    def account(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Checks a step's metrics, and logs their mean since the last line where one is due."""
+    def account(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:
+        """Checks a step's metrics, and logs their mean since the last line where one is due.
+
+        `waited`: seconds that the step waited for its batch, on this process.
+        """
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                saved = self.checkpoints.steps
-                good = f"{self.checkpoints.directory / str(saved[-1])}" if saved else "none yet"
-                raise DivergenceError(
-                    f"{name}={values[name]} at step {step}: training diverged; last good checkpoint: {good}; "
-                    "lower optimizer.learning_rate or optimizer.clip_norm, or raise optimizer.warmup_steps"
-                )
-        self.since.append(values)
+        values["data_wait_seconds"] = waited
+        if values.pop("skipped"):
+            self.skipped += 1
+            self.skipped_in_row += 1
+            self._check_divergence(step, values)
+        else:
+            self.skipped_in_row = 0
+            self.since.append(values)
         self.timed += 1
         if not self.compiled and self.config.train.log_every > 1:  # The first step compiles: it tells no speed.
             self.compiled = True
             self._restart_clock()
-        if step % self.config.train.log_every:
+        if step % self.config.train.log_every == 0:
+            self._log_metrics(step, values)
+
+    def _check_divergence(self, step: int, values: Mapping[str, float]) -> None:
+        """Warns of a skipped step; raises DivergenceError after too many in a row."""
+        name = "grad_norm" if math.isfinite(values["loss"]) else "loss"
+        limit = self.config.train.max_skipped_steps
+        if self.skipped_in_row <= limit:
+            if is_first():
+                logging.warning("%s=%s at step %d: the update is skipped", name, values[name], step)
+            return
+        row = f"the {self.skipped_in_row} updates up to it are skipped, and train.max_skipped_steps={limit}"
+        raise DivergenceError(
+            f"{name}={values[name]} at step {step}, {row}: training diverged; last good checkpoint: "
+            f"{self._last_good()}; lower optimizer.learning_rate or optimizer.clip_norm, or raise "
+            "optimizer.warmup_steps"
+        )
+
+    def _last_good(self) -> str:
+        saved = self.checkpoints.steps
+        return f"{self.checkpoints.directory / str(saved[-1])}" if saved else "none yet"
+
+    def _log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the means over the steps since the last line; speed is that of all steps, skipped or not."""
+        skipped, self.skipped = self.skipped, 0
+        if not self.since:
+            self.write(step, {"skipped_steps": skipped})
             return
         mean = {name: sum(row[name] for row in self.since) / len(self.since) for name in values}
+        mean["skipped_steps"] = skipped
         mean["distill_weight"] = values["distill_scale"] * self.config.objective.distill_weight
         seconds = (time.perf_counter() - self.clock) / max(self.timed, 1)
         tokens = self.config.data.batch_size * self.config.data.seq_len
         mean["tokens_per_second"] = tokens / seconds
+        mean["data_wait_share"] = min(mean["data_wait_seconds"] / seconds, 1.0)
         mean["mfu"] = self.flops_per_token * tokens / seconds / self.peak_flops
         self.write(step, mean)
         self.log(progress_line(step, self.config.train.num_steps, mean, seconds * (self.config.train.num_steps - step)))
-        if not self.warned and mean.get("gap", 1.0) <= 0 < mean["distill_weight"]:
+        if is_first() and not self.warned and mean.get("gap", 1.0) <= 0 < mean["distill_weight"]:
             self.warned = True
             logging.warning(
                 "capacity mismatch: at step %d the TA is no better than the Student (CE_S - CE_TA = %.4f) while "
@@ -304,18 +401,25 @@ class _Run:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over held-out tokens of Student's and TA's terms, by name with `eval/` before it."""
         sums: dict[str, float] = {}
+        mine = own_rows(self.setup.mesh, self.config.data.batch_size)
         batches = sequential_batches(
             self.eval_windows, batch_size=self.config.data.batch_size, limit=self.config.train.eval_batches
         )
         for batch in batches:
-            own = {name: rows[jax.process_index() :: jax.process_count()] for name, rows in batch.items()}
-            part = jax.device_get(self.eval_step(state.params, place_batch(own, self.setup.mesh)))
+            own = {name: rows[mine] for name, rows in batch.items()}
+            placed = place_batch(own, self.setup.mesh, len(batch["length"]))
+            part = jax.device_get(self.eval_step(state.params, placed))
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in part.items()}
         tokens = sums.pop("tokens")
         return {f"eval/{name}": value / tokens for name, value in sums.items() if name != "loss"}
 
     def save(self, step: int, state: TrainState, evaluation: Mapping[str, float]) -> None:
-        """Starts to write a checkpoint of a step whose metrics were finite."""
+        """Starts to write a checkpoint. Raises DivergenceError when the weights are not fit to be kept."""
+        if not math.isfinite(evaluation["eval/student"]):
+            raise DivergenceError(
+                f"eval/student={evaluation['eval/student']} at step {step}: the weights have diverged, and are not "
+                f"saved; last good checkpoint: {self._last_good()}; lower optimizer.learning_rate"
+            )
         meta = {
             "step": step,
             "config": config_lib.to_dict(self.config),
@@ -332,14 +436,39 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """Yields an event that SIGTERM sets; elsewhere than in the main thread no handler can be set."""
+def _stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Yields `asked(step)`: whether a SIGTERM asks the run to stop after this step, the same on every process.
+
+    With several processes JAX's preemption service takes the signal, and finds a step that all can stop at.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
+    if threading.current_thread() is not threading.main_thread():  # No handler can be set here.
+        yield lambda step: False
         return
     old = signal.signal(signal.SIGTERM, lambda *_: event.set())
     try:
-        yield event
+        yield lambda step: event.is_set()
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+@contextlib.contextmanager
+def _one_line_for_full_disks(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns an OSError about writing, also one that Orbax wraps, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _CANNOT_WRITE):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(
+            f"workdir={str(workdir)!r} cannot be written ({os.strerror(cause.errno)}); make room or name another, and "
+            "start again: the run goes on from its last checkpoint"
+        ) from None

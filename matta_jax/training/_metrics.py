@@ -119,7 +119,7 @@ def step_flops_per_token(config: Config, nest: Nest, sub_models: list[SubModel],
 def measure_peak_flops(dtype: str) -> float:
     """Measures the FLOP/s of one device by a square matmul; the best of five."""
     size = 4096 if jax.default_backend() != "cpu" else 1024
-    matrix = jax.device_put(jnp.ones((size, size), dtype), jax.devices()[0])
+    matrix = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
     matmul = jax.jit(jnp.matmul)
     matmul(matrix, matrix).block_until_ready()
     best = float("inf")
@@ -135,8 +135,9 @@ def progress_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_s
     shown = [name for name in ("student", "ta", "distill", "gap", "agreement") if name in metrics]
     losses = " ".join(f"{name} {metrics[name]:.4f}" for name in shown)
     minutes, seconds = divmod(round(eta_seconds), 60)
+    wait = f" waits for data {metrics['data_wait_share']:.0%}" if metrics["data_wait_share"] >= 0.02 else ""
     return (
         f"step {step}/{num_steps} ({100 * step / num_steps:.1f}%) {losses} w {metrics['distill_weight']:.3f} "
         f"lr {metrics['learning_rate']:.2e} grad_norm {metrics['grad_norm']:.2f} | "
-        f"{metrics['tokens_per_second']:,.0f} tok/s MFU {100 * metrics['mfu']:.1f}% | ETA {minutes}:{seconds:02d}"
+        f"{metrics['tokens_per_second']:,.0f} tok/s MFU {100 * metrics['mfu']:.1f}%{wait} | ETA {minutes}:{seconds:02d}"
     )

@@ -35,9 +35,10 @@ def num_mixes(setup: Setup) -> int:
 def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's memory.
 
-    Random numbers depend on the seed and the step alone: a resumed run repeats them. Metrics are float32 scalars: the
-    loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`,
-    and what the optimiser has to say of itself (`optim.diagnostics`).
+    Random numbers depend on the seed and the step alone: a resumed run repeats them. A step whose loss or gradient is
+    not finite leaves weights and optimiser as they were (`skipped` is True), and goes on to the next data. Metrics are
+    float32 scalars: the loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`,
+    `learning_rate`, and what the optimiser has to say of itself (`optim.diagnostics`).
     """
     config = setup.config
     schedule = make_schedule(config.optimizer, config.train.num_steps)
@@ -64,10 +65,15 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
         metrics, gradient = _accumulate(part, batch, dropout_key, config.train.microbatches)
         updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        metrics["skipped"] = ~good
         if "ta" in metrics:
             metrics["gap"] = metrics["student"] - metrics["ta"]
         metrics["distill_scale"] = scale
-        metrics["grad_norm"] = optax.tree.norm(gradient)
         metrics |= diagnostics(opt_state)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,7 +1,11 @@
+import contextlib
 import gzip
 import json
 import pathlib
+import queue
 import sys
+import threading
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -175,9 +179,65 @@ def test_the_order_depends_on_seed_and_step_alone(tmp_path):
     whole = take(windows, 30)
     np.testing.assert_array_equal(take(windows, 5, start_step=13), whole[13:18])
     assert not np.array_equal(take(windows, 5, seed=1), whole[:5])
-    hosts = [take(windows, 30, host=host, num_hosts=2) for host in range(2)]
-    for i, batch in enumerate(whole):
-        np.testing.assert_array_equal(np.concatenate([hosts[0][i], hosts[1][i]])[[0, 2, 1, 3]], batch)
+    for rows in ([0, 1], [2, 3], [0, 3]):
+        for own, batch in zip(take(windows, 30, rows=np.array(rows)), whole, strict=True):
+            np.testing.assert_array_equal(own, batch[rows])
+
+
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(
+    launches=st.lists(
+        st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=4
+    )
+)
+def test_restarts_on_any_processes_lose_no_sample_and_repeat_none(tmp_path_factory, launches):
+    """Each launch runs some steps beyond its last checkpoint, which the next one, on other processes, takes up."""
+    windows = windows_of("".join(f"line {i:03d}; " for i in range(64)), tmp_path_factory.mktemp("data"), seq_len=9)
+    batch_size, step, kept = 4, 0, []
+    for processes, steps, lost in launches:
+        own = np.split(np.arange(batch_size), processes)
+        parts = [take(windows, steps + lost, start_step=step, rows=rows) for rows in own]
+        kept += [np.concatenate(rows) for rows in zip(*parts, strict=True)][:steps]
+        step += steps
+    np.testing.assert_array_equal(np.concatenate(kept), np.concatenate(take(windows, step)))
+    epoch = [row.tobytes() for row in np.concatenate(kept)[: len(windows)]]
+    assert len(set(epoch)) == len(epoch)
+
+
+def test_the_buffer_hides_a_reader_that_stalls_for_as_long_as_it_lasts(tmp_path):
+    windows = windows_of("".join(f"line {i:03d}; " for i in range(200)), tmp_path, seq_len=9)
+    stalled, released = threading.Event(), threading.Event()
+
+    class Stalling:
+        def __len__(self):
+            return len(windows)
+
+        def __getitem__(self, index):
+            if stalled.is_set():
+                released.wait(timeout=60)
+            return windows[index]
+
+    def served(batches):
+        """Batches that come while the reader stands still."""
+        count, results = 0, queue.Queue()
+        reader = threading.Thread(target=lambda: [results.put(next(batches)) for _ in range(40)], daemon=True)
+        reader.start()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                results.get(timeout=1.0)
+                count += 1
+        released.set()
+        reader.join()
+        return count
+
+    for buffer in (1, 8):
+        stalled.clear()
+        released.clear()
+        with data.training_batches(Stalling(), batch_size=4, seed=0, prefetch=buffer, num_threads=1) as batches:
+            next(batches)
+            time.sleep(0.5)  # The buffer fills.
+            stalled.set()
+            assert buffer <= served(batches) <= buffer + 2
 
 
 def test_each_epoch_holds_every_window_once_in_another_order(tmp_path):

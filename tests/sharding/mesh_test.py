@@ -6,20 +6,38 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax.errors import UserError
-from matta_jax.sharding import check_mesh, make_mesh, place_batch
+from matta_jax.sharding import (
+    batch_sharding,
+    check_mesh,
+    make_mesh,
+    own_rows,
+    param_shardings,
+    place,
+    place_batch,
+)
 from matta_jax.training import make_eval_step, make_setup, make_train_step
 
 
-def test_minus_one_takes_the_devices_that_are_left():
-    sizes = check_mesh(c.MeshConfig(fsdp=2, tensor=2), batch_size=8, microbatches=1, num_devices=8)
-    assert sizes == (2, 2, 2)
+@pytest.mark.parametrize(
+    ("mesh", "sizes"),
+    [
+        (c.MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
+        (c.MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
+        (c.MeshConfig(data=2, tensor=-1), (2, 1, 4)),
+        (c.MeshConfig(data=3), (3, 1, 1)),  # The rest stays idle.
+    ],
+)
+def test_minus_one_takes_the_devices_that_are_left(mesh, sizes):
+    assert check_mesh(mesh, batch_size=24, microbatches=1, num_devices=8) == sizes
 
 
 @pytest.mark.parametrize(
     ("mesh", "batch", "words"),
     [
-        (c.MeshConfig(data=4, fsdp=4), 16, ["mesh.data=4", "need 16 devices", "there are 8"]),
-        (c.MeshConfig(fsdp=16), 16, ["mesh.fsdp=16", "there are 8"]),
+        (c.MeshConfig(data=4, fsdp=4), 16, ["mesh.data=4 x mesh.fsdp=4 needs 16", "there are 8", "fits: mesh.data=2"]),
+        (c.MeshConfig(fsdp=16), 16, ["mesh.fsdp=16", "divide the 8", "nearest that fits: mesh.fsdp=8"]),
+        (c.MeshConfig(fsdp=3), 6, ["mesh.fsdp=3 needs 3", "divide the 8", "nearest that fits: mesh.fsdp=2"]),
+        (c.MeshConfig(data=16, fsdp=16), 256, ["mesh.data=16 x mesh.fsdp=16 needs 256", "lower two of them"]),
         (c.MeshConfig(data=4), 6, ["data.batch_size=6", "multiple of 4", "use 8"]),
     ],
 )
@@ -31,8 +49,33 @@ def test_impossible_meshes_say_which_number_is_wrong(mesh, batch, words):
 
 
 def test_an_axis_that_does_not_divide_is_named(tiny):
-    with pytest.raises(UserError, match=r"mesh.tensor=2 must divide the heads granule of 1"):
-        make_setup(tiny(), make_mesh((1, 1, 2)))
+    for fields, sizes, words in (
+        ({}, (1, 1, 2), "mesh.tensor=2 must divide the common granule of 1 of heads .*; use mesh.tensor=1, or sizes"),
+        (WIDE | {"model__vocab_size": 257}, (1, 1, 2), r"tensor=2 must divide the vocab of 257 .*, or vocab of 258"),
+        (WIDE | {"model__d_ff": 18, "nest__d_ff": 36, "nest__widths": []}, (1, 1, 4), "granule of 18 of d_ff"),
+        ({}, (1, 5, 1), r"mesh.fsdp=5 must divide the d_model of 24 .*use mesh.fsdp=4, or d_model of 25"),
+    ):
+        if "d_ff" in words:
+            fields = fields | {"model__num_heads": 4, "nest__num_heads": 8}
+        with pytest.raises(UserError, match=words):
+            make_setup(tiny(**fields), make_mesh(sizes))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 1, 4)])
+def test_a_batch_lies_where_its_rows_belong(sizes):
+    mesh = make_mesh(sizes)
+    rows = {"tokens": np.arange(48).reshape(8, 6), "length": np.arange(8)}
+    np.testing.assert_array_equal(own_rows(mesh, 8), np.arange(8))
+    placed = place_batch(rows, mesh, 8)
+    for name, array in placed.items():
+        np.testing.assert_array_equal(array, rows[name])
+        assert array.sharding == batch_sharding(mesh)
+    weight = np.arange(16.0).reshape(4, 4)
+    put = place({"w": weight}, {"w": param_shardings({"w": weight}, {"w": ("d_model", "d_ff")}, mesh)["w"]})
+    np.testing.assert_array_equal(put["w"], weight)
+
+
+WIDE = {"model__num_heads": 2, "nest__num_heads": 4, "nest__d_model": 32, "data__batch_size": 8}
 
 
 @functools.cache
@@ -50,9 +93,6 @@ def losses(config, sizes, steps=4):
         result.append({name: float(value) for name, value in metrics.items()})
     sums = make_eval_step(setup)(state.params, place_batch(batch, setup.mesh))
     return result, {name: float(value) for name, value in sums.items()}, state
-
-
-WIDE = {"model__num_heads": 2, "nest__num_heads": 4, "nest__d_model": 32, "data__batch_size": 8}
 
 
 SHAMPOO = {"optimizer__name": "shampoo", "shampoo__block_size": 8, "shampoo__start_step": 0}

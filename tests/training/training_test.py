@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import os
@@ -15,8 +16,9 @@ from matta_jax import config as c
 from matta_jax import nesting, report, train
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.elastic import open_source
-from matta_jax.errors import DivergenceError, UserError
-from matta_jax.training import dry_run, make_setup
+from matta_jax.errors import DamageError, DivergenceError, UserError
+from matta_jax.sharding import make_mesh
+from matta_jax.training import _loop, dry_run, make_setup, make_train_step
 from matta_jax.training._loop import _Run
 from matta_jax.training._metrics import step_flops_per_token
 
@@ -168,9 +170,65 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_trained(run, tmp_path):
     workdir = tmp_path / "damaged"
     shutil.copytree(whole, workdir)
     flip_a_bit(workdir / "checkpoints" / "6", open_source(str(run[1])).stored["embed"]["tokens"].whole()[:, :8])
-    with pytest.raises(UserError, match=r"checkpoints/6' is damaged: .*use another step \(there: 3\)") as error:
+    with pytest.raises(
+        UserError, match=r"checkpoints/6' is damaged: .*start again with --fallback, to go on from step 3"
+    ) as error:
         train(config, workdir, log=QUIET)
     assert "\n" not in str(error.value)
+
+
+DAMAGES = {
+    "a flipped bit": (None, "differs from its fingerprint"),
+    "a truncated file": (lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]), "is damaged"),
+    "a missing file": (lambda file: file.unlink(), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, "metadata cut short", "metadata missing"])
+def test_fallback_goes_on_from_the_newest_healthy_step(run, tmp_path, kind):
+    config, whole, _ = run
+    workdir = tmp_path / "damaged"
+    shutil.copytree(whole, workdir)
+    newest = workdir / "checkpoints" / "6"
+    if kind == "a flipped bit":
+        flip_a_bit(newest, open_source(str(whole)).stored["embed"]["tokens"].whole()[:, :8])
+        words = DAMAGES[kind][1]
+    elif kind in DAMAGES:
+        change, words = DAMAGES[kind]
+        for file in (newest / "params").rglob("d/*"):  # Not all of them are read.
+            change(file)
+    else:
+        file, words = newest / "_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA"
+        file.unlink() if "missing" in kind else file.write_text(file.read_text()[:100])
+    listed = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    with pytest.raises(DamageError, match=rf"{words}.*; start again with --fallback, to go on from step 3") as error:
+        train(config, workdir, log=QUIET)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == listed
+    lines = []
+    train(config, workdir, fallback=True, log=lines.append)
+    assert any("fallback: damaged step 6 is now" in line for line in lines)
+    assert any("resumed from step 3" in line for line in lines)
+    assert (workdir / "damaged" / "6").is_dir()
+    assert_same_bits(final_params(workdir, 6), final_params(whole, 6))
+
+
+def test_fallback_without_a_healthy_step_moves_nothing(run, tmp_path):
+    config, whole, _ = run
+    workdir = tmp_path / "damaged"
+    shutil.copytree(whole, workdir)
+    for step in ("3", "6"):
+        (workdir / "checkpoints" / step / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(DamageError, match=r"every checkpoint of .* is damaged \(steps 3, 6\)"):
+        train(config, workdir, fallback=True, log=QUIET)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_a_checkpoint_of_another_nest_is_refused(run, tiny, tmp_path):
+    _, whole, _ = run
+    shutil.copytree(whole / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoint 6 of .* is of another config \(nest.num_layers: 3 -> 4\)"):
+        train(tiny(nest__num_layers=4), tmp_path / "run", fallback=True, log=QUIET)
 
 
 def test_resume_never_and_must(run, tiny, tmp_path):
@@ -195,32 +253,73 @@ def test_changed_data_is_refused(tiny, run, tmp_path):
         train(own, tmp_path / "run", log=QUIET)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
-    from matta_jax.training import _loop
+@pytest.fixture
+def poison(monkeypatch):
+    """`poison(steps)`: batches of these steps hold ids beyond the vocabulary, which make loss and gradient NaN."""
+    real = _loop.training_batches
 
-    real = _loop.make_train_step
+    def poison(steps):
+        @contextlib.contextmanager
+        def opened(windows, *, start_step, **options):
+            with real(windows, start_step=start_step, **options) as batches:
+                yield (
+                    {"tokens": batch["tokens"] + 10**6 * (step in steps), "length": batch["length"]}
+                    for step, batch in enumerate(batches, start_step + 1)
+                )
 
-    def poisoned(setup):
-        step = real(setup)
+        monkeypatch.setattr(_loop, "training_batches", opened)
 
-        def wrapped(state, batch):
-            at = int(state.step)
-            state, metrics = step(state, batch)
-            return state, metrics | ({"loss": metrics["loss"] * np.nan} if at == 4 else {})
+    return poison
 
-        return wrapped
 
-    monkeypatch.setattr(_loop, "make_train_step", poisoned)
-    with pytest.raises(DivergenceError, match=r"loss=nan at step 5.*last good checkpoint: .*/checkpoints/3;"):
-        train(tiny(), tmp_path / "run", log=QUIET)
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny, run, tmp_path, poison, caplog):
+    poison({2, 5})
+    result = train(tiny(train__max_skipped_steps=1), tmp_path / "run", log=QUIET)
+    assert result.finished and result.metrics["eval/student"] < 5.3
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("skipped_steps")] == [2, 5]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()] == [
+        "loss=nan at step 2: the update is skipped",
+        "loss=nan at step 5: the update is skipped",
+    ]
+
+
+def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(tiny):
+    setup = make_setup(tiny(), make_mesh((1, 1, 1)))
+    step = make_train_step(setup)
+    batch = {"tokens": np.full((4, 33), 5, np.int32), "length": np.full(4, 32, np.int32)}
+    state, metrics = step(setup.init(), batch)
+    assert not metrics["skipped"]
+    before = jax.tree.map(np.asarray, state)
+    state, metrics = step(state, batch | {"tokens": batch["tokens"] + 10**6})
+    assert metrics["skipped"] and not np.isfinite(metrics["loss"])
+    assert_same_bits((state.params, state.opt_state), (before.params, before.opt_state))
+    assert state.step == before.step + 1
+
+
+def test_too_many_skipped_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tiny, tmp_path, poison):
+    poison({2, 4, 5})
+    words = r"loss=nan at step 5, the 2 updates .*max_skipped_steps=1: .*last good checkpoint: .*/checkpoints/3;"
+    with pytest.raises(DivergenceError, match=words):
+        train(tiny(train__max_skipped_steps=1), tmp_path / "run", log=QUIET)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
+
+
+def test_diverged_weights_are_not_saved(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Run, "evaluate", lambda self, state: {"eval/student": np.inf, "eval/ta": 1.0})
+    with pytest.raises(DivergenceError, match="eval/student=inf at step 3: .*not saved; last good checkpoint: none"):
+        train(tiny(), tmp_path / "run", log=QUIET)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 @pytest.mark.slow
 def test_capacity_mismatch_warns_once(tiny, tmp_path, caplog, monkeypatch):
     real = _Run.account
     monkeypatch.setattr(
-        _Run, "account", lambda self, step, metrics: real(self, step, dict(metrics) | {"gap": np.float32(-0.1)})
+        _Run,
+        "account",
+        lambda self, step, metrics, waited: real(self, step, dict(metrics) | {"gap": np.float32(-0.1)}, waited),
     )
     with caplog.at_level(logging.WARNING):
         train(tiny(), tmp_path / "run", log=QUIET)
@@ -318,6 +417,6 @@ def test_nothing_is_left_of_a_run_that_cannot_start(tiny, tmp_path):
         train(tiny(model__vocab_size=200), tmp_path / "run", log=QUIET)
     with pytest.raises(UserError, match="matches no file"):
         train(tiny(data__source="text:/nowhere/*.txt"), tmp_path / "run", log=QUIET)
-    with pytest.raises(UserError, match="need 64 devices, but there are 8"):
+    with pytest.raises(UserError, match="mesh.fsdp=64 needs 64 devices, but there are 8"):
         train(tiny(mesh__fsdp=64), tmp_path / "run", log=QUIET)
     assert not (tmp_path / "run").exists()
