@@ -13,6 +13,9 @@ _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|(?:true|false)_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_COUNTED_TO = re.compile(r"constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Collective:
       kind: one of `KINDS`.
       shapes: of its results on a device.
       bytes: of its results on a device, each time it runs.
-      times: how often it runs; loops of unknown length count once.
+      times: how often it runs in a step; loops of unknown length count once.
       in_loop: whether it stands in the body of a loop.
     """
 
@@ -35,7 +38,10 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Returns the collectives of a compiled program, from `compiled.as_text()`; of a `-start` and `-done` pair, one."""
+    """Returns the collectives of a compiled program, from `compiled.as_text()`.
+
+    One that the compiler splits into stages, or into a `-start` and a `-done`, has one channel and counts once.
+    """
     lines_of: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
@@ -45,7 +51,17 @@ def collectives(hlo: str) -> list[Collective]:
             entry = name if found[1] else entry
         elif name:
             lines_of[name].append(line)
-    result: list[Collective] = []
+    result: dict[str, Collective] = {}
+
+    def trips(line: str) -> int:
+        """How often the body of a while loop runs: stated, or read from a condition that counts up to a constant."""
+        if stated := _TRIP_COUNT.search(line):
+            return int(stated[1])
+        condition = _CONDITION.search(line)
+        lines = lines_of.get(condition[1], []) if condition else []
+        limits = [found[1] for found in map(_COUNTED_TO.search, lines) if found]
+        counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
+        return int(limits[0]) if len(limits) == 1 and counts_up else 1
 
     def visit(name: str, times: int, in_loop: bool) -> None:
         for line in lines_of.get(name, []):
@@ -53,15 +69,17 @@ def collectives(hlo: str) -> list[Collective]:
                 shapes = _SHAPE.findall(found[1])
                 sizes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in shapes)
                 size = sum(_BYTES.get(kind, 4) * math.prod(dims) for (kind, _), dims in zip(shapes, sizes, strict=True))
-                result.append(Collective(found[2], sizes, size, times, in_loop))
+                channel = _CHANNEL.search(line)
+                key = channel[1] if channel else f"{name}: {line}"
+                result.setdefault(key, Collective(found[2], sizes, size, times, in_loop))
                 continue
             is_loop = " while(" in line
-            trips = int(found[1]) if is_loop and (found := _TRIP_COUNT.search(line)) else 1
+            runs = times * (trips(line) if is_loop else 1)
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += re.findall(r"%?([\w.\-]+)", branches)
             for callee in called:
-                visit(callee, times * trips, in_loop or is_loop)
+                visit(callee, runs, in_loop or is_loop)
 
     visit(entry, 1, False)
-    return result
+    return list(result.values())

@@ -150,8 +150,8 @@ def loss_layout(mesh: Mesh) -> Layout | None:
 
 def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of a global batch, rising, that the devices of this process hold."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places if index is not None]))
 
 
 def place_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None) -> dict[str, jax.Array]:
@@ -167,9 +167,11 @@ def place_batch(rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | No
     def place(array: np.ndarray) -> jax.Array:
         size = batch_size or len(array)
         own = own_rows(mesh, size)
-        return jax.make_array_from_callback(
-            (size, *array.shape[1:]), sharding, lambda index: array[np.searchsorted(own, np.arange(size)[index[0]])]
-        )
+
+        def shard(index: Any) -> np.ndarray:
+            return array[np.searchsorted(own, np.arange(size)[index[0]])]
+
+        return jax.make_array_from_callback((size, *array.shape[1:]), sharding, shard)
 
     return {name: place(array) for name, array in rows.items()}
 

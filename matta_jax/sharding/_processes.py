@@ -91,8 +91,10 @@ def part(code: int) -> None:
     """
     from jax._src import distributed  # The one barrier that does not need the devices, which may be stuck.
 
+    client = distributed.global_state.client
+    assert client is not None
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.suppress(Exception):  # Any failure means that the others do not part now.
-        distributed.global_state.client.wait_at_barrier("matta_jax/part", int(1000 * _PARTING_SECONDS))
+        client.wait_at_barrier("matta_jax/part", int(1000 * _PARTING_SECONDS))
     os._exit(code)

@@ -469,6 +469,6 @@ def _one_line_for_full_disks(workdir: pathlib.Path) -> Iterator[None]:
         if cause is None:
             raise
         raise UserError(
-            f"workdir={str(workdir)!r} cannot be written ({os.strerror(cause.errno)}); make room or name another, and "
+            f"workdir={str(workdir)!r} cannot be written ({cause.strerror}); make room or name another, and "
             "start again: the run goes on from its last checkpoint"
         ) from None

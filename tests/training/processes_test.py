@@ -1,0 +1,272 @@
+"""Real processes on this machine, as a pod's launcher starts them; each with four simulated devices."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from matta_jax import config as c
+from matta_jax import train
+from matta_jax.checkpoints import Checkpoints
+from matta_jax.elastic import open_source
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+QUIET = lambda line: None
+
+
+class Launch:
+    """The processes of one run, through the command line."""
+
+    def __init__(self, config, workdir, logs, *, processes=2, flags=(), own_flags=None):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        logs.mkdir(parents=True, exist_ok=True)
+        file = logs / "run_config.py"
+        file.write_text(
+            "import json\nfrom matta_jax import config as c\n\n\ndef get_config():\n"
+            f"    return c.to_config_dict(c.from_dict(json.loads({json.dumps(c.to_dict(config))!r})))\n"
+        )
+        self.logs = [(logs / f"{i}.out", logs / f"{i}.err") for i in range(processes)]
+        together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", "--heartbeat_seconds=5"]
+        self.processes = []
+        for i, (out, err) in enumerate(self.logs):
+            command = [sys.executable, "-m", "matta_jax.bin.train", f"--config={file}", f"--workdir={workdir}"]
+            command += [*flags, *(own_flags or {}).get(i, ())]
+            command += [*together, f"--process_id={i}"] if processes > 1 else []
+            with out.open("w") as out_file, err.open("w") as err_file:
+                environment = os.environ | {"XLA_FLAGS": FLAGS}
+                self.processes.append(subprocess.Popen(command, env=environment, stdout=out_file, stderr=err_file))
+
+    def out(self, i=0):
+        return self.logs[i][0].read_text()
+
+    def err(self, i=0):
+        return self.logs[i][1].read_text()
+
+    def read_until(self, words, seconds=300):
+        deadline = time.monotonic() + seconds
+        while words not in self.out():
+            assert time.monotonic() < deadline, f"{words!r} never came: {self.out()} {self.err()}"
+            ended = [process.poll() for process in self.processes]
+            assert not any(ended), f"{ended}: {self.out()} {[self.err(i) for i in range(len(ended))]}"
+            time.sleep(0.02)
+
+    def wait(self, seconds=300):
+        return [process.wait(timeout=seconds) for process in self.processes]
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(workdir):
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.steps
+
+
+def final_params(workdir, step=6):
+    source = open_source(f"{workdir}@{step}")
+    return source.load(source.nest.ta)
+
+
+def assert_same_run(workdir, other, atol=1e-5):
+    for row, expected in zip(rows_of(workdir), rows_of(other), strict=True):
+        assert set(row) == set(expected)
+        for name in row:
+            if name in ("loss", "student", "ta", "distill", "mix_0", "eval/student", "eval/ta", "step"):
+                assert row[name] == pytest.approx(expected[name], rel=1e-5), (row["step"], name)
+    for a, b in zip(jax.tree.leaves(final_params(workdir)), jax.tree.leaves(final_params(other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def wide(tiny):
+    """A run that lies on many meshes; Adam's epsilon keeps it from turning rounding into steps."""
+
+    def wide(**fields):
+        return tiny(
+            model__num_heads=2,
+            nest__num_heads=4,
+            nest__d_model=32,
+            data__batch_size=8,
+            optimizer__eps=1e-3,
+            **fields,
+        )
+
+    return wide
+
+
+@pytest.fixture(scope="module")
+def one(wide, tmp_path_factory):
+    """The run of one process on one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    train(wide(), workdir, log=QUIET)
+    return workdir
+
+
+def test_two_processes_are_one_run_and_go_on_as_one_process_and_back(wide, one, tmp_path):
+    workdir, config = tmp_path / "run", wide(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    launch = Launch(config, workdir, tmp_path / "logs")
+    assert launch.wait() == [0, 0], launch.err()
+    assert "step 6/6 (100.0%)" in launch.out(0)
+    assert not launch.out(1).strip() and not launch.err(1).strip()
+    assert_same_run(workdir, one)
+
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    lines = []
+    train(wide(mesh__fsdp=8), workdir, log=lines.append)
+    assert any("resumed from step 3" in line for line in lines)
+    assert_same_run(workdir, one)
+
+    back = tmp_path / "back"
+    shutil.copytree(one, back)
+    shutil.rmtree(back / "checkpoints" / "6")
+    # The tensor axis crosses the processes: both hold all rows of the batch.
+    launch = Launch(wide(mesh__fsdp=-1, mesh__data=1, mesh__tensor=2), back, tmp_path / "logs_back")
+    assert launch.wait() == [0, 0], launch.err()
+    assert "resumed from step 3" in launch.out(0)
+    assert_same_run(back, one)
+
+
+def test_shampoo_and_a_model_to_start_from_on_two_processes(wide, one, tmp_path):
+    from matta_jax import extract
+
+    extract(str(one), ["student"], tmp_path / "models")
+    fields = {"optimizer__name": "shampoo", "shampoo__block_size": 8, "shampoo__start_step": 1}
+    fields |= {"init__model": str(next((tmp_path / "models").iterdir())), "train__num_steps": 4}
+    train(wide(**fields), tmp_path / "alone", log=QUIET)
+    launch = Launch(wide(**fields, mesh__data=-1, mesh__fsdp=2), tmp_path / "run", tmp_path / "logs")
+    assert launch.wait() == [0, 0], launch.err()
+    for row, expected in zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "alone"), strict=True):
+        for name in set(row) & {"loss", "eval/student", "eval/ta"}:
+            assert row[name] == pytest.approx(expected[name], rel=1e-4), (row["step"], name)
+
+
+LONG = {"train__num_steps": 3000, "train__checkpoint_every": 20, "train__eval_every": 20, "mesh__data": -1}
+
+
+def test_sigterm_to_one_process_makes_all_save_the_same_step(wide, tmp_path):
+    launch = Launch(wide(**LONG), tmp_path / "run", tmp_path / "logs")
+    launch.read_until("step 4/3000")
+    launch.processes[1].send_signal(signal.SIGTERM)
+    assert launch.wait() == [0, 0], launch.err()
+    assert len(steps_of(tmp_path / "run")) >= 1 and steps_of(tmp_path / "run")[-1] < 3000
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_dies_the_others_stop_with_one_line_and_a_relaunch_goes_on(wide, tmp_path, victim):
+    launch = Launch(wide(**LONG), tmp_path / "run", tmp_path / "logs")
+    launch.read_until("step 43/3000")
+    committed = steps_of(tmp_path / "run")
+    launch.processes[victim].kill()
+    start = time.monotonic()
+    codes = launch.wait()
+    assert time.monotonic() - start < 30  # The heartbeat is 5 s; JAX looks for it twice.
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 3
+    lines = launch.err(1 - victim).splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"error: process {victim}") and "they go on from the last checkpoint" in lines[0]
+    kept = steps_of(tmp_path / "run")
+    assert set(committed[-1:]) <= set(kept)
+    again = Launch(wide(**LONG), tmp_path / "run", tmp_path / "again")
+    again.read_until(f"resumed from step {kept[-1]}")
+    again.read_until(f"step {kept[-1] + 2}/3000")
+    again.kill()
+
+
+def test_mistakes_of_processes_end_in_one_line_each(wide, tmp_path):
+    alone = Launch(wide(), tmp_path / "run", tmp_path / "a", own_flags={1: ["--config.data.source=text:/nowhere/*"]})
+    assert alone.wait() == [3, 2]
+    assert alone.err(1).startswith("error: data.source='text:/nowhere/*' matches no file")
+    assert alone.err(0).startswith("error: process 1 of this run died") and alone.err(0).count("\n") == 1
+    unlike = Launch(wide(), tmp_path / "run", tmp_path / "b", own_flags={1: ["--config.train.seed=5"]})
+    assert unlike.wait() == [2, 2]
+    for i in range(2):
+        assert unlike.err(i) == (
+            "error: the config differs between process 0 and process 1; give all processes the same\n"
+        )
+    idle = Launch(wide(mesh__data=2), tmp_path / "run", tmp_path / "c")
+    assert idle.wait() == [2, 2] and "is 2 devices, but the 2 processes have 8" in idle.err(1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_twenty_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tmp_path):
+    """Also in mid-save: with a checkpoint after every other step, one is being written for much of the time."""
+    fields = {"train__num_steps": 60, "train__checkpoint_every": 2, "train__eval_every": 30, "train__eval_batches": 1}
+    config = tiny(**fields)
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    train(config, whole, log=QUIET)
+    rng, committed, half_written = random.Random(0), 0, 0
+    for i in range(20):
+        launch = Launch(config, workdir, tmp_path / f"logs_{i}", processes=1)
+        launch.read_until("step ")
+        time.sleep(rng.uniform(0, 0.25))
+        launch.kill()
+        half_written += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+        steps = steps_of(workdir)
+        newest = steps[-1] if steps else 0
+        assert newest >= committed, f"kill {i} lost step {committed}"
+        assert newest < 60, "the run finished before it was killed often enough"
+        committed = newest
+    assert half_written
+    train(config, workdir, log=QUIET)
+    for a, b in zip(jax.tree.leaves(final_params(workdir, 60)), jax.tree.leaves(final_params(whole, 60)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [row["step"] for row in rows_of(workdir) if "loss" in row]
+    assert steps == list(range(1, 61))
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_committed(tiny, tmp_path):
+    """On a file system of its own, which a user namespace lets us mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    config = tiny(train__num_steps=40, train__checkpoint_every=1, train__keep_checkpoints=40, train__eval_every=40)
+    (tmp_path / "config.json").write_text(json.dumps(c.to_dict(config)))
+    child = (
+        "import json, sys; from matta_jax import config as c, train; from matta_jax.errors import UserError\n"
+        "try: train(c.from_dict(json.load(open(sys.argv[1]))), sys.argv[2], log=lambda line: print(line, flush=True))\n"
+        "except UserError as error: print('ERROR', error)\n"
+    )
+    (tmp_path / "child.py").write_text(child)
+    script = (
+        f"mount -t tmpfs -o size=4m tmpfs {disk} && {sys.executable} {tmp_path}/child.py {tmp_path}/config.json "
+        f"{disk}/run; cp -r {disk}/run {tmp_path}/left"
+    )
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=environment)
+    errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+    assert len(errors) == 1 and "No space left on device" in errors[0], done.stdout + done.stderr
+    assert "go on from its last checkpoint" in errors[0]
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    steps = steps_of(tmp_path / "left")
+    assert steps
+    params = final_params(tmp_path / "left", steps[-1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    launch = Launch(tiny(), tmp_path / "file" / "run", tmp_path / "logs", processes=1)
+    assert launch.wait() == [2]
+    assert launch.err().startswith("error: workdir=") and "cannot be written" in launch.err()
+    assert launch.err().count("\n") == 1
