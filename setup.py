@@ -61,6 +61,8 @@ setup(
         "console_scripts": [
             "matta-quickstart = matta_jax.bin.quickstart:run",
             "matta-train = matta_jax.bin.train:run",
+            "matta-compile-check = matta_jax.bin.compile_check:run",
+            "matta-sweep = matta_jax.bin.sweep:run",
             "matta-extract = matta_jax.bin.extract:run",
             "matta-import = matta_jax.bin.import_:run",
             "matta-search = matta_jax.bin.search:run",

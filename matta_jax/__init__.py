@@ -9,6 +9,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.evaluate(model=..., tasks=[...])
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
+    matta_jax.dry_run(config), matta_jax.compile_check(config, topology)
 
 Each is imported when first used, so that extraction and scoring load no training code.
 """
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from matta_jax.errors import UserError as UserError
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
+    from matta_jax.training import compile_check as compile_check
     from matta_jax.training import dry_run as dry_run
     from matta_jax.training import train as train
 
 _HOMES = {
     "Config": "config",
     "UserError": "errors",
+    "compile_check": "training",
     "convert": "elastic",
     "dry_run": "training",
     "evaluate": "evaluation",

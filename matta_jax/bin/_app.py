@@ -56,8 +56,9 @@ def _guard(main: Callable[[], Any]) -> None:
         _fail("interrupted; the same command goes on from what was saved", code=130)
     except BrokenPipeError:  # The reader of the output went away.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception:
+    except Exception as error:
         if _is_distributed():
+            sys.modules["matta_jax.sharding"].wait_for_verdict(error)
             traceback.print_exc()
             sys.modules["matta_jax.sharding"].part(1)
         raise

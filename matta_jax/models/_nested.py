@@ -125,6 +125,7 @@ def joint_apply(
     axes: Tree,
     mix_choice_ML: jax.Array | None = None,
     dtype: str = "float32",
+    reduce_dtype: str = "compute",
     remat: str = "dots",
     dropout: float = 0.0,
     key: jax.Array | None = None,
@@ -140,6 +141,7 @@ def joint_apply(
       axes: the weights' axis names.
       mix_choice_ML: random mixes of the TA's depth and d_model, each layer an index into `nest.widths`; may be traced.
       dtype: compute type of activations and matmuls.
+      reduce_dtype: type in which the gradients of a layer's weights are summed: "compute" for `dtype`, or float32.
       remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
       dropout: rate on each residual branch; needs `key`.
       key: of dropout; None to drop nothing.
@@ -160,7 +162,7 @@ def joint_apply(
         if width == 0:
             return x_ND
         own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
-        return module_apply("block", own, x_ND, seq_len, dropout=dropout, key=key)
+        return module_apply("block", own, x_ND, seq_len, dropout=dropout, key=key, reduce_dtype=reduce_dtype)
 
     def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
         """Runs layers start to stop of all `running` streams."""

@@ -1,7 +1,7 @@
 """The mesh of a run, and where its arrays lie on it. Auto axis types throughout (architecture.md, decision 12)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,19 +62,20 @@ def _misfit(sizes: Mapping[str, int], num_devices: int, *, exact: bool) -> str:
     return f"{shown} needs {rule}; lower two of them"
 
 
-def make_mesh(sizes: tuple[int, int, int]) -> Mesh:
+def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Makes the (data, fsdp, tensor) mesh: over the first devices, or with several processes over all of them.
 
     Raises:
       UserError: several processes, and a mesh that leaves some of their devices idle.
     """
     count = math.prod(sizes)
-    if jax.process_count() > 1 and count != jax.device_count():
+    if devices is None and jax.process_count() > 1 and count != jax.device_count():
         raise UserError(
             f"mesh.data={sizes[0]} x mesh.fsdp={sizes[1]} x mesh.tensor={sizes[2]} is {count} devices, but the "
             f"{jax.process_count()} processes have {jax.device_count()}, and all must take part; use mesh.data=-1"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:count])
+    devices = (jax.devices() if devices is None else devices)[:count]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

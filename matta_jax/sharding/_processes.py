@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Mapping
 
 import jax
@@ -13,6 +14,7 @@ from jax.experimental import multihost_utils
 from matta_jax.errors import UserError
 
 _PARTING_SECONDS = 3.0
+_heartbeat_seconds = 0  # That this process joined with.
 
 
 def join_processes(
@@ -33,6 +35,8 @@ def join_processes(
     Raises:
       UserError: no launcher is detected and a value is missing, or the processes do not find each other.
     """
+    global _heartbeat_seconds
+    _heartbeat_seconds = heartbeat_seconds
     stated = (coordinator, num_processes, process_id)
     if coordinator is not None and ":" not in coordinator:
         raise UserError(f"--coordinator={coordinator!r} must be HOST:PORT of process 0, such as 10.0.0.1:1234")
@@ -82,6 +86,18 @@ def check_agreement(facts: Mapping[str, str]) -> None:
         if odd:
             shown = ", ".join(map(str, odd[:8])) + (", …" if len(odd) > 8 else "")
             raise UserError(f"{name} differs between process 0 and process {shown}; give all processes the same")
+
+
+def wait_for_verdict(error: BaseException) -> None:
+    """Lets the runtime end this process, where an error may come from another one's death: it knows who died.
+
+    A broken collective raises at once; the runtime finds the dead process by its heartbeat, and then aborts this one.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        time.sleep(2 * _heartbeat_seconds + 5)
 
 
 def part(code: int) -> None:

@@ -1,5 +1,7 @@
 """Training: state, step, loop and metrics."""
 
+from matta_jax.training._compile_check import CompileReport as CompileReport
+from matta_jax.training._compile_check import compile_check as compile_check
 from matta_jax.training._dry_run import dry_run as dry_run
 from matta_jax.training._loop import TrainResult as TrainResult
 from matta_jax.training._loop import train as train

@@ -1,6 +1,7 @@
 """What a run would be, before it is one."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from matta_jax.config import Config
 from matta_jax.nesting import PATTERNS, count, format_spec, parse_spec
 from matta_jax.optim import find_shampoo
 from matta_jax.sharding import batch_sharding, check_mesh, make_mesh
-from matta_jax.training._state import make_setup
+from matta_jax.training._state import Setup, make_setup
 from matta_jax.training._step import make_train_step
 
 
@@ -43,22 +44,28 @@ def dry_run(config: Config) -> str:
     lines.append(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} on {jax.devices()[0].device_kind}")
     parts = {"parameters": abstract.params, "gradient": abstract.params, "optimiser": abstract.opt_state}
     for name, tree in parts.items():
-        lines.append(f"{name:<12} {_device_bytes(tree) / 1e6:>12.2f} MB per device")
+        lines.append(f"{name:<12} {device_bytes(tree) / 1e6:>12.2f} MB per device")
     shampoo = find_shampoo(abstract.opt_state)
     for name, state in {} if shampoo is None else shampoo.buckets.items():
-        size = _device_bytes((state.statistics, state.roots)) / 1e6
+        size = device_bytes((state.statistics, state.roots)) / 1e6
         lines.append(f"  of which {size:>12.2f} MB per device: statistics and roots of {state.age.size} blocks {name}")
 
-    batch_size, seq_len = config.data.batch_size, config.data.seq_len
-    rows = batch_sharding(mesh)
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((batch_size, seq_len + 1), jnp.int32, sharding=rows),
-        "length": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=rows),
-    }
-    memory = make_train_step(setup).lower(abstract, batch).compile().memory_analysis()  # type: ignore[attr-defined]
+    memory = compile_step(setup).memory_analysis()
     lines.append(f"{'temporaries':<12} {memory.temp_size_in_bytes / 1e6:>12.2f} MB per device, of the compiled step")
     return "\n".join(lines)
 
 
-def _device_bytes(tree) -> int:
+def compile_step(setup: Setup) -> Any:
+    """Compiles a run's step for its mesh, whose devices need not be there."""
+    data = setup.config.data
+    rows = batch_sharding(setup.mesh)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((data.batch_size, data.seq_len + 1), jnp.int32, sharding=rows),
+        "length": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=rows),
+    }
+    return make_train_step(setup).lower(setup.abstract, batch).compile()  # type: ignore[attr-defined]
+
+
+def device_bytes(tree: Any) -> int:
+    """The bytes of a tree of abstract arrays on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -457,18 +457,21 @@ def _stop_requests() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def _one_line_for_full_disks(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns an OSError about writing, also one that Orbax wraps, into a UserError."""
+    """Turns an error about writing, also one that Orbax wraps, into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        reason: str | None = None
         cause: BaseException | None = error
-        while cause is not None and not (isinstance(cause, OSError) and cause.errno in _CANNOT_WRITE):
+        while reason is None and cause is not None:  # tensorstore's errors are no OSErrors, but quote them.
+            text = str(cause)
+            reason = next((own for own in map(os.strerror, _CANNOT_WRITE) if own in text), None)
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if reason is None:
             raise
         raise UserError(
-            f"workdir={str(workdir)!r} cannot be written ({cause.strerror}); make room or name another, and "
+            f"workdir={str(workdir)!r} cannot be written ({reason}); make room or name another, and "
             "start again: the run goes on from its last checkpoint"
         ) from None

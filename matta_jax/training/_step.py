@@ -126,6 +126,7 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
             axes=setup.axes,
             mix_choice_ML=choice_ML,
             dtype=config.model.compute_dtype,
+            reduce_dtype=config.model.reduce_dtype,
             remat=config.model.remat if training else "none",
             dropout=config.model.dropout,
             key=key if training and config.model.dropout else None,

@@ -81,7 +81,7 @@ QUICK = "--config=configs/quickstart.py"
         ("train", [QUICK, "--workdir=W", "--config.model.num_heads=5"], ["model.num_heads=5", "model.d_model"]),
         ("train", [QUICK, "--workdir=W", "--config.nest.d_ff=64"], ["nest.d_ff=64", "model.d_ff=128"]),
         ("train", [QUICK, "--workdir=W", "--config.optimizer.name=adamv"], ["did you mean 'adamw'"]),
-        ("train", [QUICK, "--workdir=W", "--config.mesh.fsdp=64"], ["mesh.fsdp=64 needs 64", "nearest that fits: mesh.fsdp=8"]),
+        ("train", [QUICK, "--workdir=W", "--config.mesh.fsdp=64"], ["mesh.fsdp=64 needs 64", "fits: mesh.fsdp=8"]),
         ("train", ["--config=configs/quikstart.py", "--workdir=W"], ["quikstart.py'", "does not exist"]),
         ("train", ["--config=configs/quickstart.py:two_pint", "--workdir=W"], ["did you mean 'two_point'"]),
         ("train", ["--config", "configs/nowhere.py", "--workdir=W"], ["configs/nowhere.py", "does not exist"]),

@@ -1,4 +1,5 @@
 import functools
+import importlib.util
 
 import jax
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax.errors import UserError
+from matta_jax.nesting import narrow, sizes_of
 from matta_jax.sharding import (
     batch_sharding,
     check_mesh,
+    collectives,
     make_mesh,
     own_rows,
     param_shardings,
@@ -16,6 +19,7 @@ from matta_jax.sharding import (
     place_batch,
 )
 from matta_jax.training import make_eval_step, make_setup, make_train_step
+from matta_jax.training._dry_run import compile_step
 
 
 @pytest.mark.parametrize(
@@ -95,26 +99,54 @@ def losses(config, sizes, steps=4):
     return result, {name: float(value) for name, value in sums.items()}, state
 
 
-SHAMPOO = {"optimizer__name": "shampoo", "shampoo__block_size": 8, "shampoo__start_step": 0}
-MESHES = [((8, 1, 1), {}), ((1, 8, 1), {}), ((1, 1, 2), {}), ((2, 2, 2), {}), ((2, 2, 2), SHAMPOO)]
+STUDENT = {
+    "model__d_model": 32,
+    "model__num_heads": 8,
+    "model__d_ff": 64,
+    "nest__d_model": 32,
+    "nest__num_heads": 8,
+    "nest__num_layers": 2,
+    "nest__d_ff": 64,
+    "nest__widths": [],
+    "data__batch_size": 8,
+}
+NESTINGS = {
+    "layer": {"nest__d_ff": 128, "nest__num_heads": 16, "nest__widths": [64, 128]},
+    "depth": {"nest__num_layers": 3},
+    "d_model": {"nest__d_model": 64},
+}
+# Epsilon keeps Adam from turning rounding into steps.
+OPTIMIZERS = {
+    "adamw": {"optimizer__eps": 1e-3},
+    "shampoo": {"optimizer__name": "shampoo", "shampoo__block_size": 16, "shampoo__start_step": 2},
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "fields"), MESHES, ids=str)
-def test_a_run_is_the_same_on_any_mesh(tiny, sizes, fields):
-    config = tiny(**WIDE, **fields)
-    one, one_eval, _ = losses(config, (1, 1, 1))
-    many, many_eval, state = losses(config, sizes)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+def test_a_run_and_its_student_are_the_same_on_any_mesh(tiny, sizes, nesting, optimizer):
+    config = tiny(**STUDENT | NESTINGS[nesting] | OPTIMIZERS[optimizer])
+    one, one_eval, expected = losses(config, (1, 1, 1), steps=5)
+    many, many_eval, state = losses(config, sizes, steps=5)
     for a, b in zip(one, many, strict=True):
-        for name in ("loss", "student", "ta", "distill", "mix_0"):
+        for name in set(a) & {"loss", "student", "ta", "distill", "mix_0"}:
             assert a[name] == pytest.approx(b[name], rel=1e-5), name
     assert one_eval == pytest.approx(many_eval, rel=1e-5)
-    if sizes[1] > 1:
-        weight = state.params["blocks"]["0"]["mlp"]["w_in"]
-        assert weight.sharding.shard_shape(weight.shape)[2] == 32 // sizes[1]
-        if not fields:
-            moment = state.opt_state[1].mu["blocks"]["0"]["mlp"]["w_in"]
-            assert moment.sharding == weight.sharding
+    setup = make_setup(config, make_mesh(sizes))
+    students = [
+        narrow(jax.device_get(each.params), setup.axes, sizes_of(setup.nest.student)) for each in (state, expected)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, students), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    weight = state.params["blocks"]["0"]["mlp"]["w_in"]  # [layers, granules, d_model, d_ff]
+    shard = weight.sharding.shard_shape(weight.shape)
+    assert shard[2:] == (weight.shape[2] // sizes[1], weight.shape[3] // sizes[2])
+    assert state.params["embed"]["tokens"].sharding.shard_shape((256, 64))[0] == 256 // sizes[2]
+    if optimizer == "adamw":
+        moment = state.opt_state[1].mu["blocks"]["0"]["mlp"]["w_in"]
+        assert moment.sharding == weight.sharding
 
 
 @pytest.mark.parametrize("microbatches", [pytest.param(2, marks=pytest.mark.slow), 4])
@@ -136,3 +168,83 @@ def test_the_second_step_and_the_ramp_do_not_recompile(tiny):
         state, metrics = step(state, place_batch(batch, setup.mesh))
         scales.append(float(metrics["distill_scale"]))
     assert step._cache_size() == 1 and scales[0] == 0 < scales[1]
+
+
+def step_collectives(config, mesh):
+    return collectives(compile_step(make_setup(config, mesh)).as_text())
+
+
+def moved(found, *kinds):
+    return sum(one.bytes * one.times for one in found if not kinds or one.kind in kinds)
+
+
+# Heads, granules and d_model that two and four devices divide; the TA of two widths, without mixes.
+NESTED = {
+    "model__num_layers": 3,
+    "model__d_model": 32,
+    "model__num_heads": 4,
+    "model__d_ff": 64,
+    "nest__num_layers": 3,
+    "nest__d_model": 32,
+    "nest__num_heads": 4,
+    "nest__d_ff": 128,
+    "nest__widths": [64, 128],
+    "nest__mix_per_step": 0,
+    "data__batch_size": 8,
+    "mesh__data": -1,
+}
+ALONE = NESTED | {"model__d_ff": 128, "nest__widths": []}
+
+
+def check_collectives(tiny, make, *kinds):
+    """architecture.md, decisions 2 and 3: what one joint step moves, against its TA alone."""
+    for sizes in ((1, 8, 1), (2, 4, 1)):
+        joint, alone = (step_collectives(tiny(**fields), make(sizes)) for fields in (NESTED, ALONE))
+        assert moved(joint, *kinds) <= 1.05 * moved(alone, *kinds), sizes
+        assert not moved(joint, "collective-permute", "all-to-all"), sizes
+    joint, alone = (step_collectives(tiny(**fields), make((1, 2, 4))) for fields in (NESTED, ALONE))
+    assert not moved(joint, "collective-permute", "all-to-all")
+    # The Student's activations: after attention and MLP of each layer, forwards and backwards; its embedding, its loss.
+    tokens, layers, d_model = 8 * 32 // 2, 3, 32
+    own = tokens * d_model * 4 * (4 * layers + 4)
+    assert moved(joint, *kinds) <= 1.05 * moved(alone, *kinds) + own
+    assert not [one for one in joint if one.kind == "all-gather" and (256, d_model) in one.shapes], "the whole table"
+
+
+def test_a_joint_step_gathers_what_its_ta_gathers(tiny):
+    """The CPU's compiler adds up the gradients of Student and TA only after it has summed them over devices."""
+    check_collectives(tiny, make_mesh, "all-gather")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
+def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh):
+    check_collectives(tiny, tpu_mesh)
+
+
+def test_fp32_reductions_change_the_sum_and_nothing_else(tiny):
+    """In float32 they change nothing; in bfloat16 the gradient comes closer to that of float32."""
+    batch = {"tokens": np.arange(8 * 33, dtype=np.int32).reshape(8, 33) % 251, "length": np.full(8, 32, np.int32)}
+
+    def gradient_norm(**fields):
+        setup = make_setup(tiny(**WIDE, nest__mix_per_step=0, **fields), make_mesh((2, 2, 2)))
+        return float(make_train_step(setup)(setup.init(), place_batch(batch, setup.mesh))[1]["grad_norm"])
+
+    exact = gradient_norm()
+    assert gradient_norm(model__reduce_dtype="float32") == pytest.approx(exact, rel=1e-6)
+    half = {"model__compute_dtype": "bfloat16"}
+    errors = {name: abs(gradient_norm(**half, model__reduce_dtype=name) - exact) for name in ("compute", "float32")}
+    assert errors["float32"] < 0.02 * exact
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
+def test_fp32_reductions_are_fp32_on_a_tpu(tiny, tpu_mesh):
+    """On CPUs every reduction of bfloat16 is one of float32."""
+
+    def weight_gradients(**fields):
+        config = tiny(**NESTED, model__compute_dtype="bfloat16", **fields)
+        found = step_collectives(config, tpu_mesh((8, 1, 1)))
+        return sum(one.bytes * one.times for one in found if one.in_loop and one.kind == "all-reduce")
+
+    assert weight_gradients(model__reduce_dtype="float32") > 1.8 * weight_gradients()

@@ -1,0 +1,66 @@
+"""TPU topologies that are not there: what their chips can do, and meshes over them to compile for."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matta_jax.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a TPU chip can do at most; from Google Cloud's pages on each generation (docs.cloud.google.com/tpu).
+
+    Attributes:
+      hbm_gb: memory, in 10⁹ bytes.
+      tflops: bf16 matmuls, in 10¹² FLOP/s.
+      ici_gb_per_second: all inter-chip links together, in one direction, in 10⁹ bytes.
+    """
+
+    hbm_gb: float
+    tflops: float
+    ici_gb_per_second: float
+
+
+CHIPS = {
+    "v5e": Chip(hbm_gb=16, tflops=197, ici_gb_per_second=200),
+    "v5p": Chip(hbm_gb=95, tflops=459, ici_gb_per_second=600),
+    "v6e": Chip(hbm_gb=32, tflops=918, ici_gb_per_second=400),
+}
+
+
+def topology_devices(topology: str) -> Sequence[Any]:
+    """Returns the devices of a topology such as `v5e:4x4`: to compile for, not to run on.
+
+    Raises:
+      UserError: an unknown chip or shape, or libtpu is not installed.
+    """
+    chip, colon, _ = topology.partition(":")
+    if chip not in CHIPS or not colon:
+        raise UserError(
+            f"topology={topology!r} must be a chip ({', '.join(CHIPS)}) and a shape, such as v5e:4x4 or v5p:2x2x2"
+            f"{did_you_mean(chip, CHIPS)}"
+        )
+    # No metadata server is asked, and several processes may compile at once. Read when libtpu is loaded.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # JAX and libtpu raise many kinds, for a missing library as for a bad shape.
+        shown = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {shown}); the shape must be one "
+            "that the chip has, and compiling needs libtpu: pip install 'matta_jax[tpu]'"
+        ) from None
+
+
+def collective_seconds(chip: Chip, kind_bytes: Mapping[str, float]) -> float:
+    """The least time that collectives take, by bytes of their results on a device, all links busy in one direction.
+
+    An all-reduce sends twice its result; the others send about their result.
+    """
+    sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in kind_bytes.items())
+    return sent / (chip.ici_gb_per_second * 1e9)
