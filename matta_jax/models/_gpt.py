@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,29 +91,27 @@ def _weight(rngs: nnx.Rngs, sizes: Mapping[str, int], *axes: str, scale: float =
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _project_fp32(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """An einsum whose weight gradient is summed over tokens, and so over devices, in float32."""
-    return jnp.einsum(subscripts, x, weight)
+def _project_mixed(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, x, weight.astype(x.dtype))
 
 
-def _project_forward(subscripts: str, x: jax.Array, weight: jax.Array):
-    return jnp.einsum(subscripts, x, weight), (x, weight)
+def _project_forward(subscripts: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
+    return _project_mixed(subscripts, x, weight), (x, weight)
 
 
-def _project_backward(subscripts: str, operands: tuple[jax.Array, jax.Array], d_out: jax.Array):
+def _project_backward(subscripts: str, operands: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = operands
-    inputs, out = subscripts.split("->")
-    x_axes, weight_axes = inputs.split(",")
-    d_weight = jnp.einsum(f"{x_axes},{out}->{weight_axes}", x, d_out, preferred_element_type=jnp.float32)
-    return jnp.einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight), d_weight.astype(weight.dtype)
+    x_axes, weight_axes, out = subscripts.replace("->", ",").split(",")
+    d_weight = jnp.einsum(f"{x_axes},{out}->{weight_axes}", x, d_out, preferred_element_type=weight.dtype)
+    return jnp.einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight.astype(x.dtype)), d_weight
 
 
-_project_fp32.defvjp(_project_forward, _project_backward)
+_project_mixed.defvjp(_project_forward, _project_backward)
 
 
-def _project(subscripts: str, x: jax.Array, weight: jax.Array, reduce_dtype: str) -> jax.Array:
-    """`jnp.einsum` of activations and a weight; see `ModelConfig.reduce_dtype`."""
-    return (_project_fp32 if reduce_dtype == "float32" else jnp.einsum)(subscripts, x, weight)
+def _project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """An einsum in the activations' type; a wider weight has its gradient summed in its own type."""
+    return (jnp.einsum if weight.dtype == x.dtype else _project_mixed)(subscripts, x, weight)
 
 
 class LayerNorm(nnx.Module):
@@ -140,9 +139,9 @@ class Attention(nnx.Module):
         self.w_out = _weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
         self.b_out = _weight(rngs, sizes, "d_model")
 
-    def mix(self, x_ND: jax.Array, seq_len: int, reduce_dtype: str = "compute") -> jax.Array:
+    def mix(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
         """Returns what each head has gathered [N, K, H, E]."""
-        qkv_NKCHE = _project("nd,kdche->nkche", x_ND, self.w_qkv[...], reduce_dtype) + self.b_qkv[...]
+        qkv_NKCHE = _project("nd,kdche->nkche", x_ND, self.w_qkv[...]) + self.b_qkv[...]
         qkv = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
         q, k, v = (qkv[:, :, :, c] for c in range(3))
         scale = 1 / math.sqrt(q.shape[-1])
@@ -154,9 +153,9 @@ class Attention(nnx.Module):
         total = jnp.moveaxis(unnormed.sum(-1), -1, 1)[..., None]  # [B, T, K, H, 1]
         return (summed / total).astype(x_ND.dtype).reshape(x_ND.shape[0], *qkv_NKCHE.shape[1:2], *q.shape[3:])
 
-    def __call__(self, x_ND: jax.Array, seq_len: int, reduce_dtype: str = "compute") -> jax.Array:
-        mixed_NKHE = self.mix(x_ND, seq_len, reduce_dtype)
-        return _project("nkhe,khed->nd", mixed_NKHE, self.w_out[...], reduce_dtype) + self.b_out[...]
+    def __call__(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
+        mixed_NKHE = self.mix(x_ND, seq_len)
+        return _project("nkhe,khed->nd", mixed_NKHE, self.w_out[...]) + self.b_out[...]
 
     def decode(
         self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
@@ -184,14 +183,14 @@ class MLP(nnx.Module):
         self.w_out = _weight(rngs, sizes, "d_ff_granules", "d_ff", "d_model", scale=out_scale)
         self.b_out = _weight(rngs, sizes, "d_model")
 
-    def hidden(self, x_ND: jax.Array, reduce_dtype: str = "compute") -> jax.Array:
+    def hidden(self, x_ND: jax.Array) -> jax.Array:
         """Returns the neurons' activations [N, G, F]."""
-        hidden_NGF = _project("nd,gdf->ngf", x_ND, self.w_in[...], reduce_dtype) + self.b_in[...]
+        hidden_NGF = _project("nd,gdf->ngf", x_ND, self.w_in[...]) + self.b_in[...]
         return jax.nn.gelu(hidden_NGF, approximate=True)
 
-    def __call__(self, x_ND: jax.Array, reduce_dtype: str = "compute") -> jax.Array:
-        hidden_NGF = self.hidden(x_ND, reduce_dtype)
-        return _project("ngf,gfd->nd", hidden_NGF, self.w_out[...], reduce_dtype) + self.b_out[...]
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        hidden_NGF = self.hidden(x_ND)
+        return _project("ngf,gfd->nd", hidden_NGF, self.w_out[...]) + self.b_out[...]
 
 
 class Block(nnx.Module):
@@ -213,12 +212,11 @@ class Block(nnx.Module):
         *,
         dropout: float = 0.0,
         key: jax.Array | None = None,
-        reduce_dtype: str = "compute",
     ) -> jax.Array:
         """Returns the new residual stream. Without a `key` nothing is dropped."""
         keys = (None, None) if key is None else jax.random.split(key)
-        x_ND = x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len, reduce_dtype), dropout, keys[0])
-        return x_ND + _drop(self.mlp(self.norm_mlp(x_ND), reduce_dtype), dropout, keys[1])
+        x_ND = x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, keys[0])
+        return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, keys[1])
 
     def decode(
         self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array

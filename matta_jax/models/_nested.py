@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from matta_jax.models._gpt import Block, Embed, LayerNorm
-from matta_jax.nesting import Nest, SubModel, Tree, narrow, sizes_of
+from matta_jax.nesting import Nest, SubModel, Tree, fan_in, narrow, sizes_of
 
 _MAX_STATIC_RUNS = 4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
 _POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -116,6 +116,15 @@ def block_importance(weights: Tree, x_ND: jax.Array, seq_len: int) -> tuple[jax.
     return nnx.merge(_graphdef("block"), weights).importance(x_ND, seq_len)
 
 
+@jax.custom_vjp
+def _straight_through(weight: jax.Array, rounded: jax.Array) -> jax.Array:
+    """The value of `rounded`, in the type of `weight`, which takes the whole gradient: unrounded."""
+    return rounded.astype(weight.dtype)
+
+
+_straight_through.defvjp(lambda weight, rounded: (_straight_through(weight, rounded), None), lambda _, d: (d, None))
+
+
 def joint_apply(
     params: Tree,
     tokens_BT: jax.Array,
@@ -141,7 +150,7 @@ def joint_apply(
       axes: the weights' axis names.
       mix_choice_ML: random mixes of the TA's depth and d_model, each layer an index into `nest.widths`; may be traced.
       dtype: compute type of activations and matmuls.
-      reduce_dtype: type in which the gradients of a layer's weights are summed: "compute" for `dtype`, or float32.
+      reduce_dtype: type in which gradients of matrices and tables are summed: "compute" for `dtype`, or float32.
       remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
       dropout: rate on each residual branch; needs `key`.
       key: of dropout; None to drop nothing.
@@ -156,13 +165,17 @@ def joint_apply(
     layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
 
     def ready(weights: Tree, axes: Tree) -> Tree:
-        return gather(jax.tree.map(lambda weight: weight.astype(dtype), weights), axes)
+        own = gather(jax.tree.map(lambda weight: weight.astype(dtype), weights), axes)
+        if reduce_dtype == "compute" or reduce_dtype == dtype:
+            return own
+        wide = lambda weight, rounded, names: _straight_through(weight, rounded) if fan_in(names) else rounded
+        return jax.tree.map(wide, weights, own, axes)
 
     def run_layer(stream: _Stream, width: int, weights: Tree, x_ND: jax.Array, key: jax.Array | None) -> jax.Array:
         if width == 0:
             return x_ND
         own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
-        return module_apply("block", own, x_ND, seq_len, dropout=dropout, key=key, reduce_dtype=reduce_dtype)
+        return module_apply("block", own, x_ND, seq_len, dropout=dropout, key=key)
 
     def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
         """Runs layers start to stop of all `running` streams."""
@@ -194,7 +207,7 @@ def joint_apply(
     def narrowed(name: str, stream: _Stream, inputs: jax.Array) -> jax.Array:
         return module_apply(name, narrow(outer[name], axes[name], sizes_of(stream.sub_model)), inputs)
 
-    hidden = [narrowed("embed", stream, tokens_BT) for stream in streams]
+    hidden = [narrowed("embed", stream, tokens_BT).astype(dtype) for stream in streams]
     cuts = _cuts(streams, num_layers)
     for start, stop in itertools.pairwise(cuts):
         leaders: dict[tuple[Any, ...], int] = {}

@@ -15,7 +15,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _COUNTED_TO = re.compile(r"constant\((\d+)\)")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+_SOURCE = re.compile(r"channel_id=\d+|metadata=\{[^}]*\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Collective:
 def collectives(hlo: str) -> list[Collective]:
     """Returns the collectives of a compiled program, from `compiled.as_text()`.
 
-    One that the compiler splits into stages, or into a `-start` and a `-done`, has one channel and counts once.
+    One that the compiler fuses into several computations in stages counts once, as one with a `-start` and a `-done`.
     """
     lines_of: dict[str, list[str]] = {}
     entry = name = ""
@@ -63,14 +63,15 @@ def collectives(hlo: str) -> list[Collective]:
         counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
         return int(limits[0]) if len(limits) == 1 and counts_up else 1
 
-    def visit(name: str, times: int, in_loop: bool) -> None:
+    def visit(name: str, times: int, in_loop: bool, fused: bool = False) -> None:
         for line in lines_of.get(name, []):
             if found := _COLLECTIVE.search(line):
                 shapes = _SHAPE.findall(found[1])
                 sizes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in shapes)
                 size = sum(_BYTES.get(kind, 4) * math.prod(dims) for (kind, _), dims in zip(shapes, sizes, strict=True))
-                channel = _CHANNEL.search(line)
-                key = channel[1] if channel else f"{name}: {line}"
+                # Stages share their channel and source; others may share a channel, but stand in one computation.
+                source = _SOURCE.findall(line)
+                key = str(source) if fused and source else f"{name}: {line}"
                 result.setdefault(key, Collective(found[2], sizes, size, times, in_loop))
                 continue
             is_loop = " while(" in line
@@ -79,7 +80,7 @@ def collectives(hlo: str) -> list[Collective]:
             for branches in _BRANCHES.findall(line):
                 called += re.findall(r"%?([\w.\-]+)", branches)
             for callee in called:
-                visit(callee, runs, in_loop or is_loop)
+                visit(callee, runs, in_loop or is_loop, fused or " fusion(" in line)
 
     visit(entry, 1, False)
     return list(result.values())

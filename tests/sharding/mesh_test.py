@@ -118,7 +118,12 @@ NESTINGS = {
 # Epsilon keeps Adam from turning rounding into steps.
 OPTIMIZERS = {
     "adamw": {"optimizer__eps": 1e-3},
-    "shampoo": {"optimizer__name": "shampoo", "shampoo__block_size": 16, "shampoo__start_step": 2},
+    "shampoo": {
+        "optimizer__name": "shampoo",
+        "optimizer__learning_rate": 3e-3,
+        "shampoo__block_size": 16,
+        "shampoo__start_step": 2,
+    },
 }
 
 
@@ -138,8 +143,11 @@ def test_a_run_and_its_student_are_the_same_on_any_mesh(tiny, sizes, nesting, op
     students = [
         narrow(jax.device_get(each.params), setup.axes, sizes_of(setup.nest.student)) for each in (state, expected)
     ]
+    for student in students:  # Keys' biases have a gradient of zero; RMSProp makes steps of its rounding.
+        for block in student["blocks"].values():
+            block["attention"]["b_qkv"] = block["attention"]["b_qkv"][:, :, 0::2]
     for a, b in zip(*map(jax.tree.leaves, students), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol={"adamw": 1e-5, "shampoo": 1e-4}[optimizer])  # Of steps of 1e-2, 1e-2.
     weight = state.params["blocks"]["0"]["mlp"]["w_in"]  # [layers, granules, d_model, d_ff]
     shard = weight.sharding.shard_shape(weight.shape)
     assert shard[2:] == (weight.shape[2] // sizes[1], weight.shape[3] // sizes[2])
@@ -242,9 +250,11 @@ def test_fp32_reductions_change_the_sum_and_nothing_else(tiny):
 def test_fp32_reductions_are_fp32_on_a_tpu(tiny, tpu_mesh):
     """On CPUs every reduction of bfloat16 is one of float32."""
 
-    def weight_gradients(**fields):
+    def moved_by(sizes, kind, **fields):
         config = tiny(**NESTED, model__compute_dtype="bfloat16", **fields)
-        found = step_collectives(config, tpu_mesh((8, 1, 1)))
-        return sum(one.bytes * one.times for one in found if one.in_loop and one.kind == "all-reduce")
+        found = step_collectives(config, tpu_mesh(sizes))
+        return sum(one.bytes * one.times for one in found if one.in_loop and one.kind == kind)
 
-    assert weight_gradients(model__reduce_dtype="float32") > 1.8 * weight_gradients()
+    wide = {"model__reduce_dtype": "float32"}
+    assert moved_by((8, 1, 1), "all-reduce", **wide) > 1.9 * moved_by((8, 1, 1), "all-reduce")
+    assert moved_by((1, 8, 1), "all-gather", **wide) == moved_by((1, 8, 1), "all-gather")  # Still in bfloat16.
