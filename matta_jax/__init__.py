@@ -9,6 +9,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.evaluate(model=..., tasks=[...])
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
+    matta_jax.sweep(config, [{"optimizer.learning_rate": 1e-3}, ...], workdir)
     matta_jax.dry_run(config), matta_jax.compile_check(config, topology)
 
 Each is imported when first used, so that extraction and scoring load no training code.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart
+    from matta_jax._sweep import sweep as sweep
     from matta_jax.config import Config as Config
     from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
@@ -50,6 +52,7 @@ _HOMES = {
     "train": "training",
     "verify": "elastic",
     "quickstart": "_quickstart",
+    "sweep": "_sweep",
 }
 
 

@@ -396,6 +396,21 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return Config(**sections)  # type: ignore[arg-type]
 
 
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """Returns `config` with other values of some fields, `section.field` -> value.
+
+    Raises:
+      UserError: as `from_dict` does.
+    """
+    nested = to_dict(config)
+    for name, value in values.items():
+        section, _, field = str(name).partition(".")
+        if field not in nested.get(section, {}):
+            raise UserError(unknown_field(str(name)))
+        nested[section][field] = value
+    return from_dict(nested)
+
+
 def unknown_field(name: str) -> str:
     """Returns the line about a field that does not exist."""
     section = name.split(".", 1)[0]

@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "matta_jax"
 ROOMS = [
     "errors",
     "files",
+    "reporting",
     "config",
     "nesting",
     "models",
@@ -22,7 +23,7 @@ ROOMS = [
     "elastic",
     "training",
 ]
-ROOMS += ["evaluation", "_quickstart", "bin"]
+ROOMS += ["evaluation", "_quickstart", "_sweep", "bin"]
 FORBIDDEN = {("elastic", "training"), ("evaluation", "training")}
 
 

@@ -33,7 +33,7 @@ LOST = 3
 _CHILD = "MATTA_JAX_CHILD"
 _MARK = re.compile(rb"coordination_service(_agent)?\.cc|preemption_sync_manager\.cc|fatal errors")
 _SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s*)+)")
-_NOISE = b"[Gloo] Rank "
+_NOISE = re.compile(rb"\[Gloo\] |connected peer ranks is")  # Its threads write pieces of lines over each other.
 
 
 def join() -> None:
@@ -108,10 +108,10 @@ def _relay(stream: IO[bytes], to: TextIO) -> tuple[bool, str | None]:
     for line in stream:
         own = line.startswith(b"error: ")
         said = said or own
-        if own or not (last_words or _MARK.search(line) or line.startswith(_NOISE)):
+        if own or not (last_words or _MARK.search(line) or _NOISE.search(line)):
             to.buffer.write(line)
             to.flush()
-        elif not line.startswith(_NOISE):
+        elif not _NOISE.search(line):
             last_words += line
     if not last_words:
         return said, None

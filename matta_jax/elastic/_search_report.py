@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from matta_jax.elastic._space import Budget
+from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matta_jax.elastic.search import Row
@@ -35,22 +36,11 @@ def table(rows: list["Row"], *, timed: bool) -> str:
                 remark,
             ]
         )
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    text = [
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *lines]
-    ]
-    text.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in text)
+    return markdown_table(header, lines)
 
 
 def plot(path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool) -> pathlib.Path | None:
     """Quality against each cost: dominated models grey, patterns marked, limits dotted. None without `plots`."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
     costs: dict[str, Callable[[Row], float]] = {
         "parameters, millions": lambda row: row.parameters / 1e6,
         "MFLOP per token": lambda row: row.flops_per_token / 1e6,
@@ -62,7 +52,9 @@ def plot(path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool) 
     }
     if timed:
         costs["milliseconds"] = lambda row: row.ms or row.predicted_ms or 0.0
-    figure = Figure(figsize=(5.2 * len(costs), 4.2), layout="constrained")
+    figure = new_figure((5.2 * len(costs), 4.2))
+    if figure is None:
+        return None
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     named = lambda start: [row for row in rows if row.kind.startswith(start)]
     searched = named("searched")
@@ -96,7 +88,4 @@ def plot(path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool) 
             axes.axvline(limit, color="0.5", linestyle=":", label="budget")
     panels[0].set_ylabel("nats per token (lower is better)")
     panels[-1].legend(frameon=False, fontsize=8)
-    beside = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(beside, dpi=150)
-    beside.replace(path)
-    return path
+    return save_figure(figure, path)

@@ -12,6 +12,7 @@ from matta_jax.errors import UserError
 from matta_jax.evaluation._evaluate import write_json
 from matta_jax.evaluation._preconditioners import describe_blocks, plot_blocks, preconditioner_blocks
 from matta_jax.files import replace_text
+from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,17 +134,7 @@ def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
             ]
         )
     lines += [[name, "", "", "", "", "", "", f"{bits:.4f}"] for name, bits in baselines.items()]
-    columns = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-
-    def text(line: list[str]) -> str:
-        cells = [
-            cell.ljust(width) if i in (0, 3) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, columns, strict=True))
-        ]
-        return "| " + " | ".join(cells) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in columns) + "|"
-    return "\n".join([text(header), rule, *map(text, lines)])
+    return markdown_table(header, lines, left=(0, 3))
 
 
 def _markdown(
@@ -170,7 +161,7 @@ def _markdown(
 def _plots(
     folder: pathlib.Path, metrics: list[dict[str, float]], rows: list[dict[str, Any]], baselines: dict[str, float]
 ) -> list[pathlib.Path]:
-    curves, sizes = _figure(figsize=(8, 6)), _figure(figsize=(7, 4.5))
+    curves, sizes = new_figure(figsize=(8, 6)), new_figure(figsize=(7, 4.5))
     if curves is None:
         return []  # The report is the table alone.
     pictures = [_plot_curves(folder / "curves.png", curves, metrics)]
@@ -190,22 +181,11 @@ def _preconditioners(folder: pathlib.Path, weight: str | None, layer: int | None
     blocks = preconditioner_blocks(str(folder), weight, layer)
     section = f"Preconditioners of {weight}, layer {layer}, medians over blocks:\n\n"
     section += describe_blocks(blocks, config.shampoo.epsilon)
-    figure = _figure(figsize=(10, 8))
+    figure = new_figure(figsize=(10, 8))
     if figure is None:
         return section, []
     plot_blocks(figure, blocks, f"Shampoo's statistics of {weight}, layer {layer}")
-    return section, [_save(figure, folder / "preconditioners.png")]
-
-
-def _figure(figsize: tuple[float, float]):
-    """An empty figure, or None where the extra `plots` is not installed."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
-    return Figure(figsize=figsize, layout="constrained")
+    return section, [save_figure(figure, folder / "preconditioners.png")]
 
 
 def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) -> pathlib.Path:
@@ -229,7 +209,7 @@ def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) ->
     weights.set_xlabel("step")
     if weights.get_legend_handles_labels()[1]:
         weights.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baselines: dict[str, float]) -> pathlib.Path:
@@ -265,11 +245,4 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
     axes.legend(frameon=False)
     known = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines.items())
     axes.set_title("One training run, many models" + (f"\non the same text: {known}" if known else ""), fontsize=10)
-    return _save(figure, path)
-
-
-def _save(figure, path: pathlib.Path) -> pathlib.Path:
-    beside = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(beside, dpi=150)
-    beside.replace(path)
-    return path
+    return save_figure(figure, path)

@@ -104,10 +104,11 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     chip = CHIPS[topology.partition(":")[0]]
     by_kind: dict[str, int] = collections.defaultdict(int)
     temporaries: int | None = None
+    parameters, optimizer = device_bytes(setup.abstract.params), device_bytes(setup.abstract.opt_state)
     try:
         compiled = compile_step(setup)
     except Exception as error:
-        needed = _bytes_of_refusal(str(error))
+        needed = _bytes_of_refusal(str(error), parameters + optimizer)
         if needed is None:
             raise
     else:
@@ -124,8 +125,8 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         topology=topology,
         mesh=sizes,
         hbm_bytes=chip.hbm_gb * 1e9,
-        parameter_bytes=device_bytes(setup.abstract.params),
-        optimizer_bytes=device_bytes(setup.abstract.opt_state),
+        parameter_bytes=parameters,
+        optimizer_bytes=optimizer,
         temporary_bytes=temporaries,
         needed_bytes=needed,
         collective_bytes=dict(by_kind),
@@ -135,7 +136,12 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     )
 
 
-def _bytes_of_refusal(message: str) -> int | None:
-    """What a compiler that refuses for want of memory says that it would have needed."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
+def _bytes_of_refusal(message: str, kept: int) -> int | None:
+    """What a compiler that refuses for want of memory says that it would have needed, beside the `kept` state."""
+    for pattern, more in (
+        (r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", 0),
+        (r"HLO temporaries \(([\d.]+)([KMGT])", kept),
+    ):
+        if found := re.search(pattern, message):
+            return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) + more
+    return None

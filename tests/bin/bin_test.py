@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -98,6 +99,9 @@ QUICK = "--config=configs/quickstart.py"
         ("evaluate", ["--model=/nowhere", "--tasks=perplexity:held_out"], ["/nowhere", "not an extracted model"]),
         ("report", ["--workdir=/nowhere"], ["/nowhere", "holds no run"]),
         ("quickstart", ["--workdir=W", "--config.train.seed=x"], ["train.seed", "'x'"]),
+        ("sweep", [QUICK, "--workdir=W"], ["quickstart.py'", "has no sweep()"]),
+        ("compile_check", [QUICK, "--topology=v5f:4x4"], ["topology='v5f:4x4'", "did you mean 'v5"]),
+        ("compile_check", [QUICK], ["--topology is missing"]),
     ],
 )  # fmt: skip
 def test_a_mistake_ends_in_one_line_and_exit_code_2(call, tmp_path, name, arguments, words):
@@ -133,3 +137,31 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     assert code == 0 and "student  perplexity" in output
     code, output = call("report", f"--workdir={workdir}")
     assert code == 0 and (workdir / "report.md").exists() and (workdir / "curves.png").exists(), output
+
+
+SWEEP = """
+from configs.quickstart import get_config
+
+
+def sweep():
+    yield {"train.seed": 1}
+    yield {"nest.widths": (16, 32), "optimizer.clip_norm": 2.0}
+"""
+
+
+def test_a_sweep_prints_the_commands_that_it_runs(call, tmp_path):
+    config, workdir = tmp_path / "rates.py", tmp_path / "sweep"
+    config.write_text(SWEEP)
+    flags = [f"--config={config}:two_point", *SMALL[1:]]
+    code, output = call("sweep", *flags, f"--workdir={workdir}", "--print")
+    commands = [shlex.split(line) for line in output.splitlines() if line.startswith("matta-train")]
+    assert code == 0 and len(commands) == 2 and not workdir.exists(), output
+    code, output = call("train", *commands[1][1:])
+    assert code == 0, output
+    code, output = call("sweep", *flags, f"--workdir={workdir}")
+    assert code == 0 and "sweep 2/2: nest.widths=16-32,optimizer.clip_norm=2.0, is finished" in output, output
+    code, output = call("sweep", *flags, f"--workdir={workdir}", "--gather")
+    assert code == 0 and output.count("finished |") == 2, output
+    config.write_text(SWEEP.replace("yield", "assert False; yield", 1))
+    code, output = call("sweep", *flags, f"--workdir={workdir}")
+    assert code == 2 and "raises AssertionError" in output

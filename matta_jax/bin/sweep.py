@@ -1,0 +1,79 @@
+"""Trains a sweep: one run for each set of overrides that `sweep()` of a config file yields.
+
+matta-sweep --config=configs/quickstart.py --workdir=runs/rates [--config.train.num_steps=100]
+matta-sweep --config=configs/quickstart.py --workdir=runs/rates --print    (one launch command a line)
+matta-sweep --config=configs/quickstart.py --workdir=runs/rates --gather   (the table of what is there)
+
+In the config file, beside `get_config`:
+
+    def sweep():
+        for rate in (1e-3, 2e-3, 4e-3):
+            yield {"optimizer.learning_rate": rate}
+"""
+
+import runpy
+import shlex
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+import matta_jax
+from matta_jax import _sweep
+from matta_jax.bin import _app
+from matta_jax.errors import UserError
+
+_CONFIG = _app.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep; each run has its own in it.")
+_PRINT = flags.DEFINE_bool("print", False, "Print the command of each run, for a pod's launcher, and run nothing.")
+_GATHER = flags.DEFINE_bool("gather", False, "Make the table of the runs that are there, and run nothing.")
+
+
+def _main() -> None:
+    config = _app.checked_config(_CONFIG)
+    workdir = _app.required(_WORKDIR, "runs/sweep")
+    overrides = _overrides()
+    if _PRINT.value:
+        for run in _sweep.plan_sweep(config, overrides, workdir):
+            print(_command(run))
+        return
+    if _GATHER.value:
+        print(_sweep.gather_sweep(_sweep.plan_sweep(config, overrides, workdir)).table)
+        return
+    result = matta_jax.sweep(config, overrides, workdir, log=_app.say)
+    print(f"\n{result.table}")
+    failed = [row for row in result.rows if row["status"].startswith("failed")]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(result.rows)} runs failed; {failed[0]['name']} {failed[0]['status']}")
+    if any(row["status"] == "stopped" for row in result.rows):
+        raise UserError("the sweep was stopped; start the same command again to go on")
+
+
+def _overrides() -> list[Any]:
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    function = runpy.run_path(file).get("sweep")
+    if function is None:
+        raise UserError(f"--config={file!r} has no sweep(); define one that yields dicts such as {{'train.seed': 0}}")
+    try:
+        return list(function())
+    except Exception as error:  # The user's own code.
+        raise UserError(f"sweep() of --config={file!r} raises {type(error).__name__}: {error}") from None
+
+
+def _command(run: _sweep.SweepRun) -> str:
+    """The `matta-train` of one run: the overrides of this command line, with the run's own over them."""
+    holder = flags.FLAGS["config"]
+    fields = config_flags.get_override_values(holder) | dict(run.overrides)
+    own = [f"--config.{field}={value}" for field, value in fields.items()]
+    return shlex.join(
+        ["matta-train", f"--config={config_flags.get_config_filename(holder)}", *own, f"--workdir={run.workdir}"]
+    )
+
+
+def run() -> None:
+    """Console script."""
+    _app.run(_main)
+
+
+if __name__ == "__main__":
+    run()
