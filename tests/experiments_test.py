@@ -1,0 +1,192 @@
+"""The launchers of `experiments/launch/`: linted, their commands checked, run with stand-ins for a cluster's tools."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "experiments" / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+TRAIN = [
+    "matta-train",
+    "--config=configs/quickstart.py",
+    "--workdir=/shared/run",
+    "--config.data.source=text:/a b/*.txt",
+]
+JOBSET = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+POD = JOBSET["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """What pip has installed beside this Python is on the path, activated or not."""
+    monkeypatch.setenv("PATH", f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def test_the_scripts_are_clean_shell():
+    scripts = [*SCRIPTS, LAUNCH.parents[1] / ".ci" / "run"]
+    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
+    assert len(scripts) >= 5 and done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
+def test_their_commands_are_real(path, check_commands):
+    text = path.read_text()
+    if path.suffix == ".yaml":
+        text += " ".join(POD["template"]["spec"]["containers"][0]["command"])
+    assert check_commands(text) or path.name in ("Dockerfile", "README.md")
+
+
+def test_the_job_set_has_a_pod_for_each_machine_and_ends_on_mistakes():
+    pod = POD["template"]["spec"]
+    chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert POD["parallelism"] == POD["completions"] == rows * columns // chips
+    assert POD["podFailurePolicy"]["rules"][0] == {
+        "action": "FailJob",
+        "onExitCodes": {"operator": "In", "values": [2]},
+    }
+    claims = {volume["name"] for volume in pod["volumes"]}
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= claims
+    assert "--distributed" in pod["containers"][0]["command"]
+
+
+def test_the_image_holds_what_the_package_needs():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    assert all((LAUNCH.parents[1] / name).exists() for name in copied)
+    assert copied >= {"setup.py", "README.md", "matta_jax", "configs"}
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """`stand_in(name, script)` puts a command on the path; `calls()` returns the arguments of all calls so far."""
+    folder, log = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+    log.touch()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def add(name, script=""):
+        file = folder / name
+        write = "import json, sys; print(json.dumps(sys.argv[1:]))"
+        file.write_text(f"#!/usr/bin/env bash\npython3 -c '{write}' {name} \"$@\" >> {log}\n{script}\n")
+        file.chmod(0o755)
+
+    add.calls = lambda: [json.loads(line) for line in log.read_text().splitlines()]
+    return add
+
+
+def launch(name, *arguments, **environment):
+    return subprocess.run(
+        [LAUNCH / name, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=200
+    )
+
+
+def test_tpu_vm_starts_the_same_command_on_every_worker(stand_in, tmp_path):
+    stand_in(
+        "gcloud", 'for a in "$@"; do case "$a" in --command=*) HOME=/nowhere bash -n -c "${a#--command=}";; esac; done'
+    )
+    slice_ = {"TPU": "mine", "ZONE": "here"}
+    assert launch("tpu_vm.sh", "install", **slice_).returncode == 0
+    assert launch("tpu_vm.sh", "start", *TRAIN, **slice_).returncode == 0
+    assert launch("tpu_vm.sh", "stop", **slice_).returncode == 0
+    copy, install, start, stop = stand_in.calls()
+    assert copy[1:5] == ["compute", "tpus", "tpu-vm", "scp"] and "--worker=all" in copy
+    assert ".[tpu,tokenizers]" in install[-1]
+    assert start[4:7] == ["ssh", "mine", "--zone=here"] and "--worker=all" in start and "--worker=0" in stop
+    command = re.search(r"nohup (.*) > \.\./matta\.log", start[-1])[1]
+    assert shlex.split(command) == [*TRAIN, "--distributed"]
+    assert launch("tpu_vm.sh", "begin", **slice_).returncode == 2
+    assert "set TPU to the name" in launch("tpu_vm.sh", "stop").stderr
+
+
+def test_xpk_gets_the_command_as_one_argument(stand_in):
+    stand_in("xpk")
+    names = {"CLUSTER": "c", "TPU_TYPE": "v5litepod-16", "IMAGE": "i"}
+    assert launch("xpk.sh", "mine", *TRAIN, **names).returncode == 0
+    (call,) = stand_in.calls()
+    assert call[1:3] == ["workload", "create"] and "--workload=mine" in call and "--tpu-type=v5litepod-16" in call
+    assert shlex.split(call[-1].removeprefix("--command=")) == [*TRAIN, "--distributed"]
+    assert "name a command" in launch("xpk.sh", "mine", **names).stderr
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder to submit from, with an environment to activate."""
+    folder = tmp_path / "checkout"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (3, True)])
+def test_slurm_puts_a_job_back_when_a_process_died(stand_in, checkout, code, requeued):
+    stand_in("srun", f"exit {code}")
+    stand_in("scontrol")
+    done = subprocess.run(
+        [LAUNCH / "slurm.sh", *TRAIN], cwd=checkout, env=os.environ | {"SLURM_JOB_ID": "7"}, capture_output=True
+    )
+    assert done.returncode == code, done.stderr
+    run, *more = stand_in.calls()
+    assert run[2:] == [*TRAIN, "--distributed"]
+    assert more == ([["scontrol", "requeue", "7"]] if requeued else [])
+
+
+def test_slurm_lets_all_save_before_the_time_limit_and_puts_the_job_back(stand_in, checkout):
+    stand_in("srun", "trap 'sleep 0.5; echo saved; exit 0' TERM\necho running\nwhile :; do sleep 0.05; done")
+    stand_in("scontrol")
+    process = subprocess.Popen(
+        [LAUNCH / "slurm.sh", *TRAIN], cwd=checkout, env=os.environ | {"SLURM_JOB_ID": "7"}, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout.readline() == b"running\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == b"saved\n"
+    assert process.returncode == 0 and stand_in.calls()[1] == ["scontrol", "requeue", "7"]
+
+
+SHORT = [
+    "--config=configs/quickstart.py", "--config.model.d_model=16", "--config.model.d_ff=16", "--config.nest.d_ff=32",
+    "--config.nest.widths=(16,32)", "--config.model.num_heads=2", "--config.train.num_steps=4",
+    "--config.optimizer.warmup_steps=0", "--config.train.peak_tflops=1", "--config.data.eval_fraction=0.2",
+    "--config.train.eval_batches=2", "--config.mesh.data=-1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_run_here(tmp_path):
+    done = launch("two_processes.sh", "matta-train", *SHORT, "--config.mesh.fsdp=2", f"--workdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 4: eval") == 1 and (tmp_path / "run" / "checkpoints" / "4").is_dir()
+
+
+SRUN = """
+shift  # --kill-on-bad-exit=0
+export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=1
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
+wait $!
+"""
+
+
+@pytest.mark.slow
+def test_slurm_tasks_find_each_other(stand_in, tmp_path):
+    stand_in("srun", SRUN)
+    environment = {"SLURM_JOB_ID": str(os.getpid()), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    root = LAUNCH.parents[1]
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").write_text(f"cd {root}")
+    done = subprocess.run(
+        [LAUNCH / "slurm.sh", "matta-train", *SHORT, f"--workdir={tmp_path}/run"],
+        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 4: eval") == 1 and (tmp_path / "run" / "checkpoints" / "4").is_dir()
