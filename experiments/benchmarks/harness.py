@@ -53,12 +53,10 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints rows of equal keys as a Markdown table; floats with three significant digits."""
-    shown = [{key: f"{v:.3g}" if isinstance(v, float) else str(v) for key, v in row.items()} for row in rows]
-    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in shown[0]}
-    print("| " + " | ".join(key.ljust(width) for key, width in widths.items()) + " |")
-    print("|" + "|".join("-" * (width + 2) for width in widths.values()) + "|")
-    for row in shown:
-        print("| " + " | ".join(row[key].rjust(width) for key, width in widths.items()) + " |")
+    from matta_jax.reporting import markdown_table
+
+    lines = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    print(markdown_table(list(rows[0]), lines, left=(0,)))
 
 
 def write_results(output: str, results: Mapping[str, Any]) -> None:

@@ -205,18 +205,21 @@ class Block(nnx.Module):
         self.norm_mlp = LayerNorm(sizes)
         self.mlp = MLP(sizes, rngs, out_scale=out_scale)
 
+    def attend(self, x_ND: jax.Array, seq_len: int, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+        """Returns the residual stream after attention."""
+        key = None if key is None else jax.random.split(key)[0]
+        return x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, key)
+
+    def feed(self, x_ND: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+        """Returns the residual stream after the MLP, of that after attention."""
+        key = None if key is None else jax.random.split(key)[1]
+        return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, key)
+
     def __call__(
-        self,
-        x_ND: jax.Array,
-        seq_len: int,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
+        self, x_ND: jax.Array, seq_len: int, *, dropout: float = 0.0, key: jax.Array | None = None
     ) -> jax.Array:
         """Returns the new residual stream. Without a `key` nothing is dropped."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        x_ND = x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, keys[0])
-        return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, keys[1])
+        return self.feed(self.attend(x_ND, seq_len, dropout=dropout, key=key), dropout=dropout, key=key)
 
     def decode(
         self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array

@@ -106,14 +106,24 @@ def _graphdef(kind: str) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(makers[kind]))[0]
 
 
-def module_apply(kind: str, weights: Tree, *inputs: Any, **options: Any) -> jax.Array:
+def module_apply(kind: str, weights: Tree, *inputs: Any, method: str = "__call__", **options: Any) -> jax.Array:
     """Runs one module of whatever size its weights have: `embed`, `block` (without a stack of layers) or `norm`."""
-    return nnx.merge(_graphdef(kind), weights)(*inputs, **options)
+    return getattr(nnx.merge(_graphdef(kind), weights), method)(*inputs, **options)
 
 
 def block_importance(weights: Tree, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
     """The importance of a block's heads [K, H] and neurons [G, F] on these inputs (`Block.importance`)."""
     return nnx.merge(_graphdef("block"), weights).importance(x_ND, seq_len)
+
+
+def _recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function`, which keeps nothing but its inputs for its backward pass.
+
+    `jax.checkpoint` within another one does not: the policy of the outer one decides what both keep.
+    """
+    run = jax.custom_vjp(function)
+    run.defvjp(lambda *inputs: (function(*inputs), inputs), lambda inputs, d_out: jax.vjp(function, *inputs)[1](d_out))
+    return run
 
 
 @jax.custom_vjp
@@ -171,11 +181,34 @@ def joint_apply(
         wide = lambda weight, rounded, names: _straight_through(weight, rounded) if fan_in(names) else rounded
         return jax.tree.map(wide, weights, own, axes)
 
-    def run_layer(stream: _Stream, width: int, weights: Tree, x_ND: jax.Array, key: jax.Array | None) -> jax.Array:
+    def run_layer(
+        stream: _Stream,
+        width: int,
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+        method: str = "__call__",
+    ) -> jax.Array:
         if width == 0:
             return x_ND
         own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
-        return module_apply("block", own, x_ND, seq_len, dropout=dropout, key=key)
+        lengths = () if method == "feed" else (seq_len,)
+        return module_apply("block", own, x_ND, *lengths, method=method, dropout=dropout, key=key)
+
+    def run_chosen(
+        stream: _Stream, choice: jax.Array, weights: Tree, x_ND: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """Runs a layer of a width that is data. A switch keeps what all its branches would: so it keeps nothing."""
+        method = "__call__"
+        if 0 not in stream.widths:  # Attention is the same in all.
+            x_ND = run_layer(stream, stream.widths[0], weights, x_ND, key, "attend")
+            method = "feed"
+
+        def switch(choice: jax.Array, weights: Tree, x_ND: jax.Array, key: jax.Array | None) -> jax.Array:
+            branches = [functools.partial(run_layer, stream, width, method=method) for width in stream.widths]
+            return jax.lax.switch(choice, branches, weights, x_ND, key)
+
+        return (_recomputed(switch) if remat == "dots" else switch)(choice, weights, x_ND, key)
 
     def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
         """Runs layers start to stop of all `running` streams."""
@@ -190,8 +223,7 @@ def joint_apply(
                     width = stream.sub_model.width_of(start)
                     results.append(run_layer(stream, width, weights, x_ND, layer_key))
                     continue
-                branches = [functools.partial(run_layer, stream, width) for width in stream.widths]
-                results.append(jax.lax.switch(choice_S[stream.choice], branches, weights, x_ND, layer_key))
+                results.append(run_chosen(stream, choice_S[stream.choice], weights, x_ND, layer_key))
             return tuple(results), None
 
         if remat != "none":

@@ -1,0 +1,86 @@
+"""What a joint step moves between the chips of a TPU v5e 2x4, against its TA alone (benchmark 14).
+
+    pip install -e '.[tpu]'
+    python experiments/benchmarks/collectives.py   # about twenty minutes
+
+Compiled ahead of time, without a TPU: bytes of the results of collectives per step and device, loop bodies times
+their trip counts. Size M: GPT-2 Medium (24 layers, d_model 1,024, d_ff 4,096) in a TA with d_ff 8,192; bf16, a sequence
+of 1,024 tokens for each chip. `separate` runs Student and TA one after another in one step, each gathering its weights.
+"""
+
+import argparse
+import dataclasses
+
+import harness  # isort: skip  (Before jax is imported.)
+
+from matta_jax import config as c
+from matta_jax.sharding import KINDS, collectives, make_mesh, topology_devices
+from matta_jax.training import _step, make_setup
+from matta_jax.training._dry_run import compile_step
+
+TOPOLOGY = "v5e:2x4"
+MESHES = {"FSDP": (1, 8, 1), "FSDP x tensor": (1, 4, 2)}
+MODEL = c.ModelConfig(
+    vocab_size=50304,
+    num_layers=24,
+    d_model=1024,
+    num_heads=16,
+    d_ff=4096,
+    max_len=1024,
+    compute_dtype="bfloat16",
+)
+NEST = c.NestConfig(d_ff=8192, widths=(4096, 8192), mix_per_step=0)
+CONTENDERS = {
+    "TA alone": (dataclasses.replace(MODEL, d_ff=8192), c.NestConfig(mix_per_step=0)),
+    "joint": (MODEL, NEST),
+    "joint and a random mix": (MODEL, dataclasses.replace(NEST, mix_per_step=1)),
+    "separate": (MODEL, NEST),
+}
+
+
+def apply_separately(params, tokens_BT, sub_models, **options):
+    """As `joint_apply`, a pass for each sub-model."""
+    return [_JOINT(params, tokens_BT, [one], **options)[0] for one in sub_models]
+
+
+_JOINT = _step.joint_apply
+
+
+def measure(name, sizes):
+    """Returns bytes by kind of one contender's step."""
+    model, nest = CONTENDERS[name]
+    config = c.Config(
+        model=model,
+        nest=nest,
+        data=c.DataConfig(seq_len=1024, batch_size=8),
+        mesh=c.MeshConfig(*sizes),
+    )
+    _step.joint_apply = apply_separately if name == "separate" else _JOINT
+    program = compile_step(make_setup(config, make_mesh(sizes, topology_devices(TOPOLOGY))))
+    result = dict.fromkeys(KINDS, 0)
+    for one in collectives(program.as_text()):
+        result[one.kind] += one.bytes * one.times
+    return result
+
+
+def main():
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", default="runs/benchmarks/collectives.json")
+    flags = parser.parse_args()
+    rows = []
+    for mesh, sizes in MESHES.items():
+        for name in CONTENDERS:
+            found = measure(name, sizes)
+            row = {"mesh": f"{mesh} {sizes}", "step": name} | {f"{kind} MB": found[kind] / 1e6 for kind in KINDS}
+            row["MB"] = sum(found.values()) / 1e6
+            rows.append(row)
+            row["of TA alone"] = row["MB"] / next(r["MB"] for r in rows if r["mesh"] == row["mesh"])
+            row["bar"] = 1.05 if name == "joint" and sizes[2] == 1 else ""
+            print(row, flush=True)
+    harness.print_table(rows)
+    harness.write_results(flags.output, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
