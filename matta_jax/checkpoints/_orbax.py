@@ -8,6 +8,7 @@ import contextlib
 import gc
 import itertools
 import json
+import logging
 import math
 import pathlib
 import sys
@@ -260,12 +261,14 @@ def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, T
 def _collect_quietly() -> None:
     """A failed read of Orbax leaves coroutines of a closed event loop, which would complain whenever they are freed."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logging.getLogger("asyncio").disabled = True
     try:
-        for _ in range(5):  # Its threads let go of them a little later.
+        for _ in range(20):  # Its threads let go of them a little later.
             gc.collect()
-            time.sleep(0.02)
+            time.sleep(0.1)
     finally:
         sys.unraisablehook = hook
+        logging.getLogger("asyncio").disabled = False
 
 
 def _verified(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from matta_jax.models._gpt import Block, Embed, LayerNorm
-from matta_jax.nesting import Nest, SubModel, Tree, fan_in, narrow, sizes_of
+from matta_jax.nesting import Names, Nest, SubModel, Tree, fan_in, narrow, sizes_of
 
 _MAX_STATIC_RUNS = 4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
 _POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -126,13 +126,37 @@ def _recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return run
 
 
-@jax.custom_vjp
-def _straight_through(weight: jax.Array, rounded: jax.Array) -> jax.Array:
-    """The value of `rounded`, in the type of `weight`, which takes the whole gradient: unrounded."""
-    return rounded.astype(weight.dtype)
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a weight lies; by default there is one device.
+
+    Attributes:
+      gather: `(weight, axis names) -> weight`, to where layers compute with it.
+      scatter: `(gradient, axis names) -> gradient`, to where the weight is kept.
+    """
+
+    gather: Callable[[jax.Array, Names], jax.Array] = lambda weight, names: weight
+    scatter: Callable[[jax.Array, Names], jax.Array] = lambda gradient, names: gradient
 
 
-_straight_through.defvjp(lambda weight, rounded: (_straight_through(weight, rounded), None), lambda _, d: (d, None))
+def _for_compute(weight: jax.Array, names: Names, placement: Placement, dtype: str, reduce_dtype: str) -> jax.Array:
+    """A weight as layers use it: rounded to `dtype`, then gathered.
+
+    Its gradient is scattered before anything else, so that it is summed over devices only for where it goes. A matrix
+    or table whose gradient is to be summed in a wider type is handed on in that type, with its rounded values.
+    """
+    wide = reduce_dtype != "compute" and bool(fan_in(names))
+
+    @jax.custom_vjp
+    def ready(weight: jax.Array) -> jax.Array:
+        whole = placement.gather(weight.astype(dtype), names)
+        return whole.astype(reduce_dtype) if wide else whole
+
+    ready.defvjp(
+        lambda weight: (ready(weight), None),
+        lambda _, gradient: (placement.scatter(gradient, names).astype(weight.dtype),),
+    )
+    return ready(weight)
 
 
 def joint_apply(
@@ -148,7 +172,7 @@ def joint_apply(
     remat: str = "dots",
     dropout: float = 0.0,
     key: jax.Array | None = None,
-    gather: Callable[[Tree, Tree], Tree] = lambda weights, axes: weights,
+    placement: Placement = Placement(),
 ) -> list[jax.Array]:
     """Runs several sub-models of a TA in one pass.
 
@@ -164,7 +188,7 @@ def joint_apply(
       remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
       dropout: rate on each residual branch; needs `key`.
       key: of dropout; None to drop nothing.
-      gather: `(weights, axes) -> weights`, brings sharded weights together before they are sliced.
+      placement: where weights lie; they are gathered before they are sliced (decision 2).
 
     Returns:
       The normed hidden states [B·T, d_model of the sub-model]: of the static sub-models, then of the mixes.
@@ -175,11 +199,8 @@ def joint_apply(
     layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
 
     def ready(weights: Tree, axes: Tree) -> Tree:
-        own = gather(jax.tree.map(lambda weight: weight.astype(dtype), weights), axes)
-        if reduce_dtype == "compute" or reduce_dtype == dtype:
-            return own
-        wide = lambda weight, rounded, names: _straight_through(weight, rounded) if fan_in(names) else rounded
-        return jax.tree.map(wide, weights, own, axes)
+        use = lambda weight, names: _for_compute(weight, names, placement, dtype, reduce_dtype)
+        return jax.tree.map(use, weights, axes)
 
     def run_layer(
         stream: _Stream,
@@ -236,10 +257,10 @@ def joint_apply(
 
     outer = {name: ready(params[name], axes[name]) for name in ("embed", "norm")}
 
-    def narrowed(name: str, stream: _Stream, inputs: jax.Array) -> jax.Array:
-        return module_apply(name, narrow(outer[name], axes[name], sizes_of(stream.sub_model)), inputs)
-
-    hidden = [narrowed("embed", stream, tokens_BT).astype(dtype) for stream in streams]
+    # One look-up for all: columns of a table's rows are rows of its columns.
+    widest = max((stream.sub_model for stream in streams), key=lambda sub_model: sub_model.d_model)
+    x_ND = module_apply("embed", narrow(outer["embed"], axes["embed"], sizes_of(widest)), tokens_BT).astype(dtype)
+    hidden = [x_ND[:, : stream.sub_model.d_model] for stream in streams]
     cuts = _cuts(streams, num_layers)
     for start, stop in itertools.pairwise(cuts):
         leaders: dict[tuple[Any, ...], int] = {}
@@ -250,7 +271,10 @@ def joint_apply(
         moved = segment(start, stop, [streams[i] for i in running], [hidden[i] for i in running])
         after = dict(zip(leaders, moved, strict=True))
         hidden = [after.get(stream.history(stop), x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
-    return [narrowed("norm", stream, x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
+    return [
+        module_apply("norm", narrow(outer["norm"], axes["norm"], sizes_of(stream.sub_model)), x_ND)
+        for stream, x_ND in zip(streams, hidden, strict=True)
+    ]
 
 
 def candidate_apply(

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from matta_jax.config import MeshConfig
 from matta_jax.distill import Layout
 from matta_jax.errors import UserError
+from matta_jax.models import Placement
 from matta_jax.nesting import Names, Tree
 
 RULES: dict[str, str] = {"d_model": "fsdp", "heads": "tensor", "d_ff": "tensor", "vocab": "tensor"}
@@ -123,21 +124,20 @@ def _uneven(name: str, size: int, axis: str, parts: int, *, granule: bool) -> st
     return f"mesh.{axis}={parts} must divide {what}, over which it is sharded; {mend}"
 
 
-def gather_for_compute(mesh: Mesh):
-    """Returns `gather(weights, axes)`: brings the fsdp shards together and leaves the tensor shards (decision 2)."""
+def placement(mesh: Mesh) -> Placement:
+    """Returns where weights lie: whole over fsdp while they are used, tensor shards stay (decision 2)."""
+    if mesh.size == 1:
+        return Placement()
+    place = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    whole = lambda x, names: place(x, _spec(names, mesh, without="fsdp"))
 
-    def gather(weights: Tree, axes: Tree) -> Tree:
-        if mesh.size == 1:
-            return weights
-        return jax.tree.map(
-            lambda weight, names: jax.lax.with_sharding_constraint(
-                weight, NamedSharding(mesh, _spec(names, mesh, without="fsdp"))
-            ),
-            weights,
-            axes,
-        )
+    def scatter(gradient: jax.Array, names: Names) -> jax.Array:
+        # A matrix's comes together first: so the sub-models' gradients are added up before they cross devices, and one
+        # reduce-scatter is left of both steps. A table's is cheaper as rows that go where their columns are kept.
+        gradient = gradient if "vocab" in names else whole(gradient, names)
+        return place(gradient, _spec(names, mesh))
 
-    return gather
+    return Placement(gather=whole, scatter=scatter)
 
 
 def loss_layout(mesh: Mesh) -> Layout | None:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matta_jax.errors import UserError, did_you_mean
+from matta_jax.sharding._collectives import Collective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,6 @@ def topology_devices(topology: str) -> Sequence[Any]:
         ) from None
 
 
-def collective_seconds(chip: Chip, kind_bytes: Mapping[str, float]) -> float:
-    """The least time that collectives take, by bytes of their results on a device, all links busy in one direction.
-
-    An all-reduce sends twice its result; the others send about their result.
-    """
-    sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in kind_bytes.items())
-    return sent / (chip.ici_gb_per_second * 1e9)
+def collective_seconds(chip: Chip, found: Iterable[Collective]) -> float:
+    """The least time that a step's collectives take: all links busy in one direction."""
+    return sum(one.sent * one.times for one in found) / (chip.ici_gb_per_second * 1e9)

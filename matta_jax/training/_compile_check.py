@@ -5,7 +5,15 @@ import dataclasses
 import re
 
 from matta_jax.config import Config
-from matta_jax.sharding import CHIPS, check_mesh, collective_seconds, collectives, make_mesh, topology_devices
+from matta_jax.sharding import (
+    CHIPS,
+    Collective,
+    check_mesh,
+    collective_seconds,
+    collectives,
+    make_mesh,
+    topology_devices,
+)
 from matta_jax.training._dry_run import compile_step, device_bytes
 from matta_jax.training._metrics import step_flops_per_token
 from matta_jax.training._state import make_setup
@@ -103,6 +111,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     setup = make_setup(config, make_mesh(sizes, devices))
     chip = CHIPS[topology.partition(":")[0]]
     by_kind: dict[str, int] = collections.defaultdict(int)
+    found: list[Collective] = []
     temporaries: int | None = None
     parameters, optimizer = device_bytes(setup.abstract.params), device_bytes(setup.abstract.opt_state)
     try:
@@ -116,8 +125,9 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         temporaries = memory.temp_size_in_bytes
         kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         needed = kept + temporaries + memory.generated_code_size_in_bytes
-        for found in collectives(compiled.as_text()):
-            by_kind[found.kind] += found.bytes * found.times
+        found = collectives(compiled.as_text())
+        for one in found:
+            by_kind[one.kind] += one.bytes * one.times
     tokens = config.data.batch_size * config.data.seq_len
     flops = step_flops_per_token(config, setup.nest, static_sub_models(setup), num_mixes(setup)) * tokens
     flops /= setup.mesh.size
@@ -132,7 +142,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         collective_bytes=dict(by_kind),
         flops=flops,
         compute_seconds=flops / (chip.tflops * 1e12),
-        collective_seconds=collective_seconds(chip, by_kind),
+        collective_seconds=collective_seconds(chip, found),
     )
 
 

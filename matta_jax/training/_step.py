@@ -14,7 +14,7 @@ from matta_jax.distill import make_objective, ramp
 from matta_jax.models import joint_apply
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
-from matta_jax.sharding import batch_sharding, gather_for_compute, loss_layout, replicated
+from matta_jax.sharding import batch_sharding, loss_layout, placement, replicated
 from matta_jax.training._state import Setup, TrainState
 
 Batch = dict[str, jax.Array]
@@ -130,7 +130,7 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
             remat=config.model.remat if training else "none",
             dropout=config.model.dropout,
             key=key if training and config.model.dropout else None,
-            gather=gather_for_compute(setup.mesh),
+            placement=placement(setup.mesh),
         )
         counted_BT = jnp.arange(seq_len) < batch["length"][:, None]
         return objective(

@@ -7,7 +7,7 @@ import pytest
 from matta_jax import compile_check
 from matta_jax.config import ModelConfig
 from matta_jax.errors import UserError
-from matta_jax.sharding import CHIPS, collective_seconds
+from matta_jax.sharding import CHIPS, Collective, collective_seconds
 from matta_jax.training import CompileReport, make_setup
 from matta_jax.training._compile_check import _bytes_of_refusal
 
@@ -30,7 +30,10 @@ REPORT = CompileReport(
 
 def test_the_roofline_is_the_larger_of_computation_and_collectives():
     chip = CHIPS["v5e"]
-    assert collective_seconds(chip, REPORT.collective_bytes) == pytest.approx((1 + 2 * 2) / 200)
+    kinds = {"all-gather": 7 / 8, "all-reduce": 2 * 7 / 8, "reduce-scatter": 7, "collective-permute": 1}
+    for kind, sent in kinds.items():  # Of 1 GB, in groups of eight, three times.
+        found = Collective(kind, (), 10**9, 3, True, 8)
+        assert collective_seconds(chip, [found, found]) == pytest.approx(2 * 3 * sent / 200), kind
     assert REPORT.bound_seconds == 0.5 and REPORT.expected_seconds == pytest.approx(0.5 / 0.45)
     slow = dataclasses.replace(REPORT, collective_seconds=3.0)
     assert slow.bound_seconds == slow.expected_seconds == 3.0
