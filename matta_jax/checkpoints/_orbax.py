@@ -250,22 +250,25 @@ def read_meta(path: pathlib.Path, *, mend: str = "name another") -> dict[str, An
 
 def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], str]:
     """Returns the trees, or what went wrong in one line."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _without_complaints(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             return ocp.load_checkpointables(path, dict(abstract)), ""
-    except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
-        return {}, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        for _ in range(20):  # Its threads let go of what failed a little later.
+            gc.collect()
+            time.sleep(0.05)
+        return {}, failure
 
 
-def _collect_quietly() -> None:
-    """A failed read of Orbax leaves coroutines of a closed event loop, which would complain whenever they are freed."""
+@contextlib.contextmanager
+def _without_complaints() -> Iterator[None]:
+    """A failed read of Orbax leaves tasks of a closed event loop, which complain when they end or are freed."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     logging.getLogger("asyncio").disabled = True
     try:
-        for _ in range(20):  # Its threads let go of them a little later.
-            gc.collect()
-            time.sleep(0.1)
+        yield
     finally:
         sys.unraisablehook = hook
         logging.getLogger("asyncio").disabled = False
@@ -279,8 +282,6 @@ def _verified(
     trees, failure = _load(
         path, {name: _map_split(_abstract_view, tree, units[name]) for name, tree in abstract.items()}
     )
-    if failure:
-        _collect_quietly()
     if any_process(bool(failure)):
         raise DamageError(f"{damaged}: {failure or 'another process cannot read it'}; {mend}")
     for name in abstract:
