@@ -116,14 +116,31 @@ def block_importance(weights: Tree, x_ND: jax.Array, seq_len: int) -> tuple[jax.
     return nnx.merge(_graphdef("block"), weights).importance(x_ND, seq_len)
 
 
-def _recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function`, which keeps nothing but its inputs for its backward pass.
+Branch = Callable[[Tree, jax.Array, jax.Array | None], jax.Array]
 
-    `jax.checkpoint` within another one does not: the policy of the outer one decides what both keep.
+
+def _lean_switch(
+    choice: jax.Array, branches: Sequence[Branch], weights: Tree, x_ND: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """`lax.switch` that keeps its operands alone, and runs the chosen branch again in the backward pass.
+
+    By itself a switch keeps what all its branches would, also within a `jax.checkpoint`, whose policy counts for all.
     """
-    run = jax.custom_vjp(function)
-    run.defvjp(lambda *inputs: (function(*inputs), inputs), lambda inputs, d_out: jax.vjp(function, *inputs)[1](d_out))
-    return run
+
+    @jax.custom_vjp
+    def run(choice: jax.Array, weights: Tree, x_ND: jax.Array, key: jax.Array | None) -> jax.Array:
+        return jax.lax.switch(choice, branches, weights, x_ND, key)
+
+    def backward(operands: Any, d_out: jax.Array) -> tuple[Any, ...]:
+        choice, *others = operands
+
+        def pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:
+            return lambda weights, x_ND, key, d_out: jax.vjp(lambda w, x: branch(w, x, key), weights, x_ND)[1](d_out)
+
+        return None, *jax.lax.switch(choice, [pullback(branch) for branch in branches], *others, d_out), None
+
+    run.defvjp(lambda *operands: (run(*operands), operands), backward)
+    return run(choice, weights, x_ND, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,17 +236,15 @@ def joint_apply(
     def run_chosen(
         stream: _Stream, choice: jax.Array, weights: Tree, x_ND: jax.Array, key: jax.Array | None
     ) -> jax.Array:
-        """Runs a layer of a width that is data. A switch keeps what all its branches would: so it keeps nothing."""
+        """Runs a layer of a width that is data."""
         method = "__call__"
         if 0 not in stream.widths:  # Attention is the same in all.
             x_ND = run_layer(stream, stream.widths[0], weights, x_ND, key, "attend")
             method = "feed"
-
-        def switch(choice: jax.Array, weights: Tree, x_ND: jax.Array, key: jax.Array | None) -> jax.Array:
-            branches = [functools.partial(run_layer, stream, width, method=method) for width in stream.widths]
+        branches = [functools.partial(run_layer, stream, width, method=method) for width in stream.widths]
+        if remat == "none":
             return jax.lax.switch(choice, branches, weights, x_ND, key)
-
-        return (_recomputed(switch) if remat == "dots" else switch)(choice, weights, x_ND, key)
+        return _lean_switch(choice, branches, weights, x_ND, key)
 
     def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
         """Runs layers start to stop of all `running` streams."""
