@@ -8,7 +8,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "al
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _BRANCH = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
@@ -85,6 +85,9 @@ def collectives(hlo: str) -> list[Collective]:
                     root = next(line for line in lines_of[name] if line.lstrip().startswith("ROOT "))
                     kind, shown = "reduce-scatter", root.partition(" dynamic-slice(")[0]
                 shapes = _SHAPE.findall(shown)
+                if match[3] and kind != "all-reduce":  # Operands, results, and what tells that they are there.
+                    shapes = [shape for shape in shapes if shape[1]]
+                    shapes = shapes[len(shapes) // 2 :]
                 sizes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in shapes)
                 size = sum(
                     _BYTES.get(dtype, 4) * math.prod(dims) for (dtype, _), dims in zip(shapes, sizes, strict=True)

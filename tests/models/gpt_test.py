@@ -136,6 +136,34 @@ def test_alternating_static_widths_go_by_switch_and_are_exact():
     np.testing.assert_array_equal(ours(params, tokens()), function(weights, tokens()))
 
 
+@pytest.mark.parametrize("remat", ["dots", "full", "none"])
+def test_a_mix_has_the_gradient_of_its_plain_model(remat):
+    """Both of a random mix and of a static one that goes by switch, with layers left out."""
+    nest, params, axes = make("all")
+    params = perturbed(params)
+    choice = jnp.array([[0, 2, 1, 0]])
+    mix = nest.mix([nest.widths[i] for i in (0, 2, 1, 0)])
+    apply = functools.partial(models.joint_apply, nest=nest, axes=axes, remat=remat)
+    loss = lambda p: jnp.sum(apply(p, tokens(), [], mix_choice_ML=choice)[0] ** 3)
+    by_switch = jax.jit(jax.grad(loss))(params)
+    function, weights = plain(nest, params, axes, mix)
+    expected = jax.grad(lambda w: jnp.sum(function(w, tokens()) ** 3))(weights)
+    for ours, own in zip(*map(jax.tree.leaves, (nesting.slice_model(by_switch, axes, mix), expected)), strict=True):
+        np.testing.assert_allclose(ours, own, rtol=1e-4, atol=1e-4)  # Of gradients up to 100.
+    deep = nesting.expand(num_layers=7, d_model=16, num_heads=2, d_ff=16, ta_d_ff=32)
+    architecture = models.architecture_of(CONFIG, deep, deep.ta)
+    params = jax.jit(lambda: perturbed(models.init_params(architecture, jax.random.key(0))))()
+    axes = models.logical_axes(architecture)
+    sub_model = nesting.parse_spec("layers=0,2,4,6;d_ff=16,32,16,32", deep)
+    loss = lambda p: jnp.sum(models.joint_apply(p, tokens(), [sub_model], nest=deep, axes=axes, remat=remat)[0] ** 3)
+    assert "stablehlo.case" in jax.jit(loss).lower(params).as_text()
+    by_switch = nesting.slice_model(jax.jit(jax.grad(loss))(params), axes, sub_model)
+    function, weights = plain(deep, params, axes, sub_model)
+    expected = jax.grad(lambda w: jnp.sum(function(w, tokens()) ** 3))(weights)
+    for ours, own in zip(*map(jax.tree.leaves, (by_switch, expected)), strict=True):
+        np.testing.assert_allclose(ours, own, rtol=1e-4, atol=1e-4)  # Of gradients up to 100.
+
+
 def test_one_compile_serves_every_mix():
     nest, params, axes = make("all")
     joint = jax.jit(
@@ -229,6 +257,11 @@ def test_bfloat16_compute_is_close_and_dropout_drops():
     np.testing.assert_array_equal(dropped[0], again[0])
     assert not np.array_equal(dropped[0], other[0]) and not np.array_equal(dropped[0], exact[0])
     np.testing.assert_array_equal(run(key=jax.random.key(0))[1], exact[1])
+    block = jax.tree.map(lambda leaf: jnp.ones_like(leaf[0]), params["blocks"]["0"])
+    x_ND, how = jnp.arange(36 * 24.0).reshape(36, 24), {"dropout": 0.5, "key": jax.random.key(0)}
+    attended = models.module_apply("block", block, x_ND, 12, method="attend", **how)
+    fed = models.module_apply("block", block, x_ND, method="feed", **how)
+    assert not np.array_equal(attended == x_ND, fed == x_ND)  # Each branch has its own mask.
 
 
 @pytest.mark.parametrize("d_ff", [(8, 8), (8, 16, 8)])

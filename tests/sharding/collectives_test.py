@@ -1,0 +1,73 @@
+import pytest
+
+from matta_jax.sharding import Collective, collectives
+
+# As compilers print it: a loop that counts to 6 in its condition, a conditional, stages of one gather, a scatter.
+HLO = """
+HloModule step
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[] constant(6)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%stage_1 (p: f32[4]) -> f32[32] {
+  %g.1 = f32[32]{0:S(1)} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="w"}
+}
+
+%stage_2 (p: f32[4]) -> f32[32] {
+  %g.2 = f32[32]{0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="w"}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = f32[32] fusion(%p), kind=kCustom, calls=%stage_1
+  %b = f32[32] fusion(%a), kind=kCustom, calls=%stage_2
+  %one = (bf16[16], bf16[2,4]) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %two = f32[16] all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+%small (p: f32[4]) -> f32[4] {
+  %r = f32[4] all-reduce(%p), channel_id=7, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%large (p: f32[4]) -> f32[4] {
+  %r = f32[100] all-reduce(%p), channel_id=8, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%all-reduce-scatter.5 (p: f32[64]) -> f32[8] {
+  %r = f32[64] all-reduce(%p), channel_id=9, replica_groups=mesh['a'=2,'b'=4] {'a','b'}, to_apply=%add
+  ROOT %s = f32[8] dynamic-slice(%r, %i), dynamic_slice_sizes={8}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body
+  %x = (s32[], f32[8]) while(%t), condition=%other, body=%small, backend_config={"known_trip_count":{"n":"3"}}
+  %c = f32[4] conditional(%i, %p, %p), branch_computations={%small, %large}
+  %s = f32[8] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.5
+  %t = (f32[10], f32[10], u32[]) collective-permute-start(%p), channel_id=11, source_target_pairs={{0,1}}
+  %u = f32[10] collective-permute-done(%t)
+}
+"""
+
+
+def test_every_collective_counts_once_for_each_time_that_it_runs():
+    found = collectives(HLO)
+    shown = sorted((one.kind, one.bytes, one.times, one.in_loop, one.group) for one in found)
+    assert shown == [
+        ("all-gather", 128, 6, True, 4),
+        ("all-reduce", 16, 3, True, 2),
+        ("all-reduce", 48, 6, True, 8),
+        ("all-reduce", 64, 6, True, 8),
+        ("all-reduce", 400, 1, False, 2),  # Of the two branches the larger one.
+        ("collective-permute", 40, 1, False, 1),
+        ("reduce-scatter", 32, 1, False, 8),
+    ]
+    assert {one.shapes for one in found if one.bytes == 48} == {((16,), (2, 4))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [("all-gather", 75), ("all-reduce", 150), ("reduce-scatter", 300), ("all-to-all", 75), ("collective-permute", 100)],
+)
+def test_what_a_device_sends(kind, sent):
+    assert Collective(kind, ((25,),), 100, 7, False, 4).sent == sent
