@@ -24,7 +24,7 @@ def get_config(variant: str = "default"):
             model=c.ModelConfig(num_layers=4, d_model=128, num_heads=4, d_ff=128, max_len=64),
             nest=c.choose_variant(nest, variant),
             optimizer=shampoo if variant == "shampoo" else adamw,
-            data=c.DataConfig(source="stdlib", seq_len=64, batch_size=8),
+            data=c.DataConfig(source="stdlib", eval_fraction=0.02, seq_len=64, batch_size=8),
             train=c.TrainConfig(num_steps=700, eval_every=350, checkpoint_every=350, log_every=50),
         )
     )

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -56,6 +57,14 @@ def test_the_job_set_has_a_pod_for_each_machine_and_ends_on_mistakes():
     claims = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= claims
     assert "--distributed" in pod["containers"][0]["command"]
+
+
+def test_the_readme_has_the_table_of_slices():
+    script = runpy.run_path(str(LAUNCH.parent / "scale" / "compile_table.py"))
+    rows = json.loads((LAUNCH.parent / "scale" / "compile_table.json").read_text())
+    assert list(rows) == [" ".join(map(str, row)) for row in script["ROWS"]]
+    readme = (LAUNCH.parents[1] / "README.md").read_text()
+    assert all(row["fits"] and script["row_of"](key, row) in readme for key, row in rows.items())
 
 
 def test_the_image_holds_what_the_package_needs():
