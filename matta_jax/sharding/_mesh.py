@@ -132,8 +132,8 @@ def placement(mesh: Mesh) -> Placement:
     whole = lambda x, names: place(x, _spec(names, mesh, without="fsdp"))
 
     def scatter(gradient: jax.Array, names: Names) -> jax.Array:
-        # A matrix's comes together first: so the sub-models' gradients are added up before they cross devices, and one
-        # reduce-scatter is left of both steps. A table's is cheaper as rows that go where their columns are kept.
+        # A matrix's comes together first: so compilers add up the sub-models' gradients before these cross devices. A
+        # table's is cheaper at once: the few rows of a batch go where their columns are kept.
         gradient = gradient if "vocab" in names else whole(gradient, names)
         return place(gradient, _spec(names, mesh))
 
