@@ -84,7 +84,7 @@ SHRUNK = {
     "model": {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_ff": 32, "max_len": 32, "vocab_size": 256},
     "optimizer": {"warmup_steps": 0},
     "train": {"num_steps": 1, "microbatches": 1, "peak_tflops": 1.0},
-    "data": {"seq_len": 32, "batch_size": 4, "tokenizer": "byte", "eval_fraction": 0.2},
+    "data": {"seq_len": 32, "batch_size": 8, "tokenizer": "byte", "eval_fraction": 0.2},
     "mesh": {"data": 1},
 }
 SLOW = pytest.mark.slow

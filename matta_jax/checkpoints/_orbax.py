@@ -256,9 +256,9 @@ def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, T
             return ocp.load_checkpointables(path, dict(abstract)), ""
         except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
             failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        for _ in range(20):  # Its threads let go of what failed a little later.
+        for _ in range(5):  # Its threads let go of what failed a little later.
             gc.collect()
-            time.sleep(0.05)
+            time.sleep(0.1)
         return {}, failure
 
 

@@ -149,6 +149,7 @@ def sweep():
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_commands_that_it_runs(call, tmp_path):
     config, workdir = tmp_path / "rates.py", tmp_path / "sweep"
     config.write_text(SWEEP)

@@ -136,7 +136,7 @@ def test_alternating_static_widths_go_by_switch_and_are_exact():
     np.testing.assert_array_equal(ours(params, tokens()), function(weights, tokens()))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full", "none"])
+@pytest.mark.parametrize("remat", ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none"))])
 def test_a_mix_has_the_gradient_of_its_plain_model(remat):
     """Both of a random mix and of a static one that goes by switch, with layers left out."""
     nest, params, axes = make("all")

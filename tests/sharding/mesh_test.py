@@ -221,6 +221,7 @@ def check_collectives(tiny, make, *kinds):
     assert not [one for one in joint if one.kind == "all-gather" and (256, d_model) in one.shapes], "the whole table"
 
 
+@pytest.mark.slow
 def test_a_joint_step_gathers_what_its_ta_gathers(tiny):
     """The CPU's compiler adds up the gradients of Student and TA only after it has summed them over devices."""
     check_collectives(tiny, make_mesh, "all-gather")
@@ -232,6 +233,7 @@ def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh):
     check_collectives(tiny, tpu_mesh)
 
 
+@pytest.mark.slow
 def test_fp32_reductions_change_the_sum_and_nothing_else(tiny):
     """In float32 they change nothing; in bfloat16 the gradient comes closer to that of float32."""
     batch = {"tokens": np.arange(8 * 33, dtype=np.int32).reshape(8, 33) % 251, "length": np.full(8, 32, np.int32)}
