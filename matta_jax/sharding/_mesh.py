@@ -132,9 +132,11 @@ def placement(mesh: Mesh) -> Placement:
     whole = lambda x, names: place(x, _spec(names, mesh, without="fsdp"))
 
     def scatter(gradient: jax.Array, names: Names) -> jax.Array:
-        # A matrix's comes together first: so compilers add up the sub-models' gradients before these cross devices. A
-        # table's is cheaper at once: the few rows of a batch go where their columns are kept.
-        gradient = gradient if "vocab" in names else whole(gradient, names)
+        # A matrix's comes together first: so compilers add up the sub-models' gradients before these cross devices.
+        # A table's is cheaper at once, as the few rows of a batch go where their columns are kept; but where data are
+        # split over two axes, the partitioner would make every device hold all rows.
+        at_once = "vocab" in names and mesh.shape["data"] == 1
+        gradient = gradient if at_once else whole(gradient, names)
         return place(gradient, _spec(names, mesh))
 
     return Placement(gather=whole, scatter=scatter)
