@@ -96,8 +96,9 @@ def sweep(
     runs = plan_sweep(config, overrides, workdir)
     endings: dict[str, str] = {}
     for i, run in enumerate(runs, 1):
-        log(f"sweep {i}/{len(runs)}: {run.name}" + (", is finished" if _is_finished(run) else ""))
-        if _is_finished(run):
+        done = _is_finished(run)
+        log(f"sweep {i}/{len(runs)}: {run.name}" + (", is finished" if done else ""))
+        if done:
             continue
         try:
             finished = train(run.config, run.workdir, log=log).finished

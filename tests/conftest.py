@@ -57,22 +57,17 @@ def corpus(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def tpu_mesh(monkeypatch, request):
+def tpu_mesh(request):
     """`tpu_mesh(sizes)`: a (data, fsdp, tensor) mesh of a v5e 2x4 that is not there, to compile for."""
     import jax
-    import numpy as np
-    from jax.experimental import topologies
-    from jax.sharding import AxisType, Mesh
 
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from matta_jax.sharding import make_mesh, topology_devices
+
     # Programs of absent devices cannot be read back from the compilation cache: do not put them there.
     name = "jax_persistent_cache_min_compile_time_secs"
     request.addfinalizer(lambda value=jax.config.values[name]: jax.config.update(name, value))
     jax.config.update(name, 1e9)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    axes = ("data", "fsdp", "tensor")
-    return lambda sizes: Mesh(np.array(devices)[: np.prod(sizes)].reshape(sizes), axes, axis_types=(AxisType.Auto,) * 3)
+    return lambda sizes: make_mesh(sizes, topology_devices("v5e:2x4"))
 
 
 @pytest.fixture(scope="session")

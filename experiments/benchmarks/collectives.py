@@ -10,6 +10,8 @@ of 1,024 tokens for each chip. `separate` runs Student and TA one after another 
 
 import argparse
 import dataclasses
+import pathlib
+import runpy
 
 import harness  # isort: skip  (Before jax is imported.)
 
@@ -20,15 +22,9 @@ from matta_jax.training._dry_run import compile_step
 
 TOPOLOGY = "v5e:2x4"
 MESHES = {"FSDP": (1, 8, 1), "FSDP x tensor": (1, 4, 2)}
-MODEL = c.ModelConfig(
-    vocab_size=50304,
-    num_layers=24,
-    d_model=1024,
-    num_heads=16,
-    d_ff=4096,
-    max_len=1024,
-    compute_dtype="bfloat16",
-)
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "gpt2_medium.py"
+MEDIUM = c.from_config_dict(runpy.run_path(str(CONFIG))["get_config"]())
+MODEL = dataclasses.replace(MEDIUM.model, vocab_size=50304)
 NEST = c.NestConfig(d_ff=8192, widths=(4096, 8192), mix_per_step=0)
 CONTENDERS = {
     "TA alone": (dataclasses.replace(MODEL, d_ff=8192), c.NestConfig(mix_per_step=0)),

@@ -189,8 +189,7 @@ class MLP(nnx.Module):
         return jax.nn.gelu(hidden_NGF, approximate=True)
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        hidden_NGF = self.hidden(x_ND)
-        return _project("ngf,gfd->nd", hidden_NGF, self.w_out[...]) + self.b_out[...]
+        return _project("ngf,gfd->nd", self.hidden(x_ND), self.w_out[...]) + self.b_out[...]
 
 
 class Block(nnx.Module):

@@ -1,5 +1,6 @@
 """The mesh of a run, and where its arrays lie on it. Auto axis types throughout (architecture.md, decision 12)."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -151,6 +152,7 @@ def loss_layout(mesh: Mesh) -> Layout | None:
     return Layout(mesh, tokens=tokens, columns=columns, vocab=vocab)
 
 
+@functools.lru_cache(maxsize=16)  # Asked for every batch.
 def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of a global batch, rising, that the devices of this process hold."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

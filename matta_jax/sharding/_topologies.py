@@ -41,7 +41,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
     if chip not in CHIPS or not colon:
         raise UserError(
             f"topology={topology!r} must be a chip ({', '.join(CHIPS)}) and a shape, such as v5e:4x4 or v5p:2x2x2"
-            f"{did_you_mean(chip, CHIPS)}"
+            f"{'' if chip in CHIPS else did_you_mean(chip, CHIPS)}"
         )
     # No metadata server is asked, and several processes may compile at once. Read when libtpu is loaded.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

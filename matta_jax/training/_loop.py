@@ -468,8 +468,9 @@ def _one_line_for_full_disks(workdir: pathlib.Path) -> Iterator[None]:
         while reason is None and cause is not None:  # tensorstore's errors are no OSErrors, but quote them.
             text = str(cause)
             reason = next((own for own in map(os.strerror, _CANNOT_WRITE) if own in text), None)
-            if isinstance(cause, FileNotFoundError) and pathlib.Path(cause.filename) in (workdir, *workdir.parents):
-                reason = cause.strerror  # A folder that no folder can be made in.
+            missing = cause.filename if isinstance(cause, FileNotFoundError) else None
+            if missing and pathlib.Path(missing) in (workdir, *workdir.parents):
+                reason = os.strerror(errno.ENOENT)  # A folder that no folder can be made in.
             cause = cause.__cause__ or cause.__context__
         if reason is None:
             raise
