@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 _PLOTS = ["matplotlib>=3.9,<4"]
 _TOKENIZERS = ["tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
+_SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
 _TEST = [
     "hypothesis>=6.100,<7",
@@ -19,6 +20,7 @@ _TEST = [
     "chex>=0.1.90,<0.2",
     *_HF,
     *_PLOTS,
+    *_SCORERS,
     *_SEARCH,
     *_TOKENIZERS,
 ]
@@ -44,6 +46,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "importlib-resources>=6,<8",  # Imported by tensorflow-datasets, which does not declare it.
         "tensorflow-datasets>=4.9.10,<5",
+        "scipy>=1.14,<2",  # A dependency of jax too.
         "tqdm>=4.66,<5",
     ],
     extras_require={
@@ -51,6 +54,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "plots": _PLOTS,
         "hf": _HF,
+        "scorers": _SCORERS,
         "search": _SEARCH,
         "hf_test": [*_HF, "torch>=2.6,<3", "transformers>=5,<6"],  # Gigabytes: tests that need them skip without.
         "tokenizers": _TOKENIZERS,
@@ -69,6 +73,7 @@ setup(
             "matta-import = matta_jax.bin.import_:run",
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
+            "matta-generate = matta_jax.bin.generate:run",
             "matta-report = matta_jax.bin.report:run",
         ]
     },

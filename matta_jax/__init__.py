@@ -6,7 +6,8 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.extract(checkpoint, sub_models, output)
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
     matta_jax.search(checkpoint, output, budget=elastic.Budget(max_params=...))
-    matta_jax.evaluate(model=..., tasks=[...])
+    matta_jax.evaluate(model=..., tasks=[...]), matta_jax.compare(models=[...], tasks=[...])
+    matta_jax.generate(matta_jax.load_model(folder), prompt, num_tokens=...)
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
     matta_jax.sweep(config, [{"optimizer.learning_rate": 1e-3}, ...], workdir)
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import import_hf as import_hf
+    from matta_jax.elastic import load_model as load_model
     from matta_jax.elastic import open_model as open_model
     from matta_jax.elastic import open_source as open_source
     from matta_jax.elastic import verify as verify
     from matta_jax.elastic.search import search as search
     from matta_jax.errors import UserError as UserError
+    from matta_jax.evaluation import compare as compare
     from matta_jax.evaluation import evaluate as evaluate
+    from matta_jax.evaluation import generate as generate
     from matta_jax.evaluation import report as report
     from matta_jax.training import compile_check as compile_check
     from matta_jax.training import dry_run as dry_run
@@ -39,12 +43,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "config",
     "UserError": "errors",
+    "compare": "evaluation",
     "compile_check": "training",
     "convert": "elastic",
     "dry_run": "training",
     "evaluate": "evaluation",
     "extract": "elastic",
+    "generate": "evaluation",
     "import_hf": "elastic",
+    "load_model": "elastic",
     "open_model": "elastic",
     "open_source": "elastic",
     "report": "evaluation",

@@ -11,7 +11,7 @@ from matta_jax.config import Config
 from matta_jax.data import make_tokenizer, split_windows
 from matta_jax.elastic import HELD_OUT, extract, load_model
 from matta_jax.errors import UserError
-from matta_jax.evaluation import Report, evaluate, report, sample
+from matta_jax.evaluation import Report, Sampling, evaluate, generate, report
 from matta_jax.nesting import Nest, format_spec, nest_of, parse_spec, slug
 from matta_jax.training import train
 
@@ -80,7 +80,8 @@ def quickstart(
     for folder in folders:
         evaluate(model=folder, tasks=[f"bits_per_byte:{HELD_OUT}"])
     baselines = _baselines(config)
-    text = sample(load_model(folders[specs.index("ta")] if "ta" in specs else folders[-1]), prompt, num_tokens=200)
+    writer = load_model(folders[specs.index("ta")] if "ta" in specs else folders[-1])
+    text = generate(writer, prompt, num_tokens=200, sampling=Sampling(temperature=0.7))[0]
     made = report(workdir, notes={"baselines": baselines, "sample": text})
     return QuickstartResult(workdir, made, baselines, text)
 

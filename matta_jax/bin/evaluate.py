@@ -1,7 +1,8 @@
-"""Scores a model.
+"""Scores a model, or several side by side.
 
 matta-evaluate --model=models/small --tasks='bits_per_byte:texts/*.txt' --output=small.json
-matta-evaluate --checkpoint=runs/quickstart --sub_model=student --tasks=bits_per_byte:held_out
+matta-evaluate --checkpoint=runs/quickstart --sub_model=student --sub_model=ta --tasks=bits_per_byte:held_out
+matta-evaluate --model=models/gpt2 --tasks=lambada:lambada_test.jsonl,sat_math:sat-math.jsonl
 """
 
 from absl import flags
@@ -9,23 +10,26 @@ from absl import flags
 import matta_jax
 from matta_jax.bin import _app
 
-_MODEL = flags.DEFINE_string("model", None, "Folder of an extracted model.")
+_MODEL = flags.DEFINE_multi_string("model", None, "Folder of an extracted model; several are compared with the first.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")
-_SUB_MODEL = flags.DEFINE_string("sub_model", None, "Which sub-model of the checkpoint to score in place.")
-_TASKS = flags.DEFINE_list("tasks", None, "bits_per_byte:GLOB, perplexity:GLOB; GLOB held_out is the run's own.")
+_SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "Which sub-models of the checkpoint to score in place.")
+_TASKS = flags.DEFINE_list(
+    "tasks",
+    None,
+    "bits_per_byte:GLOB, perplexity:GLOB (GLOB held_out is the run's own), lambada:FILE, sat_math:FILE.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the scores.")
 
 
 def _main() -> None:
-    result = matta_jax.evaluate(
-        model=_MODEL.value,
+    result = matta_jax.compare(
+        models=_MODEL.value or [],
         checkpoint=_CHECKPOINT.value,
-        sub_model=_SUB_MODEL.value,
+        sub_models=_SUB_MODEL.value or [],
         tasks=_app.required(_TASKS, "bits_per_byte:held_out"),
         output=_OUTPUT.value,
     )
-    for task, score in result.scores.items():
-        print(f"{result.spec}  {task}  {score:.4f}")
+    print(result.table)
 
 
 def run() -> None:

@@ -3,6 +3,8 @@
 from matta_jax.data._corpora import Corpus as Corpus
 from matta_jax.data._corpora import Document as Document
 from matta_jax.data._corpora import split_documents as split_documents
+from matta_jax.data._jsonl import file_fingerprint as file_fingerprint
+from matta_jax.data._jsonl import read_json_lines as read_json_lines
 from matta_jax.data._pipeline import Batch as Batch
 from matta_jax.data._pipeline import sequential_batches as sequential_batches
 from matta_jax.data._pipeline import training_batches as training_batches

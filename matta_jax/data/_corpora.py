@@ -2,13 +2,12 @@
 
 import dataclasses
 import glob
-import gzip
 import hashlib
-import json
 import pathlib
 import sysconfig
 from collections.abc import Iterator
 
+from matta_jax.data._jsonl import decode_utf8, read_json_lines, read_text
 from matta_jax.errors import UserError, did_you_mean
 
 _STDLIB_SKIPPED = frozenset(
@@ -55,12 +54,13 @@ class Corpus:
         if kind == "tfds":
             yield from _tfds_documents(self, rest)
             return
+        what = f"data source {self.source!r}"
         for path in self.files():
             if kind == "stdlib":
                 key = path.relative_to(_stdlib_root()).as_posix()
-                yield Document(key, _decode(path.read_bytes(), str(path), self.source))
+                yield Document(key, decode_utf8(path.read_bytes(), str(path), what))
             else:
-                for text in _texts(path, self.text_field, self.source):
+                for text in _texts(path, self.text_field, what):
                     yield Document(hashlib.blake2b(text.encode()).hexdigest(), text)
 
     def files(self) -> list[pathlib.Path]:
@@ -125,35 +125,14 @@ def _stdlib_root() -> pathlib.Path:
     return pathlib.Path(sysconfig.get_paths()["stdlib"])
 
 
-def _decode(data: bytes, where: str, source: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data source {source!r}: {where} is not UTF-8 at byte {error.start}; convert it or leave it out"
-        ) from None
-
-
-def _texts(path: pathlib.Path, field: str, source: str) -> Iterator[str]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise UserError(f"data source {source!r}: {path} cannot be read ({error}); mend or remove it") from None
-    text = _decode(data, str(path), source)
+def _texts(path: pathlib.Path, field: str, what: str) -> Iterator[str]:
     if path.suffix == ".txt":
-        yield text
+        yield read_text(path, what)
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"data source {source!r}: {path} line {number} is not JSON ({error.msg})") from None
-        if not isinstance(value, dict) or not isinstance(value.get(field), str):
-            known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+    for number, value in read_json_lines(path, what):
+        if not isinstance(value.get(field), str):
             raise UserError(
-                f"data source {source!r}: {path} line {number} has no text field {field!r} (it has: {known}); "
+                f"{what}: {path} line {number} has no text field {field!r} (it has: {', '.join(value)}); "
                 "set data.text_field"
             )
         yield value[field]
@@ -190,4 +169,6 @@ def _tfds_documents(corpus: Corpus, rest: str) -> Iterator[Document]:
     for example in builder.as_data_source(split=split):
         value = example[corpus.text_field]
         data = value if isinstance(value, bytes) else str(value).encode()
-        yield Document(hashlib.blake2b(data).hexdigest(), _decode(data, "an example", corpus.source))
+        yield Document(
+            hashlib.blake2b(data).hexdigest(), decode_utf8(data, "an example", f"data source {corpus.source!r}")
+        )

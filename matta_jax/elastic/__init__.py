@@ -19,6 +19,7 @@ from matta_jax.elastic._latency import Workload as Workload
 from matta_jax.elastic._model import MANIFEST as MANIFEST
 from matta_jax.elastic._model import Model as Model
 from matta_jax.elastic._model import Package as Package
+from matta_jax.elastic._model import load_chosen as load_chosen
 from matta_jax.elastic._model import load_in_place as load_in_place
 from matta_jax.elastic._model import load_model as load_model
 from matta_jax.elastic._model import open_model as open_model

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,14 +18,14 @@ from matta_jax.elastic._formats import open_weights
 from matta_jax.elastic._source import open_source
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
-from matta_jax.models import Architecture, apply, logits, sub_model_apply
-from matta_jax.nesting import Counts, Nest, SubModel, Tree, format_spec, parse_spec, unflatten
+from matta_jax.models import Architecture, apply, architecture_of, logits, sub_model_apply
+from matta_jax.nesting import Counts, Nest, SubModel, Tree, format_spec, parse_spec, slice_model, unflatten
 
 MANIFEST = "manifest.json"
 VERSION = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """Weights and the function that runs them.
 
@@ -56,6 +57,15 @@ class Model:
     def logits(self, params: Tree, tokens_BT: jax.Array) -> jax.Array:
         """Returns the logits [B·T, V], in float32."""
         return logits(self.apply(params, tokens_BT), params["embed"]["tokens"])
+
+    def plain(self) -> "Model":
+        """This model with weights of its own: that of an extracted one is itself."""
+        if self._in_place is None:
+            return self
+        sub_model, nest, axes = self._in_place
+        params = slice_model(self.params, axes, sub_model)
+        architecture = architecture_of(self.config.model, nest, sub_model)
+        return Model(self.spec, self.config, self.counts, params, self.origin, architecture=architecture)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +163,35 @@ def record_scores(folder: str | pathlib.Path, scores: list[dict[str, Any]]) -> N
         raise UserError(f"model={str(folder)!r} cannot be written ({error.strerror}); copy it first") from None
 
 
-def load_in_place(checkpoint: str, spec: str) -> Model:
-    """Reads a run's TA and takes one sub-model of it in place. Raises UserError for a bad checkpoint or spec."""
+def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
+    """Reads a run's TA, once, and takes sub-models of it in place. Raises UserError for a bad checkpoint or spec."""
     source = open_source(checkpoint)
-    sub_model = parse_spec(spec, source.nest)
-    return Model(
-        format_spec(sub_model, source.nest),
-        source.config,
-        source.count(sub_model),
-        source.load(source.nest.ta),
-        {"checkpoint": str(source.directory), "step": source.step},
-        _in_place=(sub_model, source.nest, source.axes),
-    )
+    sub_models = [parse_spec(spec, source.nest) for spec in specs]
+    params = source.load(source.nest.ta)
+    return [
+        Model(
+            format_spec(sub_model, source.nest),
+            source.config,
+            source.count(sub_model),
+            params,
+            {"checkpoint": str(source.directory), "step": source.step},
+            _in_place=(sub_model, source.nest, source.axes),
+        )
+        for sub_model in sub_models
+    ]
+
+
+def load_chosen(model: str | pathlib.Path | None, checkpoint: str | None = None, sub_model: str | None = None) -> Model:
+    """Reads an extracted model, or a sub-model in place in its run's checkpoint.
+
+    Raises:
+      UserError: both or neither are named, or what is named is missing or damaged.
+    """
+    if (model is None) == (checkpoint is None):
+        raise UserError("name either model (an extracted folder) or checkpoint with sub_model, not both or neither")
+    if model is not None:
+        return load_model(model)
+    if sub_model is None:
+        raise UserError("sub_model is missing; name one beside checkpoint, such as --sub_model=student")
+    assert checkpoint is not None
+    return load_in_place(checkpoint, [sub_model])[0]

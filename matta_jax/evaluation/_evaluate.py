@@ -1,21 +1,22 @@
-"""Scores of a model on held-out text."""
+"""Scores of models on tasks, one model or several side by side."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from matta_jax.elastic import (
-    TextLoss,
-    load_in_place,
-    load_model,
-    record_scores,
-    score_record,
-    task_windows,
-    text_loss,
-)
+from matta_jax.config import Config
+from matta_jax.data import make_tokenizer
+from matta_jax.elastic import Model, load_in_place, load_model, record_scores
 from matta_jax.errors import UserError, did_you_mean
+from matta_jax.evaluation._lambada import Lambada
+from matta_jax.evaluation._sat_math import SatMath
+from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs, score_records
+from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.files import replace_text
+from matta_jax.reporting import markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +27,40 @@ class Evaluation:
       spec: the sub-model.
       origin: where it was read.
       counts: `parameters`, `bytes`, `flops_per_token`.
-      scores: task to score; `bits_per_byte:GLOB` in bits of a UTF-8 byte, `perplexity:GLOB` of a token.
+      scores: task to figure; a task may add figures beside its own, such as `lambada_perplexity:FILE`.
+      intervals: of the figures that have one, at 95 %.
+      truncated: task to examples that were longer than the model reads, and lost tokens at their start.
     """
 
     spec: str
     origin: dict[str, object]
     counts: dict[str, int]
     scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    truncated: dict[str, int]
 
 
-_TASKS: dict[str, Callable[[TextLoss], float]] = {
-    "bits_per_byte": lambda loss: loss.bits_per_byte,
-    "perplexity": lambda loss: loss.perplexity,
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Several models on the same tasks.
+
+    Attributes:
+      evaluations: of each model.
+      paired: each model against the first, for tasks with right and wrong answers.
+      baselines: what trivial methods reach, by task and name.
+      table: all of it, for people.
+    """
+
+    evaluations: list[Evaluation]
+    paired: list[Paired]
+    baselines: dict[str, dict[str, float]]
+    table: str
+
+
+_TEXT_FIGURES = ("bits_per_byte", "perplexity")
+_TASKS: dict[str, Callable[[str, Config], Task]] = {
+    "lambada": lambda where, config: Lambada(where, make_tokenizer(config.data.tokenizer)),
+    "sat_math": lambda where, config: SatMath(where, make_tokenizer(config.data.tokenizer)),
 }
 
 
@@ -49,40 +72,148 @@ def evaluate(
     tasks: Sequence[str],
     output: str | pathlib.Path | None = None,
 ) -> Evaluation:
-    """Scores an extracted model, or a sub-model in place in its run's checkpoint.
-
-    The scores of an extracted model are kept in its manifest, with the corpus and the date.
+    """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one model.
 
     Args:
       model: folder of an extracted model; or
       checkpoint, sub_model: `D[@STEP]` and a spec.
-      tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files; GLOB `held_out` is the run's own held-out text.
+      tasks: as `compare`.
       output: a JSON file for the result.
 
     Raises:
-      UserError: both or neither of model and checkpoint, a bad task, or files that cannot be read.
+      UserError: as `compare`.
     """
-    if (model is None) == (checkpoint is None):
+    return compare(
+        models=[] if model is None else [model],
+        checkpoint=checkpoint,
+        sub_models=[] if sub_model is None else [sub_model],
+        tasks=tasks,
+        output=output,
+    ).evaluations[0]
+
+
+def compare(
+    *,
+    models: Sequence[str | pathlib.Path] = (),
+    checkpoint: str | None = None,
+    sub_models: Sequence[str] = (),
+    tasks: Sequence[str],
+    output: str | pathlib.Path | None = None,
+) -> Comparison:
+    """Scores models side by side, each against the first by a paired test.
+
+    The scores of an extracted model are kept in its manifest, with the data's fingerprint and the date.
+
+    Args:
+      models: folders of extracted models; or
+      checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
+      tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the run's own held-out
+        text; `lambada:FILE`; `sat_math:FILE`.
+      output: a JSON file for the result.
+
+    Raises:
+      UserError: both or neither of models and checkpoint, a bad task, or files that cannot be read.
+    """
+    if bool(models) == (checkpoint is not None):
         raise UserError("name either model (an extracted folder) or checkpoint with sub_model, not both or neither")
-    if checkpoint is not None and sub_model is None:
+    if checkpoint is not None and not sub_models:
         raise UserError("sub_model is missing; name one beside checkpoint, such as --sub_model=student")
     if not tasks:
         raise UserError("tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out")
     split = [_parse_task(task) for task in tasks]
-    if model is not None:
-        loaded = load_model(model)
-    else:
-        assert checkpoint is not None and sub_model is not None
-        loaded = load_in_place(checkpoint, sub_model)
-    windows = {where: task_windows(loaded.config, where) for _, where in split}
-    losses = {where: text_loss(loaded, found) for where, found in windows.items()}
-    scores = {f"{name}:{where}": _TASKS[name](losses[where]) for name, where in split}
-    result = Evaluation(loaded.spec, loaded.origin, dataclasses.asdict(loaded.counts), scores)
-    if model is not None:
-        record_scores(model, [score_record(f"{n}:{w}", scores[f"{n}:{w}"], windows[w]) for n, w in split])
+    loaded = [load_model(folder) for folder in models]
+    if checkpoint is not None:
+        loaded = load_in_place(checkpoint, sub_models)
+    prepared = _Prepared()
+    outcomes: list[list[Outcome]] = [[] for _ in tasks]
+    found = []
+    for one, folder in itertools.zip_longest(loaded, models):
+        ready = [prepared.get(name, where, one.config) for name, where in split]
+        own = [task.run(one) for task in ready]
+        for listed, outcome in zip(outcomes, own, strict=True):
+            listed.append(outcome)
+        if folder is not None:
+            record_scores(
+                folder,
+                [
+                    record
+                    for task, outcome in zip(ready, own, strict=True)
+                    for record in score_records(outcome, task.fingerprint)
+                ],
+            )
+        found.append(_evaluation(one, tasks, own))
+    names = _names(loaded, models)
+    paired = [pair for task, listed in zip(tasks, outcomes, strict=True) for pair in all_pairs(names, listed, task)]
+    baselines = {
+        task: prepared.get(name, where, loaded[0].config).baselines
+        for task, (name, where) in zip(tasks, split, strict=True)
+    }
+    baselines = {task: own for task, own in baselines.items() if own}
+    result = Comparison(found, paired, baselines, _table(names, found, baselines, paired))
     if output is not None:
-        write_json(pathlib.Path(output), dataclasses.asdict(result))
+        described: dict[str, Any] = dataclasses.asdict(found[0])
+        if len(found) > 1:
+            described = {"models": [dataclasses.asdict(one) for one in found]}
+            described["paired"] = [dataclasses.asdict(pair) for pair in paired]
+        write_json(pathlib.Path(output), described | {"baselines": baselines})
     return result
+
+
+class _Prepared:
+    """Tasks, each made once for all models of one tokenizer and sequence length."""
+
+    def __init__(self) -> None:
+        self._texts: dict[Any, Text] = {}
+        self._tasks: dict[Any, Task] = {}
+
+    def get(self, name: str, where: str, config: Config) -> Task:
+        key = (where, config.data)
+        if name in _TEXT_FIGURES:
+            if key not in self._texts:
+                self._texts[key] = Text(where, config)
+            return TextTask(name, self._texts[key])
+        if (name, key) not in self._tasks:
+            self._tasks[name, key] = _TASKS[name](where, config)
+        return self._tasks[name, key]
+
+
+def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome]) -> Evaluation:
+    scores = [score for outcome in outcomes for score in outcome.scores]
+    return Evaluation(
+        model.spec,
+        model.origin,
+        dataclasses.asdict(model.counts),
+        {score.task: score.value for score in scores},
+        {score.task: score.interval for score in scores if score.interval is not None},
+        {task: outcome.truncated for task, outcome in zip(tasks, outcomes, strict=True) if outcome.truncated},
+    )
+
+
+def _names(loaded: Sequence[Model], folders: Sequence[str | pathlib.Path]) -> list[str]:
+    """The models' specs, or their folders where specs do not tell them apart."""
+    specs = [one.spec for one in loaded]
+    return specs if len(set(specs)) == len(specs) or not folders else [str(folder) for folder in folders]
+
+
+def _table(
+    names: Sequence[str],
+    evaluations: Sequence[Evaluation],
+    baselines: dict[str, dict[str, float]],
+    paired: Sequence[Paired],
+) -> str:
+    rows = []
+    for task, value in evaluations[0].scores.items():
+        for name, one in zip(names, evaluations, strict=True):
+            value, interval = one.scores[task], one.intervals.get(task)
+            shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+            odd = [pair for pair in paired if (pair.task, pair.b) == (task, name)]
+            test = f"p={odd[0].p_value:.3g} against {odd[0].a}" if odd else ""
+            lost = one.truncated.get(task)
+            rows.append([task, name, f"{value:.4f}", shown, f"{lost} examples truncated" if lost else "", test])
+        rows += [[task, own, f"{value:.4f}", "", "", ""] for own, value in baselines.get(task, {}).items()]
+    header = ["task", "model or baseline", "figure", "95 % interval", "", ""]
+    used = [i for i in range(len(header)) if (header[i] and i < 3) or any(row[i] for row in rows)]
+    return markdown_table([header[i] for i in used], [[row[i] for i in used] for row in rows], left=(0, 1, 3, 4, 5))
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
@@ -96,7 +227,8 @@ def write_json(path: pathlib.Path, value: object) -> None:
 
 def _parse_task(task: str) -> tuple[str, str]:
     name, _, where = task.partition(":")
-    if name not in _TASKS or not where:
-        known = ", ".join(f"{name}:GLOB" for name in _TASKS)
-        raise UserError(f"tasks={task!r} must be one of {known}{did_you_mean(name, _TASKS)}")
+    known = [*_TEXT_FIGURES, *_TASKS]
+    if name not in known or not where:
+        listed = ", ".join(f"{name}:{'GLOB' if name in _TEXT_FIGURES else 'FILE'}" for name in known)
+        raise UserError(f"tasks={task!r} must be one of {listed}{did_you_mean(name, known)}")
     return name, where

@@ -10,6 +10,7 @@ from matta_jax.models._gpt import init_cache as init_cache
 from matta_jax.models._gpt import init_params as init_params
 from matta_jax.models._gpt import logical_axes as logical_axes
 from matta_jax.models._gpt import logits as logits
+from matta_jax.models._gpt import prefill as prefill
 from matta_jax.models._nested import Placement as Placement
 from matta_jax.models._nested import block_importance as block_importance
 from matta_jax.models._nested import candidate_apply as candidate_apply

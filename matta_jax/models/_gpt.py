@@ -131,7 +131,7 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal self-attention. The softmax is normalised after the values are summed, which saves a pass."""
+    """Self-attention. The softmax is normalised after the values are summed, which saves a pass."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, out_scale: float):
         self.w_qkv = _weight(rngs, sizes, "heads_granules", "d_model", "qkv", "heads", "head_dim")
@@ -139,23 +139,42 @@ class Attention(nnx.Module):
         self.w_out = _weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
         self.b_out = _weight(rngs, sizes, "d_model")
 
-    def mix(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
-        """Returns what each head has gathered [N, K, H, E]."""
+    def _project(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries, keys and values [B, T, K, H, E]."""
         qkv_NKCHE = _project("nd,kdche->nkche", x_ND, self.w_qkv[...]) + self.b_qkv[...]
         qkv = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
         q, k, v = (qkv[:, :, :, c] for c in range(3))
+        return q, k, v
+
+    def mix(self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None) -> jax.Array:
+        """Returns what each head has gathered [N, K, H, E], as `__call__` does."""
+        return self._mix(*self._project(x_ND, seq_len), seen_BS).astype(x_ND.dtype)
+
+    def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array | None = None) -> jax.Array:
         scale = 1 / math.sqrt(q.shape[-1])
         scores = jnp.einsum("btkhe,bskhe->bkhts", q * scale, k, preferred_element_type=jnp.float32)
-        causal_TS = jnp.tril(jnp.ones((seq_len, seq_len), bool))
-        scores = jnp.where(causal_TS, scores, -jnp.inf)
+        if seen_BS is None:
+            may_see = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+        else:
+            may_see = seen_BS[:, None, None, None, :]
+        scores = jnp.where(may_see, scores, -jnp.inf)
         unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         summed = jnp.einsum("bkhts,bskhe->btkhe", unnormed.astype(v.dtype), v)
         total = jnp.moveaxis(unnormed.sum(-1), -1, 1)[..., None]  # [B, T, K, H, 1]
-        return (summed / total).astype(x_ND.dtype).reshape(x_ND.shape[0], *qkv_NKCHE.shape[1:2], *q.shape[3:])
+        return (summed / total).reshape(-1, *q.shape[2:])
 
-    def __call__(self, x_ND: jax.Array, seq_len: int) -> jax.Array:
-        mixed_NKHE = self.mix(x_ND, seq_len)
+    def _out(self, mixed_NKHE: jax.Array) -> jax.Array:
         return _project("nkhe,khed->nd", mixed_NKHE, self.w_out[...]) + self.b_out[...]
+
+    def __call__(self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None) -> jax.Array:
+        """Attends over sequences: each position to itself and those before; with `seen_BS`, all to these positions,
+        of which each sequence needs one."""
+        return self._out(self.mix(x_ND, seq_len, seen_BS))
+
+    def prefill(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """As `__call__`, with the keys and values [B, T, K, H, E] for `decode`."""
+        q, k, v = self._project(x_ND, seq_len)
+        return self._out(self._mix(q, k, v).astype(x_ND.dtype)), (k, v)
 
     def decode(
         self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
@@ -204,10 +223,18 @@ class Block(nnx.Module):
         self.norm_mlp = LayerNorm(sizes)
         self.mlp = MLP(sizes, rngs, out_scale=out_scale)
 
-    def attend(self, x_ND: jax.Array, seq_len: int, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+    def attend(
+        self,
+        x_ND: jax.Array,
+        seq_len: int,
+        seen_BS: jax.Array | None = None,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
         """Returns the residual stream after attention."""
         key = None if key is None else jax.random.split(key)[0]
-        return x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len), dropout, key)
+        return x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len, seen_BS), dropout, key)
 
     def feed(self, x_ND: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
         """Returns the residual stream after the MLP, of that after attention."""
@@ -215,10 +242,21 @@ class Block(nnx.Module):
         return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, key)
 
     def __call__(
-        self, x_ND: jax.Array, seq_len: int, *, dropout: float = 0.0, key: jax.Array | None = None
+        self,
+        x_ND: jax.Array,
+        seq_len: int,
+        seen_BS: jax.Array | None = None,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the new residual stream. Without a `key` nothing is dropped."""
-        return self.feed(self.attend(x_ND, seq_len, dropout=dropout, key=key), dropout=dropout, key=key)
+        """Returns the new residual stream. Without a `key` nothing is dropped; `seen_BS` is that of `Attention`."""
+        return self.feed(self.attend(x_ND, seq_len, seen_BS, dropout=dropout, key=key), dropout=dropout, key=key)
+
+    def prefill(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """As `Attention.prefill`, for the whole block."""
+        attended, cache = self.attention.prefill(self.norm_attention(x_ND), seq_len)
+        return self.feed(x_ND + attended), cache
 
     def decode(
         self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
@@ -228,12 +266,14 @@ class Block(nnx.Module):
         x_BD = x_BD + attended
         return x_BD + self.mlp(self.norm_mlp(x_BD)), cache_BSKHE
 
-    def importance(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
+    def importance(
+        self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream: the mean norm of its
         part of the branch's output over tokens."""
-        mixed_NKHE = self.attention.mix(self.norm_attention(x_ND), seq_len)
+        mixed_NKHE = self.attention.mix(self.norm_attention(x_ND), seq_len, seen_BS)
         parts_NKHD = jnp.einsum("nkhe,khed->nkhd", mixed_NKHE, self.attention.w_out[...])
-        x_ND = x_ND + self.attention(self.norm_attention(x_ND), seq_len)
+        x_ND = self.attend(x_ND, seq_len, seen_BS)
         hidden_NGF = self.mlp.hidden(self.norm_mlp(x_ND))
         norms_GF = jnp.linalg.norm(self.mlp.w_out[...], axis=-1)
         return jnp.linalg.norm(parts_NKHD, axis=-1).mean(0), jnp.abs(hidden_NGF).mean(0) * norms_GF
@@ -284,6 +324,19 @@ class GPT(nnx.Module):
             keys = jax.random.split(rngs.params(), len(run.layers))
             self.blocks[str(i)] = nnx.vmap(functools.partial(_block, own, depth))(keys)
         self.norm = LayerNorm(sizes)
+
+    def prefill(self, tokens_BT: jax.Array, length: int) -> tuple[jax.Array, Cache]:
+        """As `__call__`, with the caches for `decode`, which have room for `length` tokens."""
+        x_ND, caches = self.embed(tokens_BT), []
+        room = ((0, 0), (0, 0), (0, length - tokens_BT.shape[1]), (0, 0), (0, 0), (0, 0))
+        for i in range(len(self.blocks)):
+            graphdef, stack = nnx.split(self.blocks[str(i)])
+            body = lambda x_ND, weights, graphdef=graphdef: nnx.merge(graphdef, weights).prefill(
+                x_ND, tokens_BT.shape[1]
+            )
+            x_ND, (keys, values) = jax.lax.scan(body, x_ND, stack)
+            caches.append((jnp.pad(keys, room), jnp.pad(values, room)))
+        return self.norm(x_ND), caches
 
     def decode(self, tokens_B: jax.Array, caches: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
         """Returns the normed hidden states [B, D] of one new token per row, and the caches with it at `position`."""
@@ -363,6 +416,14 @@ def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtyp
     heads = (architecture.num_heads // architecture.head_granule, architecture.head_granule, architecture.head_dim)
     shapes = [(len(run.layers), batch_size, length, *heads) for run in architecture.sub_model.runs]
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
+
+
+def prefill(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
+    """Runs a prompt; returns its hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
+
+    Tokens that only fill up a prompt at its end may follow it: `decode` writes over them.
+    """
+    return nnx.merge(_abstract(architecture)[0], params).prefill(tokens_BT, length)
 
 
 def decode(

@@ -1,0 +1,42 @@
+"""Writes text with a model.
+
+matta-generate --model=models/small --prompt='def main' --num_tokens=100 --temperature=0.7
+matta-generate --checkpoint=runs/quickstart --sub_model=student --num_samples=3 --top_p=0.9 --seed=1
+"""
+
+from absl import flags
+
+import matta_jax
+from matta_jax.bin import _app
+from matta_jax.elastic import load_chosen
+from matta_jax.evaluation import Sampling
+
+_MODEL = flags.DEFINE_string("model", None, "Folder of an extracted or imported model.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")
+_SUB_MODEL = flags.DEFINE_string("sub_model", None, "Which sub-model of the checkpoint writes.")
+_PROMPT = flags.DEFINE_string("prompt", "", "What the text begins with.")
+_NUM_TOKENS = flags.DEFINE_integer("num_tokens", 100, "Most tokens to add.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts to write.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the softmax; 0 takes the most likely token.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw among so many of the most likely tokens.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Draw among the fewest tokens that have this probability together.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+
+
+def _main() -> None:
+    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
+    model = load_chosen(_MODEL.value, _CHECKPOINT.value, _SUB_MODEL.value)
+    texts = matta_jax.generate(
+        model, _PROMPT.value, num_tokens=_NUM_TOKENS.value, num_samples=_NUM_SAMPLES.value, sampling=sampling
+    )
+    for i, text in enumerate(texts):
+        print(f"--- sample {i + 1}\n{text}" if len(texts) > 1 else text)
+
+
+def run() -> None:
+    """Console script."""
+    _app.run(_main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,132 @@
+"""Generation with a cache, against the model's own forward pass without one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from matta_jax import elastic, evaluation, extract, models
+from matta_jax.errors import UserError
+from matta_jax.evaluation import Sampling, _generate
+
+EOS = 0
+
+
+@pytest.fixture(scope="module")
+def model(run, tmp_path_factory):
+    """A mix: several runs of layers."""
+    return elastic.load_model(extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("mix") / "m")[0].path)
+
+
+def test_prefill_and_decode_compute_what_the_forward_pass_does(model):
+    tokens = jax.random.randint(jax.random.key(0), (2, 20), 1, 256)
+    whole = models.apply(model.architecture, model.params, tokens).reshape(2, 20, -1)
+    padded = tokens.at[:, 12:16].set(7)[:, :16]  # The last four only fill up.
+    hidden, cache = models.prefill(model.architecture, model.params, padded, length=32)
+    np.testing.assert_allclose(hidden.reshape(2, 16, -1)[:, :12], whole[:, :12], atol=2e-5)
+    for position in range(12, 20):
+        hidden, cache = models.decode(model.architecture, model.params, tokens[:, position], cache, position)
+        np.testing.assert_allclose(hidden, whole[:, position], atol=2e-5)
+
+
+def greedy_without_cache(model, ids, steps):
+    logits, ids = jax.jit(model.logits), list(ids)
+    for _ in range(steps):
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(ids)] = ids
+        ids.append(int(np.argmax(np.asarray(logits(model.params, padded))[len(ids) - 1])))
+    return ids
+
+
+def test_greedy_text_is_that_without_a_cache(model, run):
+    start = [0, *b"the quick"]
+    ids = evaluation.generate_ids(
+        model, np.array([start, start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
+    )
+    assert ids.shape == (2, 33) and list(ids[0]) == list(ids[1]) == greedy_without_cache(model, start, 23)
+    in_place = elastic.load_in_place(str(run[1]), ["d_ff=16,48,32"])[0]
+    again = evaluation.generate_ids(
+        in_place, np.array([start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
+    )
+    np.testing.assert_array_equal(again[0], ids[0])
+
+
+def test_a_longer_text_goes_on_from_half_a_sequence(model):
+    start = np.array([[0, *b"the quick brown"]])
+    greedy = Sampling(temperature=0)
+    ids = evaluation.generate_ids(model, start, num_tokens=50, eos_id=300, sampling=greedy)[0]
+    assert len(ids) == 66
+    first = 16 + 17  # 16 read, and 17 drawn: the last one is not read.
+    assert list(ids[:first]) == greedy_without_cache(model, ids[:16], 17)
+    assert list(ids[first : first + 17]) == greedy_without_cache(model, ids[first - 16 : first], 17)[16:]
+
+
+def test_draws_follow_the_model(model):
+    start = np.tile([0, *b"the"], (4096, 1))
+    drawn = evaluation.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=Sampling(0.8, seed=3))[:, -1]
+    z = model.logits(model.params, jnp.asarray(start[:1]))[-1] / 0.8
+    p = np.asarray(jax.nn.softmax(z))
+    seen = np.bincount(drawn, minlength=256) / len(drawn)
+    assert np.abs(seen - p).max() < 5 * np.sqrt(p.max() / len(drawn))
+    for sampling, allowed in {
+        Sampling(0.8, top_k=3): set(np.argsort(-p)[:3]),
+        Sampling(0.8, top_p=0.3): nucleus(p, 0.3),
+        Sampling(0.8, top_k=1, top_p=0.9): {int(np.argmax(p))},
+    }.items():
+        drawn = evaluation.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)[:, -1]
+        assert set(drawn) == allowed, sampling
+
+
+def nucleus(p, mass):
+    order = np.argsort(-p)
+    return set(order[: int(np.searchsorted(np.cumsum(p[order]), mass)) + 1])
+
+
+def test_top_p_counts_among_the_top_k():
+    z = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
+    kept = lambda k, p: list(
+        jnp.isfinite(_generate._cut(z, (k is not None, p is not None), jnp.float32(1), k or 1, p or 1))[0]
+    )
+    assert kept(None, 0.4) == [True, False, False, False]
+    assert kept(None, 0.41) == [True, True, False, False]
+    assert kept(2, 0.57) == [True, False, False, False]  # 0.4 of 0.7 is 0.571.
+    assert kept(2, 0.58) == [True, True, False, False]
+    assert kept(9, None) == [True] * 4
+
+
+def test_a_text_ends_at_the_separator(model):
+    params = dict(model.params)
+    ends = elastic.Model(model.spec, model.config, model.counts, params, {}, model.architecture)
+    start, sampling = np.array([[0, *b"the"]]), Sampling(temperature=0)
+    going = evaluation.generate_ids(model, start, num_tokens=10, eos_id=300, sampling=sampling)[0]
+    stop = int(going[6])
+    cut = evaluation.generate_ids(ends, start, num_tokens=10, eos_id=stop, sampling=sampling)[0]
+    first = list(going[4:]).index(stop)
+    assert list(cut) == list(going[: 4 + first + 1])
+
+
+def test_samples_depend_on_the_seed_alone(model):
+    a, b, other = (
+        evaluation.generate(model, "the ", num_tokens=40, num_samples=2, sampling=Sampling(0.7, seed=seed))
+        for seed in (0, 0, 1)
+    )
+    assert a == b != other and a[0].startswith("the ") and a[0] != a[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
+    ],
+)
+def test_bad_sampling_ends_in_one_line(options, words):
+    with pytest.raises(UserError, match=words):
+        Sampling(**options)
+
+
+def test_nothing_to_write_is_named(model):
+    with pytest.raises(UserError, match="num_tokens=0 must be at least 1"):
+        evaluation.generate(model, "x", num_tokens=0)
