@@ -37,6 +37,7 @@ setup(
     package_data={"matta_jax": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1,<3",
+        "array-record>=0.8,<0.9",  # A dependency of grain too.
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.12",
@@ -71,6 +72,7 @@ setup(
             "matta-sweep = matta_jax.bin.sweep:run",
             "matta-extract = matta_jax.bin.extract:run",
             "matta-import = matta_jax.bin.import_:run",
+            "matta-label = matta_jax.bin.label:run",
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-generate = matta_jax.bin.generate:run",

@@ -5,6 +5,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.train(config, workdir)
     matta_jax.extract(checkpoint, sub_models, output)
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
+    matta_jax.label(config, teacher, output)
     matta_jax.search(checkpoint, output, budget=elastic.Budget(max_params=...))
     matta_jax.evaluate(model=..., tasks=[...]), matta_jax.compare(models=[...], tasks=[...])
     matta_jax.generate(matta_jax.load_model(folder), prompt, num_tokens=...)
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import import_hf as import_hf
+    from matta_jax.elastic import label as label
     from matta_jax.elastic import load_model as load_model
     from matta_jax.elastic import open_model as open_model
     from matta_jax.elastic import open_source as open_source
@@ -51,6 +53,7 @@ _HOMES = {
     "extract": "elastic",
     "generate": "evaluation",
     "import_hf": "elastic",
+    "label": "elastic",
     "load_model": "elastic",
     "open_model": "elastic",
     "open_source": "elastic",

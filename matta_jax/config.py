@@ -163,6 +163,32 @@ class ObjectiveConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class TeacherConfig(_Section):
+    """A frozen Teacher, online or by its labels, and what learns from it."""
+
+    section = "teacher"
+    model: str | None = _field(
+        None, "Folder of an extracted or imported model, or the workdir of a run, D[@STEP], for its TA. Runs along."
+    )
+    labels: str | None = _field(None, "Or folder of labels that matta-label wrote of the training windows.")
+    student_weight: float = _field(0.0, "u_S: forward KL from the Teacher to the Student.", minimum=0.0)
+    ta_weight: float = _field(0.0, "u_TA: forward KL from the Teacher to the TA.", minimum=0.0)
+    temperature: float = _field(
+        1.0, "T of both, which are scaled by T squared; that of the labels, where there are some.", above=0.0
+    )
+    task_labels: str = _field(
+        "ground_truth",
+        "What the cross-entropies learn: ground_truth, or the class or token that the teacher finds most likely.",
+        choices=("ground_truth", "teacher"),
+    )
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything learns from a Teacher."""
+        return bool(self.student_weight or self.ta_weight or self.task_labels == "teacher")
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig(_Section):
     """The Optax chain: clip, rule, decoupled weight decay, schedule."""
 
@@ -304,6 +330,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     nest: NestConfig = NestConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     shampoo: ShampooConfig = ShampooConfig()
     data: DataConfig = DataConfig()
@@ -332,6 +359,7 @@ class Config:
             )
         if any(a >= b for a, b in itertools.pairwise(widths)):
             raise UserError(f"nest.widths={widths} must rise from each width to the next; sort and deduplicate them")
+        self._check_teacher()
         if self.data.seq_len > model.max_len:
             raise UserError(
                 f"data.seq_len={self.data.seq_len} must be at most model.max_len={model.max_len}; "
@@ -346,6 +374,27 @@ class Config:
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than "
                 f"train.num_steps={self.train.num_steps}"
             )
+
+    def _check_teacher(self) -> None:
+        teacher = self.teacher
+        named = {name: value for name in ("model", "labels") if (value := getattr(teacher, name)) is not None}
+        if len(named) > 1:
+            raise UserError(
+                f"teacher.model={teacher.model!r} and teacher.labels={teacher.labels!r}: one alone teaches; name one"
+            )
+        if teacher.is_used and not named:
+            field = next(
+                f"teacher.{name}={value!r}"
+                for name, value in dataclasses.asdict(teacher).items()
+                if value != getattr(TeacherConfig(), name) and name != "temperature"
+            )
+            raise UserError(f"{field} needs a Teacher; name teacher.model or teacher.labels")
+        for name, value in named.items():
+            if not teacher.is_used:
+                raise UserError(
+                    f"teacher.{name}={value!r} would teach nothing; give teacher.student_weight or "
+                    "teacher.ta_weight, or set teacher.task_labels=teacher"
+                )
 
 
 def _nearest_divisor(whole: int, wanted: int) -> int:
@@ -441,10 +490,13 @@ def from_config_dict(values: ml_collections.ConfigDict) -> Config:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Returns `section.field: x -> y` for every field in which two `to_dict` results differ."""
-    lines = []
+    """Returns `section.field: x -> y` for every field in which two `to_dict` results differ.
+
+    A field that one side lacks, being from an older version, has its default there.
+    """
+    lines, defaults = [], to_dict(Config())
     for section in sorted({*a, *b}):
-        left, right = a.get(section, {}), b.get(section, {})
+        left, right = (defaults.get(section, {}) | dict(side.get(section, {})) for side in (a, b))
         for name in sorted({*left, *right}):
             if left.get(name) != right.get(name):
                 lines.append(f"{section}.{name}: {left.get(name)!r} -> {right.get(name)!r}")

@@ -80,7 +80,7 @@ def measure(rounds, counts, *, way, widths, remat):
         calls[count] = stepper(program, state, inputs)
         temporaries[count] = program.memory_analysis().temp_size_in_bytes
         sub_models = static + [nest.mix([nest.widths[i] for i in choice]) for choice in mixes]
-        flops[count] = step_flops_per_token(config, nest, sub_models, 0)
+        flops[count] = step_flops_per_token(config, nest, sub_models, 0, None)
     seconds = {count: harness.median_and_spread(v) for count, v in harness.interleave(calls, rounds=rounds).items()}
     rows = []
     for count, (median, spread) in seconds.items():

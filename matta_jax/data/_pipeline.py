@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -10,6 +11,14 @@ from absl import flags
 from matta_jax.data._windows import Windows
 
 Batch = dict[str, np.ndarray]  # tokens [b, T + 1] int32, length [b] int32
+
+
+class Examples(Protocol):
+    """What batches are made of: arrays by name, at random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 class _Rows:
@@ -28,7 +37,7 @@ class _Rows:
 
 @contextlib.contextmanager
 def training_batches(
-    windows: Windows,
+    windows: Examples,
     *,
     batch_size: int,
     seed: int,

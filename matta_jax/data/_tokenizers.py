@@ -1,6 +1,7 @@
 """Tokenizers behind one small interface: bytes, GPT-2's BPE from local files, and any Hugging Face tokenizer JSON."""
 
 import hashlib
+import json
 import pathlib
 from typing import Protocol
 
@@ -9,6 +10,8 @@ import numpy as np
 from matta_jax.errors import UserError, did_you_mean
 
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+_PROBE = "The dog's 12 naïve friends,\n\n  don't they? E=mc² 東京 \U0001f600\t"
 
 
 class Tokenizer(Protocol):
@@ -114,6 +117,16 @@ def make_tokenizer(spec: str) -> Tokenizer:
         return _HFTokenizer(pathlib.Path(rest))
     hint = did_you_mean(kind, ("byte", "gpt2", "hf"))
     raise UserError(f"data.tokenizer={spec!r} must be byte, gpt2:FOLDER or hf:FILE.json{hint}")
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """A hash of what a tokenizer does, whatever files it comes from: the text of each id, and the ids of a probe."""
+    digest = hashlib.blake2b(digest_size=16)
+    for i in range(tokenizer.vocab_size):
+        digest.update(tokenizer.decode(np.array([i])).encode() + b"\0")
+    ids = np.asarray(tokenizer.encode(_PROBE), np.int64)
+    digest.update(json.dumps([tokenizer.vocab_size, tokenizer.eos_id, ids.tolist()]).encode())
+    return digest.hexdigest()
 
 
 def _hash_files(files: list[pathlib.Path]) -> str:

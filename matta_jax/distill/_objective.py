@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from matta_jax.config import ObjectiveConfig
+from matta_jax.config import ObjectiveConfig, TeacherConfig
 from matta_jax.distill._plan import Layout, Plan, Teacher, Term
 from matta_jax.distill.fused import nested_loss
 
@@ -76,7 +76,12 @@ class Objective:
 
 
 def make_objective(
-    config: ObjectiveConfig, *, num_mixes: int = 0, nested: bool = True, layout: Layout | None = None
+    config: ObjectiveConfig,
+    *,
+    num_mixes: int = 0,
+    nested: bool = True,
+    layout: Layout | None = None,
+    teacher: TeacherConfig | None = None,
 ) -> Objective:
     """Builds the objective of a run.
 
@@ -85,6 +90,7 @@ def make_objective(
       num_mixes: random mixes of a step.
       nested: False when the TA is the Student: then there is one stream and one cross-entropy.
       layout: of the operands on a mesh; None on one device.
+      teacher: weights of the terms that learn from a frozen Teacher; None: there is none.
     """
     terms = [Term("student", 0, config.student_weight)]
     if nested:
@@ -94,6 +100,15 @@ def make_objective(
             optional.append(Term(f"mix_{i}", 2 + i, config.mix_weight))
             optional.append(distil(f"mix_{i}_distill", 2 + i, config.mix_distill_weight))
         terms += [Term("ta", 1, config.ta_weight), *(term for term in optional if term.weight)]
+    if teacher is not None:
+        ends = {"student": (0, teacher.student_weight)}
+        if nested:
+            ends["ta"] = (1, teacher.ta_weight)
+        terms += [
+            Term(f"teacher_{name}", stream, weight, target="teacher", temperature=teacher.temperature)
+            for name, (stream, weight) in ends.items()
+            if weight
+        ]
     plan = Plan(
         terms=tuple(terms),
         student=0,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from matta_jax.errors import UserError
@@ -86,6 +87,12 @@ class OnlineTeacher:
     hidden: jax.Array
     head: jax.Array
 
+    def top_ids(self, chunk_size: int) -> jax.Array:
+        """Its most likely id [N] of each token; logits exist for `chunk_size` tokens at once."""
+        table_VD = self.head.astype(self.hidden.dtype)
+        of_token = lambda hidden_D: jnp.argmax(table_VD @ hidden_D).astype(jnp.int32)
+        return jax.lax.map(of_token, self.hidden, batch_size=chunk_size)
+
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["ids", "log_probs", "tail"], meta_fields=["temperature"]
@@ -105,6 +112,10 @@ class TopKTeacher:
     log_probs: jax.Array
     tail: jax.Array
     temperature: float = 1.0
+
+    def top_ids(self, chunk_size: int) -> jax.Array:
+        """Its most likely id [N] of each token."""
+        return jnp.take_along_axis(self.ids, jnp.argmax(self.log_probs, axis=1)[:, None], axis=1)[:, 0]
 
 
 Teacher = OnlineTeacher | TopKTeacher

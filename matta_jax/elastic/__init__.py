@@ -1,4 +1,4 @@
-"""Elastic models: extraction with a certificate, search under a budget, growth, import and export.
+"""Elastic models: extraction with a certificate, search under a budget, growth, import and export, Teachers.
 
 Imports no training code.
 """
@@ -15,6 +15,8 @@ from matta_jax.elastic._init import check_init as check_init
 from matta_jax.elastic._init import initial_opt_state as initial_opt_state
 from matta_jax.elastic._init import initial_params as initial_params
 from matta_jax.elastic._init import plain_run as plain_run
+from matta_jax.elastic._label import Labelled as Labelled
+from matta_jax.elastic._label import label as label
 from matta_jax.elastic._latency import Workload as Workload
 from matta_jax.elastic._model import MANIFEST as MANIFEST
 from matta_jax.elastic._model import Model as Model
@@ -36,3 +38,7 @@ from matta_jax.elastic._source import Source as Source
 from matta_jax.elastic._source import load_opt_state as load_opt_state
 from matta_jax.elastic._source import open_source as open_source
 from matta_jax.elastic._space import Budget as Budget
+from matta_jax.elastic._teacher import Teacher as Teacher
+from matta_jax.elastic._teacher import check_labels as check_labels
+from matta_jax.elastic._teacher import check_teacher as check_teacher
+from matta_jax.elastic._teacher import open_teacher as open_teacher

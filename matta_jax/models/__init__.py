@@ -16,4 +16,5 @@ from matta_jax.models._nested import block_importance as block_importance
 from matta_jax.models._nested import candidate_apply as candidate_apply
 from matta_jax.models._nested import joint_apply as joint_apply
 from matta_jax.models._nested import module_apply as module_apply
+from matta_jax.models._nested import plain_apply as plain_apply
 from matta_jax.models._nested import sub_model_apply as sub_model_apply

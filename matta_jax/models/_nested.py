@@ -333,3 +333,23 @@ def sub_model_apply(
 ) -> jax.Array:
     """Runs one sub-model in place, as a slice of its TA; returns its hidden states [B·T, d_model]."""
     return joint_apply(params, tokens_BT, [sub_model], nest=nest, axes=axes, dtype=dtype, remat="none")[0]
+
+
+def plain_apply(
+    params: Tree, tokens_BT: jax.Array, *, axes: Tree, dtype: str = "float32", placement: Placement = Placement()
+) -> jax.Array:
+    """As `apply`, on a mesh: each layer is gathered when it runs. Not to be differentiated."""
+
+    def ready(weights: Tree, axes: Tree) -> Tree:
+        return jax.tree.map(lambda weight, names: placement.gather(weight.astype(dtype), names), weights, axes)
+
+    outer = {name: ready(params[name], axes[name]) for name in ("embed", "norm")}
+    x_ND = module_apply("embed", outer["embed"], tokens_BT)
+    for i in range(len(params["blocks"])):
+        own = jax.tree.map(lambda names: names[1:], axes["blocks"][str(i)], is_leaf=lambda node: type(node) is tuple)
+        body = lambda x_ND, weights, own=own: (
+            module_apply("block", ready(weights, own), x_ND, tokens_BT.shape[1]),
+            None,
+        )
+        x_ND, _ = jax.lax.scan(body, x_ND, params["blocks"][str(i)])
+    return module_apply("norm", outer["norm"], x_ND)

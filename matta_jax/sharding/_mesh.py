@@ -95,8 +95,14 @@ def _spec(names: Names, mesh: Mesh, *, without: str | None = None) -> PartitionS
     return PartitionSpec(*(axis if axis != without and axis and mesh.shape[axis] > 1 else None for axis in axes))
 
 
-def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh) -> Tree:
+def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: bool = False) -> Tree:
     """Returns the sharding of each weight.
+
+    Args:
+      shapes: the weights.
+      axes: their axis names.
+      mesh: the devices.
+      uneven_whole: whether an axis that does not divide over its mesh axis is kept whole.
 
     Raises:
       UserError: an axis that does not divide over its mesh axis.
@@ -104,8 +110,11 @@ def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh) -> Tree:
 
     def sharding(weight: Any, names: Names) -> NamedSharding:
         spec = _spec(names, mesh)
-        for name, size, axis in zip(names, weight.shape, spec, strict=True):
+        for i, (name, size, axis) in enumerate(zip(names, weight.shape, spec, strict=True)):
             if axis is not None and size % mesh.shape[axis]:
+                if uneven_whole:
+                    spec = PartitionSpec(*spec[:i], None, *spec[i + 1 :])
+                    continue
                 raise UserError(_uneven(name, size, axis, mesh.shape[axis], granule=f"{name}_granules" in names))
         return NamedSharding(mesh, spec)
 

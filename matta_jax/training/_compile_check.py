@@ -129,7 +129,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         for one in found:
             by_kind[one.kind] += one.bytes * one.times
     tokens = config.data.batch_size * config.data.seq_len
-    flops = step_flops_per_token(config, setup.nest, static_sub_models(setup), num_mixes(setup)) * tokens
+    flops = step_flops_per_token(config, setup.nest, static_sub_models(setup), num_mixes(setup), setup.teacher) * tokens
     flops /= setup.mesh.size
     return CompileReport(
         topology=topology,

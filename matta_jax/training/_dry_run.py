@@ -4,14 +4,13 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from matta_jax.config import Config
 from matta_jax.nesting import PATTERNS, count, format_spec, parse_spec
 from matta_jax.optim import find_shampoo
-from matta_jax.sharding import batch_sharding, check_mesh, make_mesh
+from matta_jax.sharding import check_mesh, make_mesh
 from matta_jax.training._state import Setup, make_setup
-from matta_jax.training._step import make_train_step
+from matta_jax.training._step import abstract_batch, make_train_step
 
 
 def dry_run(config: Config) -> str:
@@ -43,6 +42,8 @@ def dry_run(config: Config) -> str:
     lines.append("")
     lines.append(f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} on {jax.devices()[0].device_kind}")
     parts = {"parameters": abstract.params, "gradient": abstract.params, "optimiser": abstract.opt_state}
+    if setup.teacher is not None:
+        parts["teacher"] = setup.abstract_teacher
     for name, tree in parts.items():
         lines.append(f"{name:<12} {device_bytes(tree) / 1e6:>12.2f} MB per device")
     shampoo = find_shampoo(abstract.opt_state)
@@ -57,13 +58,8 @@ def dry_run(config: Config) -> str:
 
 def compile_step(setup: Setup) -> Any:
     """Compiles a run's step for its mesh, whose devices need not be there."""
-    data = setup.config.data
-    rows = batch_sharding(setup.mesh)
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((data.batch_size, data.seq_len + 1), jnp.int32, sharding=rows),
-        "length": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=rows),
-    }
-    return make_train_step(setup).lower(setup.abstract, batch).compile()  # type: ignore[attr-defined]
+    teacher = [] if setup.teacher is None else [setup.abstract_teacher]
+    return make_train_step(setup).lower(setup.abstract, abstract_batch(setup), *teacher).compile()  # type: ignore[attr-defined]
 
 
 def device_bytes(tree: Any) -> int:

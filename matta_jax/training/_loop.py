@@ -21,8 +21,16 @@ from jax.experimental import multihost_utils
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
-from matta_jax.data import Windows, make_tokenizer, sequential_batches, split_windows, training_batches
-from matta_jax.elastic import Package, check_init, initial_opt_state, initial_params
+from matta_jax.data import (
+    LabelledWindows,
+    Labels,
+    Windows,
+    make_tokenizer,
+    sequential_batches,
+    split_windows,
+    training_batches,
+)
+from matta_jax.elastic import Package, check_init, check_labels, check_teacher, initial_opt_state, initial_params
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import flatten
@@ -130,6 +138,7 @@ def train(
     if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)) and is_first():
         logging.warning("%s", advice)
     windows, eval_windows = (split_windows(config.data, tokenizer, held_out=held_out) for held_out in (False, True))
+    labels = _check_teacher(setup, windows)
     resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     check_agreement(
         {
@@ -152,10 +161,22 @@ def train(
             else:
                 state = _start_from(setup, package, windows, log)
             with open_writers(config, workdir, int(state.step)) as writers:
-                run = _Run(setup, checkpoints, windows, eval_windows, writers, log)
+                run = _Run(setup, checkpoints, windows, eval_windows, labels, writers, log)
                 if package is not None:
                     run.report_evaluation(int(state.step), run.evaluate(state))
                 return run.steps_from(state, workdir)
+
+
+def _check_teacher(setup: Setup, windows: Windows) -> Labels | None:
+    """Checks the Teacher against the run; returns its labels, where it teaches by these."""
+    config = setup.config
+    if setup.teacher is not None:
+        check_teacher(setup.teacher, config, "teacher.model")
+    if config.teacher.labels is None:
+        return None
+    labels = Labels(config.teacher.labels)
+    check_labels(labels.header, config, num_windows=len(windows), fingerprint=windows.fingerprint)
+    return labels
 
 
 def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
@@ -262,13 +283,18 @@ class _Run:
         checkpoints: Checkpoints,
         windows: Windows,
         eval_windows: Windows,
+        labels: Labels | None,
         writers: list[Writer],
         log: Callable[[str], None],
     ):
         self.setup, self.config, self.checkpoints = setup, setup.config, checkpoints
         self.windows, self.eval_windows, self.writers, self.log = windows, eval_windows, writers, log
+        self.examples = windows if labels is None else LabelledWindows(windows, labels)
+        self.teacher = [] if setup.teacher is None else [setup.load_teacher()]
         self.train_step, self.eval_step = make_train_step(setup), make_eval_step(setup)
-        self.flops_per_token = step_flops_per_token(self.config, setup.nest, static_sub_models(setup), num_mixes(setup))
+        self.flops_per_token = step_flops_per_token(
+            self.config, setup.nest, static_sub_models(setup), num_mixes(setup), setup.teacher
+        )
         stated = self.config.train.peak_tflops
         self.peak_flops = (stated * 1e12 if stated else measure_peak_flops(self.config.model.compute_dtype)) * (
             setup.mesh.size
@@ -289,7 +315,7 @@ class _Run:
             evaluation = self.evaluate(state)
         pending: tuple[int, Mapping[str, Any], float] | None = None
         opened = training_batches(
-            self.windows,
+            self.examples,
             batch_size=batch_size,
             seed=train.seed,
             start_step=start,
@@ -303,7 +329,7 @@ class _Run:
                 before = time.perf_counter()
                 rows = next(batches)
                 waited = time.perf_counter() - before
-                state, metrics = self.train_step(state, place_batch(rows, self.setup.mesh, batch_size))
+                state, metrics = self.train_step(state, place_batch(rows, self.setup.mesh, batch_size), *self.teacher)
                 step += 1
                 if pending is not None:  # The previous step is read while this one runs.
                     self.account(*pending)

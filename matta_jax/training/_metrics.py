@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.config import Config
+from matta_jax.elastic import Teacher
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
 from matta_jax.models import abstract_params, architecture_of, logical_axes
-from matta_jax.nesting import Nest, SubModel, count
+from matta_jax.nesting import Nest, SubModel, count, count_weights
 
 
 class Writer(Protocol):
@@ -94,11 +95,13 @@ def open_writers(config: Config, workdir: pathlib.Path, start_step: int) -> Iter
             writer.close()
 
 
-def step_flops_per_token(config: Config, nest: Nest, sub_models: list[SubModel], mixes: int) -> float:
+def step_flops_per_token(
+    config: Config, nest: Nest, sub_models: list[SubModel], mixes: int, teacher: Teacher | None
+) -> float:
     """Analytic FLOPs of a training step for each token: three times the forward passes of all that it runs.
 
     Recomputation is not counted. A mix counts at the mean of the nest's widths. A Student that is a plain prefix of its
-    TA shares the trunk, and counts with its head alone.
+    TA shares the trunk, and counts with its head alone. A Teacher that runs along counts with one forward pass.
     """
     architecture = architecture_of(config.model, nest, nest.ta)
     shapes, axes = abstract_params(architecture), logical_axes(architecture)
@@ -113,7 +116,13 @@ def step_flops_per_token(config: Config, nest: Nest, sub_models: list[SubModel],
         if student == prefix:
             total += 2 * config.model.vocab_size * student.d_model - forward(student)
     uniform = [forward(nest.mix([width] * nest.ta.num_layers)) for width in nest.widths]
-    return 3 * (total + mixes * sum(uniform) / len(uniform))
+    taught = 0
+    if teacher is not None:
+        own = teacher.architecture
+        attended = len(own.d_ff) * own.num_heads * own.head_dim
+        seq_len = config.data.seq_len
+        taught = count_weights(teacher.abstract, teacher.axes, attended=attended, seq_len=seq_len).flops_per_token
+    return 3 * (total + mixes * sum(uniform) / len(uniform)) + taught
 
 
 def measure_peak_flops(dtype: str) -> float:

@@ -5,14 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from matta_jax.config import Config
+from matta_jax.elastic import Teacher, open_teacher
 from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
 from matta_jax.nesting import Nest, Tree, flatten, nest_of, units
 from matta_jax.optim import make_optimizer, state_shardings, weights_of
-from matta_jax.sharding import param_shardings, replicated
+from matta_jax.sharding import param_shardings, place, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +44,7 @@ class Setup:
       optimizer: the Optax chain.
       mesh: the devices.
       abstract: a TrainState of `jax.ShapeDtypeStruct` with shardings.
+      teacher: the frozen model that runs along, or None.
     """
 
     config: Config
@@ -50,6 +53,25 @@ class Setup:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     abstract: TrainState
+    teacher: Teacher | None = None
+
+    @property
+    def abstract_teacher(self) -> Tree:
+        """Shapes and shardings of the Teacher's weights, which are kept in the compute type; () without one."""
+        if self.teacher is None:
+            return ()
+        dtype, abstract = self.config.model.compute_dtype, self.teacher.abstract
+        shardings = param_shardings(abstract, self.teacher.axes, self.mesh, uneven_whole=True)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding), abstract, shardings
+        )
+
+    def load_teacher(self) -> Tree:
+        """Reads the Teacher's weights, each device its own part; () without one."""
+        if self.teacher is None:
+            return ()
+        place_one = lambda leaf, to: place(np.asarray(leaf).astype(to.dtype), to.sharding)
+        return jax.tree.map(place_one, self.teacher.load().params, self.abstract_teacher)
 
     @property
     def units(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -75,7 +97,8 @@ class Setup:
 
 
 def make_setup(config: Config, mesh: Mesh) -> Setup:
-    """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit the model."""
+    """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit the model,
+    or its Teacher is missing."""
     nest = nest_of(config)
     architecture = architecture_of(config.model, nest, nest.ta)
     axes = logical_axes(architecture)
@@ -96,4 +119,6 @@ def make_setup(config: Config, mesh: Mesh) -> Setup:
         params=jax.tree.map(placed, params, shardings),
         opt_state=jax.tree.map(placed, opt_state, opt_shardings),
     )
-    return Setup(config, nest, axes, optimizer, mesh, abstract)
+    where = config.teacher.model
+    teacher = None if where is None else open_teacher(where, "teacher.model")
+    return Setup(config, nest, axes, optimizer, mesh, abstract, teacher)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from matta_jax.distill import make_objective, ramp
-from matta_jax.models import joint_apply
+from matta_jax.data import Labels
+from matta_jax.distill import OnlineTeacher, Teacher, TopKTeacher, make_objective, ramp
+from matta_jax.models import joint_apply, plain_apply
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
 from matta_jax.sharding import batch_sharding, loss_layout, placement, replicated
@@ -32,8 +33,10 @@ def num_mixes(setup: Setup) -> int:
     return setup.config.nest.mix_per_step if len(setup.nest.widths) > 1 else 0
 
 
-def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's memory.
+
+    Where a Teacher runs along, its weights are a third argument.
 
     Random numbers depend on the seed and the step alone: a resumed run repeats them. A step whose loss or gradient is
     not finite leaves weights and optimiser as they were (`skipped` is True), and goes on to the next data. Metrics are
@@ -44,7 +47,7 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     loss_and_gradient = jax.value_and_grad(_make_loss(setup, num_mixes(setup), training=True), has_aux=True)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, *teacher: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         mix_key, dropout_key = jax.random.split(key)
         choice_ML = jax.random.randint(
@@ -59,7 +62,7 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
         total = jnp.maximum(jnp.sum(batch["length"]), 1).astype(jnp.float32)
 
         def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
-            (_, metrics), gradient = loss_and_gradient(state.params, rows, choice_ML, key, scale, total)
+            (_, metrics), gradient = loss_and_gradient(state.params, rows, choice_ML, key, scale, total, *teacher)
             return metrics, gradient
 
         metrics, gradient = _accumulate(part, batch, dropout_key, config.train.microbatches)
@@ -80,7 +83,7 @@ def make_train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainSt
 
     return jax.jit(
         step,
-        in_shardings=(setup.shardings, batch_sharding(setup.mesh)),
+        in_shardings=(setup.shardings, batch_sharding(setup.mesh), *_teacher_shardings(setup)),
         out_shardings=(setup.shardings, replicated(setup.mesh)),
         donate_argnums=0,
     )
@@ -101,12 +104,56 @@ def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
     )
 
 
+def _teacher_shardings(setup: Setup) -> list[Any]:
+    if setup.teacher is None:
+        return []
+    return [jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_teacher)]
+
+
+def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a training batch. Raises UserError when the labels that it holds are missing."""
+    config, rows = setup.config, batch_sharding(setup.mesh)
+    size, length = config.data.batch_size, config.data.seq_len
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "tokens": ((size, length + 1), jnp.int32),
+        "length": ((size,), jnp.int32),
+    }
+    if config.teacher.labels is not None:
+        top_k = Labels(config.teacher.labels).header.top_k
+        shapes["teacher_ids"] = ((size, length, top_k), jnp.int32)
+        shapes["teacher_log_probs"] = ((size, length, top_k), jnp.float32)
+        shapes["teacher_tail"] = ((size, length), jnp.float32)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}
+
+
 def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any]:
     config = setup.config
     sub_models = static_sub_models(setup)
+    taught = training and config.teacher.is_used
     objective = make_objective(
-        config.objective, num_mixes=mixes, nested=len(sub_models) > 1, layout=loss_layout(setup.mesh)
+        config.objective,
+        num_mixes=mixes,
+        nested=len(sub_models) > 1,
+        layout=loss_layout(setup.mesh),
+        teacher=config.teacher if taught else None,
     )
+
+    def teach(batch: Batch, weights: tuple[Tree, ...]) -> Teacher | None:
+        """What the Teacher says of a batch: the states of one that runs along, or its labels."""
+        if not taught:
+            return None
+        if setup.teacher is None:
+            flat = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in batch if "teacher" in name}
+            ids, log_probs, tail = (flat[f"teacher_{name}"] for name in ("ids", "log_probs", "tail"))
+            return TopKTeacher(ids, log_probs, tail, temperature=config.teacher.temperature)
+        hidden_ND = plain_apply(
+            weights[0],
+            batch["tokens"][:, :-1],
+            axes=setup.teacher.axes,
+            dtype=config.model.compute_dtype,
+            placement=placement(setup.mesh),
+        )
+        return OnlineTeacher(hidden_ND, weights[0]["embed"]["tokens"])
 
     def loss(
         params: Tree,
@@ -115,8 +162,13 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
         key: jax.Array | None,
         scale: jax.Array,
         total: jax.Array,
+        *teacher_weights: Tree,
     ) -> tuple[jax.Array, Metrics]:
         tokens_BT = batch["tokens"]
+        teacher = teach(batch, teacher_weights)
+        labels_N = tokens_BT[:, 1:].reshape(-1)
+        if teacher is not None and config.teacher.task_labels == "teacher":
+            labels_N = teacher.top_ids(config.objective.chunk_size)
         seq_len = tokens_BT.shape[1] - 1
         hidden = joint_apply(
             params,
@@ -136,10 +188,11 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
         return objective(
             hidden,
             params["embed"]["tokens"],
-            tokens_BT[:, 1:].reshape(-1),
+            labels_N,
             counted_BT.reshape(-1).astype(jnp.float32),
             ramp=scale,
             total=total,
+            teacher=teacher,
         )
 
     return loss

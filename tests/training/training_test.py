@@ -407,8 +407,8 @@ def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
 def test_step_flops_share_the_trunk_of_a_prefix_student(tiny):
     config = tiny(nest__d_model=None, nest__num_heads=None, nest__d_ff=None, nest__widths=[])
     nest = nesting.nest_of(config)
-    joint = step_flops_per_token(config, nest, [nest.student, nest.ta], 0)
-    alone = step_flops_per_token(config, nest, [nest.ta], 0)
+    joint = step_flops_per_token(config, nest, [nest.student, nest.ta], 0, None)
+    alone = step_flops_per_token(config, nest, [nest.ta], 0, None)
     assert joint == alone + 3 * 2 * config.model.vocab_size * config.model.d_model
 
 

@@ -1,0 +1,209 @@
+"""A Teacher's labels of token windows: the log-probabilities of its k most likely ids, and of all others together.
+
+A folder holds `labels.json`, the header, and files of ArrayRecord with one record for each window:
+
+    digest of the window's ids (8 bytes) | ids [T, k] uint16 or uint32 | log-probabilities [T, k] float16 |
+    log-mass of all others [T] float32
+
+which is 260 bytes a token at k = 64 and up to 65,536 ids. Ids stand in order of falling probability.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from matta_jax.data._windows import Windows
+from matta_jax.errors import UserError
+from matta_jax.files import replace_text
+
+_FORMAT = 1
+_HEADER = "labels.json"
+_DIGEST_BYTES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelHeader:
+    """What labels are of. Two sets with equal headers are the same.
+
+    Attributes:
+      teacher: where the Teacher lay, and its step or fingerprint.
+      vocab_size: of the Teacher.
+      tokenizer: `tokenizer_digest` of its tokenizer.
+      temperature: T at which log-probabilities were captured.
+      top_k: k.
+      seq_len: T, tokens of a window.
+      num_windows: windows of the text.
+      windows: fingerprint of the text.
+      per_file: windows of a file, but for the last.
+      version: of the format.
+    """
+
+    teacher: dict[str, str]
+    vocab_size: int
+    tokenizer: str
+    temperature: float
+    top_k: int
+    seq_len: int
+    num_windows: int
+    windows: str
+    per_file: int
+    version: int = _FORMAT
+
+    @property
+    def id_dtype(self) -> np.dtype:
+        """Of ids on disk."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @property
+    def num_files(self) -> int:
+        """Files of a whole set."""
+        return -(-self.num_windows // self.per_file)
+
+    def file(self, folder: pathlib.Path, index: int) -> pathlib.Path:
+        """The path of a file."""
+        return folder / f"labels-{index:05d}-of-{self.num_files:05d}.array_record"
+
+    def windows_of(self, index: int) -> range:
+        """The windows of a file."""
+        return range(index * self.per_file, min((index + 1) * self.per_file, self.num_windows))
+
+
+def window_digest(tokens: np.ndarray) -> bytes:
+    """A hash of a window's ids, the same on every machine."""
+    return hashlib.blake2b(np.ascontiguousarray(tokens, "<i4").tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+def write_header(folder: pathlib.Path, header: LabelHeader) -> None:
+    """Writes the header. Raises UserError when the folder holds labels of another one, or cannot be written."""
+    if (folder / _HEADER).exists():
+        theirs, ours = (dataclasses.asdict(one) for one in (read_header(folder), header))
+        differing = [
+            f"{name}: {theirs[name]!r} there, {ours[name]!r} here" for name in ours if theirs[name] != ours[name]
+        ]
+        if differing:
+            raise UserError(f"output={str(folder)!r} holds other labels ({'; '.join(differing)}); name another folder")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / _HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"output={str(folder)!r} cannot be written ({error.strerror}); name another") from None
+
+
+def read_header(folder: pathlib.Path) -> LabelHeader:
+    """Reads the header. Raises UserError when it is missing or damaged."""
+    file = folder / _HEADER
+    if not file.is_file():
+        raise UserError(f"teacher.labels={str(folder)!r} holds no labels (no {_HEADER}); make some with matta-label")
+    try:
+        values = json.loads(file.read_text())
+        if values["version"] != _FORMAT:
+            raise UserError(f"{file} is of format {values['version']}, not {_FORMAT}; make the labels again")
+        return LabelHeader(**values)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} is damaged; make the labels again with matta-label") from None
+
+
+def write_labels(path: pathlib.Path, header: LabelHeader, rows: Iterable[tuple[np.ndarray, ...]]) -> None:
+    """Writes one file, beside its place, and moves it there when it is whole.
+
+    Args:
+      path: `header.file`.
+      header: of the set.
+      rows: of each window its tokens [T + 1], and ids [T, k], log-probabilities [T, k] and tail [T].
+    """
+    building = path.with_name(path.name + ".tmp")
+    writer = ArrayRecordWriter(str(building), "group_size:1,uncompressed")
+    for tokens, ids, log_probs, tail in rows:
+        parts = (ids.astype(header.id_dtype), log_probs.astype(np.float16), tail.astype(np.float32))
+        writer.write(window_digest(tokens) + b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+    writer.close()
+    building.replace(path)
+
+
+class Labels:
+    """The labels in a folder, for random access. Raises UserError when files are missing or damaged."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        self.folder = pathlib.Path(folder).resolve()
+        self.header = read_header(self.folder)
+        files = [self.header.file(self.folder, i) for i in range(self.header.num_files)]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise UserError(
+                f"teacher.labels={str(self.folder)!r} is not finished: {len(missing)} of {len(files)} files are "
+                f"missing, the first {missing[0].name}; start matta-label again, which goes on"
+            )
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  One set of labels lives as long as its run.
+    def _source(self, index: int) -> ArrayRecordDataSource:
+        file = self.header.file(self.folder, index)
+        try:
+            source = ArrayRecordDataSource([str(file)])
+            found = len(source)
+        except Exception as error:  # The reader raises many kinds for damaged files.
+            raise self._damaged(file, " ".join(str(error).split())[:120]) from None
+        if found != len(self.header.windows_of(index)):
+            raise self._damaged(file, f"it holds {found} windows, not {len(self.header.windows_of(index))}")
+        return source
+
+    def _damaged(self, file: pathlib.Path, why: str) -> UserError:
+        return UserError(f"teacher.labels: {file} is damaged ({why}); remove it, and start matta-label again")
+
+    def get(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns `teacher_ids` [T, k] int32, `teacher_log_probs` [T, k] and `teacher_tail` [T] of a window.
+
+        Args:
+          index: of the window.
+          tokens: its ids [T + 1], as training reads them.
+
+        Raises:
+          UserError: the labels are damaged, or of another window than this one.
+        """
+        header = self.header
+        number, place = divmod(index, header.per_file)
+        file, source = header.file(self.folder, number), self._source(number)
+        try:
+            record = source[place]
+        except Exception as error:  # The reader raises many kinds for damaged files.
+            raise self._damaged(file, " ".join(str(error).split())[:120]) from None
+        size = header.seq_len * header.top_k
+        ends = np.cumsum([_DIGEST_BYTES, size * header.id_dtype.itemsize, size * 2, header.seq_len * 4])
+        if len(record) != ends[-1]:
+            raise self._damaged(file, f"a record of {len(record)} bytes, not {ends[-1]}")
+        if record[:_DIGEST_BYTES] != window_digest(tokens):
+            raise UserError(
+                f"teacher.labels: window {index} in {file} is of other text than the run's; make labels of this text"
+            )
+        shape = (header.seq_len, header.top_k)
+        ids = np.frombuffer(record, header.id_dtype, size, ends[0]).reshape(shape).astype(np.int32)
+        if ids.max(initial=0) >= header.vocab_size:
+            raise self._damaged(file, f"id {ids.max()} of a vocabulary of {header.vocab_size}")
+        return {
+            "teacher_ids": ids,
+            "teacher_log_probs": np.frombuffer(record, np.float16, size, ends[1]).reshape(shape).astype(np.float32),
+            "teacher_tail": np.frombuffer(record, np.float32, header.seq_len, ends[2]).copy(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledWindows:
+    """Windows with a Teacher's labels beside their tokens."""
+
+    windows: Windows
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Returns what `Windows` does, and what `Labels.get` does."""
+        window = self.windows[index]
+        return window | self.labels.get(int(index), window["tokens"])

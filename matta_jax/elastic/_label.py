@@ -1,0 +1,164 @@
+"""Labels of a Teacher, captured once for any number of runs on the same windows.
+
+Shape letters: B batch, T sequence, N tokens, K top k, V vocab.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.sharding import NamedSharding, PartitionSpec
+
+from matta_jax.config import Config
+from matta_jax.data import (
+    LabelHeader,
+    Windows,
+    make_tokenizer,
+    split_windows,
+    tokenizer_digest,
+    write_header,
+    write_labels,
+)
+from matta_jax.elastic._model import Model
+from matta_jax.elastic._teacher import check_teacher, open_teacher
+from matta_jax.errors import UserError
+from matta_jax.models import apply, logits
+from matta_jax.nesting import Tree
+from matta_jax.sharding import check_agreement, is_first, wait_for_all
+
+_CHUNK = 256  # Tokens whose logits exist at once.
+_PER_FILE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """What `label` wrote.
+
+    Attributes:
+      path: the folder.
+      header: of the labels.
+      written: files that this process wrote now; others were there, or are other processes'.
+    """
+
+    path: pathlib.Path
+    header: LabelHeader
+    written: int
+
+
+def label(
+    config: Config,
+    teacher: str,
+    output: str | pathlib.Path,
+    *,
+    top_k: int = 64,
+    temperature: float = 1.0,
+    batch_size: int = 16,
+    log: Callable[[str], None] = lambda line: None,
+) -> Labelled:
+    """Writes a Teacher's top-k log-probabilities of a run's training windows, for `teacher.labels`.
+
+    Stopped at any point and called again, it goes on with the files that are missing. Several processes
+    (`jax.distributed`) share the files.
+
+    Args:
+      config: of the run that will learn: its data and vocabulary.
+      teacher: folder of an extracted or imported model, or a run D[@STEP] for its TA.
+      output: folder for the labels, which all processes see.
+      top_k: ids to keep of each token's distribution.
+      temperature: T at which log-probabilities are captured.
+      batch_size: windows of a batch, on each device of this process.
+      log: takes progress lines.
+
+    Raises:
+      UserError: a Teacher that cannot teach this run, a bad top_k, or an output that cannot be written or holds labels
+        of another kind.
+    """
+    folder = pathlib.Path(output).resolve()
+    opened = open_teacher(teacher, "teacher")
+    check_teacher(opened, config, "teacher")
+    vocab_size = opened.architecture.vocab_size
+    if not 1 <= top_k <= vocab_size:
+        raise UserError(f"top_k={top_k} must be from 1 to the vocabulary's {vocab_size}")
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be greater than 0")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
+    tokenizer = make_tokenizer(config.data.tokenizer)
+    windows = split_windows(config.data, tokenizer, held_out=False)
+    header = LabelHeader(
+        teacher=opened.origin,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer_digest(tokenizer),
+        temperature=float(temperature),
+        top_k=top_k,
+        seq_len=config.data.seq_len,
+        num_windows=len(windows),
+        windows=windows.fingerprint,
+        per_file=_PER_FILE,
+    )
+    check_agreement({"the labels' header": repr(header), "output": str(folder)})
+    if is_first():
+        write_header(folder, header)
+    wait_for_all("matta_jax/labels")
+    mine = range(jax.process_index(), header.num_files, jax.process_count())
+    missing = [i for i in mine if not header.file(folder, i).is_file()]
+    log(f"{header.num_windows} windows in {header.num_files} files, of which {len(missing)} are to be written here")
+    if missing:
+        capture = _Capture(opened.load(), header, batch_size)
+        for i in tqdm.tqdm(missing, desc=f"labelling by {opened.where}", unit=" files", disable=None):
+            try:
+                write_labels(header.file(folder, i), header, capture.rows(windows, header.windows_of(i)))
+            except OSError as error:
+                raise UserError(
+                    f"output={str(folder)!r} cannot be written ({error.strerror}); make room, and start again"
+                ) from None
+    wait_for_all("matta_jax/labelled")
+    return Labelled(folder, header, len(missing))
+
+
+class _Capture:
+    """The Teacher on this process's devices, each with its rows of a batch."""
+
+    def __init__(self, model: Model, header: LabelHeader, batch_size: int):
+        architecture, top_k, T = model.architecture, header.top_k, header.temperature
+        assert architecture is not None
+        devices = jax.local_devices()
+        mesh = jax.make_mesh((len(devices),), ("data",), (jax.sharding.AxisType.Auto,), devices=devices)
+        self._rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+        self._batch_size = batch_size * len(devices)
+        self._params = jax.device_put(model.params, whole)
+
+        def capture(params: Tree, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
+            hidden_ND = apply(architecture, params, tokens_BT)
+            size, chunks = hidden_ND.shape[0], -(-hidden_ND.shape[0] // _CHUNK)
+            padded = jnp.pad(hidden_ND, ((0, chunks * _CHUNK - size), (0, 0))).reshape(chunks, _CHUNK, -1)
+            table = params["embed"]["tokens"]
+            found = jax.lax.map(lambda hidden: top_k_log_probs(logits(hidden, table), top_k, T), padded)
+            return tuple(part.reshape(-1, *part.shape[2:])[:size].reshape(*tokens_BT.shape, -1) for part in found)
+
+        self._program = jax.jit(capture, in_shardings=(whole, self._rows), out_shardings=self._rows)
+
+    def rows(self, windows: Windows, indices: range) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yields tokens [T + 1], ids [T, k], log-probabilities [T, k] and tail [T] of each window."""
+        for start in range(0, len(indices), self._batch_size):
+            tokens = [windows[i]["tokens"] for i in indices[start : start + self._batch_size]]
+            filled = np.stack(tokens + tokens[:1] * (self._batch_size - len(tokens)))
+            inputs = jax.device_put(filled[:, :-1], self._rows)
+            ids, log_probs, tail = jax.device_get(self._program(self._params, inputs))
+            for row, own in enumerate(tokens):
+                yield own, ids[row], log_probs[row], tail[row, :, 0]
+
+
+def top_k_log_probs(z_NV: jax.Array, top_k: int, T: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the k most likely ids [N, k], falling, their log-probabilities [N, k] at T, and the log-mass [N, 1] of
+    all others: -inf where there are none."""
+    log_p_NV = jax.nn.log_softmax(z_NV / T, axis=-1)
+    log_probs_NK, ids_NK = jax.lax.top_k(log_p_NV, top_k)
+    # Summed by itself: as 1 - (sum of the top k) it would lose all its digits when it is small.
+    others_NV = log_p_NV.at[jnp.arange(len(z_NV))[:, None], ids_NK].set(-jnp.inf)
+    tail_N1 = jax.nn.logsumexp(others_NV, axis=-1, keepdims=True)
+    return ids_NK, log_probs_NK, tail_N1

@@ -1,0 +1,114 @@
+"""A frozen Teacher: any model of ours, or one that was imported, that a run learns from; and the labels of one."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from matta_jax.checkpoints import locate
+from matta_jax.config import Config
+from matta_jax.data import LabelHeader, Tokenizer, make_tokenizer, tokenizer_digest
+from matta_jax.elastic._model import MANIFEST, Model, load_model, open_model
+from matta_jax.elastic._source import open_source
+from matta_jax.errors import UserError
+from matta_jax.models import Architecture, abstract_params, logical_axes
+from matta_jax.nesting import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A Teacher, opened but not read.
+
+    Attributes:
+      where: as the user named it.
+      architecture: of the plain model that it is.
+      config: of its own run.
+      origin: what it is, for the header of its labels.
+    """
+
+    where: str
+    architecture: Architecture
+    config: Config
+    origin: dict[str, str]
+
+    @property
+    def abstract(self) -> Tree:
+        """Shapes of its weights."""
+        return abstract_params(self.architecture)
+
+    @property
+    def axes(self) -> Tree:
+        """Their axis names."""
+        return logical_axes(self.architecture)
+
+    def load(self) -> Model:
+        """Reads and verifies the weights. Raises UserError when they are damaged."""
+        if (pathlib.Path(self.where) / MANIFEST).is_file():
+            return load_model(self.where)
+        source = open_source(self.where)
+        params = source.load(source.nest.ta)
+        counts = source.count(source.nest.ta)
+        return Model("ta", source.config, counts, params, dict(self.origin), architecture=self.architecture)
+
+
+def open_teacher(where: str, field: str) -> Teacher:
+    """Opens the model in a folder, or the TA of a run, D[@STEP]. Raises UserError, which names the `field`."""
+    try:
+        if (pathlib.Path(where) / MANIFEST).is_file():
+            package = open_model(where)
+            seal = package.manifest["seal"]
+            return Teacher(where, package.architecture, package.config, {"model": str(package.path), "seal": seal})
+        locate(where)
+    except UserError as error:
+        raise UserError(f"{field}={where!r} is neither a model nor a run ({error})") from None
+    source = open_source(where)
+    architecture = source.architecture_of(source.nest.ta)
+    origin = {"checkpoint": str(source.directory), "step": str(source.step), "fingerprint": source.fingerprint}
+    return Teacher(where, architecture, source.config, origin)
+
+
+def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
+    """Raises UserError unless the Teacher can teach a run: one vocabulary, one tokenizer, sequences as long."""
+    theirs, where = teacher.architecture, f"{field}={teacher.where!r}"
+    if theirs.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{where} has a vocabulary of {theirs.vocab_size}, and must have the {config.model.vocab_size} of "
+            "model.vocab_size; use a Teacher with the run's tokenizer"
+        )
+    if theirs.max_len < config.data.seq_len:
+        raise UserError(
+            f"{where} reads at most {theirs.max_len} tokens, fewer than data.seq_len={config.data.seq_len}; shorten "
+            "the windows, or use another Teacher"
+        )
+    own = make_tokenizer(config.data.tokenizer)
+    try:
+        other = make_tokenizer(teacher.config.data.tokenizer)
+    except UserError as error:
+        raise UserError(f"{where}: its tokenizer cannot be compared ({error})") from None
+    if not same_tokenizer(own, other):
+        raise UserError(
+            f"{where} has another tokenizer ({teacher.config.data.tokenizer!r}) than data.tokenizer="
+            f"{config.data.tokenizer!r}; use a Teacher with the run's tokenizer"
+        )
+
+
+def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
+    """Whether two tokenizers do the same, from whatever files."""
+    if a.fingerprint == b.fingerprint:
+        return True
+    return a.vocab_size == b.vocab_size and tokenizer_digest(a) == tokenizer_digest(b)
+
+
+def check_labels(header: LabelHeader, config: Config, *, num_windows: int, fingerprint: str) -> None:
+    """Raises UserError unless labels are of a run's own windows, and fit its loss."""
+    where = f"teacher.labels={config.teacher.labels!r}"
+    facts: dict[str, tuple[Any, Any, str]] = {
+        "vocabulary": (header.vocab_size, config.model.vocab_size, "model.vocab_size"),
+        "tokenizer": (header.tokenizer, tokenizer_digest(make_tokenizer(config.data.tokenizer)), "data.tokenizer"),
+        "window length": (header.seq_len, config.data.seq_len, "data.seq_len"),
+        "temperature": (header.temperature, config.teacher.temperature, "teacher.temperature"),
+        "text": (header.windows, fingerprint, "data.source"),
+        "number of windows": (header.num_windows, num_windows, "data.source"),
+    }
+    for name, (theirs, own, field) in facts.items():
+        if theirs != own:
+            raise UserError(f"{where} is of another {name} ({theirs}) than {field} ({own}); set it so, or label again")
