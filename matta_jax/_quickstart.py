@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from matta_jax.config import Config
-from matta_jax.data import make_tokenizer, split_windows
+from matta_jax.data import Windows, make_tokenizer, split_data
 from matta_jax.elastic import HELD_OUT, extract, load_model
 from matta_jax.errors import UserError
-from matta_jax.evaluation import Report, Sampling, evaluate, generate, report
+from matta_jax.evaluation import Report, Sampling, compare, generate, report
 from matta_jax.nesting import Nest, format_spec, nest_of, parse_spec, slug
 from matta_jax.training import train
 
@@ -23,8 +23,8 @@ class QuickstartResult:
     Attributes:
       workdir: the run's folder.
       report: its table, rows and files.
-      baselines: bits per byte of the same held-out text: unigram entropy, and gzip.
-      sample: a text from the TA.
+      baselines: bits per byte of the same held-out text: unigram entropy, and gzip. Of a scorer: the AUC of TF-IDF.
+      sample: a text from the TA; of a scorer none.
     """
 
     workdir: pathlib.Path
@@ -52,7 +52,7 @@ def quickstart(
     prompt: str = "def ",
     log: Callable[[str], None] = print,
 ) -> QuickstartResult:
-    """Trains a run, extracts a family of models, scores each extracted model on held-out text, and reports.
+    """Trains a run, extracts a family of models, scores each extracted model on what is held out, and reports.
 
     Stopped at any point and called again, it goes on: training from its checkpoint, and models that are there are kept.
 
@@ -77,11 +77,14 @@ def quickstart(
         output = folders[0].parent if len(missing) > 1 else next(iter(missing.values()))
         for one in extract(str(workdir), list(missing), output):
             log(f"extracted {one.spec}: difference to the TA's slice {one.max_difference}")
-    for folder in folders:
-        evaluate(model=folder, tasks=[f"bits_per_byte:{HELD_OUT}"])
-    baselines = _baselines(config)
-    writer = load_model(folders[specs.index("ta")] if "ta" in specs else folders[-1])
-    text = generate(writer, prompt, num_tokens=200, sampling=Sampling(temperature=0.7))[0]
+    scorer = config.model.name == "scorer"
+    task = f"{'auc' if scorer else 'bits_per_byte'}:{HELD_OUT}"
+    compared = compare(models=folders, tasks=[task])
+    baselines, text = compared.baselines.get(task, {}), ""
+    if not scorer:
+        baselines = _baselines(config)
+        writer = load_model(folders[specs.index("ta")] if "ta" in specs else folders[-1])
+        text = generate(writer, prompt, num_tokens=200, sampling=Sampling(temperature=0.7))[0]
     made = report(workdir, notes={"baselines": baselines, "sample": text})
     return QuickstartResult(workdir, made, baselines, text)
 
@@ -89,7 +92,8 @@ def quickstart(
 def _baselines(config: Config) -> dict[str, float]:
     """Bits per byte of the held-out text under its own unigram distribution of bytes, and under gzip."""
     tokenizer = make_tokenizer(config.data.tokenizer)
-    windows = split_windows(config.data, tokenizer, held_out=True)
+    windows = split_data(config, tokenizer, held_out=True)
+    assert isinstance(windows, Windows)
     data = tokenizer.decode(windows.tokens).encode()
     counts = collections.Counter(data).values()
     entropy = -sum(n / len(data) * math.log2(n / len(data)) for n in counts)

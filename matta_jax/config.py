@@ -89,13 +89,18 @@ class ModelConfig(_Section):
     """The Student: the model that one wants to serve."""
 
     section = "model"
-    name: str = _field("gpt", "Architecture.", choices=("gpt",))
+    name: str = _field(
+        "gpt", "gpt, a language model; or scorer, an encoder of examples with a head.", choices=("gpt", "scorer")
+    )
     vocab_size: int = _field(256, "Rows of the embedding; at least the tokenizer's size.", minimum=2)
     num_layers: int = _field(4, "Transformer blocks of the Student.", minimum=1)
     d_model: int = _field(128, "Width of the Student's residual stream.", minimum=1)
     num_heads: int = _field(4, "Attention heads of the Student; d_model / num_heads is the head_dim.", minimum=1)
     d_ff: int = _field(512, "Hidden width of the Student's feed-forward layers.", minimum=1)
     max_len: int = _field(256, "Learned positions; the longest sequence, in tokens.", minimum=1)
+    num_classes: int = _field(1, "Outputs of a scorer: 1 for a sigmoid, more for a softmax.", minimum=1)
+    num_dense: int = _field(0, "Numbers in the field dense of a scorer's examples.", minimum=0)
+    categories: tuple[int, ...] = _field((), "Values of each number in their field categorical.", minimum=1)
     dropout: float = _field(0.0, "Dropout rate on each residual branch while training.", minimum=0.0, below=1.0)
     compute_dtype: str = _field(
         "float32", "Type of activations and matmuls; parameters stay float32.", choices=("float32", "bfloat16")
@@ -249,6 +254,12 @@ class DataConfig(_Section):
     eval_source: str | None = _field(None, "Held-out documents; None: eval_fraction of the source is held out.")
     eval_fraction: float = _field(0.05, "Share of the documents held out by a hash.", above=0.0, below=1.0)
     text_field: str = _field("text", "Field of a JSON line or TFDS example that holds the text.")
+    pair_field: str | None = _field(None, "Field with a second text, of a scorer's examples: read after the first.")
+    stream: bool = _field(
+        False,
+        "Feed the source once, in its order; each evaluation is on the batches up to the next one, before training on "
+        "them. What the run leaves over is held out.",
+    )
     tfds_dir: str | None = _field(None, "Where prepared TFDS sets lie; None: TFDS's own default.")
     cache_dir: str | None = _field(None, "Folder of tokenised windows; None: ~/.cache/matta_jax.")
     prefetch_batches: int = _field(16, "Batches read ahead, which hide a slow reader for as long.", minimum=1)
@@ -360,6 +371,12 @@ class Config:
         if any(a >= b for a, b in itertools.pairwise(widths)):
             raise UserError(f"nest.widths={widths} must rise from each width to the next; sort and deduplicate them")
         self._check_teacher()
+        if model.name == "gpt":
+            for name, default in {"num_classes": 1, "num_dense": 0, "categories": ()}.items():
+                if getattr(model, name) != default:
+                    raise UserError(
+                        f"model.{name}={getattr(model, name)} is of scorers; set model.name=scorer, or leave it out"
+                    )
         if self.data.seq_len > model.max_len:
             raise UserError(
                 f"data.seq_len={self.data.seq_len} must be at most model.max_len={model.max_len}; "
@@ -377,6 +394,11 @@ class Config:
 
     def _check_teacher(self) -> None:
         teacher = self.teacher
+        if teacher.labels is not None and (self.model.name == "scorer" or self.data.stream):
+            raise UserError(
+                f"teacher.labels={teacher.labels!r} are of a language model's shuffled windows; for a scorer or a "
+                "stream name teacher.model"
+            )
         named = {name: value for name in ("model", "labels") if (value := getattr(teacher, name)) is not None}
         if len(named) > 1:
             raise UserError(

@@ -16,7 +16,7 @@ _SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "Which sub-models of t
 _TASKS = flags.DEFINE_list(
     "tasks",
     None,
-    "bits_per_byte:GLOB, perplexity:GLOB (GLOB held_out is the run's own), lambada:FILE, sat_math:FILE.",
+    "bits_per_byte:GLOB, perplexity:GLOB, lambada:FILE, sat_math:FILE; of scorers auc:GLOB. held_out is the run's own.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the scores.")
 

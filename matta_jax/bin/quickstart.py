@@ -22,7 +22,9 @@ def _main() -> None:
         prompt=_PROMPT.value,
         log=_app.say,
     )
-    print(f"\nA sample of the TA:\n{result.sample}\n\n{result.report.table}\n")
+    if result.sample:
+        print(f"\nA sample of the TA:\n{result.sample}")
+    print(f"\n{result.report.table}\n")
     print("Wrote " + ", ".join(str(file) for file in result.report.files))
 
 

@@ -109,14 +109,15 @@ def split_documents(corpus: Corpus, eval_fraction: float, *, held_out: bool) -> 
         yield Document(first.key, first.text[cut:] if held_out else first.text[:cut])
         return
     for head in (first, second):
-        if _is_held_out(head, eval_fraction) == held_out:
+        if is_held_out(head, eval_fraction) == held_out:
             yield head
     for document in stream:
-        if _is_held_out(document, eval_fraction) == held_out:
+        if is_held_out(document, eval_fraction) == held_out:
             yield document
 
 
-def _is_held_out(document: Document, eval_fraction: float) -> bool:
+def is_held_out(document: Document, eval_fraction: float) -> bool:
+    """Whether the hash of a document's key falls on the held-out side."""
     digest = hashlib.blake2b(document.key.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < eval_fraction * 2**64
 

@@ -8,8 +8,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from matta_jax.data._windows import Windows
-
 Batch = dict[str, np.ndarray]  # tokens [b, T + 1] int32, length [b] int32
 
 
@@ -45,6 +43,7 @@ def training_batches(
     rows: np.ndarray | None = None,
     prefetch: int = 16,
     num_threads: int = 2,
+    in_order: bool = False,
 ) -> Iterator[Iterator[Batch]]:
     """Opens an endless iterator over this process's rows of the shuffled global batches, reshuffled in each epoch.
 
@@ -59,11 +58,14 @@ def training_batches(
       rows: which rows of each batch are this process's; None: all.
       prefetch: batches read ahead.
       num_threads: that read.
+      in_order: serve the examples once, as they stand, for a stream.
     """
     if not flags.FLAGS.is_parsed():  # Grain reads absl flags; a notebook or a test has parsed none.
         flags.FLAGS.mark_as_parsed()
     rows = np.arange(batch_size) if rows is None else rows
-    examples = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+    examples = grain.MapDataset.source(windows)
+    if not in_order:
+        examples = examples.seed(seed).shuffle().repeat()
     dataset = grain.MapDataset.source(_Rows(examples, batch_size, rows)).batch(len(rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     iterator = iter(dataset.to_iter_dataset(options))
@@ -76,15 +78,19 @@ def training_batches(
             close()
 
 
-def sequential_batches(windows: Windows, *, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-    """Yields the windows in order, once, in batches of one size; rows that fill up the last one have length 0.
+def sequential_batches(
+    windows: Examples, *, batch_size: int, limit: int | None = None, within: range | None = None
+) -> Iterator[Batch]:
+    """Yields the windows in order, once, in batches of one size; rows that fill up the last one do not count.
 
-    With a `limit` on the number of batches, the windows are taken evenly from the whole.
+    With a `limit` on the number of batches, the windows are taken evenly from the whole, or from those `within`.
     """
-    count = len(windows) if limit is None else min(len(windows), limit * batch_size)
-    chosen = np.linspace(0, len(windows) - 1, count).round().astype(int)
+    within = range(len(windows)) if within is None else within
+    count = len(within) if limit is None else min(len(within), limit * batch_size)
+    chosen = within.start + np.linspace(0, len(within) - 1, count).round().astype(int)
     for start in range(0, count, batch_size):
         rows = [windows[i] for i in chosen[start : start + batch_size]]
         missing = batch_size - len(rows)
-        rows += [{"tokens": rows[0]["tokens"], "length": np.array(0, np.int32)}] * missing
-        yield {name: np.stack([row[name] for row in rows]) for name in ("tokens", "length")}
+        nothing = {name: np.zeros_like(rows[0][name]) for name in ("length", "weight") if name in rows[0]}
+        rows += [rows[0] | nothing] * missing
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -80,7 +80,7 @@ def nested_loss(
         `jax.jit` only).
     """
     if table_VD is None:
-        outputs = [_as_softmax(logits) for logits in outputs]
+        outputs = [as_softmax(logits) for logits in outputs]
         vocab_size = outputs[0].shape[1]
     else:
         vocab_size = table_VD.shape[0]
@@ -92,8 +92,8 @@ def nested_loss(
     return Losses(loss, sums=sums[:-2], agreement=sums[-2], count=sums[-1])
 
 
-def _as_softmax(logits: jax.Array) -> jax.Array:
-    """A sigmoid of z is the softmax of two classes with logits 0 and z."""
+def as_softmax(logits: jax.Array) -> jax.Array:
+    """Returns float32 logits [N, classes]; a sigmoid of z [N] is the softmax of two classes with logits 0 and z."""
     logits = logits.astype(jnp.float32)
     return logits if logits.ndim == 2 else jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
 

@@ -56,7 +56,7 @@ def grow(student: Tree, architecture: Architecture, nest: Nest, key: jax.Array, 
 def _repeats(path: str) -> bool:
     """Whether a weight repeats the Student's entries on new dimensions of the residual stream: what writes to it does,
     and the norms in the blocks; what reads from it, the head's norm among them, has zeros there."""
-    return not path.endswith(("w_qkv", "w_in")) and not path.startswith("norm/")
+    return not path.endswith(("w_qkv", "w_in")) and not path.startswith(("norm/", "head/"))
 
 
 def _widened(part: np.ndarray, names: Names, d_model: int, *, repeat: bool) -> np.ndarray:

@@ -55,7 +55,9 @@ _EQUIVALENT = {"activation_function": ("gelu_new", "gelu_pytorch_tanh")}
 
 
 def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dict[str, Any]:
-    """The config.json of a model. Raises UserError when stock GPT-2 has no room for its heads."""
+    """The config.json of a model. Raises UserError when stock GPT-2 has no room for it."""
+    if architecture.num_classes:
+        raise UserError("format='hf' is for language models; write a scorer as format=safetensors or orbax")
     heads, left = divmod(architecture.d_model, architecture.head_dim)
     if left or architecture.num_heads > heads:
         raise UserError(

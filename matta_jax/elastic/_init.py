@@ -44,6 +44,8 @@ def check_init(config: Config) -> Package | None:
         ]
         raise UserError(f"{where} is neither the Student nor the TA of this run: model.{'; model.'.join(differing)}")
     if config.init.sort:
+        if config.model.name == "scorer":
+            raise UserError("init.sort=True is for language models; leave it False")
         if _fits(package.architecture, config, nest) != "ta":
             raise UserError("init.sort=True needs an init.model of the TA's sizes; the Student must stay as it is")
         theirs = nest_of(package.config)
@@ -129,7 +131,8 @@ def _fits(architecture: Architecture, config: Config, nest: Nest) -> str | None:
     """Whether a model is the run's `student`, its `ta` or, in a plain run, `both`; None when it is neither."""
 
     def sizes(one: Architecture) -> tuple[Any, ...]:
-        return (one.vocab_size, one.max_len, one.d_model, one.num_heads, one.head_dim, one.d_ff)
+        kind = (one.num_classes, one.num_dense, one.categories)
+        return (one.vocab_size, one.max_len, one.d_model, one.num_heads, one.head_dim, one.d_ff, *kind)
 
     is_student, is_ta = (
         sizes(architecture_of(config.model, nest, end)) == sizes(architecture) for end in (nest.student, nest.ta)

@@ -78,6 +78,8 @@ def label(
         of another kind.
     """
     folder = pathlib.Path(output).resolve()
+    if config.model.name == "scorer":
+        raise UserError("model.name='scorer': labels are of language models; name the Teacher by teacher.model")
     opened = open_teacher(teacher, "teacher")
     check_teacher(opened, config, "teacher")
     vocab_size = opened.architecture.vocab_size

@@ -18,7 +18,16 @@ from matta_jax.elastic._formats import open_weights
 from matta_jax.elastic._source import open_source
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
-from matta_jax.models import Architecture, apply, architecture_of, logits, sub_model_apply
+from matta_jax.models import (
+    Architecture,
+    Extras,
+    apply,
+    architecture_of,
+    logical_axes,
+    logits,
+    plain_apply,
+    sub_model_apply,
+)
 from matta_jax.nesting import Counts, Nest, SubModel, Tree, format_spec, parse_spec, slice_model, unflatten
 
 MANIFEST = "manifest.json"
@@ -46,16 +55,24 @@ class Model:
     architecture: Architecture | None = None
     _in_place: tuple[SubModel, Nest, Tree] | None = None
 
-    def apply(self, params: Tree, tokens_BT: jax.Array) -> jax.Array:
-        """Returns the normed hidden states [B·T, D], in float32. Pure in its arguments, fit for `jax.jit`."""
+    def apply(self, params: Tree, tokens_BT: jax.Array, extras: Extras | None = None) -> jax.Array:
+        """Returns the normed hidden states [B·T, D], in float32; of a scorer, which needs `extras`, the logits
+        [B, classes], or [B] of a sigmoid. Pure in its arguments, fit for `jax.jit`."""
         if self._in_place is not None:
             sub_model, nest, axes = self._in_place
-            return sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes)
+            return sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes, extras=extras)
         assert self.architecture is not None
+        if extras is not None:
+            return plain_apply(params, tokens_BT, axes=logical_axes(self.architecture), extras=extras)
         return apply(self.architecture, params, tokens_BT)
 
+    @property
+    def is_scorer(self) -> bool:
+        """Whether it scores examples, and is no language model."""
+        return self.config.model.name == "scorer"
+
     def logits(self, params: Tree, tokens_BT: jax.Array) -> jax.Array:
-        """Returns the logits [B·T, V], in float32."""
+        """Returns the logits [B·T, V] of a language model, in float32."""
         return logits(self.apply(params, tokens_BT), params["embed"]["tokens"])
 
     def plain(self) -> "Model":
@@ -120,7 +137,8 @@ def open_model(folder: str | pathlib.Path) -> Package:
         if manifest["version"] != VERSION or sealed(manifest)["seal"] != manifest["seal"]:
             raise ValueError("it was changed")
         fields, described = manifest["architecture"], manifest["config"]
-        architecture = Architecture(**{**fields, "d_ff": tuple(fields["d_ff"])})
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        architecture = Architecture(**fields | lists)
         own = resolved_tokenizer(described["data"]["tokenizer"], path)
         config = config_lib.from_dict(described | {"data": described["data"] | {"tokenizer": own}})
         counts = Counts(**manifest["counts"])

@@ -40,6 +40,7 @@ def prove(
     taken, shapes, names = flatten(params), flatten(abstract), flatten(axes)
     table = np.asarray(taken["embed/tokens"])
     length = min(LENGTH, taken["embed/positions"].shape[0])
+    seen = "all" if "head/w" in taken else "causal"
     ids, tokens = np.unique(np.random.default_rng(0).integers(0, len(table), (BATCH, length)), return_inverse=True)
     worst = 0.0
 
@@ -61,14 +62,17 @@ def prove(
             whole[path] = np.full(shape, np.nan, np.float32)
             place_array(np.asarray(part, np.float32), whole[path], axes_of[path], sizes)
         plain = {path: np.asarray(part, np.float32) for path, part in alone.items()}
-        seq_len = (length,) if kind == "block" else ()
+        context = {"block": (length, seen), "head": (seen,)}.get(kind, ())
         cut = (tuple(axes_of.items()), tuple(sizes.items()))
-        return compare(_run(kind, seq_len, None, plain, x), _run(kind, seq_len, cut, whole, x))
+        return compare(_run(kind, context, None, plain, x), _run(kind, context, cut, whole, x))
 
     written_table = written["embed/tokens"].whole()[ids]
     own = {"tokens": table[ids], "positions": np.asarray(taken["embed/positions"])}
     alone = {"tokens": written_table, "positions": written["embed/positions"].whole()}
     x_ND = run("embed", alone, own, jnp.asarray(tokens.reshape(BATCH, length), jnp.int32))
+    rng = np.random.default_rng(1)
+    for kind, inputs in _features(shapes, rng).items():
+        run(kind, *_outer(kind, written, taken), inputs)
     for i, one in enumerate(sub_model.runs):
         prefix = f"blocks/{i}/"
         stacks = {path.removeprefix(prefix): stack for path, stack in taken.items() if path.startswith(prefix)}
@@ -76,9 +80,11 @@ def prove(
             own = {path: stack[j] for path, stack in stacks.items()}
             alone = {path: _layer(written[prefix + path], j) for path in stacks}
             x_ND = run("block", alone, own, x_ND, one.d_ff)
-    own = {path: taken[f"norm/{path}"] for path in ("scale", "bias")}
-    x_ND = run("norm", {path: written[f"norm/{path}"].whole() for path in own}, own, x_ND)
-    compare(_logits(x_ND, np.float32(written_table)), _logits(x_ND, np.float32(table[ids])))
+    x_ND = run("norm", *_outer("norm", written, taken), x_ND)
+    if seen == "all":
+        run("head", *_outer("head", written, taken), x_ND)
+    else:
+        compare(_logits(x_ND, np.float32(written_table)), _logits(x_ND, np.float32(table[ids])))
     return worst, (BATCH, length)
 
 
@@ -86,13 +92,34 @@ _ROWS = ("vocab", "positions")  # Axes of which the batch's own entries are enou
 _logits = jax.jit(logits)
 
 
+def _outer(
+    kind: str, written: Mapping[str, StoredArray], taken: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights of a module outside the layers: as written, and as taken from the TA."""
+    own = {path.removeprefix(f"{kind}/"): leaf for path, leaf in taken.items() if path.startswith(f"{kind}/")}
+    return {path: written[f"{kind}/{path}"].whole() for path in own}, own
+
+
+def _features(shapes: Mapping[str, Any], rng: np.random.Generator) -> dict[str, jax.Array]:
+    """Inputs of a scorer's features, where it has some, by their module."""
+    inputs = {}
+    if "dense/w" in shapes:
+        inputs["dense"] = jnp.asarray(rng.normal(size=(BATCH, shapes["dense/w"].shape[0])), jnp.float32)
+    if "categories/table" in shapes:
+        inputs["categories"] = jnp.asarray(rng.integers(0, shapes["categories/table"].shape[0], (BATCH, 3)), jnp.int32)
+    return inputs
+
+
 def _layer(stack: StoredArray, layer: int) -> np.ndarray:
     return stack[(slice(layer, layer + 1), *(slice(None),) * (len(stack.shape) - 1))][0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(kind: str, seq_len: tuple[int, ...], cut: _Cut | None, weights: dict[str, jax.Array], x: jax.Array):
+def _run(kind: str, context: tuple[Any, ...], cut: _Cut | None, weights: dict[str, jax.Array], x: jax.Array):
+    """`context` is what a module needs beside `x`: lengths, and whether attention is "causal" or sees "all"."""
     if cut is not None:
         names, sizes = cut
         weights = {path: narrow_array(weights[path], axes, dict(sizes)) for path, axes in names}
-    return module_apply(kind, unflatten(weights), x, *seq_len)
+    length = x.shape[0] // BATCH
+    meaning = {"causal": None, "all": jnp.ones((BATCH, length), bool)}
+    return module_apply(kind, unflatten(weights), x, *(meaning.get(part, part) for part in context))

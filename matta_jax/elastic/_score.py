@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import tqdm
 
 from matta_jax.config import Config
-from matta_jax.data import Corpus, Windows, corpus_windows, make_tokenizer, sequential_batches, split_windows
+from matta_jax.data import Windows, glob_data, sequential_batches, split_data
 from matta_jax.distill import make_objective
 from matta_jax.elastic._model import Model
 from matta_jax.elastic._source import Source
+from matta_jax.errors import UserError
 from matta_jax.models import candidate_apply
 from matta_jax.nesting import SubModel
 
@@ -43,12 +44,11 @@ class TextLoss:
 
 def task_windows(config: Config, where: str) -> Windows:
     """The windows of a glob, or of a run's held-out text, in the tokens of its models."""
-    data = config.data
-    tokenizer = make_tokenizer(data.tokenizer)
-    if where == HELD_OUT:
-        return split_windows(data, tokenizer, held_out=True)
-    corpus = Corpus(f"text:{where}", data.text_field)
-    return corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
+    if config.model.name == "scorer":
+        raise UserError(f"{where}: a scorer reads labelled examples, and has no loss of a text; use tasks=auc:{where}")
+    windows = split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+    assert isinstance(windows, Windows)
+    return windows
 
 
 def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLoss:

@@ -10,8 +10,8 @@ from matta_jax.data import LabelHeader, Tokenizer, make_tokenizer, tokenizer_dig
 from matta_jax.elastic._model import MANIFEST, Model, load_model, open_model
 from matta_jax.elastic._source import open_source
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, logical_axes
-from matta_jax.nesting import Tree
+from matta_jax.models import Architecture, abstract_params, architecture_of, logical_axes
+from matta_jax.nesting import Tree, nest_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,14 @@ def open_teacher(where: str, field: str) -> Teacher:
 def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
     """Raises UserError unless the Teacher can teach a run: one vocabulary, one tokenizer, sequences as long."""
     theirs, where = teacher.architecture, f"{field}={teacher.where!r}"
+    wanted = architecture_of(config.model, nest_of(config), nest_of(config).ta)
+    about = ("num_classes", "num_dense", "categories")
+    for name in about:
+        if getattr(theirs, name) != getattr(wanted, name):
+            raise UserError(
+                f"{where} has {name}={getattr(theirs, name)}, and must have the run's {getattr(wanted, name)} "
+                "(0 classes: a language model); use a Teacher of the same task"
+            )
     if theirs.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{where} has a vocabulary of {theirs.vocab_size}, and must have the {config.model.vocab_size} of "

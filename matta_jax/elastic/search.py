@@ -136,6 +136,11 @@ def search(
         if value < least:
             raise UserError(f"{name}={value} must be at least {least}")
     source = open_source(checkpoint)
+    if source.config.model.name == "scorer":
+        raise UserError(
+            f"checkpoint={checkpoint!r} is a scorer's run, and search ranks language models; extract its sub-models "
+            "and compare them by matta-evaluate --tasks=auc:held_out"
+        )
     space = make_space(source.nest, layers=layers, d_model=d_model, num_heads=num_heads)
     if workload is None and budget.max_ms is not None:
         workload = Workload(length=source.config.data.seq_len)

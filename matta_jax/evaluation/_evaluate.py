@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from matta_jax.config import Config
-from matta_jax.data import make_tokenizer
+from matta_jax.data import Tokenizer, make_tokenizer
 from matta_jax.elastic import Model, load_in_place, load_model, record_scores
 from matta_jax.errors import UserError, did_you_mean
+from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._sat_math import SatMath
 from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs, score_records
@@ -59,9 +60,16 @@ class Comparison:
 
 _TEXT_FIGURES = ("bits_per_byte", "perplexity")
 _TASKS: dict[str, Callable[[str, Config], Task]] = {
-    "lambada": lambda where, config: Lambada(where, make_tokenizer(config.data.tokenizer)),
-    "sat_math": lambda where, config: SatMath(where, make_tokenizer(config.data.tokenizer)),
+    "lambada": lambda where, config: Lambada(where, _text_tokenizer(config, f"lambada:{where}")),
+    "sat_math": lambda where, config: SatMath(where, _text_tokenizer(config, f"sat_math:{where}")),
+    "auc": Auc,
 }
+
+
+def _text_tokenizer(config: Config, task: str) -> Tokenizer:
+    if config.model.name == "scorer":
+        raise UserError(f"tasks={task!r} is for language models; score a scorer by auc:GLOB")
+    return make_tokenizer(config.data.tokenizer)
 
 
 def evaluate(
@@ -108,7 +116,7 @@ def compare(
       models: folders of extracted models; or
       checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
       tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the run's own held-out
-        text; `lambada:FILE`; `sat_math:FILE`.
+        text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, also of `held_out`.
       output: a JSON file for the result.
 
     Raises:
@@ -167,7 +175,7 @@ class _Prepared:
         self._tasks: dict[Any, Task] = {}
 
     def get(self, name: str, where: str, config: Config) -> Task:
-        key = (where, config.data)
+        key = (where, config.data, config.model.name)
         if name in _TEXT_FIGURES:
             if key not in self._texts:
                 self._texts[key] = Text(where, config)
@@ -229,6 +237,6 @@ def _parse_task(task: str) -> tuple[str, str]:
     name, _, where = task.partition(":")
     known = [*_TEXT_FIGURES, *_TASKS]
     if name not in known or not where:
-        listed = ", ".join(f"{name}:{'GLOB' if name in _TEXT_FIGURES else 'FILE'}" for name in known)
+        listed = ", ".join(f"{name}:{'FILE' if name in ('lambada', 'sat_math') else 'GLOB'}" for name in known)
         raise UserError(f"tasks={task!r} must be one of {listed}{did_you_mean(name, known)}")
     return name, where

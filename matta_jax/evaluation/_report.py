@@ -105,9 +105,27 @@ def _rows(models: pathlib.Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
 
 
-def _bits(row: dict[str, Any]) -> float | None:
-    """The row's first bits_per_byte."""
-    return next((value for task, value in row["scores"].items() if task.startswith("bits_per_byte")), None)
+@dataclasses.dataclass(frozen=True)
+class _Figure:
+    """What models are compared by: a task's figure, its heading, and whether more is better."""
+
+    task: str
+    heading: str
+    axis: str
+    rises: bool
+
+    def of(self, row: dict[str, Any]) -> float | None:
+        """The row's first figure of this task."""
+        return next((value for task, value in row["scores"].items() if task.startswith(f"{self.task}:")), None)
+
+
+_BITS = _Figure("bits_per_byte", "bits/byte", "held-out bits per byte (lower is better)", rises=False)
+_AUC = _Figure("auc", "AUC", "held-out AUC (higher is better)", rises=True)
+
+
+def _figure(rows: list[dict[str, Any]]) -> _Figure:
+    """Bits per byte, or of scorers the AUC."""
+    return _AUC if any(_AUC.of(row) is not None for row in rows) else _BITS
 
 
 def _runs(widths: list[int]) -> str:
@@ -117,10 +135,11 @@ def _runs(widths: list[int]) -> str:
 def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
     if not rows:
         return "No extracted model has been scored: matta-extract, then matta-evaluate"
-    header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token", "bits/byte"]
+    figure = _figure(rows)
+    header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token", figure.heading]
     lines = []
     for row in rows:
-        bits = _bits(row)
+        value = figure.of(row)
         lines.append(
             [
                 row["name"],
@@ -130,7 +149,7 @@ def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
                 f"{row['parameters']:,}",
                 f"{row['mb']:.2f}",
                 f"{row['flops_per_token'] / 1e6:.2f}",
-                "-" if bits is None else f"{bits:.4f}",
+                "-" if value is None else f"{value:.4f}",
             ]
         )
     lines += [[name, "", "", "", "", "", "", f"{bits:.4f}"] for name, bits in baselines.items()]
@@ -165,7 +184,7 @@ def _plots(
     if curves is None:
         return []  # The report is the table alone.
     pictures = [_plot_curves(folder / "curves.png", curves, metrics)]
-    if any(_bits(row) is not None for row in rows):
+    if any(_figure(rows).of(row) is not None for row in rows):
         pictures.append(_plot_sizes(folder / "accuracy_vs_size.png", sizes, rows, baselines))
     return pictures
 
@@ -200,12 +219,12 @@ def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) ->
     draw(losses, "ta", "TA, training", color="C1", alpha=0.7)
     draw(losses, "eval/student", "Student, held out", color="C0", marker="o", linestyle="--")
     draw(losses, "eval/ta", "TA, held out", color="C1", marker="o", linestyle="--")
-    losses.set_ylabel("cross-entropy, nats per token")
+    losses.set_ylabel("cross-entropy, nats per token or example")
     losses.legend(frameon=False)
     draw(weights, "gap", "CE_S - CE_TA, nats", color="C2")
     draw(weights, "distill", "KL(TA || Student), nats", color="C3")
     weights.axhline(0, color="0.7", linewidth=0.8)
-    weights.set_ylabel("nats per token")
+    weights.set_ylabel("nats")
     weights.set_xlabel("step")
     if weights.get_legend_handles_labels()[1]:
         weights.legend(frameon=False)
@@ -214,12 +233,13 @@ def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) ->
 
 def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baselines: dict[str, float]) -> pathlib.Path:
     axes = figure.subplots()
-    points = [(row["parameters"] / 1e6, bits, row["name"]) for row in rows if (bits := _bits(row)) is not None]
-    best, front = math.inf, []
-    for size, bits, _ in points:  # By size, as the rows are.
-        if bits < best:
-            best = bits
-            front.append((size, bits))
+    figure_of = _figure(rows)
+    points = [(row["parameters"] / 1e6, value, row["name"]) for row in rows if (value := figure_of.of(row)) is not None]
+    best, front = -math.inf if figure_of.rises else math.inf, []
+    for size, value, _ in points:  # By size, as the rows are.
+        if value > best if figure_of.rises else value < best:
+            best = value
+            front.append((size, value))
     axes.plot(*zip(*front, strict=True), color="0.8", zorder=1, label="best at its size")
     ends = {"student": ("C0", "Student"), "ta": ("C1", "TA")}
     middle = (points[0][0] + points[-1][0]) / 2
@@ -241,8 +261,10 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
     axes.set_ylim(low - pad, high + pad)
     axes.margins(x=0.15)
     axes.set_xlabel("parameters, millions")
-    axes.set_ylabel("held-out bits per byte (lower is better)")
+    axes.set_ylabel(figure_of.axis)
     axes.legend(frameon=False)
-    known = ", ".join(f"{name} {bits:.2f}" for name, bits in baselines.items())
+    known = ", ".join(
+        f"{name} {value:.3f}" if figure_of.rises else f"{name} {value:.2f}" for name, value in baselines.items()
+    )
     axes.set_title("One training run, many models" + (f"\non the same text: {known}" if known else ""), fontsize=10)
     return save_figure(figure, path)

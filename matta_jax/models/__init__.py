@@ -1,4 +1,4 @@
-"""Models: the GPT decoder as plain modules, and the joint forward pass of a nest of them."""
+"""Models: the GPT decoder and the scorer as plain modules, and the joint forward pass of a nest of them."""
 
 from matta_jax.models._gpt import GPT as GPT
 from matta_jax.models._gpt import Architecture as Architecture
@@ -18,3 +18,6 @@ from matta_jax.models._nested import joint_apply as joint_apply
 from matta_jax.models._nested import module_apply as module_apply
 from matta_jax.models._nested import plain_apply as plain_apply
 from matta_jax.models._nested import sub_model_apply as sub_model_apply
+from matta_jax.models._scorer import Extras as Extras
+from matta_jax.models._targets import Targets as Targets
+from matta_jax.models._targets import targets_of as targets_of

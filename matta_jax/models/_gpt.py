@@ -44,6 +44,8 @@ class Architecture:
       vocab_size, max_len, d_model, num_heads, head_dim: sizes, as in GPT-2.
       d_ff: the hidden width of each layer.
       head_granule, d_ff_granule: how many heads and neurons the inner axes of the weights hold.
+      num_classes: outputs of a scorer; 0 for a language model.
+      num_dense, categories: a scorer's dense features, and the values of each categorical one.
     """
 
     vocab_size: int
@@ -54,6 +56,9 @@ class Architecture:
     d_ff: tuple[int, ...]
     head_granule: int
     d_ff_granule: int
+    num_classes: int = 0
+    num_dense: int = 0
+    categories: tuple[int, ...] = ()
 
     @property
     def granules(self) -> dict[str, int]:
@@ -77,10 +82,13 @@ def architecture_of(model: ModelConfig, nest: Nest, sub_model: SubModel) -> Arch
         d_ff=sub_model.d_ff,
         head_granule=nest.head_granule,
         d_ff_granule=nest.d_ff_granule,
+        num_classes=model.num_classes if model.name == "scorer" else 0,
+        num_dense=model.num_dense,
+        categories=model.categories,
     )
 
 
-def _weight(rngs: nnx.Rngs, sizes: Mapping[str, int], *axes: str, scale: float = 1.0) -> nnx.Param:
+def weight(rngs: nnx.Rngs, sizes: Mapping[str, int], *axes: str, scale: float = 1.0) -> nnx.Param:
     """A matrix or table of variance scale²/fan-in, or a bias of zeros: its axes tell which."""
     shape = tuple(sizes[name] for name in axes)
     inputs = fan_in(axes)
@@ -134,10 +142,10 @@ class Attention(nnx.Module):
     """Self-attention. The softmax is normalised after the values are summed, which saves a pass."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, out_scale: float):
-        self.w_qkv = _weight(rngs, sizes, "heads_granules", "d_model", "qkv", "heads", "head_dim")
-        self.b_qkv = _weight(rngs, sizes, "heads_granules", "qkv", "heads", "head_dim")
-        self.w_out = _weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
-        self.b_out = _weight(rngs, sizes, "d_model")
+        self.w_qkv = weight(rngs, sizes, "heads_granules", "d_model", "qkv", "heads", "head_dim")
+        self.b_qkv = weight(rngs, sizes, "heads_granules", "qkv", "heads", "head_dim")
+        self.w_out = weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
+        self.b_out = weight(rngs, sizes, "d_model")
 
     def _project(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries, keys and values [B, T, K, H, E]."""
@@ -197,10 +205,10 @@ class MLP(nnx.Module):
     """The feed-forward layer, with GPT-2's tanh approximation of GELU."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, out_scale: float):
-        self.w_in = _weight(rngs, sizes, "d_ff_granules", "d_model", "d_ff")
-        self.b_in = _weight(rngs, sizes, "d_ff_granules", "d_ff")
-        self.w_out = _weight(rngs, sizes, "d_ff_granules", "d_ff", "d_model", scale=out_scale)
-        self.b_out = _weight(rngs, sizes, "d_model")
+        self.w_in = weight(rngs, sizes, "d_ff_granules", "d_model", "d_ff")
+        self.b_in = weight(rngs, sizes, "d_ff_granules", "d_ff")
+        self.w_out = weight(rngs, sizes, "d_ff_granules", "d_ff", "d_model", scale=out_scale)
+        self.b_out = weight(rngs, sizes, "d_model")
 
     def hidden(self, x_ND: jax.Array) -> jax.Array:
         """Returns the neurons' activations [N, G, F]."""
@@ -294,8 +302,8 @@ class Embed(nnx.Module):
     """Token and learned position embeddings; the token table is the head too."""
 
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs):
-        self.tokens = _weight(rngs, sizes, "vocab", "d_model")
-        self.positions = _weight(rngs, sizes, "positions", "d_model")
+        self.tokens = weight(rngs, sizes, "vocab", "d_model")
+        self.positions = weight(rngs, sizes, "positions", "d_model")
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         x_BTD = self.tokens[...][tokens_BT] + self.positions[...][: tokens_BT.shape[1]]
@@ -372,9 +380,16 @@ def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
     return jnp.einsum("nd,vd->nv", hidden_ND, table, preferred_element_type=jnp.float32)
 
 
+def module_of(architecture: Architecture) -> type[GPT]:
+    """The module of a plain model."""
+    from matta_jax.models._scorer import Scorer  # Which is a GPT with more.
+
+    return Scorer if architecture.num_classes else GPT
+
+
 @functools.lru_cache(maxsize=64)
 def _abstract(architecture: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: GPT(architecture, nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: module_of(architecture)(architecture, nnx.Rngs(0))))
 
 
 def abstract_params(architecture: Architecture) -> Tree:
@@ -393,7 +408,7 @@ def logical_axes(architecture: Architecture) -> Tree:
 
 def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = None) -> Tree:
     """Returns fresh weights. With a nest, each part has the scale of the smallest sub-model that it belongs to."""
-    params = nnx.to_pure_dict(nnx.state(GPT(architecture, nnx.Rngs(key))))
+    params = nnx.to_pure_dict(nnx.state(module_of(architecture)(architecture, nnx.Rngs(key))))
     if nest is None:
         return params
     axes = flatten(logical_axes(architecture))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from matta_jax.models._gpt import Block, Embed, LayerNorm
+from matta_jax.models._scorer import Categories, Dense, Extras, Head, seen_positions, with_features
 from matta_jax.nesting import Names, Nest, SubModel, Tree, fan_in, narrow, sizes_of
 
 _MAX_STATIC_RUNS = 4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
@@ -96,12 +97,18 @@ def _graphdef(kind: str) -> nnx.GraphDef:
             "d_ff_granules",
             "vocab",
             "positions",
+            "classes",
+            "dense",
+            "categories",
         )
     }
     makers: dict[str, Callable[[], nnx.Module]] = {
         "block": lambda: Block(sizes, nnx.Rngs(0), depth=1),
         "embed": lambda: Embed(sizes, nnx.Rngs(0)),
         "norm": lambda: LayerNorm(sizes),
+        "head": lambda: Head(sizes, nnx.Rngs(0)),
+        "dense": lambda: Dense(sizes, nnx.Rngs(0)),
+        "categories": lambda: Categories(sizes, nnx.Rngs(0)),
     }
     return nnx.split(nnx.eval_shape(makers[kind]))[0]
 
@@ -184,6 +191,7 @@ def joint_apply(
     nest: Nest,
     axes: Tree,
     mix_choice_ML: jax.Array | None = None,
+    extras: Extras | None = None,
     dtype: str = "float32",
     reduce_dtype: str = "compute",
     remat: str = "dots",
@@ -200,6 +208,7 @@ def joint_apply(
       nest: the nest that they lie in.
       axes: the weights' axis names.
       mix_choice_ML: random mixes of the TA's depth and d_model, each layer an index into `nest.widths`; may be traced.
+      extras: of a scorer's batch; None for a language model.
       dtype: compute type of activations and matmuls.
       reduce_dtype: type in which gradients of matrices and tables are summed: "compute" for `dtype`, or float32.
       remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
@@ -208,9 +217,11 @@ def joint_apply(
       placement: where weights lie; they are gathered before they are sliced (decision 2).
 
     Returns:
-      The normed hidden states [B·T, d_model of the sub-model]: of the static sub-models, then of the mixes.
+      The normed hidden states [B·T, d_model of the sub-model]: of the static sub-models, then of the mixes. Of a
+      scorer the logits [B, classes], or [B] of a sigmoid.
     """
-    seq_len = tokens_BT.shape[1]
+    seen_BS = _seen(params, tokens_BT, extras)
+    seq_len = tokens_BT.shape[1] if seen_BS is None else seen_BS.shape[1]
     num_layers = nest.ta.num_layers
     streams, choices_SL = _streams(nest, sub_models, mix_choice_ML)
     layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
@@ -230,8 +241,8 @@ def joint_apply(
         if width == 0:
             return x_ND
         own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
-        lengths = () if method == "feed" else (seq_len,)
-        return module_apply("block", own, x_ND, *lengths, method=method, dropout=dropout, key=key)
+        context = () if method == "feed" else (seq_len, seen_BS)
+        return module_apply("block", own, x_ND, *context, method=method, dropout=dropout, key=key)
 
     def run_chosen(
         stream: _Stream, choice: jax.Array, weights: Tree, x_ND: jax.Array, key: jax.Array | None
@@ -270,11 +281,12 @@ def joint_apply(
         layers = (weights, choices_SL.T[start:stop], jnp.arange(start, stop))
         return list(jax.lax.scan(body, tuple(hidden), layers)[0])
 
-    outer = {name: ready(params[name], axes[name]) for name in ("embed", "norm")}
+    outer = {name: ready(params[name], axes[name]) for name in params if name != "blocks"}
 
     # One look-up for all: columns of a table's rows are rows of its columns.
     widest = max((stream.sub_model for stream in streams), key=lambda sub_model: sub_model.d_model)
-    x_ND = module_apply("embed", narrow(outer["embed"], axes["embed"], sizes_of(widest)), tokens_BT).astype(dtype)
+    x_ND = _enter(narrow(outer, {name: axes[name] for name in outer}, sizes_of(widest)), tokens_BT, extras)
+    x_ND = x_ND.astype(dtype)
     hidden = [x_ND[:, : stream.sub_model.d_model] for stream in streams]
     cuts = _cuts(streams, num_layers)
     for start, stop in itertools.pairwise(cuts):
@@ -286,10 +298,37 @@ def joint_apply(
         moved = segment(start, stop, [streams[i] for i in running], [hidden[i] for i in running])
         after = dict(zip(leaders, moved, strict=True))
         hidden = [after.get(stream.history(stop), x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
+    ends = {name: outer[name] for name in ("norm", "head") if name in outer}
     return [
-        module_apply("norm", narrow(outer["norm"], axes["norm"], sizes_of(stream.sub_model)), x_ND)
+        _leave(narrow(ends, {name: axes[name] for name in ends}, sizes_of(stream.sub_model)), x_ND, seen_BS)
         for stream, x_ND in zip(streams, hidden, strict=True)
     ]
+
+
+def _seen(params: Tree, tokens_BT: jax.Array, extras: Extras | None) -> jax.Array | None:
+    """The positions [B, S] that a scorer attends to; None for a language model, whose attention is causal."""
+    if extras is None:
+        return None
+    has_features = "dense" in params or "categories" in params
+    return seen_positions(extras, tokens_BT.shape[1], has_features=has_features)
+
+
+def _enter(outer: Tree, tokens_BT: jax.Array, extras: Extras | None) -> jax.Array:
+    """Embeds a batch; returns the residual stream [B·S, D]."""
+    x_ND = module_apply("embed", outer["embed"], tokens_BT)
+    features_BD = None
+    for name, field in (("dense", "dense"), ("categories", "categorical")):
+        if name in outer:
+            assert extras is not None
+            own_BD = module_apply(name, outer[name], extras[field])
+            features_BD = own_BD if features_BD is None else features_BD + own_BD
+    return with_features(x_ND, features_BD, tokens_BT.shape[1])
+
+
+def _leave(outer: Tree, x_ND: jax.Array, seen_BS: jax.Array | None) -> jax.Array:
+    """Norms the residual stream; of a scorer, returns the logits."""
+    x_ND = module_apply("norm", outer["norm"], x_ND)
+    return x_ND if seen_BS is None else module_apply("head", outer["head"], x_ND, seen_BS)
 
 
 def candidate_apply(
@@ -329,27 +368,47 @@ def candidate_apply(
 
 
 def sub_model_apply(
-    params: Tree, tokens_BT: jax.Array, sub_model: SubModel, *, nest: Nest, axes: Tree, dtype: str = "float32"
+    params: Tree,
+    tokens_BT: jax.Array,
+    sub_model: SubModel,
+    *,
+    nest: Nest,
+    axes: Tree,
+    extras: Extras | None = None,
+    dtype: str = "float32",
 ) -> jax.Array:
-    """Runs one sub-model in place, as a slice of its TA; returns its hidden states [B·T, d_model]."""
-    return joint_apply(params, tokens_BT, [sub_model], nest=nest, axes=axes, dtype=dtype, remat="none")[0]
+    """Runs one sub-model in place, as a slice of its TA; returns what `joint_apply` does of it."""
+    run = functools.partial(joint_apply, nest=nest, axes=axes, extras=extras, dtype=dtype, remat="none")
+    return run(params, tokens_BT, [sub_model])[0]
 
 
 def plain_apply(
-    params: Tree, tokens_BT: jax.Array, *, axes: Tree, dtype: str = "float32", placement: Placement = Placement()
+    params: Tree,
+    tokens_BT: jax.Array,
+    *,
+    axes: Tree,
+    extras: Extras | None = None,
+    dtype: str = "float32",
+    placement: Placement = Placement(),
 ) -> jax.Array:
-    """As `apply`, on a mesh: each layer is gathered when it runs. Not to be differentiated."""
+    """Runs the plain model of `params`, a layer gathered when it runs. Not to be differentiated.
+
+    Returns:
+      The normed hidden states [B·T, D] in the compute type; of a scorer the logits [B, classes], or [B].
+    """
 
     def ready(weights: Tree, axes: Tree) -> Tree:
         return jax.tree.map(lambda weight, names: placement.gather(weight.astype(dtype), names), weights, axes)
 
-    outer = {name: ready(params[name], axes[name]) for name in ("embed", "norm")}
-    x_ND = module_apply("embed", outer["embed"], tokens_BT)
+    seen_BS = _seen(params, tokens_BT, extras)
+    seq_len = tokens_BT.shape[1] if seen_BS is None else seen_BS.shape[1]
+    outer = {name: ready(params[name], axes[name]) for name in params if name != "blocks"}
+    x_ND = _enter(outer, tokens_BT, extras).astype(dtype)
     for i in range(len(params["blocks"])):
         own = jax.tree.map(lambda names: names[1:], axes["blocks"][str(i)], is_leaf=lambda node: type(node) is tuple)
         body = lambda x_ND, weights, own=own: (
-            module_apply("block", ready(weights, own), x_ND, tokens_BT.shape[1]),
+            module_apply("block", ready(weights, own), x_ND, seq_len, seen_BS),
             None,
         )
         x_ND, _ = jax.lax.scan(body, x_ND, params["blocks"][str(i)])
-    return module_apply("norm", outer["norm"], x_ND)
+    return _leave(outer, x_ND, seen_BS)

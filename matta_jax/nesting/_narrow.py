@@ -24,7 +24,7 @@ ArrayT = TypeVar("ArrayT")
 
 _GRANULES = "_granules"
 _STACK = "layers"
-_TABLES = frozenset({"vocab", "positions"})
+_TABLES = frozenset({"vocab", "positions", "categories"})
 
 
 def narrow_array(array: ArrayT, names: Names, sizes: Mapping[str, Size]) -> ArrayT:
@@ -212,7 +212,7 @@ class Counts:
       parameters: numbers in its weights.
       bytes: at the storage type of the weights.
       flops_per_token: of one forward pass at a given sequence length: matmuls and the head (2 per weight), and causal
-        attention counted at half. Norms, biases and activations are left out.
+        attention counted at half. Norms, biases and activations are left out. A scorer's is counted whole.
     """
 
     parameters: int
@@ -239,13 +239,14 @@ def count_weights(weights: Tree, axes: Tree, *, attended: int, seq_len: int) -> 
     """Counts a plain model: its weights or their shapes, their axis names, and `attended`, the width of all layers'
     heads together."""
     parameters = bytes_ = flops = 0
+    scorer = "head" in axes  # With a head of its own, and without a causal mask.
     for leaf, names in zip(jax.tree.leaves(weights), _names(axes), strict=True):
         size = math.prod(leaf.shape)
         parameters += size
         bytes_ += size * leaf.dtype.itemsize
-        if matrix_view(names) is not None or "vocab" in names:
+        if matrix_view(names) is not None or ("vocab" in names and not scorer):
             flops += 2 * size
-    flops += 2 * attended * seq_len
+    flops += (4 if scorer else 2) * attended * seq_len
     return Counts(parameters, bytes_, flops)
 
 

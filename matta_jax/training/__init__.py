@@ -4,6 +4,7 @@ from matta_jax.training._compile_check import CompileReport as CompileReport
 from matta_jax.training._compile_check import compile_check as compile_check
 from matta_jax.training._dry_run import dry_run as dry_run
 from matta_jax.training._loop import TrainResult as TrainResult
+from matta_jax.training._loop import next_window as next_window
 from matta_jax.training._loop import train as train
 from matta_jax.training._state import Setup as Setup
 from matta_jax.training._state import TrainState as TrainState

@@ -22,12 +22,14 @@ from matta_jax import config as config_lib
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.data import (
+    Examples,
+    ExampleSet,
     LabelledWindows,
     Labels,
     Windows,
     make_tokenizer,
     sequential_batches,
-    split_windows,
+    split_data,
     training_batches,
 )
 from matta_jax.elastic import Package, check_init, check_labels, check_teacher, initial_opt_state, initial_params
@@ -137,8 +139,10 @@ def train(
     setup = make_setup(config, make_mesh(sizes))
     if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)) and is_first():
         logging.warning("%s", advice)
-    windows, eval_windows = (split_windows(config.data, tokenizer, held_out=held_out) for held_out in (False, True))
+    windows, eval_windows = (split_data(config, tokenizer, held_out=held_out) for held_out in (False, True))
     labels = _check_teacher(setup, windows)
+    if isinstance(windows, ExampleSet) and windows.truncated:
+        log(f"{windows.truncated} of {len(windows)} examples are longer than data.seq_len, and lost their start")
     resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     check_agreement(
         {
@@ -162,12 +166,13 @@ def train(
                 state = _start_from(setup, package, windows, log)
             with open_writers(config, workdir, int(state.step)) as writers:
                 run = _Run(setup, checkpoints, windows, eval_windows, labels, writers, log)
-                if package is not None:
+                # A model is known before its training goes on; a stream's first examples, too, are scored before it.
+                if package is not None or (config.data.stream and int(state.step) == 0):
                     run.report_evaluation(int(state.step), run.evaluate(state))
                 return run.steps_from(state, workdir)
 
 
-def _check_teacher(setup: Setup, windows: Windows) -> Labels | None:
+def _check_teacher(setup: Setup, windows: Windows | ExampleSet) -> Labels | None:
     """Checks the Teacher against the run; returns its labels, where it teaches by these."""
     config = setup.config
     if setup.teacher is not None:
@@ -204,7 +209,7 @@ def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
 
 
 def _restore(
-    setup: Setup, checkpoints: Checkpoints, windows: Windows, fallback: bool, log: Callable[[str], None]
+    setup: Setup, checkpoints: Checkpoints, windows: Windows | ExampleSet, fallback: bool, log: Callable[[str], None]
 ) -> TrainState:
     """The state of the newest checkpoint, or with `fallback` of the newest healthy one; without any, a fresh one."""
     steps = checkpoints.steps
@@ -233,7 +238,9 @@ def _restore(
     )
 
 
-def _restore_step(setup: Setup, checkpoints: Checkpoints, step: int, windows: Windows, mend: str) -> TrainState:
+def _restore_step(
+    setup: Setup, checkpoints: Checkpoints, step: int, windows: Windows | ExampleSet, mend: str
+) -> TrainState:
     meta = checkpoints.meta(step, mend=mend)
     lines = config_lib.differences(meta["config"], config_lib.to_dict(setup.config))
     lines = [line for line in lines if line.partition(":")[0] not in _FREE_FIELDS]
@@ -260,7 +267,9 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
     return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
 
 
-def _start_from(setup: Setup, package: Package, windows: Windows, log: Callable[[str], None]) -> TrainState:
+def _start_from(
+    setup: Setup, package: Package, windows: Windows | ExampleSet, log: Callable[[str], None]
+) -> TrainState:
     """The state of a run that starts from a model; of a plain run that goes on, with its step."""
     batch = next(iter(sequential_batches(windows, batch_size=setup.config.data.batch_size)))
     params, words = initial_params(setup.config, package, jnp.asarray(batch["tokens"][:, :-1]))
@@ -281,15 +290,18 @@ class _Run:
         self,
         setup: Setup,
         checkpoints: Checkpoints,
-        windows: Windows,
-        eval_windows: Windows,
+        windows: Windows | ExampleSet,
+        eval_windows: Windows | ExampleSet,
         labels: Labels | None,
         writers: list[Writer],
         log: Callable[[str], None],
     ):
         self.setup, self.config, self.checkpoints = setup, setup.config, checkpoints
         self.windows, self.eval_windows, self.writers, self.log = windows, eval_windows, writers, log
-        self.examples = windows if labels is None else LabelledWindows(windows, labels)
+        self.examples: Examples = windows
+        if labels is not None:
+            assert isinstance(windows, Windows)
+            self.examples = LabelledWindows(windows, labels)
         self.teacher = [] if setup.teacher is None else [setup.load_teacher()]
         self.train_step, self.eval_step = make_train_step(setup), make_eval_step(setup)
         self.flops_per_token = step_flops_per_token(
@@ -322,6 +334,7 @@ class _Run:
             rows=own_rows(self.setup.mesh, batch_size),
             prefetch=self.config.data.prefetch_batches,
             num_threads=self.config.data.read_threads,
+            in_order=self.config.data.stream,
         )
         last = start >= train.num_steps
         with _stop_requests() as asked_to_stop, opened as batches:
@@ -425,19 +438,24 @@ class _Run:
         self.log(f"step {step}: {shown}")
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Means over held-out tokens of Student's and TA's terms, by name with `eval/` before it."""
+        """Means over held-out targets of Student's and TA's terms, by name with `eval/` before it.
+
+        Of a stream: over what training reads until the next evaluation; at the end, over what is left.
+        """
         sums: dict[str, float] = {}
         mine = own_rows(self.setup.mesh, self.config.data.batch_size)
-        batches = sequential_batches(
-            self.eval_windows, batch_size=self.config.data.batch_size, limit=self.config.train.eval_batches
-        )
+        step, size = int(state.step), self.config.data.batch_size
+        if self.config.data.stream and step < self.config.train.num_steps:
+            batches = sequential_batches(self.windows, batch_size=size, within=next_window(self.config, step))
+        else:
+            batches = sequential_batches(self.eval_windows, batch_size=size, limit=self.config.train.eval_batches)
         for batch in batches:
             own = {name: rows[mine] for name, rows in batch.items()}
             placed = place_batch(own, self.setup.mesh, len(batch["length"]))
             part = jax.device_get(self.eval_step(state.params, placed))
             sums = {name: sums.get(name, 0.0) + float(value) for name, value in part.items()}
-        tokens = sums.pop("tokens")
-        return {f"eval/{name}": value / tokens for name, value in sums.items() if name != "loss"}
+        targets = sums.pop("targets")
+        return {f"eval/{name}": value / targets for name, value in sums.items() if name != "loss"}
 
     def save(self, step: int, state: TrainState, evaluation: Mapping[str, float]) -> None:
         """Starts to write a checkpoint. Raises DivergenceError when the weights are not fit to be kept."""
@@ -459,6 +477,13 @@ class _Run:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for writer in self.writers:
             writer.write(step, metrics)
+
+
+def next_window(config: Config, step: int) -> range:
+    """The examples of a stream that training reads after `step` steps until the next evaluation."""
+    every, size = config.train.eval_every, config.data.batch_size
+    stop = min((step // every + 1) * every, config.train.num_steps)
+    return range(step * size, stop * size)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from matta_jax.data import Labels
-from matta_jax.distill import OnlineTeacher, Teacher, TopKTeacher, make_objective, ramp
-from matta_jax.models import joint_apply, plain_apply
+from matta_jax.distill import OnlineTeacher, Teacher, TopKTeacher, as_softmax, make_objective, ramp
+from matta_jax.models import joint_apply, plain_apply, targets_of
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
 from matta_jax.sharding import batch_sharding, loss_layout, placement, replicated
@@ -59,7 +59,7 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
             fraction=config.objective.distill_ramp,
             shape=config.objective.ramp_shape,
         )
-        total = jnp.maximum(jnp.sum(batch["length"]), 1).astype(jnp.float32)
+        total = jnp.maximum(jnp.sum(targets_of(batch).weights_N), 1.0)
 
         def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
             (_, metrics), gradient = loss_and_gradient(state.params, rows, choice_ML, key, scale, total, *teacher)
@@ -90,12 +90,12 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
 
 
 def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
-    """Returns the compiled `(params, batch) -> sums`: each term of Student and TA summed over tokens, and `tokens`."""
+    """Returns the compiled `(params, batch) -> sums`: Student's and TA's terms summed over targets, and `targets`."""
     loss = _make_loss(setup, 0, training=False)
 
     def step(params: Tree, batch: Batch) -> Metrics:
         sums = loss(params, batch, None, None, jnp.ones(()), jnp.ones(()))[1]
-        return sums | {"tokens": jnp.sum(batch["length"]).astype(jnp.float32)}
+        return sums | {"targets": jnp.sum(targets_of(batch).weights_N)}
 
     return jax.jit(
         step,
@@ -118,6 +118,13 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         "tokens": ((size, length + 1), jnp.int32),
         "length": ((size,), jnp.int32),
     }
+    if config.model.name == "scorer":
+        shapes = {"tokens": ((size, length), jnp.int32), "length": ((size,), jnp.int32)}
+        shapes |= {"label": ((size,), jnp.int32), "weight": ((size,), jnp.float32)}
+        if config.model.num_dense:
+            shapes["dense"] = ((size, config.model.num_dense), jnp.float32)
+        if config.model.categories:
+            shapes["categorical"] = ((size, len(config.model.categories)), jnp.int32)
     if config.teacher.labels is not None:
         top_k = Labels(config.teacher.labels).header.top_k
         shapes["teacher_ids"] = ((size, length, top_k), jnp.int32)
@@ -146,14 +153,19 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
             flat = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in batch if "teacher" in name}
             ids, log_probs, tail = (flat[f"teacher_{name}"] for name in ("ids", "log_probs", "tail"))
             return TopKTeacher(ids, log_probs, tail, temperature=config.teacher.temperature)
-        hidden_ND = plain_apply(
+        targets = targets_of(batch)
+        output = plain_apply(
             weights[0],
-            batch["tokens"][:, :-1],
+            targets.tokens_BT,
             axes=setup.teacher.axes,
+            extras=targets.extras,
             dtype=config.model.compute_dtype,
             placement=placement(setup.mesh),
         )
-        return OnlineTeacher(hidden_ND, weights[0]["embed"]["tokens"])
+        if targets.extras is None:
+            return OnlineTeacher(output, weights[0]["embed"]["tokens"])
+        logits = as_softmax(output)
+        return OnlineTeacher(logits, jnp.eye(logits.shape[1]))
 
     def loss(
         params: Tree,
@@ -164,19 +176,19 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
         total: jax.Array,
         *teacher_weights: Tree,
     ) -> tuple[jax.Array, Metrics]:
-        tokens_BT = batch["tokens"]
+        targets = targets_of(batch)
         teacher = teach(batch, teacher_weights)
-        labels_N = tokens_BT[:, 1:].reshape(-1)
+        labels_N = targets.labels_N
         if teacher is not None and config.teacher.task_labels == "teacher":
             labels_N = teacher.top_ids(config.objective.chunk_size)
-        seq_len = tokens_BT.shape[1] - 1
-        hidden = joint_apply(
+        outputs = joint_apply(
             params,
-            tokens_BT[:, :-1],
+            targets.tokens_BT,
             sub_models,
             nest=setup.nest,
             axes=setup.axes,
             mix_choice_ML=choice_ML,
+            extras=targets.extras,
             dtype=config.model.compute_dtype,
             reduce_dtype=config.model.reduce_dtype,
             remat=config.model.remat if training else "none",
@@ -184,12 +196,11 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
             key=key if training and config.model.dropout else None,
             placement=placement(setup.mesh),
         )
-        counted_BT = jnp.arange(seq_len) < batch["length"][:, None]
         return objective(
-            hidden,
-            params["embed"]["tokens"],
+            outputs,
+            params["embed"]["tokens"] if targets.extras is None else None,
             labels_N,
-            counted_BT.reshape(-1).astype(jnp.float32),
+            targets.weights_N,
             ramp=scale,
             total=total,
             teacher=teacher,

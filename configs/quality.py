@@ -1,0 +1,31 @@
+"""The paper's Quality model: is a sentence good? Sentence polarity (Pang and Lee 2005), minutes on 2 CPU cores.
+
+    python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip --output=data/quality
+    matta-quickstart --config=configs/quality.py --workdir=runs/quality
+
+The table has the AUC of each extracted model, beside that of TF-IDF with a logistic regression on the same examples.
+"""
+
+from matta_jax import config as c
+
+
+def get_config():
+    """An encoder of 2 layers inside a TA four times as wide, and a random mix of widths in each step."""
+    return c.to_config_dict(
+        c.Config(
+            model=c.ModelConfig(
+                name="scorer", vocab_size=8192, num_layers=2, d_model=64, num_heads=4, d_ff=64, max_len=64, dropout=0.3
+            ),
+            nest=c.NestConfig(d_ff=256, widths=(64, 128, 256)),
+            objective=c.ObjectiveConfig(temperature=2.0),
+            optimizer=c.OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.3),
+            data=c.DataConfig(
+                source="text:data/quality/train.jsonl",
+                eval_source="text:data/quality/test.jsonl",
+                tokenizer="hf:data/quality/bpe.json",
+                seq_len=64,
+                batch_size=64,
+            ),
+            train=c.TrainConfig(num_steps=600, eval_every=100, checkpoint_every=300, log_every=50, eval_batches=17),
+        )
+    )
