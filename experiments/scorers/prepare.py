@@ -3,7 +3,7 @@
     python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip --output=data/quality
     python experiments/scorers/prepare.py --task=relevance --raw=gsm8k --output=data/relevance
 
-quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl, by a hash of its text.
+quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl, by a hash.
 
 relevance: `train.jsonl` and `test.jsonl` of GSM8K; a question with its own solution (class 1), and with one of the five
 most similar solutions of other questions (class 0). Features: dense, the five of `_DENSE`; categorical, the kind of
