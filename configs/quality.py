@@ -9,14 +9,21 @@ The table has the AUC of each extracted model, beside that of TF-IDF with a logi
 from matta_jax import config as c
 
 
-def get_config():
-    """An encoder of 2 layers inside a TA four times as wide, and a random mix of widths in each step."""
+def get_config(variant: str = "default"):
+    """An encoder of 2 layers inside a TA four times as wide, and a random mix of widths in each step.
+
+    Variants: `default`; `two_point`: no mixes.
+    """
+    nest = {
+        "default": c.NestConfig(d_ff=256, widths=(64, 128, 256)),
+        "two_point": c.NestConfig(d_ff=256, widths=(64, 128, 256), mix_per_step=0),
+    }
     return c.to_config_dict(
         c.Config(
             model=c.ModelConfig(
                 name="scorer", vocab_size=8192, num_layers=2, d_model=64, num_heads=4, d_ff=64, max_len=64, dropout=0.3
             ),
-            nest=c.NestConfig(d_ff=256, widths=(64, 128, 256)),
+            nest=c.choose_variant(nest, variant),
             objective=c.ObjectiveConfig(temperature=2.0),
             optimizer=c.OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.3),
             data=c.DataConfig(

@@ -9,8 +9,15 @@ The table has the AUC of each extracted model, beside that of the TF-IDF cosine 
 from matta_jax import config as c
 
 
-def get_config():
-    """As configs/quality.py, with a second text and features."""
+def get_config(variant: str = "default"):
+    """As configs/quality.py, with a second text and features.
+
+    Variants: `default`; `two_point`: no mixes.
+    """
+    nest = {
+        "default": c.NestConfig(d_ff=256, widths=(64, 128, 256)),
+        "two_point": c.NestConfig(d_ff=256, widths=(64, 128, 256), mix_per_step=0),
+    }
     return c.to_config_dict(
         c.Config(
             model=c.ModelConfig(
@@ -25,7 +32,7 @@ def get_config():
                 num_dense=5,
                 categories=(4, 8),
             ),
-            nest=c.NestConfig(d_ff=256, widths=(64, 128, 256)),
+            nest=c.choose_variant(nest, variant),
             objective=c.ObjectiveConfig(temperature=2.0),
             optimizer=c.OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
             data=c.DataConfig(

@@ -32,7 +32,7 @@ def test_the_map_names_every_room():
 def test_every_extra_named_is_there():
     extras = re.search(r"Extras: (.*?)\.\n", README, re.DOTALL)[1]
     setup = (ROOT / "setup.py").read_text()
-    assert all(f'"{extra}": ' in setup for extra in re.findall(r"`(\w+)`", extras))
+    assert all(f'"{extra}": ' in setup for extra in re.findall(r"`([\w-]+)`", extras))
 
 
 @pytest.mark.slow
