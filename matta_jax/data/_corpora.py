@@ -141,19 +141,32 @@ def _texts(path: pathlib.Path, field: str, what: str) -> Iterator[str]:
 
 def _tfds_builder(corpus: Corpus, rest: str):
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     from matta_jax.data import tfds_text  # noqa: F401  Registers the local text builder.
 
     name, _, split = rest.partition(":")
+    where = {} if corpus.tfds_dir is None else {"data_dir": corpus.tfds_dir}
     try:
-        builder = tfds.builder(name, data_dir=corpus.tfds_dir, file_format="array_record")
+        try:  # A prepared set needs no code, which for many stock sets would import TensorFlow.
+            builder = read_only_builder.builder_from_files(name, **where)
+        except tfds.core.DatasetNotFoundError:
+            builder = tfds.builder(name, file_format="array_record", **where)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise UserError(f"data.source={corpus.source!r}: TFDS does not know it ({line}); see data.tfds_dir") from None
+        raise UserError(
+            f"data.source={corpus.source!r}: TFDS does not know it, and no prepared set of this name is at hand "
+            f"({line}); name it with its configuration, such as tfds:c4/en, and see data.tfds_dir"
+        ) from None
     if not builder.data_path.exists():
         raise UserError(
             f"data.source={corpus.source!r} is not prepared in {builder.data_path}; "
             "prepare it with file_format='array_record', or set data.tfds_dir"
+        )
+    if builder.info.file_format is not None and builder.info.file_format.value != "array_record":
+        raise UserError(
+            f"data.source={corpus.source!r} is prepared as {builder.info.file_format.value}, "
+            "which TensorFlow alone reads; prepare it with file_format='array_record'"
         )
     split = split or "train"
     if split not in builder.info.splits:

@@ -3,6 +3,7 @@ import gzip
 import json
 import pathlib
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -274,6 +275,19 @@ def test_tfds_reads_array_records_without_tensorflow(tmp_path):
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(texts)))
     corpus = data.Corpus("tfds:local_text", tfds_dir=str(tmp_path / "tfds"))
     assert sorted(document.text for document in corpus) == sorted(f"wörd {i}" for i in range(12))
+    assert "tensorflow" not in sys.modules
+    stock = tmp_path / "tfds" / "c4" / "en" / "3.1.0"  # A stock set, as another machine prepared it.
+    shutil.copytree(tmp_path / "tfds" / "local_text" / "1.0.0", stock)
+    for file in list(stock.iterdir()):
+        file.rename(file.with_name(file.name.replace("local_text", "c4")))
+    info = json.loads((stock / "dataset_info.json").read_text())
+    described = info | {"name": "c4", "configName": "en", "version": "3.1.0"}
+    (stock / "dataset_info.json").write_text(json.dumps(described))
+    found = data.Corpus("tfds:c4/en", tfds_dir=str(tmp_path / "tfds"))
+    assert sorted(document.text for document in found) == sorted(f"wörd {i}" for i in range(12))
+    (stock / "dataset_info.json").write_text(json.dumps(described | {"fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match="is prepared as tfrecord, which TensorFlow alone reads"):
+        list(data.Corpus("tfds:c4/en", tfds_dir=str(tmp_path / "tfds")))
     assert "tensorflow" not in sys.modules
     for source, words in {
         "tfds:local_txt": "does not know it",
