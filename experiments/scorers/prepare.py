@@ -1,138 +1,186 @@
-"""Turns raw files into examples of a scorer, and trains a tokenizer on their texts.
+"""Turns raw files that a user has fetched into examples of a scorer: one JSON object a line.
 
     python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip --output=data/quality
     python experiments/scorers/prepare.py --task=relevance --raw=gsm8k --output=data/relevance
 
 quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl, by a hash.
 
-relevance: `train.jsonl` and `test.jsonl` of GSM8K; a question with its own solution (class 1), and with one of the five
-most similar solutions of other questions (class 0). Features: dense, the five of `_DENSE`; categorical, the kind of
-question (4 values) and the number of sentences in the solution (8 values, from 0 to 7 and more).
+relevance: `train.jsonl` and `test.jsonl` of GSM8K. Each question stands beside its own solution (class 1), and one
+of the five other solutions of its split that are most like the question by TF-IDF cosine (class 0).
 
-Each folder gets `train.jsonl`, `test.jsonl` and `bpe.json`. Needs: pip install 'matta_jax[scorers,tokenizers]'.
+    dense (6, in [-2, 2])    TF-IDF cosine of question and solution
+                             share of the question's numbers that the solution mentions
+                             share of the solution's numbers that occur in the question
+                             share of the solution's capitalised words that occur in the question
+                             logarithm of the solution's length over the question's, clipped
+                             share of the question's words that occur in the solution
+    categorical (4 and 8)    kind of question: how many, how much, what, other
+                             number of sentences of the solution, 7 for more
+
+A share of nothing is 0.5. All IDFs are of training texts. `bpe.json` is a tokenizer of the training texts.
+Needs: pip install 'matta_jax[scorers,tokenizers]'.
 """
 
 import hashlib
 import json
 import math
 import pathlib
-import random
 import re
 import zipfile
 from typing import Any
 
 import numpy as np
-import tokenizers
 from absl import flags
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from matta_jax.bin import _app
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, did_you_mean
 
-_TASK = flags.DEFINE_enum("task", "quality", ["quality", "relevance"], "Which examples to make.")
+_TASK = flags.DEFINE_string("task", None, "quality or relevance.")
 _RAW = flags.DEFINE_string("raw", None, "The zip file of quality; the folder of relevance.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the examples.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for train.jsonl, test.jsonl and bpe.json.")
 
 _VOCAB_SIZE = 8192
-_DENSE = (
-    "share of the question's numbers in the solution",
-    "share of the solution's numbers in the question",
-    "share of the solution's capitalised words in the question",
-    "share of the question's words in the solution",
-    "logarithm of the solution's length over the question's",
-)
+_CANDIDATES = 5
 _KINDS = ("how many", "how much", "what")
+_MAX_SENTENCES = 7
+_CLIP = 2.0
 
 Rows = list[dict[str, Any]]
+Pairs = list[tuple[str, str]]
 
 
 def _hash(text: str) -> int:
+    """Of the text alone, so that an example keeps its place and split when others come or go."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def quality(raw: pathlib.Path) -> dict[str, Rows]:
-    """Sentences and their polarity, each once, in an order that depends on their text alone."""
+    """Returns each sentence once, with its polarity. Raises UserError when `raw` is no such zip file."""
+    labels: dict[str, int] = {}
     try:
         with zipfile.ZipFile(raw) as archive:
-            texts = {
-                label: archive.read(f"sentence_polarity/rt-polarity.{end}").decode("latin-1").splitlines()
-                for label, end in ((1, "pos"), (0, "neg"))
-            }
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"--raw={str(raw)!r} must be NLTK's sentence_polarity.zip ({error})") from None
-    labels = {text.strip(): label for label, lines in texts.items() for text in lines if text.strip()}
-    rows = [{"text": text, "label": labels[text]} for text in sorted(labels, key=_hash)]
-    held_out = [_hash("test " + row["text"]) % 10 == 0 for row in rows]
-    return {
-        "train": [row for row, out in zip(rows, held_out, strict=True) if not out],
-        "test": [row for row, out in zip(rows, held_out, strict=True) if out],
-    }
+            for label, end in ((1, "pos"), (0, "neg")):
+                member = next((name for name in archive.namelist() if name.endswith(f"rt-polarity.{end}")), None)
+                if member is None:
+                    raise UserError(f"--raw={str(raw)!r} has no rt-polarity.{end}; give NLTK's sentence_polarity.zip")
+                for line in archive.read(member).decode("latin-1").split("\n"):
+                    if text := " ".join(line.split()):
+                        labels.setdefault(text, label)
+    except (OSError, zipfile.BadZipFile) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--raw={str(raw)!r} must be a zip file ({why}); give NLTK's sentence_polarity.zip") from None
+    splits: dict[str, Rows] = {"train": [], "test": []}
+    for text in sorted(labels, key=_hash):
+        splits["test" if _hash("split " + text) % 10 == 0 else "train"].append({"text": text, "label": labels[text]})
+    return splits
 
 
 def relevance(raw: pathlib.Path) -> dict[str, Rows]:
-    """Questions with their own and with a similar solution, which stand together."""
-    return {split: _pairs(_read(raw / f"{split}.jsonl")) for split in ("train", "test")}
+    """Returns pairs of a question and a solution. Raises UserError when `raw` is no folder of GSM8K."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if not raw.is_dir():
+        raise UserError(f"--raw={str(raw)!r} must be a folder for --task=relevance; give that of GSM8K's two files")
+    pairs = {split: _read(raw, f"{split}.jsonl") for split in ("train", "test")}
+    vectorizer = TfidfVectorizer().fit([text for pair in pairs["train"] for text in pair])
+    return {split: _with_negatives(of_split, vectorizer) for split, of_split in pairs.items()}
 
 
-def _read(path: pathlib.Path) -> list[tuple[str, str]]:
+def _read(raw: pathlib.Path, name: str) -> Pairs:
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        pairs = [(row["question"].strip(), row["answer"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--raw: {path} must be a file of GSM8K ({type(error).__name__}: {error})") from None
-    return [(question, re.sub(r"<<.*?>>|\n####.*", "", answer).strip()) for question, answer in pairs]
+        rows = [json.loads(line) for line in (raw / name).read_text(encoding="utf-8").split("\n") if line.strip()]
+        pairs = [(row["question"].strip(), re.sub(r"<<.*?>>|\n####.*", "", row["answer"]).strip()) for row in rows]
+    except FileNotFoundError:
+        raise UserError(f"--raw={str(raw)!r} has no {name}; give the folder of train.jsonl and test.jsonl") from None
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"--raw={str(raw)!r}: {name} must have a question and an answer in each line ({why}); fetch GSM8K again"
+        ) from None
+    if len(set(solution for _, solution in pairs)) <= _CANDIDATES:
+        raise UserError(f"--raw={str(raw)!r}: {name} must have over {_CANDIDATES} solutions; fetch GSM8K again")
+    return pairs
 
 
-def _pairs(pairs: list[tuple[str, str]]) -> Rows:
-    vectors = TfidfVectorizer(sublinear_tf=True).fit_transform([solution for _, solution in pairs])
-    rows = []
+def _with_negatives(pairs: Pairs, vectorizer: Any) -> Rows:
+    questions, solutions = (vectorizer.transform(texts) for texts in zip(*pairs, strict=True))
+    rows: Rows = []
     for i in sorted(range(len(pairs)), key=lambda i: _hash(pairs[i][0])):
-        question, solution = pairs[i]
-        similar = np.asarray((vectors @ vectors[i].T).todense())[:, 0]
-        similar[i] = -1
-        chosen = random.Random(_hash(question)).choice(list(np.argsort(-similar, kind="stable")[:5]))
-        both = [(solution, 1), (pairs[chosen][1], 0)]
-        for text, label in both if _hash(question) % 2 else both[::-1]:
-            dense, categorical = _features(question, text)
-            rows.append({"text": question, "pair": text, "label": label, "dense": dense, "categorical": categorical})
+        question, own = pairs[i]
+        cosines = (solutions @ questions[i].T).toarray()[:, 0]
+        order = (int(j) for j in np.argsort(-cosines, kind="stable") if pairs[j][1] != own)
+        candidates = [j for j, _ in zip(order, range(_CANDIDATES), strict=False)]
+        negative = candidates[_hash("negative " + question) % _CANDIDATES]
+        for j, label in ((i, 1), (negative, 0)):
+            dense, categorical = _features(question, pairs[j][1], cosine=float(cosines[j]))
+            features = {"dense": dense, "categorical": categorical}
+            rows.append({"text": question, "pair": pairs[j][1], "label": label, **features})
     return rows
 
 
-def _features(question: str, solution: str) -> tuple[list[float], list[int]]:
-    def found(pattern: str) -> tuple[set[str], set[str]]:
-        asked, told = (set(re.findall(pattern, text)) for text in (question, solution))
-        return asked, told
+def _features(question: str, solution: str, *, cosine: float) -> tuple[list[float], list[int]]:
+    asked, told = _numbers(question), _numbers(solution)
+    names = [set(re.findall(r"\b[A-Z][a-z]+", text)) for text in (question, solution)]
+    words = [set(re.findall(r"[a-z]+", text.lower())) for text in (question, solution)]
+    ratio = math.log(max(len(solution), 1) / max(len(question), 1))
+    dense = [
+        cosine,
+        _share(asked, told),
+        _share(told, asked),
+        _share(names[1], names[0]),
+        min(max(ratio, -_CLIP), _CLIP),
+        _share(words[0], words[1]),
+    ]
+    kind = next((k for k, start in enumerate(_KINDS) if start in question.lower()), len(_KINDS))
+    sentences = sum(bool(one.strip()) for one in re.split(r"[.!?](?:\s|$)|\n", solution))
+    return [round(number, 4) for number in dense], [kind, min(sentences, _MAX_SENTENCES)]
 
-    share = lambda part, whole: len(part & whole) / len(part) if part else 0.5
-    numbers, names, words = found(r"\d+(?:\.\d+)?"), found(r"\b[A-Z][a-z]+"), found(r"[a-z]{3,}")
-    dense = [share(*numbers), share(*numbers[::-1]), share(*names[::-1]), share(*words)]
-    dense.append(math.log(max(len(solution), 1) / max(len(question), 1)))
-    kind = next((i for i, start in enumerate(_KINDS) if start in question.lower()), len(_KINDS))
-    sentences = len(re.findall(r"[.!?](?:\s|$)", solution))
-    return [round(number, 4) for number in dense], [kind, min(sentences, 7)]
+
+def _numbers(text: str) -> set[float]:
+    return {float(number.replace(",", "")) for number in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)}
+
+
+def _share(part: set[Any], whole: set[Any]) -> float:
+    return len(part & whole) / len(part) if part else 0.5
 
 
 def _write(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
+    import tokenizers
+
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    texts = (row[name] for row in splits["train"] for name in ("text", "pair") if name in row)
+    bpe.train_from_iterator(texts, _VOCAB_SIZE, special_tokens=["<|endoftext|>"], show_progress=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        texts = [row[name] for row in splits["train"] for name in ("text", "pair") if name in row]
-        bpe = tokenizers.ByteLevelBPETokenizer()
-        bpe.train_from_iterator(texts, _VOCAB_SIZE, special_tokens=["<|endoftext|>"], show_progress=False)
-        bpe.save(str(folder / "bpe.json"))
+        bpe.save(str(folder / "bpe.json.tmp"))
+        (folder / "bpe.json.tmp").replace(folder / "bpe.json")
         for split, rows in splits.items():
             building = folder / f"{split}.jsonl.tmp"
-            building.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            building.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             building.replace(folder / f"{split}.jsonl")
     except OSError as error:
-        raise UserError(f"--output={str(folder)!r} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"--output={str(folder)!r} must be a writable folder ({error.strerror}); name another"
+        ) from None
+
+
+_TASKS = {"quality": quality, "relevance": relevance}
 
 
 def main() -> None:
     """Makes one folder of examples."""
-    raw = pathlib.Path(_app.required(_RAW, "sentence_polarity.zip"))
-    folder = pathlib.Path(_app.required(_OUTPUT, f"data/{_TASK.value}"))
-    splits = {"quality": quality, "relevance": relevance}[_TASK.value](raw)
-    _write(folder, splits)
+    task = _app.required(_TASK, "quality")
+    if task not in _TASKS:
+        raise UserError(f"--task={task!r} must be one of {', '.join(_TASKS)}{did_you_mean(task, _TASKS)}")
+    raw = pathlib.Path(_app.required(_RAW, "sentence_polarity.zip" if task == "quality" else "gsm8k"))
+    folder = pathlib.Path(_app.required(_OUTPUT, f"data/{task}"))
+    try:
+        splits = _TASKS[task](raw)
+        _write(folder, splits)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--task={task} needs the package {error.name}; pip install 'matta_jax[scorers,tokenizers]'"
+        ) from None
     for split, rows in splits.items():
         print(f"{folder / split}.jsonl: {len(rows)} examples, {np.mean([row['label'] for row in rows]):.1%} of class 1")
 
