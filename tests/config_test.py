@@ -96,7 +96,7 @@ VARIANTS = [pytest.param(path, "", marks=[SLOW] if path.stem != "quickstart" els
 
 
 @pytest.mark.parametrize(("path", "variant"), VARIANTS, ids=lambda value: getattr(value, "stem", str(value)))
-def test_shipped_configs_step_once_shrunk(path, variant, corpus, cache, tmp_path):
+def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache, tmp_path):
     from matta_jax import train
 
     full = c.from_config_dict(load(path).get_config(*([variant] if variant else [])))
@@ -107,7 +107,10 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, cache, tmp_path
     for axis, small in {"num_layers": 3, "d_model": 48, "num_heads": 3, "d_ff": 64}.items():
         nest[axis] = None if nest[axis] is None else small
     nest["widths"] = [] if len(nest["widths"]) < 3 else [32, 48, 64]
-    values["data"].update(source=corpus, cache_dir=cache)
+    model = full.model
+    if model.name == "scorer":
+        corpus = examples(num_dense=model.num_dense, categories=model.categories)
+    values["data"].update(source=corpus, eval_source=None, cache_dir=cache)
     result = train(c.from_dict(values), tmp_path / "run", log=lambda line: None)
     assert result.finished and result.metrics["eval/student"] > 0
 

@@ -1,5 +1,6 @@
 """Shared set-up: CPU, eight simulated devices, a compilation cache; and one tiny trained run for all."""
 
+import json
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from matta_jax import config as c  # noqa: E402
@@ -54,6 +56,38 @@ def corpus(tmp_path_factory) -> str:
     for i in range(40):
         (folder / f"{i:02d}.txt").write_text(f"document {i}: " + TEXT * (1 + i % 5))
     return f"text:{folder}/*.txt"
+
+
+def make_rows(count: int, *, num_dense: int = 2, categories: tuple[int, ...] = (3, 5), seed: int = 0) -> list[dict]:
+    """Examples of a scorer whose last word, and last dense feature, tell the class."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        label = int(rng.random() < 0.5)
+        words = list(rng.choice(TEXT.split()[:9], rng.integers(0, 5))) + [["bad", "poor"], ["good", "fine"]][label]
+        dense = [float(number) for number in rng.normal(size=num_dense)]
+        dense[-1:] = [0.3 * label] * bool(dense)
+        features = {"dense": dense, "categorical": [i % size for size in categories]}
+        rows.append({"text": " ".join([*words, str(i)]), "pair": "a b", "label": label, **features})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def example_rows():
+    """`make_rows`."""
+    return make_rows
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory):
+    """`examples(count, **shape)`: a `text:` source of examples of a scorer."""
+
+    def write(count: int = 160, **shape) -> str:
+        folder = tmp_path_factory.mktemp("examples")
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(count, **shape)))
+        return f"text:{folder}/*.jsonl"
+
+    return write
 
 
 @pytest.fixture

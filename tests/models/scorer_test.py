@@ -17,30 +17,11 @@ from matta_jax.evaluation import _auc
 from matta_jax.nesting import nest_of
 from matta_jax.training import next_window
 
-TEXT = "the quick brown fox jumps over the lazy dog"
-
-
-def lines_of(count, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i in range(count):
-        label = int(rng.random() < 0.5)
-        words = list(rng.choice(TEXT.split(), rng.integers(0, 5))) + [["bad", "poor"], ["good", "fine"]][label]
-        row = {"text": " ".join([*words, str(i)]), "pair": "a b", "label": label}
-        rows.append(row | {"dense": [float(rng.normal()), 0.3 * label], "categorical": [i % 3, i % 5]})
-    return rows
-
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examples")
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines_of(160)))
-    return f"text:{folder}/*.jsonl"
-
-
-@pytest.fixture(scope="module")
-def scorer(source, tiny):
+def scorer(examples, tiny):
     """`scorer(**fields)`: a Config with a text, a pair and features."""
+    source = examples()
 
     def make(**fields):
         own = {"model__name": "scorer", "model__num_dense": 2, "model__categories": [3, 5], "data__source": source}
@@ -174,15 +155,15 @@ def test_auc_is_the_share_of_pairs_in_order():
         ({"pair": 3}, "has no text field 'pair' .*set data.pair_field"),
     ],
 )
-def test_bad_examples_end_in_one_line(scorer, tmp_path, change, words):
-    rows = lines_of(3)
+def test_bad_examples_end_in_one_line(scorer, example_rows, tmp_path, change, words):
+    rows = example_rows(3)
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row | change) + "\n" for row in rows))
     with pytest.raises(UserError, match=f"line 1.*{words}|{words}"):
         data.split_data(scorer(data__source=f"text:{tmp_path}/b.jsonl"), held_out=False)
 
 
-def test_long_examples_lose_their_start_and_are_counted(scorer, tmp_path):
-    row = lines_of(1)[0] | {"text": "x" * 40}
+def test_long_examples_lose_their_start_and_are_counted(scorer, example_rows, tmp_path):
+    row = example_rows(1)[0] | {"text": "x" * 40}
     (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
     found = data.glob_data(scorer(), f"{tmp_path}/b.jsonl")
     assert found.truncated == 1 and bytes(found[0]["tokens"].astype(np.uint8)) == b"x" * 28 + b"\0a b"
