@@ -29,7 +29,7 @@ def get_config(variant: str = "default"):
                 d_ff=64,
                 max_len=192,
                 dropout=0.1,
-                num_dense=6,
+                num_dense=3,
                 categories=(4, 8),
             ),
             nest=c.choose_variant(nest, variant),

@@ -101,7 +101,9 @@ class ModelConfig(_Section):
     num_classes: int = _field(1, "Outputs of a scorer: 1 for a sigmoid, more for a softmax.", minimum=1)
     num_dense: int = _field(0, "Numbers in the field dense of a scorer's examples.", minimum=0)
     categories: tuple[int, ...] = _field((), "Values of each number in their field categorical.", minimum=1)
-    dropout: float = _field(0.0, "Dropout rate on each residual branch while training.", minimum=0.0, below=1.0)
+    dropout: float = _field(
+        0.0, "Dropout rate on the embeddings and each residual branch while training.", minimum=0.0, below=1.0
+    )
     compute_dtype: str = _field(
         "float32", "Type of activations and matmuls; parameters stay float32.", choices=("float32", "bfloat16")
     )

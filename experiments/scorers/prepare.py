@@ -5,19 +5,17 @@
 
 quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl, by a hash.
 
-relevance: `train.jsonl` and `test.jsonl` of GSM8K. Each question stands beside its own solution (class 1), and one
-of the five other solutions of its split that are most like the question by TF-IDF cosine (class 0).
+relevance: `train.jsonl` and `test.jsonl` of GSM8K. Each question stands beside its own solution (class 1), and the
+other solution of its split that is most like the question by TF-IDF cosine (class 0).
 
-    dense (6, in [-2, 2])    TF-IDF cosine of question and solution
-                             share of the question's numbers that the solution mentions
-                             share of the solution's numbers that occur in the question
+    dense (3, in [-2, 2])    TF-IDF cosine of question and solution
                              share of the solution's capitalised words that occur in the question
                              logarithm of the solution's length over the question's, clipped
-                             share of the question's words that occur in the solution
     categorical (4 and 8)    kind of question: how many, how much, what, other
                              number of sentences of the solution, 7 for more
 
-A share of nothing is 0.5. All IDFs are of training texts. `bpe.json` is a tokenizer of the training texts.
+The numbers that both mention would tell the classes apart alone; they are left to the texts. A share of nothing is
+0.5. All IDFs are of training texts. `bpe.json` is a tokenizer of the training texts.
 Needs: pip install 'matta_jax[scorers,tokenizers]'.
 """
 
@@ -40,7 +38,6 @@ _RAW = flags.DEFINE_string("raw", None, "The zip file of quality; the folder of 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for train.jsonl, test.jsonl and bpe.json.")
 
 _VOCAB_SIZE = 8192
-_CANDIDATES = 5
 _KINDS = ("how many", "how much", "what")
 _MAX_SENTENCES = 7
 _CLIP = 2.0
@@ -97,8 +94,8 @@ def _read(raw: pathlib.Path, name: str) -> Pairs:
         raise UserError(
             f"--raw={str(raw)!r}: {name} must have a question and an answer in each line ({why}); fetch GSM8K again"
         ) from None
-    if len(set(solution for _, solution in pairs)) <= _CANDIDATES:
-        raise UserError(f"--raw={str(raw)!r}: {name} must have over {_CANDIDATES} solutions; fetch GSM8K again")
+    if len({solution for _, solution in pairs}) < 2:
+        raise UserError(f"--raw={str(raw)!r}: {name} must have two different solutions; fetch GSM8K again")
     return pairs
 
 
@@ -108,10 +105,8 @@ def _with_negatives(pairs: Pairs, vectorizer: Any) -> Rows:
     for i in sorted(range(len(pairs)), key=lambda i: _hash(pairs[i][0])):
         question, own = pairs[i]
         cosines = (solutions @ questions[i].T).toarray()[:, 0]
-        order = (int(j) for j in np.argsort(-cosines, kind="stable") if pairs[j][1] != own)
-        candidates = [j for j, _ in zip(order, range(_CANDIDATES), strict=False)]
-        negative = candidates[_hash("negative " + question) % _CANDIDATES]
-        for j, label in ((i, 1), (negative, 0)):
+        nearest = next(int(j) for j in np.argsort(-cosines, kind="stable") if pairs[j][1] != own)
+        for j, label in ((i, 1), (nearest, 0)):
             dense, categorical = _features(question, pairs[j][1], cosine=float(cosines[j]))
             features = {"dense": dense, "categorical": categorical}
             rows.append({"text": question, "pair": pairs[j][1], "label": label, **features})
@@ -119,29 +114,13 @@ def _with_negatives(pairs: Pairs, vectorizer: Any) -> Rows:
 
 
 def _features(question: str, solution: str, *, cosine: float) -> tuple[list[float], list[int]]:
-    asked, told = _numbers(question), _numbers(solution)
-    names = [set(re.findall(r"\b[A-Z][a-z]+", text)) for text in (question, solution)]
-    words = [set(re.findall(r"[a-z]+", text.lower())) for text in (question, solution)]
+    asked, told = (set(re.findall(r"\b[A-Z][a-z]+", text)) for text in (question, solution))
+    named = len(asked & told) / len(told) if told else 0.5
     ratio = math.log(max(len(solution), 1) / max(len(question), 1))
-    dense = [
-        cosine,
-        _share(asked, told),
-        _share(told, asked),
-        _share(names[1], names[0]),
-        min(max(ratio, -_CLIP), _CLIP),
-        _share(words[0], words[1]),
-    ]
+    dense = [cosine, named, min(max(ratio, -_CLIP), _CLIP)]
     kind = next((k for k, start in enumerate(_KINDS) if start in question.lower()), len(_KINDS))
     sentences = sum(bool(one.strip()) for one in re.split(r"[.!?](?:\s|$)|\n", solution))
     return [round(number, 4) for number in dense], [kind, min(sentences, _MAX_SENTENCES)]
-
-
-def _numbers(text: str) -> set[float]:
-    return {float(number.replace(",", "")) for number in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", text)}
-
-
-def _share(part: set[Any], whole: set[Any]) -> float:
-    return len(part & whole) / len(part) if part else 0.5
 
 
 def _write(folder: pathlib.Path, splits: dict[str, Rows]) -> None:

@@ -25,7 +25,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 def _main() -> None:
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
-    model = load_chosen(_MODEL.value, _CHECKPOINT.value, _SUB_MODEL.value)
+    models, sub_models = ([one] if one else [] for one in (_MODEL.value, _SUB_MODEL.value))
+    [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
     texts = matta_jax.generate(
         model, _PROMPT.value, num_tokens=_NUM_TOKENS.value, num_samples=_NUM_SAMPLES.value, sampling=sampling
     )

@@ -49,10 +49,11 @@ def _checked_stream(whole: Windows | ExampleSet, config: Config) -> Windows | Ex
     left = len(whole) - steps * data.batch_size
     if left < (data.eval_source is None):
         fits = (len(whole) - (data.eval_source is None)) // data.batch_size
+        mend = f"train.num_steps={fits} at most" if fits else "a smaller data.batch_size"
         raise UserError(
             f"train.num_steps={steps} x data.batch_size={data.batch_size} need {steps * data.batch_size} of the "
             f"{len(whole)} examples that data.source={data.source!r} streams once, and some left over to evaluate on; "
-            f"use train.num_steps={fits} at most, or name data.eval_source"
+            f"use {mend}, or name data.eval_source"
         )
     return whole
 

@@ -136,11 +136,10 @@ class _Capture:
 
         def capture(params: Tree, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
             hidden_ND = apply(architecture, params, tokens_BT)
-            size, chunks = hidden_ND.shape[0], -(-hidden_ND.shape[0] // _CHUNK)
-            padded = jnp.pad(hidden_ND, ((0, chunks * _CHUNK - size), (0, 0))).reshape(chunks, _CHUNK, -1)
             table = params["embed"]["tokens"]
-            found = jax.lax.map(lambda hidden: top_k_log_probs(logits(hidden, table), top_k, T), padded)
-            return tuple(part.reshape(-1, *part.shape[2:])[:size].reshape(*tokens_BT.shape, -1) for part in found)
+            of_one = lambda hidden_D: top_k_log_probs(logits(hidden_D[None], table), top_k, T)
+            found = jax.lax.map(of_one, hidden_ND, batch_size=_CHUNK)
+            return tuple(part.reshape(*tokens_BT.shape, -1) for part in found)
 
         self._program = jax.jit(capture, in_shardings=(whole, self._rows), out_shardings=self._rows)
 

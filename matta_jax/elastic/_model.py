@@ -23,9 +23,7 @@ from matta_jax.models import (
     Extras,
     apply,
     architecture_of,
-    logical_axes,
     logits,
-    plain_apply,
     sub_model_apply,
 )
 from matta_jax.nesting import Counts, Nest, SubModel, Tree, format_spec, parse_spec, slice_model, unflatten
@@ -62,9 +60,7 @@ class Model:
             sub_model, nest, axes = self._in_place
             return sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes, extras=extras)
         assert self.architecture is not None
-        if extras is not None:
-            return plain_apply(params, tokens_BT, axes=logical_axes(self.architecture), extras=extras)
-        return apply(self.architecture, params, tokens_BT)
+        return apply(self.architecture, params, tokens_BT, extras=extras)
 
     @property
     def is_scorer(self) -> bool:
@@ -199,17 +195,18 @@ def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
     ]
 
 
-def load_chosen(model: str | pathlib.Path | None, checkpoint: str | None = None, sub_model: str | None = None) -> Model:
-    """Reads an extracted model, or a sub-model in place in its run's checkpoint.
+def load_chosen(
+    models: Sequence[str | pathlib.Path], checkpoint: str | None = None, sub_models: Sequence[str] = ()
+) -> list[Model]:
+    """Reads extracted models, or sub-models in place in their run's checkpoint, which is read once.
 
     Raises:
       UserError: both or neither are named, or what is named is missing or damaged.
     """
-    if (model is None) == (checkpoint is None):
+    if bool(models) == (checkpoint is not None):
         raise UserError("name either model (an extracted folder) or checkpoint with sub_model, not both or neither")
-    if model is not None:
-        return load_model(model)
-    if sub_model is None:
+    if checkpoint is None:
+        return [load_model(folder) for folder in models]
+    if not sub_models:
         raise UserError("sub_model is missing; name one beside checkpoint, such as --sub_model=student")
-    assert checkpoint is not None
-    return load_in_place(checkpoint, [sub_model])[0]
+    return load_in_place(checkpoint, sub_models)

@@ -114,7 +114,10 @@ class InPlaceScorer:
         return TextLoss(nats, int(tokens), round(self._windows.num_bytes * share))
 
 
-def score_record(task: str, value: float, windows: Windows) -> dict[str, Any]:
-    """A score as a manifest keeps it."""
+def score_record(
+    task: str, value: float, fingerprint: str, interval: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """A score as a manifest keeps it, with the fingerprint of the data."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"task": task, "value": value, "corpus": windows.fingerprint, "date": today}
+    record = {"task": task, "value": value, "corpus": fingerprint, "date": today}
+    return record if interval is None else record | {"interval": list(interval)}

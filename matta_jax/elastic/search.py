@@ -392,7 +392,7 @@ def _extract(source: Source, run: _Search, count: int, packaging: Packaging, cor
     models = run.scores.folder / "models"
     extracted = []
     for row in best:
-        score = score_record(f"bits_per_byte:{corpus}", row.bits_per_byte or 0.0, run.windows)
+        score = score_record(f"bits_per_byte:{corpus}", row.bits_per_byte or 0.0, run.windows.fingerprint)
         again = dataclasses.replace(packaging, overwrite=True)
         checkpoint = f"{source.directory}@{source.step}"
         [one] = extract(checkpoint, [row.spec], models / slug(row.spec), packaging=again, scores={row.spec: [score]})

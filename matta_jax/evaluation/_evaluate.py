@@ -9,12 +9,12 @@ from typing import Any
 
 from matta_jax.config import Config
 from matta_jax.data import Tokenizer, make_tokenizer
-from matta_jax.elastic import Model, load_in_place, load_model, record_scores
+from matta_jax.elastic import Model, load_chosen, record_scores, score_record
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._sat_math import SatMath
-from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs, score_records
+from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.files import replace_text
 from matta_jax.reporting import markdown_table
@@ -122,16 +122,10 @@ def compare(
     Raises:
       UserError: both or neither of models and checkpoint, a bad task, or files that cannot be read.
     """
-    if bool(models) == (checkpoint is not None):
-        raise UserError("name either model (an extracted folder) or checkpoint with sub_model, not both or neither")
-    if checkpoint is not None and not sub_models:
-        raise UserError("sub_model is missing; name one beside checkpoint, such as --sub_model=student")
     if not tasks:
         raise UserError("tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out")
     split = [_parse_task(task) for task in tasks]
-    loaded = [load_model(folder) for folder in models]
-    if checkpoint is not None:
-        loaded = load_in_place(checkpoint, sub_models)
+    loaded = load_chosen(models, checkpoint, sub_models)
     prepared = _Prepared()
     outcomes: list[list[Outcome]] = [[] for _ in tasks]
     found = []
@@ -144,9 +138,9 @@ def compare(
             record_scores(
                 folder,
                 [
-                    record
+                    score_record(score.task, score.value, task.fingerprint, score.interval)
                     for task, outcome in zip(ready, own, strict=True)
-                    for record in score_records(outcome, task.fingerprint)
+                    for score in outcome.scores
                 ],
             )
         found.append(_evaluation(one, tasks, own))

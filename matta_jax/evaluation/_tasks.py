@@ -1,9 +1,8 @@
 """Tasks: what a model can be scored on. A task is prepared once, and scores any number of models alike."""
 
 import dataclasses
-import datetime
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import scipy.stats
@@ -93,16 +92,6 @@ def paired_test(task: str, names: tuple[str, str], right: tuple[np.ndarray, np.n
     odd = only_a + only_b
     p_value = float(scipy.stats.binomtest(only_a, odd).pvalue) if odd else 1.0
     return Paired(task, *names, only_a, only_b, p_value)
-
-
-def score_records(outcome: Outcome, fingerprint: str) -> list[dict[str, Any]]:
-    """An outcome's scores as a manifest keeps them."""
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return [
-        {"task": score.task, "value": score.value, "corpus": fingerprint, "date": today}
-        | ({"interval": list(score.interval)} if score.interval else {})
-        for score in outcome.scores
-    ]
 
 
 def all_pairs(names: Sequence[str], outcomes: Sequence[Outcome], task: str) -> list[Paired]:

@@ -31,7 +31,8 @@ class MattaLM(LM):
         **_: Any,
     ):
         super().__init__()
-        self._model: Model = load_chosen(model, checkpoint, sub_model)
+        models, sub_models = ([one] if one else [] for one in (model, sub_model))
+        self._model: Model = load_chosen(models, checkpoint, sub_models)[0]
         if self._model.is_scorer:
             raise UserError(f"{model or checkpoint!r} is a scorer, and no language model")
         self._tokenizer = make_tokenizer(self._model.config.data.tokenizer)

@@ -16,16 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from matta_jax.config import ModelConfig
-from matta_jax.nesting import (
-    Names,
-    Nest,
-    SubModel,
-    Tree,
-    fan_in,
-    fan_in_scales,
-    flatten,
-    unflatten,
-)
+from matta_jax.nesting import Nest, SubModel, fan_in
 
 # Against the embedding's unit-norm rows. Larger ones drown a token in its context's average while attention is still
 # uniform: 200 steps of the quickstart end at 2.11 nats with 0.25, and 500 at 2.16 with 1.
@@ -242,12 +233,12 @@ class Block(nnx.Module):
     ) -> jax.Array:
         """Returns the residual stream after attention."""
         key = None if key is None else jax.random.split(key)[0]
-        return x_ND + _drop(self.attention(self.norm_attention(x_ND), seq_len, seen_BS), dropout, key)
+        return x_ND + drop(self.attention(self.norm_attention(x_ND), seq_len, seen_BS), dropout, key)
 
     def feed(self, x_ND: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
         """Returns the residual stream after the MLP, of that after attention."""
         key = None if key is None else jax.random.split(key)[1]
-        return x_ND + _drop(self.mlp(self.norm_mlp(x_ND)), dropout, key)
+        return x_ND + drop(self.mlp(self.norm_mlp(x_ND)), dropout, key)
 
     def __call__(
         self,
@@ -291,7 +282,8 @@ def _block(sizes: Mapping[str, int], depth: int, key: jax.Array) -> Block:
     return Block(sizes, nnx.Rngs(key), depth=depth)
 
 
-def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout; nothing is dropped without a key."""
     if key is None or not rate:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
@@ -361,88 +353,8 @@ class GPT(nnx.Module):
             new.append(own)
         return self.norm(x_BD), new
 
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
-        """Returns the normed hidden states [B·T, D] of a batch of token ids."""
-        x_ND = self.embed(tokens_BT)
-        for i in range(len(self.blocks)):
-            graphdef, stack = nnx.split(self.blocks[str(i)])
-            body = lambda x_ND, weights, graphdef=graphdef: (
-                nnx.merge(graphdef, weights)(x_ND, tokens_BT.shape[1]),
-                None,
-            )
-            x_ND, _ = jax.lax.scan(body, x_ND, stack)
-        return self.norm(x_ND)
-
 
 def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
     """Returns float32 logits [N, V] of hidden states under the tied embedding, of which the first D columns count."""
     table = table_VD[:, : hidden_ND.shape[-1]].astype(hidden_ND.dtype)
     return jnp.einsum("nd,vd->nv", hidden_ND, table, preferred_element_type=jnp.float32)
-
-
-def module_of(architecture: Architecture) -> type[GPT]:
-    """The module of a plain model."""
-    from matta_jax.models._scorer import Scorer  # Which is a GPT with more.
-
-    return Scorer if architecture.num_classes else GPT
-
-
-@functools.lru_cache(maxsize=64)
-def _abstract(architecture: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: module_of(architecture)(architecture, nnx.Rngs(0))))
-
-
-def abstract_params(architecture: Architecture) -> Tree:
-    """The weights of a plain model as nested dicts of `jax.ShapeDtypeStruct`."""
-    return nnx.to_pure_dict(_abstract(architecture)[1])
-
-
-def logical_axes(architecture: Architecture) -> Tree:
-    """The axis names of each weight, as nested dicts of tuples, read from the modules' metadata."""
-    axes: dict[str, Names] = {}
-    for path, variable in nnx.to_flat_state(_abstract(architecture)[1]):
-        stack = ("layers",) if path[0] == "blocks" else ()
-        axes["/".join(map(str, path))] = stack + variable.get_metadata()["axes"]
-    return unflatten(axes)
-
-
-def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = None) -> Tree:
-    """Returns fresh weights. With a nest, each part has the scale of the smallest sub-model that it belongs to."""
-    params = nnx.to_pure_dict(nnx.state(module_of(architecture)(architecture, nnx.Rngs(key))))
-    if nest is None:
-        return params
-    axes = flatten(logical_axes(architecture))
-
-    def scaled(path: str, weight: jax.Array) -> jax.Array:
-        factor = fan_in_scales(weight.shape, axes[path], nest)
-        return weight if factor is None else weight * factor
-
-    return unflatten({path: scaled(path, weight) for path, weight in flatten(params).items()})
-
-
-def apply(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, dtype: str = "float32") -> jax.Array:
-    """Runs the plain model of `params`; returns its hidden states [B·T, D] in the compute type `dtype`."""
-    params = jax.tree.map(lambda weight: weight.astype(dtype), params)
-    return nnx.merge(_abstract(architecture)[0], params)(tokens_BT)
-
-
-def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32") -> Cache:
-    """Returns empty keys and values for `decode`, with room for `length` tokens."""
-    heads = (architecture.num_heads // architecture.head_granule, architecture.head_granule, architecture.head_dim)
-    shapes = [(len(run.layers), batch_size, length, *heads) for run in architecture.sub_model.runs]
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
-
-
-def prefill(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
-    """Runs a prompt; returns its hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
-
-    Tokens that only fill up a prompt at its end may follow it: `decode` writes over them.
-    """
-    return nnx.merge(_abstract(architecture)[0], params).prefill(tokens_BT, length)
-
-
-def decode(
-    architecture: Architecture, params: Tree, tokens_B: jax.Array, cache: Cache, position: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Runs one new token of each row, at `position`; returns its hidden states [B, D] and the longer cache."""
-    return nnx.merge(_abstract(architecture)[0], params).decode(tokens_B, cache, position)

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from matta_jax.models._gpt import Block, Embed, LayerNorm
+from matta_jax.models._gpt import Architecture, Block, Embed, LayerNorm, drop
+from matta_jax.models._plain import logical_axes
 from matta_jax.models._scorer import Categories, Dense, Extras, Head, seen_positions, with_features
 from matta_jax.nesting import Names, Nest, SubModel, Tree, fan_in, narrow, sizes_of
 
@@ -212,7 +213,7 @@ def joint_apply(
       dtype: compute type of activations and matmuls.
       reduce_dtype: type in which gradients of matrices and tables are summed: "compute" for `dtype`, or float32.
       remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
-      dropout: rate on each residual branch; needs `key`.
+      dropout: rate on the embeddings and each residual branch; needs `key`.
       key: of dropout; None to drop nothing.
       placement: where weights lie; they are gathered before they are sliced (decision 2).
 
@@ -286,7 +287,7 @@ def joint_apply(
     # One look-up for all: columns of a table's rows are rows of its columns.
     widest = max((stream.sub_model for stream in streams), key=lambda sub_model: sub_model.d_model)
     x_ND = _enter(narrow(outer, {name: axes[name] for name in outer}, sizes_of(widest)), tokens_BT, extras)
-    x_ND = x_ND.astype(dtype)
+    x_ND = drop(x_ND.astype(dtype), dropout, None if key is None else jax.random.fold_in(key, num_layers))
     hidden = [x_ND[:, : stream.sub_model.d_model] for stream in streams]
     cuts = _cuts(streams, num_layers)
     for start, stop in itertools.pairwise(cuts):
@@ -382,16 +383,25 @@ def sub_model_apply(
     return run(params, tokens_BT, [sub_model])[0]
 
 
-def plain_apply(
+def apply(
+    architecture: Architecture,
     params: Tree,
     tokens_BT: jax.Array,
     *,
-    axes: Tree,
     extras: Extras | None = None,
     dtype: str = "float32",
     placement: Placement = Placement(),
 ) -> jax.Array:
-    """Runs the plain model of `params`, a layer gathered when it runs. Not to be differentiated.
+    """Runs the plain model of `params`, a layer cast and gathered when it runs. Not made to be differentiated: it keeps
+    what `joint_apply` would compute again.
+
+    Args:
+      architecture: of the model.
+      params: its weights.
+      tokens_BT: token ids.
+      extras: of a scorer's batch; None for a language model.
+      dtype: compute type.
+      placement: where weights lie.
 
     Returns:
       The normed hidden states [B·T, D] in the compute type; of a scorer the logits [B, classes], or [B].
@@ -400,6 +410,7 @@ def plain_apply(
     def ready(weights: Tree, axes: Tree) -> Tree:
         return jax.tree.map(lambda weight, names: placement.gather(weight.astype(dtype), names), weights, axes)
 
+    axes = logical_axes(architecture)
     seen_BS = _seen(params, tokens_BT, extras)
     seq_len = tokens_BT.shape[1] if seen_BS is None else seen_BS.shape[1]
     outer = {name: ready(params[name], axes[name]) for name in params if name != "blocks"}

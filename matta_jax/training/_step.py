@@ -12,7 +12,7 @@ import optax
 
 from matta_jax.data import Labels
 from matta_jax.distill import OnlineTeacher, Teacher, TopKTeacher, as_softmax, make_objective, ramp
-from matta_jax.models import joint_apply, plain_apply, targets_of
+from matta_jax.models import apply, joint_apply, targets_of
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
 from matta_jax.sharding import batch_sharding, loss_layout, placement, replicated
@@ -154,10 +154,10 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
             ids, log_probs, tail = (flat[f"teacher_{name}"] for name in ("ids", "log_probs", "tail"))
             return TopKTeacher(ids, log_probs, tail, temperature=config.teacher.temperature)
         targets = targets_of(batch)
-        output = plain_apply(
+        output = apply(
+            setup.teacher.architecture,
             weights[0],
             targets.tokens_BT,
-            axes=setup.teacher.axes,
             extras=targets.extras,
             dtype=config.model.compute_dtype,
             placement=placement(setup.mesh),
