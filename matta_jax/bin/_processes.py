@@ -36,8 +36,8 @@ _SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s*)+)")
 _NOISE = re.compile(rb"\[Gloo\] |connected peer ranks is")  # Its threads write pieces of lines over each other.
 
 
-def join() -> None:
-    """Joins the processes that the flags name, in a child of this process.
+def join(binary: str) -> None:
+    """Joins the processes that the flags name, in a child of this process, which runs `matta_jax.bin.BINARY`.
 
     Returns in the child, or when there is one process alone.
 
@@ -57,18 +57,12 @@ def join() -> None:
             )
         return
     if _CHILD not in os.environ:
-        sys.exit(_watch([sys.executable, "-m", _module(), *sys.argv[1:]]))
+        sys.exit(_watch([sys.executable, "-m", f"matta_jax.bin.{binary}", *sys.argv[1:]]))
     from matta_jax.sharding import join_processes  # Here, so that the parent loads no JAX.
 
     join_processes(
         coordinator=stated[0], num_processes=stated[1], process_id=stated[2], heartbeat_seconds=_HEARTBEAT.value
     )
-
-
-def _module() -> str:
-    """The binary that runs, under its importable name."""
-    spec = sys.modules["__main__"].__spec__
-    return spec.name if spec is not None else "matta_jax.bin.train"
 
 
 def _watch(command: list[str]) -> int:

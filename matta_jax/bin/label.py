@@ -22,7 +22,7 @@ def _main() -> None:
     config = _app.checked_config(_CONFIG)
     teacher = _app.required(_TEACHER, "models/gpt2_ours")
     output = _app.required(_OUTPUT, "labels/gpt2")
-    _processes.join()
+    _processes.join("label")
     done = matta_jax.label(
         config,
         teacher,

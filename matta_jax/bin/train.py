@@ -33,7 +33,7 @@ def _main() -> None:
         print(matta_jax.dry_run(config))
         return
     workdir = _app.required(_WORKDIR, "runs/mine")
-    _processes.join()
+    _processes.join("train")
     matta_jax.train(config, workdir, resume=_RESUME.value, fallback=_FALLBACK.value, log=_app.say)
 
 

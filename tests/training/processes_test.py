@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import train
+from matta_jax import data, train
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.elastic import open_source
 
@@ -27,9 +27,9 @@ QUIET = lambda line: None
 
 
 class Launch:
-    """The processes of one run, through the command line."""
+    """The processes of one run, as the console scripts start them."""
 
-    def __init__(self, config, workdir, logs, *, processes=2, flags=(), own_flags=None):
+    def __init__(self, config, workdir, logs, *, binary="train", processes=2, flags=(), own_flags=None):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -43,7 +43,9 @@ class Launch:
         together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", "--heartbeat_seconds=5"]
         self.processes = []
         for i, (out, err) in enumerate(self.logs):
-            command = [sys.executable, "-m", "matta_jax.bin.train", f"--config={file}", f"--workdir={workdir}"]
+            script = f"from matta_jax.bin.{binary} import run; run()"
+            output = {"train": "workdir", "label": "output"}[binary]
+            command = [sys.executable, "-c", script, f"--config={file}", f"--{output}={workdir}"]
             command += [*flags, *(own_flags or {}).get(i, ())]
             command += [*together, f"--process_id={i}"] if processes > 1 else []
             with out.open("w") as out_file, err.open("w") as err_file:
@@ -158,6 +160,25 @@ def test_shampoo_and_a_model_to_start_from_on_two_processes(wide, one, tmp_path)
     for row, expected in zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "alone"), strict=True):
         for name in set(row) & {"loss", "eval/student", "eval/ta"}:
             assert row[name] == pytest.approx(expected[name], rel=1e-4), (row["step"], name)
+
+
+def test_two_processes_share_the_files_of_labels(wide, one, tmp_path):
+    from matta_jax.elastic import label
+
+    config = wide(data__seq_len=8)  # Windows for three files.
+    label(config, str(one), tmp_path / "alone", top_k=4, batch_size=2)
+    launch = Launch(
+        config, tmp_path / "both", tmp_path / "logs", binary="label", flags=(f"--teacher={one}", "--top_k=4")
+    )
+    assert launch.wait() == [0, 0], launch.err()
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "both").iterdir()) and len(names) > 2
+    mine, theirs = (data.Labels(tmp_path / name) for name in ("alone", "both"))
+    windows = data.split_windows(config.data, data.make_tokenizer(config.data.tokenizer), held_out=False)
+    for i in range(len(windows)):
+        first, second = (labels.get(i, windows[i]["tokens"]) for labels in (mine, theirs))
+        np.testing.assert_array_equal(first["teacher_ids"], second["teacher_ids"])
+        np.testing.assert_allclose(first["teacher_log_probs"], second["teacher_log_probs"], atol=2e-3)
 
 
 LONG = {"train__num_steps": 3000, "train__checkpoint_every": 20, "train__eval_every": 20, "mesh__data": -1}
