@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ class ExampleSet:
       ids: token ids of each, at most seq_len: longer texts lose their start.
       seq_len: T.
       offsets: what is added to each categorical feature, to be a row of one table.
+      num_values: rows of that table.
       truncated: examples that lost their start.
       fingerprint: hash of all of it.
     """
@@ -49,6 +51,7 @@ class ExampleSet:
     ids: Sequence[np.ndarray]
     seq_len: int
     offsets: np.ndarray
+    num_values: int
     truncated: int
     fingerprint: str
 
@@ -56,6 +59,19 @@ class ExampleSet:
     def labels(self) -> np.ndarray:
         """The classes of all examples [n]."""
         return np.array([example.label for example in self.examples])
+
+    @property
+    def dense(self) -> np.ndarray:
+        """Dense features of all examples [n, F]."""
+        return np.array([example.dense for example in self.examples])
+
+    @property
+    def one_hot(self) -> np.ndarray:
+        """Categorical features of all examples [n, values of all], 1 at each value."""
+        rows = np.array([example.categorical for example in self.examples], np.int32) + self.offsets
+        found = np.zeros((len(rows), self.num_values))
+        np.put_along_axis(found, rows, 1.0, axis=1)
+        return found
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -74,7 +90,7 @@ class ExampleSet:
         if example.dense:
             row["dense"] = np.array(example.dense, np.float32)
         if example.categorical:
-            row["categorical"] = np.array(example.categorical, np.int32) + self.offsets.astype(np.int32)
+            row["categorical"] = np.array(example.categorical, np.int32) + self.offsets
         return row
 
     def part(self, start: int, stop: int | None = None) -> "ExampleSet":
@@ -118,8 +134,8 @@ def read_examples(
     if not kept:
         side = {None: "", True: "held-out ", False: "training "}[held_out]
         raise UserError(f"{what} has no {side}example; add some, change data.eval_fraction, or name data.eval_source")
-    offsets = np.concatenate([[0], np.cumsum(model.categories)[:-1]]) if model.categories else np.zeros(0)
-    return ExampleSet(kept, ids, data.seq_len, offsets, truncated, digest.hexdigest())
+    *offsets, num_values = itertools.accumulate(model.categories, initial=0)
+    return ExampleSet(kept, ids, data.seq_len, np.array(offsets, np.int32), num_values, truncated, digest.hexdigest())
 
 
 def _read(source: str, data: DataConfig, model: ModelConfig, what: str) -> Iterator[Example]:

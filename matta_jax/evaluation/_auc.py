@@ -1,4 +1,4 @@
-"""AUC of scorers, beside what TF-IDF reaches on the same examples."""
+"""AUC of scorers, beside what methods without a model reach on the same examples."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class Auc:
         self._examples, self.fingerprint = examples, examples.fingerprint
         if len(set(examples.labels)) < 2:
             raise UserError(f"tasks='auc:{where}': all examples are of class {examples.labels[0]}; AUC needs both")
-        self.baselines = _tfidf(examples, config)
+        self.baselines = _baselines(examples, config)
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all examples."""
@@ -88,8 +88,11 @@ def _auc(ones: np.ndarray, zeros: np.ndarray, axis: int = -1) -> Any:
     )
 
 
-def _tfidf(examples: ExampleSet, config: Config) -> dict[str, float]:
-    """The AUC of a logistic regression on TF-IDF, or of two texts' TF-IDF cosine, both fitted on training examples."""
+def _baselines(examples: ExampleSet, config: Config) -> dict[str, float]:
+    """The AUC of methods without a model, fitted on training examples.
+
+    Of one text: logistic regression on TF-IDF. Of two: their TF-IDF cosine. Of features: logistic regression.
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -99,20 +102,33 @@ def _tfidf(examples: ExampleSet, config: Config) -> dict[str, float]:
     assert isinstance(training, ExampleSet)
     if config.data.stream:
         training = training.part(0, config.train.num_steps * config.data.batch_size)
-    try:
-        if config.data.pair_field is None:
-            vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-            known = vectorizer.fit_transform([one.text for one in training.examples])
-            fitted = LogisticRegression(C=4.0, max_iter=1000).fit(known, training.labels)
-            name = "TF-IDF, logistic regression"
-            found = fitted.decision_function(vectorizer.transform([one.text for one in examples.examples]))
-        else:
-            vectorizer = TfidfVectorizer(sublinear_tf=True)
-            vectorizer.fit([text for one in training.examples for text in (one.text, one.pair)])
-            pair = [
-                vectorizer.transform([getattr(one, side) for one in examples.examples]) for side in ("text", "pair")
-            ]
-            name, found = "TF-IDF cosine", np.asarray(pair[0].multiply(pair[1]).sum(axis=1))[:, 0]
-    except ValueError:  # Texts without a word, or training examples of one class.
-        return {}
-    return {name: float(_auc(found[examples.labels == 1], found[examples.labels == 0]))}
+
+    def texts(of: ExampleSet, side: str) -> list[str]:
+        return [getattr(one, side) for one in of.examples]
+
+    def on_text() -> np.ndarray:
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        known = vectorizer.fit_transform(texts(training, "text"))
+        fitted = LogisticRegression(C=4.0, max_iter=1000).fit(known, training.labels)
+        return fitted.decision_function(vectorizer.transform(texts(examples, "text")))
+
+    def of_pair() -> np.ndarray:
+        vectorizer = TfidfVectorizer(sublinear_tf=True).fit(texts(training, "text") + texts(training, "pair"))
+        text, pair = (vectorizer.transform(texts(examples, side)) for side in ("text", "pair"))
+        return np.asarray(text.multiply(pair).sum(axis=1))[:, 0]
+
+    def on_features() -> np.ndarray:
+        known, asked = (np.concatenate([of.dense, of.one_hot], axis=1) for of in (training, examples))
+        return LogisticRegression(max_iter=1000).fit(known, training.labels).decision_function(asked)
+
+    methods = {"TF-IDF, logistic regression": on_text} if config.data.pair_field is None else {"TF-IDF cosine": of_pair}
+    if config.model.num_dense or config.model.categories:
+        methods["features, logistic regression"] = on_features
+    found = {}
+    for name, method in methods.items():
+        try:
+            scores = method()
+        except ValueError:  # Texts without a word, or training examples of one class.
+            continue
+        found[name] = float(_auc(scores[examples.labels == 1], scores[examples.labels == 0]))
+    return found
