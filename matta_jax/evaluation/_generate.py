@@ -66,11 +66,14 @@ def generate(
       The texts of the samples, each with the prompt before it.
 
     Raises:
-      UserError: fewer than one token or sample.
+      UserError: fewer than one token or sample, or a model that is a scorer.
     """
     for name, value in {"num_tokens": num_tokens, "num_samples": num_samples}.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
+    if model.is_scorer:
+        where = next(iter(model.origin.values()))
+        raise UserError(f"{where} is a scorer, and writes no text; name a language model")
     tokenizer = make_tokenizer(model.config.data.tokenizer)
     start = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)], np.int32)
     ids_BT = generate_ids(
