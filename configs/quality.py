@@ -3,7 +3,9 @@
     python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip --output=data/quality
     matta-quickstart --config=configs/quality.py --workdir=runs/quality
 
-The table has the AUC of each extracted model, beside that of TF-IDF with a logistic regression on the same examples.
+The table has the AUC of each extracted model, beside that of TF-IDF with a logistic regression on the same examples:
+in 1 minute 8 seconds, Student .835, TA .834, TF-IDF .866. On 9,589 sentences a scorer from scratch does not reach it. The
+settings were chosen on a tenth of train.jsonl (`--config.data.eval_source=None --config.data.eval_fraction=0.1`).
 """
 
 from matta_jax import config as c
@@ -25,7 +27,7 @@ def get_config(variant: str = "default"):
             ),
             nest=c.choose_variant(nest, variant),
             objective=c.ObjectiveConfig(temperature=2.0),
-            optimizer=c.OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.3),
+            optimizer=c.OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.3),
             data=c.DataConfig(
                 source="text:data/quality/train.jsonl",
                 eval_source="text:data/quality/test.jsonl",
@@ -33,6 +35,6 @@ def get_config(variant: str = "default"):
                 seq_len=64,
                 batch_size=64,
             ),
-            train=c.TrainConfig(num_steps=600, eval_every=100, checkpoint_every=300, log_every=50, eval_batches=17),
+            train=c.TrainConfig(num_steps=300, eval_every=100, checkpoint_every=150, log_every=50, eval_batches=17),
         )
     )

@@ -240,7 +240,9 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
         if value > best if figure_of.rises else value < best:
             best = value
             front.append((size, value))
-    axes.plot(*zip(*front, strict=True), color="0.8", zorder=1, label="best at its size")
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), color="0.8", zorder=1, label="best at its size")
+        axes.legend(frameon=False)
     ends = {"student": ("C0", "Student"), "ta": ("C1", "TA")}
     middle = (points[0][0] + points[-1][0]) / 2
     for size, bits, name in points:
@@ -262,7 +264,6 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
     axes.margins(x=0.15)
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel(figure_of.axis)
-    axes.legend(frameon=False)
     known = ", ".join(
         f"{name} {value:.3f}" if figure_of.rises else f"{name} {value:.2f}" for name, value in baselines.items()
     )
