@@ -22,9 +22,10 @@ from matta_jax.nesting import Nest, SubModel, fan_in
 # uniform: 200 steps of the quickstart end at 2.11 nats with 0.25, and 500 at 2.16 with 1.
 _RESIDUAL_SCALE = 0.25
 _NORM_EPSILON = 1e-5
+_BLOCKS, _SMALLEST = 4, 64  # Of causal attention's queries: how many at most, and the fewest queries of one.
 
 
-Cache = list[tuple[jax.Array, jax.Array]]  # Keys and values [L, B, S, K, H, E] of each run of layers.
+Cache = list[tuple[jax.Array, jax.Array]]  # Keys and values [L, B, K, H, S, E] of each run of layers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,28 +90,54 @@ def weight(rngs: nnx.Rngs, sizes: Mapping[str, int], *axes: str, scale: float = 
     return nnx.Param(std * jax.random.normal(rngs.params(), shape), axes=axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _project_mixed(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+def _plain_product(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, weight.astype(x.dtype))
 
 
-def _project_forward(subscripts: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
-    return _project_mixed(subscripts, x, weight), (x, weight)
+def _product_forward(subscripts: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
+    return _plain_product(subscripts, x, weight), (x, weight)  # A dot that the checkpoint policy can see, and keep.
 
 
-def _project_backward(subscripts: str, operands: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(subscripts: str, operands: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = operands
     x_axes, weight_axes, out = subscripts.replace("->", ",").split(",")
-    d_weight = jnp.einsum(f"{x_axes},{out}->{weight_axes}", x, d_out, preferred_element_type=weight.dtype)
+    sums = functools.partial(jnp.einsum, preferred_element_type=weight.dtype)
+
+    def on_cpu(small: jax.Array, large: jax.Array, small_axes: str, large_axes: str) -> jax.Array:
+        # XLA's fast products sum over the last axis of the first operand, and it would not turn one by itself.
+        turned, rest = jax.lax.optimization_barrier(jnp.moveaxis(small, 0, -1)), small_axes[1:] + large_axes[1:]
+        found = sums(f"{small_axes[1:]}{small_axes[0]},{large_axes}->{rest}", turned, large)
+        return jnp.einsum(f"{rest}->{weight_axes}", jax.lax.optimization_barrier(found))
+
+    pair = [(x, x_axes), (d_out, out)]
+    (small, small_axes), (large, large_axes) = pair if x.size <= d_out.size else pair[::-1]
+    d_weight = jax.lax.platform_dependent(
+        small,
+        large,
+        cpu=functools.partial(on_cpu, small_axes=small_axes, large_axes=large_axes),
+        default=functools.partial(sums, f"{small_axes},{large_axes}->{weight_axes}"),
+    )
     return jnp.einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight.astype(x.dtype)), d_weight
 
 
-_project_mixed.defvjp(_project_forward, _project_backward)
+_product = jax.custom_vjp(_plain_product, nondiff_argnums=(0,))
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """An einsum in the activations' type; a wider weight has its gradient summed in its own type."""
-    return (jnp.einsum if weight.dtype == x.dtype else _project_mixed)(subscripts, x, weight)
+    """An einsum over tokens, x's first axis, in its type; a wider weight has its gradient summed in its own type.
+
+    Axes of one entry are left out of it: they would hide from compilers that these are products of plain matrices.
+    """
+    x_axes, weight_axes, out_axes = subscripts.replace("->", ",").split(",")
+    sizes = dict(zip(x_axes, x.shape, strict=True)) | dict(zip(weight_axes, weight.shape, strict=True))
+    left = [
+        "".join(axis for axis in axes if sizes[axis] > 1 or axis not in weight_axes)
+        for axes in (x_axes, weight_axes, out_axes)
+    ]
+    shape = lambda axes: [sizes[axis] for axis in axes]
+    x, weight = x.reshape(shape(left[0])), weight.reshape(shape(left[1]))
+    return _product(f"{left[0]},{left[1]}->{left[2]}", x, weight).reshape(shape(out_axes))
 
 
 class LayerNorm(nnx.Module):
@@ -139,10 +166,11 @@ class Attention(nnx.Module):
         self.b_out = weight(rngs, sizes, "d_model")
 
     def _project(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries, keys and values [B, T, K, H, E]."""
+        """Returns queries, keys and values [B, K, H, T, E]."""
         qkv_NKCHE = _project("nd,kdche->nkche", x_ND, self.w_qkv[...]) + self.b_qkv[...]
-        qkv = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
-        q, k, v = (qkv[:, :, :, c] for c in range(3))
+        qkv_BTKCHE = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
+        parts = jax.lax.split(qkv_BTKCHE, (1, 1, 1), axis=3)  # Its gradient is put together, that of slices added up.
+        q, k, v = (jnp.transpose(part[:, :, :, 0], (0, 2, 3, 1, 4)) for part in parts)
         return q, k, v
 
     def mix(self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None) -> jax.Array:
@@ -150,17 +178,18 @@ class Attention(nnx.Module):
         return self._mix(*self._project(x_ND, seq_len), seen_BS).astype(x_ND.dtype)
 
     def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array | None = None) -> jax.Array:
-        scale = 1 / math.sqrt(q.shape[-1])
-        scores = jnp.einsum("btkhe,bskhe->bkhts", q * scale, k, preferred_element_type=jnp.float32)
-        if seen_BS is None:
-            may_see = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
-        else:
-            may_see = seen_BS[:, None, None, None, :]
-        scores = jnp.where(may_see, scores, -jnp.inf)
-        unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        summed = jnp.einsum("bkhts,bskhe->btkhe", unnormed.astype(v.dtype), v)
-        total = jnp.moveaxis(unnormed.sum(-1), -1, 1)[..., None]  # [B, T, K, H, 1]
-        return (summed / total).reshape(-1, *q.shape[2:])
+        q, seq_len = q / math.sqrt(q.shape[-1]), q.shape[-2]
+        if seen_BS is not None:
+            mixed = _attend(q, k, v, seen_BS[:, None, None, None, :])
+        else:  # Each block of queries leaves out the keys after it, which saves 3/8 of the work in four blocks.
+            causal_TS, size = jnp.tril(jnp.ones((seq_len, seq_len), bool)), max(-(-seq_len // _BLOCKS), _SMALLEST)
+            ends = [(start, min(start + size, seq_len)) for start in range(0, seq_len, size)]
+            parts = [
+                _attend(q[..., start:end, :], k[..., :end, :], v[..., :end, :], causal_TS[start:end, :end])
+                for start, end in ends
+            ]
+            mixed = jnp.concatenate(parts, axis=-2)
+        return jnp.moveaxis(mixed, -2, 1).reshape(-1, *q.shape[1:3], q.shape[-1])
 
     def _out(self, mixed_NKHE: jax.Array) -> jax.Array:
         return _project("nkhe,khed->nd", mixed_NKHE, self.w_out[...]) + self.b_out[...]
@@ -171,25 +200,31 @@ class Attention(nnx.Module):
         return self._out(self.mix(x_ND, seq_len, seen_BS))
 
     def prefill(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """As `__call__`, with the keys and values [B, T, K, H, E] for `decode`."""
+        """As `__call__`, with the keys and values [B, K, H, T, E] for `decode`."""
         q, k, v = self._project(x_ND, seq_len)
         return self._out(self._mix(q, k, v).astype(x_ND.dtype)), (k, v)
 
     def decode(
-        self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
+        self, x_BD: jax.Array, cache_BKHSE: tuple[jax.Array, jax.Array], position: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Attends from one new token per row; returns its output and the keys and values with its own at `position`."""
-        qkv_BKCHE = jnp.einsum("nd,kdche->nkche", x_BD, self.w_qkv[...]) + self.b_qkv[...]
-        q, *new = (qkv_BKCHE[:, :, c] for c in range(3))
+        q, *new = self._project(x_BD, 1)
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, own[:, None].astype(old.dtype), position, axis=1)
-            for old, own in zip(cache_BSKHE, new, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, own.astype(old.dtype), position, axis=3)
+            for old, own in zip(cache_BKHSE, new, strict=True)
         )
-        scores = jnp.einsum("bkhe,bskhe->bkhs", q / math.sqrt(q.shape[-1]), keys, preferred_element_type=jnp.float32)
-        seen_S = jnp.arange(keys.shape[1]) <= position
-        weights = jax.nn.softmax(jnp.where(seen_S, scores, -jnp.inf), axis=-1)
-        mixed_BKHE = jnp.einsum("bkhs,bskhe->bkhe", weights.astype(values.dtype), values)
-        return jnp.einsum("nkhe,khed->nd", mixed_BKHE, self.w_out[...]) + self.b_out[...], (keys, values)
+        seen_S = jnp.arange(keys.shape[3]) <= position
+        mixed = _attend(q / math.sqrt(q.shape[-1]), keys, values, seen_S)
+        return self._out(mixed[:, :, :, 0].astype(x_BD.dtype)), (keys, values)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, may_see: jax.Array) -> jax.Array:
+    """Softmax attention of scaled queries [B, K, H, T, E] to keys [B, K, H, S, E]; `may_see` fits [B, K, H, T, S]."""
+    scores = jnp.einsum("bkhte,bkhse->bkhts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(may_see, scores, -jnp.inf)
+    unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    summed = jnp.einsum("bkhts,bkhse->bkhte", unnormed.astype(v.dtype), v)
+    return summed / unnormed.sum(-1, keepdims=True)
 
 
 class MLP(nnx.Module):
@@ -258,12 +293,12 @@ class Block(nnx.Module):
         return self.feed(x_ND + attended), cache
 
     def decode(
-        self, x_BD: jax.Array, cache_BSKHE: tuple[jax.Array, jax.Array], position: jax.Array
+        self, x_BD: jax.Array, cache_BKHSE: tuple[jax.Array, jax.Array], position: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """As `Attention.decode`, for the whole block."""
-        attended, cache_BSKHE = self.attention.decode(self.norm_attention(x_BD), cache_BSKHE, position)
+        attended, cache_BKHSE = self.attention.decode(self.norm_attention(x_BD), cache_BKHSE, position)
         x_BD = x_BD + attended
-        return x_BD + self.mlp(self.norm_mlp(x_BD)), cache_BSKHE
+        return x_BD + self.mlp(self.norm_mlp(x_BD)), cache_BKHSE
 
     def importance(
         self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None
@@ -328,7 +363,7 @@ class GPT(nnx.Module):
     def prefill(self, tokens_BT: jax.Array, length: int) -> tuple[jax.Array, Cache]:
         """As `__call__`, with the caches for `decode`, which have room for `length` tokens."""
         x_ND, caches = self.embed(tokens_BT), []
-        room = ((0, 0), (0, 0), (0, length - tokens_BT.shape[1]), (0, 0), (0, 0), (0, 0))
+        room = ((0, 0),) * 4 + ((0, length - tokens_BT.shape[1]), (0, 0))
         for i in range(len(self.blocks)):
             graphdef, stack = nnx.split(self.blocks[str(i)])
             body = lambda x_ND, weights, graphdef=graphdef: nnx.merge(graphdef, weights).prefill(

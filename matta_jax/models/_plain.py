@@ -51,8 +51,9 @@ def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = 
 
 def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32") -> Cache:
     """Returns empty keys and values for `decode`, with room for `length` tokens."""
-    heads = (architecture.num_heads // architecture.head_granule, architecture.head_granule, architecture.head_dim)
-    shapes = [(len(run.layers), batch_size, length, *heads) for run in architecture.sub_model.runs]
+    heads = (architecture.num_heads // architecture.head_granule, architecture.head_granule)
+    own = (batch_size, *heads, length, architecture.head_dim)
+    shapes = [(len(run.layers), *own) for run in architecture.sub_model.runs]
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
 
 

@@ -9,6 +9,7 @@ from matta_jax.nesting._narrow import fan_in as fan_in
 from matta_jax.nesting._narrow import fan_in_scales as fan_in_scales
 from matta_jax.nesting._narrow import flatten as flatten
 from matta_jax.nesting._narrow import is_decayed as is_decayed
+from matta_jax.nesting._narrow import join_granules as join_granules
 from matta_jax.nesting._narrow import logical_names as logical_names
 from matta_jax.nesting._narrow import matrix_view as matrix_view
 from matta_jax.nesting._narrow import merge_granules as merge_granules

@@ -98,6 +98,17 @@ def split_granules(weight: ArrayT, names: Names, granules: Mapping[str, int]) ->
     return weight.reshape(shape).transpose([order.index(name) for name in names])  # type: ignore[attr-defined]
 
 
+def join_granules(tree: Tree, axes: Tree) -> Tree:
+    """Makes one granule of all granules of each axis: matrices of it then lie in one piece."""
+
+    def join(weight: ArrayT, names: Names) -> ArrayT:
+        merged = merge_granules(weight, names)
+        sizes = dict(zip(logical_names(names), merged.shape, strict=True))  # type: ignore[attr-defined]
+        return split_granules(merged, names, sizes)
+
+    return jax.tree.map(join, tree, axes)
+
+
 def narrow(tree: Tree, axes: Tree, sizes: Mapping[str, Size]) -> Tree:
     """`narrow_array` over a tree of weights and the tree of their axis names."""
     return jax.tree.map(lambda array, names: narrow_array(array, names, sizes), tree, axes)

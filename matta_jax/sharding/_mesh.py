@@ -149,7 +149,7 @@ def placement(mesh: Mesh) -> Placement:
         gradient = gradient if at_once else whole(gradient, names)
         return place(gradient, _spec(names, mesh))
 
-    return Placement(gather=whole, scatter=scatter)
+    return Placement(gather=whole, scatter=scatter, is_whole=mesh.shape["tensor"] == 1)
 
 
 def loss_layout(mesh: Mesh) -> Layout | None:

@@ -1,0 +1,63 @@
+"""Our train step of one model against its peers' (benchmarks 1 and 2).
+
+    git clone https://github.com/karpathy/nanoGPT && git clone https://github.com/google-deepmind/nanodo
+    python experiments/benchmarks/train_step.py --install_peers --nanogpt=nanoGPT --nanodo=nanodo
+    python experiments/benchmarks/train_step.py --vocab_size=50257 --rounds=3 --nanogpt=nanoGPT --nanodo=nanodo
+
+Size S, Student alone, float32, AdamW, clipping: 8 sequences of 256 tokens. All load the same weights (nanodo, which has
+no biases, its own), and must have the same losses in their first two steps. Peers that are not there are skipped, and
+told.
+"""
+
+import argparse
+import math
+import tempfile
+
+import harness  # isort: skip  (Pins the process before its children start.)
+
+import contenders as peers
+
+
+def start(sizes, weights, flags):
+    """Returns the contenders by name, ours first."""
+    found = {"ours": peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "student", "--write")}
+    found["ours"].ready()  # Its weights are written.
+    found["plain Flax NNX"] = peers.Contender(peers.PYTHON, "flax_gpt.py", sizes, weights)
+    if nanodo := peers.checkout(flags.nanodo, "nanodo", "https://github.com/google-deepmind/nanodo"):
+        found["nanodo"] = peers.Contender(peers.PYTHON, "nanodo_gpt.py", sizes, weights, nanodo)
+    python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
+    nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
+    for how in ("eager", "compiled") if python else ():
+        if nanogpt:
+            found[f"nanoGPT, {how}"] = peers.Contender(python, "torch_gpt.py", sizes, weights, "nanogpt", how, nanogpt)
+        found[f"Hugging Face, {how}"] = peers.Contender(python, "torch_gpt.py", sizes, weights, "hf", how, "")
+    return found
+
+
+def main():
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--vocab_size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--install_peers", action="store_true", help="make their environments")
+    parser.add_argument("--nanogpt", help="folder of its public code")
+    parser.add_argument("--nanodo", help="folder of its public code")
+    parser.add_argument("--output")
+    flags = parser.parse_args()
+    sizes = peers.SIZE_S | {"vocab_size": flags.vocab_size, "batch_size": 8, "ta": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        running = start(sizes, f"{folder}/weights.npz", flags)
+        found = peers.take_turns(running, rounds=flags.rounds)
+        for contender in running.values():
+            contender.close()
+    fresh = found.get("nanodo", [{"loss": math.log(flags.vocab_size)}])[0]["loss"]
+    if abs(fresh - math.log(flags.vocab_size)) > 1.5:
+        raise RuntimeError(f"nanodo starts at {fresh}, far from ln V")
+    peers.check_losses({name: steps for name, steps in found.items() if name != "nanodo"})
+    rows = peers.rows_of(found)
+    harness.print_table(rows)
+    harness.write_results(flags.output or f"runs/benchmarks/train_step_{flags.vocab_size}.json", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
