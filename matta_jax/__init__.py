@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import import_hf as import_hf
-    from matta_jax.elastic import label as label
     from matta_jax.elastic import load_model as load_model
     from matta_jax.elastic import open_model as open_model
     from matta_jax.elastic import open_source as open_source
     from matta_jax.elastic import verify as verify
+    from matta_jax.elastic.labelling import label as label
     from matta_jax.elastic.search import search as search
     from matta_jax.errors import UserError as UserError
     from matta_jax.evaluation import compare as compare
@@ -53,7 +53,7 @@ _HOMES = {
     "extract": "elastic",
     "generate": "evaluation",
     "import_hf": "elastic",
-    "label": "elastic",
+    "label": "elastic.labelling",
     "load_model": "elastic",
     "open_model": "elastic",
     "open_source": "elastic",

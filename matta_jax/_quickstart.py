@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from matta_jax.config import Config
 from matta_jax.data import Windows, make_tokenizer, split_data
-from matta_jax.elastic import HELD_OUT, extract, load_model
+from matta_jax.elastic import extract, load_model
+from matta_jax.elastic.scoring import HELD_OUT
 from matta_jax.errors import UserError
 from matta_jax.evaluation import Report, Sampling, compare, generate, report
 from matta_jax.nesting import Nest, format_spec, nest_of, parse_spec, slug

@@ -4,8 +4,9 @@
     python experiments/benchmarks/joint_vs_independent.py --vocab_size=50257 --rounds=3 --nanogpt=nanoGPT
     python experiments/benchmarks/joint_vs_independent.py --nest=depth
 
-Size S, d_ff 1,024 in 2,048, or for `depth` 6 layers in 9, of which the Student runs the first. `two own runs` are the times of
-the Student alone and the TA alone added up. PyTorch's contenders have the weights and losses of the joint step, to 1e-4.
+Size S, d_ff 1,024 in 2,048, or for `depth` 6 layers in 9, of which the Student runs the first. `two own runs` are the
+times of the Student alone and the TA alone added up. PyTorch's contenders have the weights and losses of the joint
+step, to 1e-4.
 """
 
 import argparse
@@ -31,9 +32,7 @@ def start(sizes, weights, flags):
     python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
     nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
     for how in ("eager", "compiled") if python and nanogpt else ():
-        found[f"PyTorch, {how}, joint"] = peers.Contender(
-            python, "torch_gpt.py", sizes, weights, "joint", how, nanogpt
-        )
+        found[f"PyTorch, {how}, joint"] = peers.Contender(python, "torch_gpt.py", sizes, weights, "joint", how, nanogpt)
     return found
 
 

@@ -1,6 +1,7 @@
 """Elastic models: extraction with a certificate, search under a budget, growth, import and export, Teachers.
 
-Imports no training code.
+Imports no training code. What reads data stands in modules of its own, `search`, `scoring`, `teacher` and `labelling`,
+so that extraction loads no data code either.
 """
 
 from matta_jax.elastic._extract import Extracted as Extracted
@@ -15,8 +16,6 @@ from matta_jax.elastic._init import check_init as check_init
 from matta_jax.elastic._init import initial_opt_state as initial_opt_state
 from matta_jax.elastic._init import initial_params as initial_params
 from matta_jax.elastic._init import plain_run as plain_run
-from matta_jax.elastic._label import Labelled as Labelled
-from matta_jax.elastic._label import label as label
 from matta_jax.elastic._latency import Workload as Workload
 from matta_jax.elastic._model import MANIFEST as MANIFEST
 from matta_jax.elastic._model import Model as Model
@@ -29,16 +28,7 @@ from matta_jax.elastic._model import record_scores as record_scores
 from matta_jax.elastic._model import sealed as sealed
 from matta_jax.elastic._plain import plain_config as plain_config
 from matta_jax.elastic._plain import regranulate as regranulate
-from matta_jax.elastic._score import HELD_OUT as HELD_OUT
-from matta_jax.elastic._score import TextLoss as TextLoss
-from matta_jax.elastic._score import score_record as score_record
-from matta_jax.elastic._score import task_windows as task_windows
-from matta_jax.elastic._score import text_loss as text_loss
 from matta_jax.elastic._source import Source as Source
 from matta_jax.elastic._source import load_opt_state as load_opt_state
 from matta_jax.elastic._source import open_source as open_source
 from matta_jax.elastic._space import Budget as Budget
-from matta_jax.elastic._teacher import Teacher as Teacher
-from matta_jax.elastic._teacher import check_labels as check_labels
-from matta_jax.elastic._teacher import check_teacher as check_teacher
-from matta_jax.elastic._teacher import open_teacher as open_teacher

@@ -15,7 +15,6 @@ import numpy as np
 
 from matta_jax import config as config_lib
 from matta_jax.checkpoints import StoredArray, save_folder
-from matta_jax.data import make_tokenizer
 from matta_jax.elastic._card import CARD, copy_tokenizer, model_card
 from matta_jax.elastic._formats import DTYPES, FORMATS, cast, open_weights, write_weights
 from matta_jax.elastic._hf import hf_config
@@ -236,6 +235,8 @@ def _at_dtype(counts: Counts, params: Any) -> Counts:
 def eos_id_of(tokenizer: str) -> int | None:
     """The end-of-text id of a tokenizer, where its files are at hand."""
     try:
+        from matta_jax.data import make_tokenizer  # Other formats need no tokenizer, and no data code.
+
         return make_tokenizer(tokenizer).eos_id
     except UserError:
         return None  # Its files are elsewhere now; a model can be extracted without them.

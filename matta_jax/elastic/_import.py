@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from matta_jax import config as config_lib
 from matta_jax.config import Config, DataConfig, ModelConfig
-from matta_jax.data import make_tokenizer
 from matta_jax.elastic import _hf
 from matta_jax.elastic._extract import Packaging, check_target, eos_id_of, finish_package, new_folder
 from matta_jax.elastic._formats import cast, open_weights, write_weights
@@ -63,6 +62,8 @@ def import_hf(
     with new_folder(target) as building:
         spec = tokenizer or _keep_tokenizer(source, building)
         try:
+            from matta_jax.data import make_tokenizer  # As in _extract.py.
+
             known = make_tokenizer(resolved_tokenizer(spec, building))
         except UserError as error:
             if tokenizer is not None:

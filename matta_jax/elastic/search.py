@@ -18,10 +18,10 @@ from matta_jax.data import Windows
 from matta_jax.elastic._extract import Extracted, Packaging, extract
 from matta_jax.elastic._latency import LatencyModel, Workload
 from matta_jax.elastic._predict import additive_candidates, evolve, probes
-from matta_jax.elastic._score import HELD_OUT, InPlaceScorer, TextLoss, score_record, task_windows
 from matta_jax.elastic._search_report import plot, table
 from matta_jax.elastic._source import Source, open_source
 from matta_jax.elastic._space import Budget, Cost, Costs, Family, Space, check_feasible, make_space
+from matta_jax.elastic.scoring import HELD_OUT, InPlaceScorer, TextLoss, score_record, task_windows
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.files import replace_text
 from matta_jax.nesting import SubModel, format_spec, slug

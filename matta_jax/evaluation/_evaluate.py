@@ -9,7 +9,8 @@ from typing import Any
 
 from matta_jax.config import Config
 from matta_jax.data import Tokenizer, make_tokenizer
-from matta_jax.elastic import Model, load_chosen, record_scores, score_record
+from matta_jax.elastic import Model, load_chosen, record_scores
+from matta_jax.elastic.scoring import score_record
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._lambada import Lambada

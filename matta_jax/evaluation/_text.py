@@ -3,7 +3,8 @@
 import weakref
 
 from matta_jax.config import Config
-from matta_jax.elastic import Model, TextLoss, task_windows, text_loss
+from matta_jax.elastic import Model
+from matta_jax.elastic.scoring import TextLoss, task_windows, text_loss
 from matta_jax.evaluation._tasks import Outcome, Score
 
 

@@ -32,7 +32,8 @@ from matta_jax.data import (
     split_data,
     training_batches,
 )
-from matta_jax.elastic import Package, check_init, check_labels, check_teacher, initial_opt_state, initial_params
+from matta_jax.elastic import Package, check_init, initial_opt_state, initial_params
+from matta_jax.elastic.teacher import check_labels, check_teacher
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import flatten

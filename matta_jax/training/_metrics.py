@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.config import Config
-from matta_jax.elastic import Teacher
+from matta_jax.elastic.teacher import Teacher
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
 from matta_jax.models import abstract_params, architecture_of, logical_axes

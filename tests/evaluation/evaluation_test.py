@@ -7,6 +7,7 @@ import pytest
 
 from matta_jax import elastic, evaluate, extract, report
 from matta_jax.data import ByteTokenizer, Corpus, corpus_windows
+from matta_jax.elastic import scoring
 from matta_jax.errors import UserError
 
 
@@ -49,7 +50,7 @@ def test_bits_per_byte_is_that_of_a_plain_loop(student, text):
 def test_batch_size_changes_nothing(student, text, cache):
     model = elastic.load_model(student)
     windows = corpus_windows(Corpus(f"text:{text}/*.txt"), ByteTokenizer(), seq_len=32, cache_dir=cache)
-    a, b = (elastic.text_loss(model, windows, batch_size=size) for size in (1, 5))
+    a, b = (scoring.text_loss(model, windows, batch_size=size) for size in (1, 5))
     assert a.nats == pytest.approx(b.nats, rel=1e-6) and a.num_tokens == b.num_tokens == a.num_bytes
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax import data, elastic, extract, label, train
-from matta_jax.elastic import _label
+from matta_jax.elastic import labelling
+from matta_jax.elastic import teacher as teacher_lib
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.training import _state, _step
@@ -143,13 +144,13 @@ def test_labels_are_the_models_own(tiny, teacher, labels):
 
 def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
     z = jnp.array([[50.0, 0.0, -1.0]])
-    ids, _, tail = _label.top_k_log_probs(z, 1, 1.0)
+    ids, _, tail = labelling.top_k_log_probs(z, 1, 1.0)
     assert ids[0, 0] == 0 and float(tail[0, 0]) == pytest.approx(np.log(1 + np.exp(-1)) - 50, rel=1e-6)
-    assert np.isneginf(_label.top_k_log_probs(z, 3, 1.0)[2]).all()
+    assert np.isneginf(labelling.top_k_log_probs(z, 3, 1.0)[2]).all()
 
 
 def test_labelling_goes_on_where_it_stopped(tiny, teacher, labels, tmp_path, monkeypatch):
-    monkeypatch.setattr(_label, "_PER_FILE", 8)
+    monkeypatch.setattr(labelling, "_PER_FILE", 8)
     whole = label(tiny(), teacher, tmp_path / "a", top_k=4)
     assert whole.written == whole.header.num_files > 2
     assert label(tiny(), teacher, tmp_path / "a", top_k=4).written == 0
@@ -241,7 +242,7 @@ def test_a_teacher_that_is_not_there_is_named(tiny, tmp_path, fields, words):
 
 
 def test_a_teacher_that_does_not_fit_is_named(tiny, run, teacher):
-    opened = elastic.open_teacher(str(run[1]), "teacher.model")
+    opened = teacher_lib.open_teacher(str(run[1]), "teacher.model")
     assert opened.load().architecture == opened.architecture
     for change, words in {
         "model__vocab_size": (300, "a vocabulary of 256, and must have the 300"),
@@ -249,10 +250,10 @@ def test_a_teacher_that_does_not_fit_is_named(tiny, run, teacher):
     }.items():
         fields = {change: words[0]} | ({"model__max_len": 64} if "seq" in change else {})
         with pytest.raises(UserError, match=words[1]):
-            elastic.check_teacher(opened, tiny(**fields), "teacher.model")
+            teacher_lib.check_teacher(opened, tiny(**fields), "teacher.model")
     other = c.override(opened.config, {"data.tokenizer": "gpt2:/nowhere"})
     with pytest.raises(UserError, match="its tokenizer cannot be compared"):
-        elastic.check_teacher(dataclasses.replace(opened, config=other), tiny(), "teacher.model")
+        teacher_lib.check_teacher(dataclasses.replace(opened, config=other), tiny(), "teacher.model")
 
 
 def test_tokenizers_are_compared_by_what_they_do(tmp_path):
@@ -263,10 +264,8 @@ def test_tokenizers_are_compared_by_what_they_do(tmp_path):
         def encode(self, text):
             return super().encode(text.upper())
 
-    from matta_jax.elastic import _teacher
-
-    assert _teacher.same_tokenizer(data.ByteTokenizer(), Same())
-    assert not _teacher.same_tokenizer(data.ByteTokenizer(), Upper())
+    assert teacher_lib.same_tokenizer(data.ByteTokenizer(), Same())
+    assert not teacher_lib.same_tokenizer(data.ByteTokenizer(), Upper())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from matta_jax.data import (
     write_labels,
 )
 from matta_jax.elastic._model import Model
-from matta_jax.elastic._teacher import check_teacher, open_teacher
+from matta_jax.elastic.teacher import check_teacher, open_teacher
 from matta_jax.errors import UserError
 from matta_jax.models import apply, logits
 from matta_jax.nesting import Tree

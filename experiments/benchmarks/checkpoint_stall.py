@@ -1,0 +1,104 @@
+"""How long a step waits for a checkpoint, against a synchronous save and a raw write of the same bytes (benchmark 8).
+
+    python experiments/benchmarks/checkpoint_stall.py --folder=/tmp
+
+A train state of 2 GiB (weights and two moments). Wall seconds, since disks are what is measured, and CPU-seconds beside
+them: `blocked` until training may go on, `total` until the checkpoint is whole. A raw write ends with fsync.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import statistics
+import tempfile
+import time
+
+import harness  # isort: skip  (Sets up the CPU before jax is imported.)
+
+import jax
+
+from matta_jax import config as c
+from matta_jax.checkpoints import Checkpoints
+from matta_jax.sharding import make_mesh
+from matta_jax.training import make_setup
+
+
+def state_of(gigabytes):
+    """Returns the setup and the state of a run of so many GiB."""
+    layers = max(1, round(gigabytes * 2**30 / 12 / (12 * 1024**2)))  # A layer has 12·d_model² weights, of 12 bytes.
+    config = c.Config(
+        model=c.ModelConfig(num_layers=layers, d_model=1024, num_heads=16, d_ff=4096, max_len=1024, vocab_size=512),
+        data=c.DataConfig(seq_len=1024),
+    )
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    return setup, setup.init()
+
+
+def saved(folder, setup, state, *, wait):
+    """Saves as training does; returns the seconds until it may go on, and those until all is written."""
+    trees = {"params": state.params, "opt_state": state.opt_state, "step": {"step": state.step}}
+    with Checkpoints(folder) as checkpoints:
+        start = time.perf_counter()
+        checkpoints.save(0, trees, {"config": {}}, loss=1.0, units=setup.units)
+        blocked = time.perf_counter() - start
+    total = time.perf_counter() - start
+    return total if wait else blocked, total
+
+
+def raw(folder, state):
+    """Writes the bytes of all arrays to one file."""
+    folder.mkdir()
+    start = time.perf_counter()
+    with (folder / "raw").open("wb") as file:
+        for leaf in jax.tree.leaves(state):
+            file.write(memoryview(jax.device_get(leaf)).cast("B") if leaf.ndim else bytes(4))
+        file.flush()
+        os.fsync(file.fileno())
+    total = time.perf_counter() - start
+    return total, total
+
+
+def main():
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", default=None, help="on the disk to measure")
+    parser.add_argument("--output", default="runs/benchmarks/checkpoint_stall.json")
+    flags = parser.parse_args()
+    setup, state = state_of(flags.gigabytes)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    contenders = {
+        "ours": lambda folder: saved(folder, setup, state, wait=False),
+        "ours, synchronous": lambda folder: saved(folder, setup, state, wait=True),
+        "raw write": lambda folder: raw(folder, state),
+    }
+    found = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory(dir=flags.folder) as root:
+        for i in range(flags.rounds + 1):
+            for name, run in contenders.items():
+                folder, cpu = pathlib.Path(root) / "one", time.process_time()
+                blocked, total = run(folder)
+                if i:  # A first round is left out.
+                    found[name].append((blocked, total, time.process_time() - cpu))
+                shutil.rmtree(folder)
+    rows = []
+    for name, values in found.items():
+        blocked, total, cpu = (statistics.median(column) for column in zip(*values, strict=True))
+        totals = [value[1] for value in values]
+        spread = (max(totals) - min(totals)) / 2 / total
+        rows.append({"save": name, "blocked s": blocked, "total s": total, "spread": spread, "CPU-s": cpu})
+    ours, synchronous, least = rows
+    ratios = {
+        "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],
+        "total / raw": ours["total s"] / least["total s"],
+    }
+    print(f"{size / 2**30:.2f} GiB")
+    harness.print_table(rows)
+    print(", ".join(f"{name} {value:.3f}" for name, value in ratios.items()), "(bars 0.05, 1.2)")
+    harness.write_results(flags.output, {"bytes": size, "rows": rows, **ratios})
+
+
+if __name__ == "__main__":
+    main()
