@@ -67,6 +67,7 @@ def main():
     parser.add_argument("--folder", default=None, help="on the disk to measure")
     parser.add_argument("--output", default="runs/benchmarks/checkpoint_stall.json")
     flags = parser.parse_args()
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # Disks, not one core's arithmetic.
     setup, state = state_of(flags.gigabytes)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     contenders = {
