@@ -158,13 +158,14 @@ class Placement:
     Attributes:
       gather: `(weight, axis names) -> weight`, to where layers compute with it.
       scatter: `(gradient, axis names) -> gradient`, to where the weight is kept.
-      is_whole: whether each device computes with whole weights, whose granules may be joined: with theirs apart, matrix
-        products move their operands about, and a layer takes 1.25 times as long on a CPU.
+      joins: whether a weight's granules are joined before it is used. With them apart, matrix products on a CPU or GPU
+        move their operands about (a layer takes 1.2 times as long); but shards of each granule must stay apart, and on
+        a TPU joining keeps the compiler from rounding weights before it gathers them.
     """
 
     gather: Callable[[jax.Array, Names], jax.Array] = lambda weight, names: weight
     scatter: Callable[[jax.Array, Names], jax.Array] = lambda gradient, names: gradient
-    is_whole: bool = True
+    joins: bool = True
 
 
 def _for_compute(weight: jax.Array, names: Names, placement: Placement, dtype: str, reduce_dtype: str) -> jax.Array:
@@ -245,7 +246,7 @@ def joint_apply(
         if width == 0:
             return x_ND
         own = narrow(weights, layer_axes, sizes_of(stream.sub_model, width))
-        if placement.is_whole:
+        if placement.joins:
             own = join_granules(own, layer_axes)
         context = () if method == "feed" else (seq_len, seen_BS)
         return module_apply("block", own, x_ND, *context, method=method, dropout=dropout, key=key)
@@ -426,7 +427,7 @@ def apply(
 
         def body(x_ND: jax.Array, weights: Tree, own: Tree = own) -> tuple[jax.Array, None]:
             weights = ready(weights, own)
-            if placement.is_whole:
+            if placement.joins:
                 weights = join_granules(weights, own)
             return module_apply("block", weights, x_ND, seq_len, seen_BS), None
 

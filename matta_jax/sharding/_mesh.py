@@ -136,8 +136,9 @@ def _uneven(name: str, size: int, axis: str, parts: int, *, granule: bool) -> st
 
 def placement(mesh: Mesh) -> Placement:
     """Returns where weights lie: whole over fsdp while they are used, tensor shards stay (decision 2)."""
+    joins = mesh.shape["tensor"] == 1 and mesh.devices.flat[0].platform != "tpu"
     if mesh.size == 1:
-        return Placement()
+        return Placement(joins=joins)
     place = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
     whole = lambda x, names: place(x, _spec(names, mesh, without="fsdp"))
 
@@ -149,7 +150,7 @@ def placement(mesh: Mesh) -> Placement:
         gradient = gradient if at_once else whole(gradient, names)
         return place(gradient, _spec(names, mesh))
 
-    return Placement(gather=whole, scatter=scatter, is_whole=mesh.shape["tensor"] == 1)
+    return Placement(gather=whole, scatter=scatter, joins=joins)
 
 
 def loss_layout(mesh: Mesh) -> Layout | None:
