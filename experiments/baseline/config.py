@@ -1,4 +1,4 @@
-"""Does the Student learn better inside its TA? Student and TA alone against both together, on novels, 1 to 2 M parameters.
+"""Does the Student learn better inside its TA? Student and TA alone against both together: novels, 1 to 2 M parameters.
 
     matta-sweep --config=experiments/baseline/config.py --workdir=runs/baseline \
       --config.data.source='text:/data/books/train-0000[0-3]*.jsonl.gz' \
