@@ -24,6 +24,7 @@ _TEST = [
     *_SEARCH,
     *_TOKENIZERS,
 ]
+_NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
 
 setup(
     name="matta_jax",
@@ -63,7 +64,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": _TEST,
-        "dev": [*_TEST, "mypy>=1.15,<3", "ruff>=0.11,<1"],
+        "dev": [*_TEST, *_NOTEBOOK, "mypy>=1.15,<3", "ruff>=0.11,<1"],
     },
     entry_points={
         "console_scripts": [

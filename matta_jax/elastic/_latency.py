@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from matta_jax.elastic._source import Source
 from matta_jax.elastic._space import Family
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, apply, decode, init_cache, logits
+from matta_jax.models import Architecture, abstract_params, apply, decode, decoder_weights, init_cache, logits
 from matta_jax.nesting import SubModel
 
 MODES = ("prefill", "decode")
@@ -69,10 +69,11 @@ def measure_ms(architecture: Architecture, workload: Workload) -> float:
 
     @jax.jit
     def step(params: Any, tokens_B: jax.Array, cache: Any) -> Any:
-        hidden_BD, new = decode(architecture, params, tokens_B, cache, jnp.int32(length - 1))
+        hidden_BD, new = decode(params, tokens_B, cache, jnp.int32(length - 1))
         return logits(hidden_BD, params["embed"]["tokens"]), new
 
-    return _time(lambda: step(params, tokens_B, cache))
+    weights = decoder_weights(architecture, params)
+    return _time(lambda: step(weights, tokens_B, cache))
 
 
 def _time(call: Callable[[], Any]) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from matta_jax.data import make_tokenizer
 from matta_jax.elastic import Model
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, decode, logits, prefill
+from matta_jax.models import Architecture, decode, decoder_weights, logits, prefill
 from matta_jax.nesting import Tree
 
 
@@ -148,6 +148,7 @@ def _continue(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Reads the first `seen` tokens of each row and draws up to `steps` more; returns them, who ended, and how many."""
     hidden_ND, cache = prefill(architecture, params, tokens_BT, length=length)
+    weights = decoder_weights(architecture, params)
     last_BD = hidden_ND.reshape(*tokens_BT.shape, -1)[:, seen - 1]
     table = params["embed"]["tokens"]
 
@@ -160,7 +161,7 @@ def _continue(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, new_BS, ended_B, cache = carry
         previous_B = new_BS[:, step - 1]
-        hidden_BD, cache = decode(architecture, params, previous_B, cache, seen + step - 1)
+        hidden_BD, cache = decode(weights, previous_B, cache, seen + step - 1)
         drawn_B, ended_B = draw(hidden_BD, step, ended_B)
         return step + 1, new_BS.at[:, step].set(drawn_B), ended_B, cache
 

@@ -25,9 +25,6 @@ _NORM_EPSILON = 1e-5
 _BLOCKS, _SMALLEST = 4, 64  # Of causal attention's queries: how many at most, and the fewest queries of one.
 
 
-Cache = list[tuple[jax.Array, jax.Array]]  # Keys and values [L, B, K, H, S, E] of each run of layers.
-
-
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """The sizes of a plain model: everything needed to build it.
@@ -359,34 +356,6 @@ class GPT(nnx.Module):
             keys = jax.random.split(rngs.params(), len(run.layers))
             self.blocks[str(i)] = nnx.vmap(functools.partial(_block, own, depth))(keys)
         self.norm = LayerNorm(sizes)
-
-    def prefill(self, tokens_BT: jax.Array, length: int) -> tuple[jax.Array, Cache]:
-        """As `__call__`, with the caches for `decode`, which have room for `length` tokens."""
-        x_ND, caches = self.embed(tokens_BT), []
-        room = ((0, 0),) * 4 + ((0, length - tokens_BT.shape[1]), (0, 0))
-        for i in range(len(self.blocks)):
-            graphdef, stack = nnx.split(self.blocks[str(i)])
-            body = lambda x_ND, weights, graphdef=graphdef: nnx.merge(graphdef, weights).prefill(
-                x_ND, tokens_BT.shape[1]
-            )
-            x_ND, (keys, values) = jax.lax.scan(body, x_ND, stack)
-            caches.append((jnp.pad(keys, room), jnp.pad(values, room)))
-        return self.norm(x_ND), caches
-
-    def decode(self, tokens_B: jax.Array, caches: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
-        """Returns the normed hidden states [B, D] of one new token per row, and the caches with it at `position`."""
-        x_BD = self.embed.tokens[...][tokens_B] + self.embed.positions[...][position]
-        new: Cache = []
-        for i, cache in enumerate(caches):
-            graphdef, stack = nnx.split(self.blocks[str(i)])
-
-            def body(x_BD, layer, graphdef=graphdef):
-                weights, own = layer
-                return nnx.merge(graphdef, weights).decode(x_BD, own, position)
-
-            x_BD, own = jax.lax.scan(body, x_BD, (stack, cache))
-            new.append(own)
-        return self.norm(x_BD), new
 
 
 def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:

@@ -114,7 +114,7 @@ def _graphdef(kind: str) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(makers[kind]))[0]
 
 
-def module_apply(kind: str, weights: Tree, *inputs: Any, method: str = "__call__", **options: Any) -> jax.Array:
+def module_apply(kind: str, weights: Tree, *inputs: Any, method: str = "__call__", **options: Any) -> Any:
     """Runs one module of whatever size its weights have: `embed`, `block` (without a stack of layers) or `norm`."""
     return getattr(nnx.merge(_graphdef(kind), weights), method)(*inputs, **options)
 

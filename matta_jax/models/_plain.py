@@ -1,12 +1,11 @@
-"""A plain model of an architecture, whichever kind it is: its weights, their axes, and decoding with a cache."""
+"""A plain model of an architecture, whichever kind it is: its weights and their axes."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from matta_jax.models._gpt import GPT, Architecture, Cache
+from matta_jax.models._gpt import GPT, Architecture
 from matta_jax.models._scorer import Scorer
 from matta_jax.nesting import Names, Nest, Tree, fan_in_scales, flatten, unflatten
 
@@ -47,26 +46,3 @@ def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = 
         return weight if factor is None else weight * factor
 
     return unflatten({path: scaled(path, weight) for path, weight in flatten(params).items()})
-
-
-def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32") -> Cache:
-    """Returns empty keys and values for `decode`, with room for `length` tokens."""
-    heads = (architecture.num_heads // architecture.head_granule, architecture.head_granule)
-    own = (batch_size, *heads, length, architecture.head_dim)
-    shapes = [(len(run.layers), *own) for run in architecture.sub_model.runs]
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]
-
-
-def prefill(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
-    """Runs a prompt; returns its hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
-
-    Tokens that only fill up a prompt at its end may follow it: `decode` writes over them.
-    """
-    return nnx.merge(_abstract(architecture)[0], params).prefill(tokens_BT, length)
-
-
-def decode(
-    architecture: Architecture, params: Tree, tokens_B: jax.Array, cache: Cache, position: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Runs one new token of each row, at `position`; returns its hidden states [B, D] and the longer cache."""
-    return nnx.merge(_abstract(architecture)[0], params).decode(tokens_B, cache, position)

@@ -271,7 +271,8 @@ def test_decoding_token_by_token_gives_what_the_whole_sequence_gives(d_ff):
     tokens_BT = jax.random.randint(jax.random.key(1), (3, 12), 0, 32)
     whole = models.apply(architecture, params, tokens_BT).reshape(3, 12, 16)
     cache = models.init_cache(architecture, batch_size=3, length=12)
-    step = jax.jit(lambda params, tokens, cache, at: models.decode(architecture, params, tokens, cache, at))
+    params = models.decoder_weights(architecture, params)
+    step = jax.jit(models.decode)
     for position in range(12):
         hidden_BD, cache = step(params, tokens_BT[:, position], cache, position)
         np.testing.assert_allclose(hidden_BD, whole[:, position], atol=2e-5)
