@@ -109,7 +109,7 @@ def generate_ids(
         key, own_key = jax.random.split(key)
         new_BS, ended, count = _continue(
             model.architecture,
-            limit,
+            _padded_length(seen + steps, limit),
             sampling.temperature == 0,
             (sampling.top_k is not None, sampling.top_p is not None),
             model.params,
@@ -147,8 +147,8 @@ def _continue(
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Reads the first `seen` tokens of each row and draws up to `steps` more; returns them, who ended, and how many."""
-    hidden_ND, cache = prefill(architecture, params, tokens_BT, length=length)
     weights = decoder_weights(architecture, params)
+    hidden_ND, cache = prefill(weights, tokens_BT, length=length)
     last_BD = hidden_ND.reshape(*tokens_BT.shape, -1)[:, seen - 1]
     table = params["embed"]["tokens"]
 

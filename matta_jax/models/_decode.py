@@ -12,50 +12,42 @@ from matta_jax.models._plain import logical_axes
 from matta_jax.nesting import Tree, join_granules
 
 Cache = list[tuple[jax.Array, jax.Array]]
-"""Keys and values [B, 1, H, S, E] of each layer."""
+"""Keys and values [B·H, S, E] of each layer."""
 
 
 def decoder_weights(architecture: Architecture, params: Tree) -> Tree:
-    """The weights as `decode` reads them: each layer's by themselves, in whole matrices, so that no token moves them.
+    """The weights as `prefill` and `decode` read them: each layer's by themselves, in whole matrices, which stay in place.
 
     Made once, outside the loop over tokens: this copies the layers' weights.
     """
     axes, layers = logical_axes(architecture), []
     for name, run in enumerate(architecture.sub_model.runs):
-        own = _layer_axes(axes, name)
+        own = jax.tree.map(lambda names: names[1:], axes["blocks"][str(name)], is_leaf=lambda node: type(node) is tuple)
         for i in range(len(run.layers)):
             layers.append(join_granules(jax.tree.map(lambda weight, i=i: weight[i], params["blocks"][str(name)]), own))
     return {"embed": params["embed"], "layers": layers, "norm": params["norm"]}
 
 
-def _layer_axes(axes: Tree, run: int) -> Tree:
-    return jax.tree.map(lambda names: names[1:], axes["blocks"][str(run)], is_leaf=lambda node: type(node) is tuple)
-
-
 def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32") -> Cache:
     """Returns empty keys and values for `decode`, with room for `length` tokens."""
-    shape = (batch_size, 1, architecture.num_heads, length, architecture.head_dim)
+    shape = (batch_size * architecture.num_heads, length, architecture.head_dim)
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in architecture.d_ff]
 
 
-def prefill(architecture: Architecture, params: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
-    """Runs a prompt; returns its hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
+def prefill(weights: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
+    """Runs a prompt; returns its normed hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
 
-    Tokens that only fill up a prompt at its end may follow it: `decode` writes over them.
+    `weights` are those of `decoder_weights`. Tokens that only fill up a prompt at its end may follow it: `decode` writes
+    over them.
     """
-    axes, cache = logical_axes(architecture), []
-    seq_len = tokens_BT.shape[1]
-    room = ((0, 0), (0, 0), (0, 0), (0, length - seq_len), (0, 0))
-    x_ND = module_apply("embed", params["embed"], tokens_BT)
-    for name, run in enumerate(architecture.sub_model.runs):
-        own = _layer_axes(axes, name)
-
-        def body(x_ND: jax.Array, weights: Tree, own: Tree = own) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            return module_apply("block", join_granules(weights, own), x_ND, seq_len, method="prefill")
-
-        x_ND, (keys, values) = jax.lax.scan(body, x_ND, params["blocks"][str(name)])
-        cache += [(jnp.pad(keys[i], room), jnp.pad(values[i], room)) for i in range(len(run.layers))]
-    return module_apply("norm", params["norm"], x_ND), cache
+    seq_len, cache = tokens_BT.shape[1], []
+    room = ((0, 0), (0, length - seq_len), (0, 0))
+    x_ND = module_apply("embed", weights["embed"], tokens_BT)
+    for layer in weights["layers"]:
+        x_ND, both = module_apply("block", layer, x_ND, seq_len, method="prefill")
+        keys, values = (jnp.pad(part.reshape(-1, *part.shape[-2:]), room) for part in both)
+        cache.append((keys, values))
+    return module_apply("norm", weights["norm"], x_ND), cache
 
 
 def decode(weights: Tree, tokens_B: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:

@@ -189,7 +189,9 @@ class Attention(nnx.Module):
         return jnp.moveaxis(mixed, -2, 1).reshape(-1, *q.shape[1:3], q.shape[-1])
 
     def _out(self, mixed_NKHE: jax.Array) -> jax.Array:
-        return _project("nkhe,khed->nd", mixed_NKHE, self.w_out[...]) + self.b_out[...]
+        w_KHED = self.w_out[...]
+        w_KFD = w_KHED.reshape(len(w_KHED), -1, w_KHED.shape[-1])  # One axis to sum over, not two that XLA would turn.
+        return _project("nkf,kfd->nd", mixed_NKHE.reshape(*mixed_NKHE.shape[:2], -1), w_KFD) + self.b_out[...]
 
     def __call__(self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None) -> jax.Array:
         """Attends over sequences: each position to itself and those before; with `seen_BS`, all to these positions,
@@ -202,25 +204,29 @@ class Attention(nnx.Module):
         return self._out(self._mix(q, k, v).astype(x_ND.dtype)), (k, v)
 
     def decode(
-        self, x_BD: jax.Array, cache_BKHSE: tuple[jax.Array, jax.Array], position: jax.Array
+        self, x_BD: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attends from one new token per row; returns its output and the keys and values with its own at `position`."""
+        """Attends from one new token per row; returns its output and the keys and values [B·K·H, S, E] with its own at
+        `position`."""
         q, *new = self._project(x_BD, 1)
+        flat = lambda x_BKHTE: x_BKHTE.reshape(
+            -1, *x_BKHTE.shape[-2:]
+        )  # As it is kept: any other shape is a copy of it.
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, own.astype(old.dtype), position, axis=3)
-            for old, own in zip(cache_BKHSE, new, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, flat(own).astype(old.dtype), position, axis=1)
+            for old, own in zip(cache, new, strict=True)
         )
-        seen_S = jnp.arange(keys.shape[3]) <= position
-        mixed = _attend(q / math.sqrt(q.shape[-1]), keys, values, seen_S)
-        return self._out(mixed[:, :, :, 0].astype(x_BD.dtype)), (keys, values)
+        seen_S = jnp.arange(keys.shape[1]) <= position
+        mixed = _attend(flat(q) / math.sqrt(q.shape[-1]), keys, values, seen_S)
+        return self._out(mixed.reshape(q.shape)[:, :, :, 0].astype(x_BD.dtype)), (keys, values)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, may_see: jax.Array) -> jax.Array:
-    """Softmax attention of scaled queries [B, K, H, T, E] to keys [B, K, H, S, E]; `may_see` fits [B, K, H, T, S]."""
-    scores = jnp.einsum("bkhte,bkhse->bkhts", q, k, preferred_element_type=jnp.float32)
+    """Softmax attention of scaled queries [..., T, E] to keys [..., S, E]; `may_see` fits [..., T, S]."""
+    scores = jnp.einsum("...te,...se->...ts", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(may_see, scores, -jnp.inf)
     unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    summed = jnp.einsum("bkhts,bkhse->bkhte", unnormed.astype(v.dtype), v)
+    summed = jnp.einsum("...ts,...se->...te", unnormed.astype(v.dtype), v)
     return summed / unnormed.sum(-1, keepdims=True)
 
 
@@ -290,12 +296,12 @@ class Block(nnx.Module):
         return self.feed(x_ND + attended), cache
 
     def decode(
-        self, x_BD: jax.Array, cache_BKHSE: tuple[jax.Array, jax.Array], position: jax.Array
+        self, x_BD: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """As `Attention.decode`, for the whole block."""
-        attended, cache_BKHSE = self.attention.decode(self.norm_attention(x_BD), cache_BKHSE, position)
+        attended, cache = self.attention.decode(self.norm_attention(x_BD), cache, position)
         x_BD = x_BD + attended
-        return x_BD + self.mlp(self.norm_mlp(x_BD)), cache_BKHSE
+        return x_BD + self.mlp(self.norm_mlp(x_BD)), cache
 
     def importance(
         self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None

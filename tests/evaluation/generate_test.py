@@ -23,7 +23,7 @@ def test_prefill_and_decode_compute_what_the_forward_pass_does(model):
     whole = models.apply(model.architecture, model.params, tokens).reshape(2, 20, -1)
     padded = tokens.at[:, 12:16].set(7)[:, :16]  # The last four only fill up.
     weights = models.decoder_weights(model.architecture, model.params)
-    hidden, cache = models.prefill(model.architecture, model.params, padded, length=32)
+    hidden, cache = models.prefill(weights, padded, length=32)
     np.testing.assert_allclose(hidden.reshape(2, 16, -1)[:, :12], whole[:, :12], atol=2e-5)
     for position in range(12, 20):
         hidden, cache = models.decode(weights, tokens[:, position], cache, position)
