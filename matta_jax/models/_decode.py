@@ -16,7 +16,7 @@ Cache = list[tuple[jax.Array, jax.Array]]
 
 
 def decoder_weights(architecture: Architecture, params: Tree) -> Tree:
-    """The weights as `prefill` and `decode` read them: each layer's by themselves, in whole matrices, which stay in place.
+    """The weights as `prefill` and `decode` read them: each layer's by themselves, in whole matrices.
 
     Made once, outside the loop over tokens: this copies the layers' weights.
     """
@@ -37,8 +37,8 @@ def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtyp
 def prefill(weights: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
     """Runs a prompt; returns its normed hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
 
-    `weights` are those of `decoder_weights`. Tokens that only fill up a prompt at its end may follow it: `decode` writes
-    over them.
+    `weights` are those of `decoder_weights`. Tokens that only fill up a prompt at its end may follow it: `decode`
+    writes over them.
     """
     seq_len, cache = tokens_BT.shape[1], []
     room = ((0, 0), (0, length - seq_len), (0, 0))
