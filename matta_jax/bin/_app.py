@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         _fail(f"unknown flag --{error.flagname}{did_you_mean(error.flagname, flags.FLAGS)}; --help lists them")
     except flags.Error as error:
-        _fail(str(error).replace("flag --", "--"))
+        _fail(_plain_words(str(error).replace("flag --", "--")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _fail(_config_error(argv, error))
     if len(left) > 1:
@@ -106,6 +106,12 @@ def _config_error(argv: Sequence[str], error: Exception) -> str:
         if match and match[1] not in known:
             return unknown_field(match[1])
     return f"--config cannot be read: {type(error).__name__}: {error}"
+
+
+def _plain_words(message: str) -> str:
+    """What Python says of a number that is none, for people."""
+    message = re.sub(r": invalid literal for int\(\).*", " must be a whole number", message)
+    return re.sub(r": could not convert string to float.*", " must be a number", message)
 
 
 def say(line: str) -> None:

@@ -7,7 +7,7 @@ import pathlib
 import sysconfig
 from collections.abc import Iterator
 
-from matta_jax.data._jsonl import decode_utf8, read_json_lines, read_text
+from matta_jax.data._jsonl import decode_utf8, read_json_lines, read_text, text_of
 from matta_jax.errors import UserError, did_you_mean
 
 _STDLIB_SKIPPED = frozenset(
@@ -131,12 +131,7 @@ def _texts(path: pathlib.Path, field: str, what: str) -> Iterator[str]:
         yield read_text(path, what)
         return
     for number, value in read_json_lines(path, what):
-        if not isinstance(value.get(field), str):
-            raise UserError(
-                f"{what}: {path} line {number} has no text field {field!r} (it has: {', '.join(value)}); "
-                "set data.text_field"
-            )
-        yield value[field]
+        yield text_of(value, field, f"{what}: {path} line {number}", "set data.text_field")
 
 
 def _tfds_builder(corpus: Corpus, rest: str):

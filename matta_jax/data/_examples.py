@@ -12,9 +12,11 @@ import numpy as np
 
 from matta_jax.config import DataConfig, ModelConfig
 from matta_jax.data._corpora import Corpus, Document, is_held_out
-from matta_jax.data._jsonl import read_json_lines
+from matta_jax.data._jsonl import read_json_lines, shorten, text_of
 from matta_jax.data._tokenizers import Tokenizer
 from matta_jax.errors import UserError
+
+_MOST = 1e30  # Of a dense feature: products with it stay float32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,20 +153,25 @@ def _read(source: str, data: DataConfig, model: ModelConfig, what: str) -> Itera
 def _example(value: dict[str, Any], data: DataConfig, model: ModelConfig, where: str, path: pathlib.Path) -> Example:
     texts = []
     for setting, name in (("text_field", data.text_field), ("pair_field", data.pair_field)):
-        if name is not None and not isinstance(value.get(name), str):
-            raise UserError(f"{where} has no text field {name!r} (it has: {', '.join(value)}); set data.{setting}")
-        texts.append(None if name is None else value[name])
+        texts.append(None if name is None else text_of(value, name, where, f"set data.{setting}"))
     classes = max(model.num_classes, 2)
     label = value.get("label")
     if type(label) is not int or not 0 <= label < classes:
-        raise UserError(f"{where}: label={label!r} must be a class from 0 to {classes - 1} (model.num_classes)")
+        raise UserError(
+            f"{where}: label={shorten(label)} must be a class, a whole number from 0 to {classes - 1} "
+            "(model.num_classes)"
+        )
     dense = _numbers(value, "dense", model.num_dense, f"model.num_dense={model.num_dense}", where)
     categorical = _numbers(value, "categorical", len(model.categories), f"model.categories={model.categories}", where)
     for i, (one, size) in enumerate(zip(categorical, model.categories, strict=True)):
         if type(one) is not int or not 0 <= one < size:
-            raise UserError(f"{where}: categorical[{i}]={one!r} must be from 0 to {size - 1} (model.categories)")
-    if not all(np.isfinite(dense)):
-        raise UserError(f"{where}: dense={dense} must be finite numbers")
+            raise UserError(
+                f"{where}: categorical[{i}]={shorten(one)} must be a whole number from 0 to {size - 1} "
+                "(model.categories)"
+            )
+    for i, number in enumerate(dense):
+        if not abs(number) <= _MOST:
+            raise UserError(f"{where}: dense[{i}]={shorten(number)} must be a finite number, of at most {_MOST:.0e}")
     assert texts[0] is not None
     return Example(texts[0], texts[1], label, tuple(map(float, dense)), tuple(categorical))
 
@@ -174,5 +181,5 @@ def _numbers(value: dict[str, Any], name: str, size: int, field: str, where: str
         return []
     found = value.get(name)
     if not isinstance(found, list) or len(found) != size or not all(type(x) in (int, float) for x in found):
-        raise UserError(f"{where}: {name}={found!r} must be a list of {size} numbers ({field})")
+        raise UserError(f"{where}: {name}={shorten(found)} must be a list of {size} numbers ({field})")
     return found

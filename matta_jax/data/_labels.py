@@ -141,6 +141,8 @@ class Labels:
                 f"teacher.labels={str(self.folder)!r} is not finished: {len(missing)} of {len(files)} files are "
                 f"missing, the first {missing[0].name}; start matta-label again, which goes on"
             )
+        for i in range(len(files)):
+            self._source(i)  # Cut files show here, not in the middle of a run.
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  One set of labels lives as long as its run.
     def _source(self, index: int) -> ArrayRecordDataSource:

@@ -32,6 +32,7 @@ class Evaluation:
       scores: task to figure; a task may add figures beside its own, such as `lambada_perplexity:FILE`.
       intervals: of the figures that have one, at 95 %.
       truncated: task to examples that were longer than the model reads, and lost tokens at their start.
+      examples: task to how many it has; of texts, tokens.
     """
 
     spec: str
@@ -40,6 +41,7 @@ class Evaluation:
     scores: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     truncated: dict[str, int]
+    examples: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +128,17 @@ def compare(
     if not tasks:
         raise UserError("tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out")
     split = [_parse_task(task) for task in tasks]
+    for field, named in {"tasks": tasks, "model": models, "sub_model": sub_models}.items():
+        if twice := next((one for i, one in enumerate(named) if one in named[:i]), None):
+            raise UserError(f"{field}={str(twice)!r} is named twice; name it once")
     loaded = load_chosen(models, checkpoint, sub_models)
-    prepared = _Prepared()
+    prepared = _Prepared()  # Of all models and tasks, before the first is run: hours may lie between them.
+    tasks_of = [[prepared.get(name, where, one.config) for name, where in split] for one in loaded]
+    if output is not None:
+        make_folder_of(pathlib.Path(output))
     outcomes: list[list[Outcome]] = [[] for _ in tasks]
     found = []
-    for one, folder in itertools.zip_longest(loaded, models):
-        ready = [prepared.get(name, where, one.config) for name, where in split]
+    for one, folder, ready in itertools.zip_longest(loaded, models, tasks_of):
         own = [task.run(one) for task in ready]
         for listed, outcome in zip(outcomes, own, strict=True):
             listed.append(outcome)
@@ -152,7 +159,8 @@ def compare(
         for task, (name, where) in zip(tasks, split, strict=True)
     }
     baselines = {task: own for task, own in baselines.items() if own}
-    result = Comparison(found, paired, baselines, _table(names, found, baselines, paired))
+    table = _table(names, found, baselines, paired) + _note_on_tokenizers(loaded, found)
+    result = Comparison(found, paired, baselines, table)
     if output is not None:
         described: dict[str, Any] = dataclasses.asdict(found[0])
         if len(found) > 1:
@@ -189,13 +197,27 @@ def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome])
         {score.task: score.value for score in scores},
         {score.task: score.interval for score in scores if score.interval is not None},
         {task: outcome.truncated for task, outcome in zip(tasks, outcomes, strict=True) if outcome.truncated},
+        {task: outcome.count for task, outcome in zip(tasks, outcomes, strict=True)},
     )
 
 
 def _names(loaded: Sequence[Model], folders: Sequence[str | pathlib.Path]) -> list[str]:
-    """The models' specs, or their folders where specs do not tell them apart."""
+    """The models' specs, or their folders where they are of several runs, or specs do not tell them apart."""
     specs = [one.spec for one in loaded]
-    return specs if len(set(specs)) == len(specs) or not folders else [str(folder) for folder in folders]
+    tell_apart = len(set(specs)) == len(specs) and all(one.config == loaded[0].config for one in loaded)
+    return specs if tell_apart or not folders else [str(folder) for folder in folders]
+
+
+def _note_on_tokenizers(loaded: Sequence[Model], evaluations: Sequence[Evaluation]) -> str:
+    """A warning below the table, where figures of a token stand side by side that are of different tokens."""
+    tokenizers = {one.config.data.tokenizer for one in loaded}
+    of_tokens = [task for task in evaluations[0].scores if "perplexity" in task or "last_token" in task]
+    if len(tokenizers) == 1 or not of_tokens:
+        return ""
+    return (
+        f"\n\nThe models have other tokenizers ({', '.join(sorted(tokenizers))}): figures of a token, such as "
+        f"{of_tokens[0]}, do not compare; bits_per_byte does."
+    )
 
 
 def _table(
@@ -212,17 +234,26 @@ def _table(
             odd = [pair for pair in paired if (pair.task, pair.b) == (task, name)]
             test = f"p={odd[0].p_value:.3g} against {odd[0].a}" if odd else ""
             lost = one.truncated.get(task)
-            rows.append([task, name, f"{value:.4f}", shown, f"{lost} examples truncated" if lost else "", test])
+            cut = f"{lost} of {one.examples[task]} examples truncated" if lost else ""
+            rows.append([task, name, f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}", shown, cut, test])
         rows += [[task, own, f"{value:.4f}", "", "", ""] for own, value in baselines.get(task, {}).items()]
     header = ["task", "model or baseline", "figure", "95 % interval", "", ""]
     used = [i for i in range(len(header)) if (header[i] and i < 3) or any(row[i] for row in rows)]
     return markdown_table([header[i] for i in used], [[row[i] for i in used] for row in rows], left=(0, 1, 3, 4, 5))
 
 
-def write_json(path: pathlib.Path, value: object) -> None:
-    """Writes JSON, making its folder. Raises UserError when it cannot be written."""
+def make_folder_of(path: pathlib.Path) -> None:
+    """Makes the folder of a file to be written. Raises UserError when it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={str(path)!r} cannot be written ({error.strerror}); name another") from None
+
+
+def write_json(path: pathlib.Path, value: object) -> None:
+    """Writes JSON, making its folder. Raises UserError when it cannot be written."""
+    make_folder_of(path)
+    try:
         replace_text(path, json.dumps(value, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output={str(path)!r} cannot be written ({error.strerror}); name another") from None
@@ -231,7 +262,10 @@ def write_json(path: pathlib.Path, value: object) -> None:
 def _parse_task(task: str) -> tuple[str, str]:
     name, _, where = task.partition(":")
     known = [*_TEXT_FIGURES, *_TASKS]
-    if name not in known or not where:
-        listed = ", ".join(f"{name}:{'FILE' if name in ('lambada', 'sat_math') else 'GLOB'}" for name in known)
+    forms = {name: f"{name}:{'FILE' if name in ('lambada', 'sat_math') else 'GLOB'}" for name in known}
+    if name in known and not where:
+        raise UserError(f"tasks={task!r} names no file; write {forms[name]}")
+    if name not in known:
+        listed = ", ".join(forms.values())
         raise UserError(f"tasks={task!r} must be one of {listed}{did_you_mean(name, known)}")
     return name, where

@@ -17,13 +17,17 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, decode, decoder_weights, logits, prefill
 from matta_jax.nesting import Tree
 
+_COLDEST = 1e-6  # Logits over less would overflow.
+_LEAST_TOP_P = 1e-30  # As good as any less, which float32 takes for 0.
+_MOST_SAMPLES = 1024  # Side by side, with a cache each.
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn.
 
     Attributes:
-      temperature: of the softmax; 0 takes the most likely token.
+      temperature: of the softmax; 0 takes the most likely token, others are at least 1e-6.
       top_k: draws among so many of the most likely tokens; None: among all.
       top_p: and among the fewest that together have this probability, in (0, 1] (Holtzman et al. 2020); None: all.
       seed: of the draws.
@@ -35,12 +39,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} must be at least 0, which takes the most likely token")
+        if self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature={self.temperature} must be 0, which takes the most likely token, or a finite number "
+                f"from {_COLDEST} up"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k={self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must be above 0, and at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be from 0 to {2**32 - 1}")
 
 
 def generate(
@@ -59,18 +68,24 @@ def generate(
       model: an extracted model, or a sub-model in place.
       prompt: may be empty: a document begins.
       num_tokens: most tokens of a continuation.
-      num_samples: continuations to draw, side by side.
+      num_samples: continuations to draw, side by side; at most 1,024.
       sampling: how.
 
     Returns:
       The texts of the samples, each with the prompt before it.
 
     Raises:
-      UserError: fewer than one token or sample, or a model that is a scorer.
+      UserError: fewer than one token or sample, too many samples, or a model that is a scorer.
     """
     for name, value in {"num_tokens": num_tokens, "num_samples": num_samples}.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
+    if num_samples > _MOST_SAMPLES:
+        raise UserError(f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"prompt={prompt!r} is not UTF-8; convert it") from None
     if model.is_scorer:
         where = next(iter(model.origin.values()))
         raise UserError(f"{where} is a scorer, and writes no text; name a language model")
@@ -118,7 +133,11 @@ def generate_ids(
             jnp.int32(steps),
             jnp.asarray(ended_B),
             jnp.int32(eos_id),
-            (jnp.float32(sampling.temperature or 1), jnp.int32(sampling.top_k or 1), jnp.float32(sampling.top_p or 1)),
+            (
+                jnp.float32(sampling.temperature or 1),
+                jnp.int32(min(sampling.top_k or 1, model.architecture.vocab_size)),
+                jnp.float32(max(sampling.top_p or 1, _LEAST_TOP_P)),
+            ),
             own_key,
         )
         ids_BT = np.concatenate([ids_BT, np.asarray(new_BS)[:, : int(count)]], axis=1)
@@ -180,8 +199,7 @@ def _cut(
     if not any(cuts):
         return z_BV
     falling_BV = -jnp.sort(-z_BV, axis=-1)
-    size = z_BV.shape[-1]
-    floor_B = falling_BV[:, jnp.minimum(top_k, size) - 1] if cuts[0] else falling_BV[:, -1]
+    floor_B = falling_BV[:, top_k - 1] if cuts[0] else falling_BV[:, -1]
     if cuts[1]:
         kept_BV = jnp.where(falling_BV >= floor_B[:, None], falling_BV, -jnp.inf)
         before_BV = jnp.cumsum(jax.nn.softmax(kept_BV, axis=-1), axis=-1) - jax.nn.softmax(kept_BV, axis=-1)

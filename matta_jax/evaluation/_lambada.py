@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from matta_jax.data import Tokenizer, file_fingerprint, read_json_lines
+from matta_jax.data import Tokenizer, file_fingerprint, read_json_lines, text_of
 from matta_jax.elastic import Model
 from matta_jax.errors import UserError
 from matta_jax.evaluation._likelihood import encode_request, likelihoods
@@ -48,9 +48,7 @@ class Lambada:
 def _texts(path: pathlib.Path, what: str) -> list[tuple[int, str]]:
     rows = []
     for number, value in read_json_lines(path, what):
-        if not isinstance(value.get("text"), str):
-            raise UserError(f"{what}: {path} line {number} has no field 'text' (it has: {', '.join(value)})")
-        rows.append((number, value["text"]))
+        rows.append((number, text_of(value, "text", f"{what}: {path} line {number}", "name LAMBADA's JSON lines")))
     if not rows:
         raise UserError(f"{what}: {path} holds no example; name LAMBADA's JSON lines")
     return rows
@@ -59,7 +57,9 @@ def _texts(path: pathlib.Path, what: str) -> list[tuple[int, str]]:
 def _split(text: str, path: pathlib.Path, number: int) -> tuple[str, str]:
     context, space, word = text.strip().rpartition(" ")
     if not context.strip():
-        raise UserError(f"tasks='lambada:{path}': line {number} is a single word, with nothing to predict it from")
+        raise UserError(
+            f"tasks='lambada:{path}': line {number} must be words, with a space before the last one; remove it"
+        )
     return context, space + word
 
 

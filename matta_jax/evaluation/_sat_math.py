@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from matta_jax.data import Tokenizer, file_fingerprint, read_json_lines
+from matta_jax.data import Tokenizer, file_fingerprint, read_json_lines, shorten, text_of
 from matta_jax.elastic import Model
 from matta_jax.errors import UserError
 from matta_jax.evaluation._likelihood import encode_request, likelihoods
@@ -52,19 +52,20 @@ class SatMath:
 
 def _question(value: dict[str, Any], where: str) -> tuple[str, list[str], int]:
     """Returns the prompt, the options and the index of the right one."""
-    question, options, label = value.get("question"), value.get("options"), value.get("label")
-    if not isinstance(question, str):
-        raise UserError(f"{where} has no field 'question' (it has: {', '.join(value)})")
+    question, options, label = text_of(value, "question", where), value.get("options"), value.get("label")
+    passage = value.get("passage")
+    if not isinstance(passage, str | None):
+        raise UserError(f"{where}: passage={shorten(passage)} must be a text, or null")
     if not isinstance(options, list) or not 2 <= len(options) <= len(_LETTERS):
-        raise UserError(f"{where}: options={options!r} must be a list of 2 to {len(_LETTERS)} texts")
+        raise UserError(f"{where}: options={shorten(options)} must be a list of 2 to {len(_LETTERS)} texts")
     for i, option in enumerate(options):
         if not isinstance(option, str) or not re.match(rf"\({_LETTERS[i]}\)", option):
-            raise UserError(f"{where}: option {option!r} must begin with ({_LETTERS[i]})")
+            raise UserError(f"{where}: option {shorten(option)} must begin with ({_LETTERS[i]})")
     known = _LETTERS[: len(options)]
     if not isinstance(label, str) or len(label) != 1 or label not in known:
-        raise UserError(f"{where}: label={label!r} must be one of {', '.join(known)}")
+        raise UserError(f"{where}: label={shorten(label)} must be one of {', '.join(known)}")
     prompt = (
-        f"{value.get('passage') or ''}Q: {question} Answer Choices: {' '.join(options)}\n"
+        f"{passage or ''}Q: {question} Answer Choices: {' '.join(options)}\n"
         f"A: Among A through {known[-1]}, the answer is"
     )
     return prompt, options, known.index(label)

@@ -98,7 +98,7 @@ QUICK = "--config=configs/quickstart.py"
         ("extract", ["--sub_model=student", "--output=W"], ["--checkpoint is missing"]),
         ("evaluate", ["--model=/nowhere", "--tasks=perplexity:held_out"], ["/nowhere", "not an extracted model"]),
         ("report", ["--workdir=/nowhere"], ["/nowhere", "holds no run"]),
-        ("quickstart", ["--workdir=W", "--config.train.seed=x"], ["train.seed", "'x'"]),
+        ("quickstart", ["--workdir=W", "--config.train.seed=x"], ["train.seed=x", "must be a whole number"]),
         ("sweep", ["--config=configs/gpt2_small.py", "--workdir=W"], ["gpt2_small.py'", "has no sweep()"]),
         ("compile_check", [QUICK, "--topology=v5f:4x4"], ["topology='v5f:4x4'", "did you mean 'v5"]),
         ("compile_check", [QUICK], ["--topology is missing"]),

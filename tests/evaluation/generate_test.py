@@ -117,7 +117,11 @@ def test_samples_depend_on_the_seed_alone(model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be 0, which takes the most likely token, or a finite"),
+        ({"temperature": float("inf")}, "temperature=inf must be 0, .* or a finite number from 1e-06 up"),
+        ({"temperature": 1e-38}, "temperature=1e-38 must be 0"),
+        ({"seed": -1}, "seed=-1 must be from 0"),
+        ({"seed": 2**32}, "seed=4294967296 must be from 0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
@@ -131,3 +135,16 @@ def test_bad_sampling_ends_in_one_line(options, words):
 def test_nothing_to_write_is_named(model):
     with pytest.raises(UserError, match="num_tokens=0 must be at least 1"):
         evaluation.generate(model, "x", num_tokens=0)
+
+
+def test_too_many_samples_and_half_a_character_are_named(model):
+    with pytest.raises(UserError, match="num_samples=1025 must be at most 1024"):
+        evaluation.generate(model, "x", num_tokens=1, num_samples=1025)
+    with pytest.raises(UserError, match=r"prompt='\\udcff' is not UTF-8"):
+        evaluation.generate(model, "\udcff", num_tokens=1)
+
+
+def test_more_than_all_tokens_are_all_and_less_than_any_share_is_the_first(model):
+    write = lambda **how: evaluation.generate(model, "the ", num_tokens=8, sampling=Sampling(1.0, seed=3, **how))
+    assert write(top_k=10**10) == write()
+    assert write(top_p=1e-300) == evaluation.generate(model, "the ", num_tokens=8, sampling=Sampling(0.0))

@@ -1,7 +1,9 @@
 """LAMBADA and SAT Math on small files, against plain loops over the model's own logits."""
 
+import dataclasses
 import json
 import math
+from unittest import mock
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from matta_jax import compare, elastic, evaluate, evaluation, extract
 from matta_jax.data import ByteTokenizer
 from matta_jax.errors import UserError
-from matta_jax.evaluation import _likelihood, _tasks
+from matta_jax.evaluation import _evaluate, _likelihood, _tasks
 
 PASSAGES = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen\nliquor jugs", "a bc"]
 PASSAGES += ["Tom met, as ever, Tom and then Tom", "long " * 20 + "dog"]
@@ -122,14 +124,19 @@ def test_paired_test_is_mcnemars():
     [
         ("lambada", "", "holds no example"),
         ("lambada", "\n \n", "holds no example"),
-        ("lambada", '{"txt": "a b"}', "line 1 has no field 'text' .it has: txt"),
-        ("lambada", '{"text": "a b"}\n{"text": "word"}', "line 2 is a single word"),
+        ("lambada", '{"txt": "a b"}', "line 1 has no text field 'text' .it has: txt"),
+        ("lambada", '{"text": 3}', "line 1: text=3 must be a text, not int"),
+        ("lambada", '{"text": "a \\ud800 b"}', r"line 1 holds '\\ud800', half a character"),
+        ("lambada", "[" * 100_000, "line 1 is not JSON"),
+        ("lambada", '{"text": ' + "1" * 5000 + "}", "line 1 is not JSON .*4300 digits"),
+        ("lambada", '{"text": "a b"}\n{"text": "word"}', "line 2 must be words, with a space before the last"),
         ("lambada", "[1]", "line 1 is list, and must be an object"),
         ("lambada", '{"text": ', "line 1 is not JSON"),
         ("sat_math", "", "holds no question"),
         ("sat_math", '{"question": "q", "label": "A"}', "options=None must be a list"),
         ("sat_math", '{"question": "q", "options": [], "label": "A"}', r"options=\[\] must be a list"),
-        ("sat_math", '{"questio": "q"}', "no field 'question'"),
+        ("sat_math", '{"questio": "q"}', "no text field 'question'"),
+        ("sat_math", '{"question": "q", "passage": 5}', "passage=5 must be a text"),
         ("sat_math", '{"question": "q", "options": ["(A)1", "2"], "label": "A"}', r"option '2' must begin with \(B\)"),
         ("sat_math", '{"question": "q", "options": ["(A)1", "(B)2"], "label": "C"}', "label='C' must be one of A, B"),
     ],
@@ -141,8 +148,42 @@ def test_bad_files_end_in_one_line(models, tmp_path, task, lines, words):
 
 
 def test_a_missing_file_is_named(models):
-    with pytest.raises(UserError, match="tasks='lambada:/no.jsonl': /no.jsonl cannot be read"):
+    with pytest.raises(UserError, match="tasks='lambada:/no.jsonl': /no.jsonl does not exist"):
         evaluate(model=models[0], tasks=["lambada:/no.jsonl"])
+
+
+@pytest.mark.parametrize("task", ["lambada", "lambada:", "perplexity"])
+def test_a_task_without_a_file_is_told_so(models, task):
+    with pytest.raises(UserError, match=f"tasks='{task}' names no file; write {task.rstrip(':')}:"):
+        evaluate(model=models[0], tasks=[task])
+
+
+def test_nothing_is_scored_before_all_is_in_order(models, files, tmp_path):
+    """Neither a bad task of a later model, nor an output that cannot be, comes after hours of scoring."""
+    manifest = models[0] / "manifest.json"
+    before = manifest.read_bytes()
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        ({"tasks": [f"lambada:{files}/lambada.jsonl", "lambada:/no.jsonl"]}, "does not exist"),
+        ({"tasks": [f"lambada:{files}/lambada.jsonl"], "output": tmp_path / "file" / "a.json"}, "cannot be written"),
+        ({"tasks": [f"lambada:{files}/lambada.jsonl"] * 2}, "tasks='lambada:.*' is named twice"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(model=models[0], **arguments)
+    with pytest.raises(UserError, match="model='.*' is named twice"):
+        evaluation.compare(models=[models[0], models[0]], tasks=["perplexity:held_out"])
+    assert manifest.read_bytes() == before
+
+
+def test_models_of_several_runs_go_by_their_folders_and_tokens_do_not_compare(models):
+    one, other = (elastic.load_model(model) for model in models[:2])
+    data = dataclasses.replace(other.config.data, tokenizer="gpt2:somewhere")
+    foreign = dataclasses.replace(other, config=dataclasses.replace(other.config, data=data))
+    assert _evaluate._names([one, other], ["a", "b"]) == [one.spec, other.spec]
+    assert _evaluate._names([one, foreign], ["a", "b"]) == ["a", "b"]
+    scores = [mock.Mock(scores={"perplexity:x": 1.0, "bits_per_byte:x": 1.0})]
+    assert "(byte, gpt2:somewhere): figures of a token" in _evaluate._note_on_tokenizers([one, foreign], scores)
+    assert _evaluate._note_on_tokenizers([one, other], scores) == ""
 
 
 def test_buckets_have_room_and_are_few():

@@ -87,7 +87,9 @@ def perturbed(params):
     return jax.tree.unflatten(treedef, noisy)
 
 
-@pytest.mark.parametrize("spec", ["student", "ta", "layers=3;d_ff=48,16,32"])
+@pytest.mark.parametrize(
+    "spec", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("student", "ta")), "layers=3;d_ff=48,16,32"]
+)
 def test_agrees_with_an_independent_gpt2_in_numpy(spec):
     nest, params, axes = make("all")
     function, weights = plain(nest, params, axes, nesting.parse_spec(spec, nest))
@@ -240,6 +242,7 @@ def test_initialisation_has_each_models_own_scale():
     assert 1 < float((whole**2).sum((1, 2)).mean()) / residual**2 < 3
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_is_close_and_dropout_drops():
     nest, params, axes = make("all")
 
@@ -264,7 +267,7 @@ def test_bfloat16_compute_is_close_and_dropout_drops():
     assert not np.array_equal(attended == x_ND, fed == x_ND)  # Each branch has its own mask.
 
 
-@pytest.mark.parametrize("d_ff", [(8, 8), (8, 16, 8)])
+@pytest.mark.parametrize("d_ff", [pytest.param((8, 8), marks=pytest.mark.slow), (8, 16, 8)])
 def test_decoding_token_by_token_gives_what_the_whole_sequence_gives(d_ff):
     architecture = models.Architecture(32, 12, 16, 4, 4, d_ff, 2, 8)
     params = models.init_params(architecture, jax.random.key(0))

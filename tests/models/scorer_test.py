@@ -149,13 +149,16 @@ def test_auc_is_the_share_of_pairs_in_order():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"label": 2}, "label=2 must be a class from 0 to 1"),
+        ({"label": 2}, "label=2 must be a class, a whole number from 0 to 1"),
         ({"label": True}, "label=True must be a class"),
         ({"label": None}, "label=None"),
         ({"dense": [1.0]}, r"dense=\[1.0\] must be a list of 2 numbers .model.num_dense=2"),
-        ({"dense": [1.0, float("nan")]}, "must be finite"),
-        ({"categorical": [0, 5]}, r"categorical\[1\]=5 must be from 0 to 4"),
-        ({"pair": 3}, "has no text field 'pair' .*set data.pair_field"),
+        ({"dense": [1.0, float("nan")]}, r"dense\[1\]=nan must be a finite number"),
+        ({"dense": [1.0, 1e300]}, r"dense\[1\]=1e\+300 must be a finite number"),
+        ({"dense": [10**400, 1.0]}, r"dense\[0\]=1000.*\.\.\. must be a finite number"),
+        ({"categorical": [0, 5]}, r"categorical\[1\]=5 must be a whole number from 0 to 4"),
+        ({"pair": 3}, "pair=3 must be a text, not int"),
+        ({"pair": "\ud800"}, "half a character"),
     ],
 )
 def test_bad_examples_end_in_one_line(scorer, example_rows, tmp_path, change, words):

@@ -165,6 +165,7 @@ def test_the_slice_of_the_tas_update_is_the_students_own(rows, columns, more_row
     assert nest_difference((rows, columns), (rows + more_rows, columns + more_columns), aligned=True) <= 1e-5
 
 
+@pytest.mark.slow
 def test_without_aligned_cuts_or_norms_per_block_it_is_not():
     assert nest_difference((6, 6), (8, 10), aligned=True) <= 1e-5
     assert nest_difference((6, 6), (8, 10), aligned=False) > 0.05

@@ -103,6 +103,7 @@ def test_task_labels_of_the_teacher(tiny, teacher, labels):
     assert abs(online["student"] - truth["student"]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 2, 2)])
 def test_on_a_mesh_it_teaches_the_same(tiny, teacher, labels, sizes):
     for field in ({"teacher__model": teacher}, {"teacher__labels": labels(8)}):
@@ -113,6 +114,7 @@ def test_on_a_mesh_it_teaches_the_same(tiny, teacher, labels, sizes):
             assert spread[name] == pytest.approx(alone[name], rel=2e-4), (field, name)
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_it_and_resumes(tiny, teacher, labels, tmp_path):
     for name, field in (("on", {"teacher__model": teacher}), ("off", {"teacher__labels": labels(8)})):
         config = tiny(teacher__temperature=2.0, train__microbatches=2, **TAUGHT, **field)
@@ -190,6 +192,7 @@ def test_damaged_labels_are_named(tiny, labels, tmp_path):
         file.write_bytes(damage)
         with pytest.raises(UserError, match=f"{file.name} is damaged"):
             train(config, tmp_path / "run", log=lambda _: None)
+        assert not (tmp_path / "run").exists()
     windows, healthy, named = windows_of(config), data.Labels(labels(8)), 0
     for place in range(100, len(whole), len(whole) // 37):  # A flipped bit is told, or changes nothing.
         flipped = bytearray(whole)

@@ -184,7 +184,10 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", [*DAMAGES, "metadata cut short", "metadata missing"])
+_SLOW_DAMAGES = [pytest.param(kind, marks=pytest.mark.slow) for kind in (*list(DAMAGES)[1:], "metadata missing")]
+
+
+@pytest.mark.parametrize("kind", ["a flipped bit", "metadata cut short", *_SLOW_DAMAGES])
 def test_fallback_goes_on_from_the_newest_healthy_step(run, tmp_path, kind):
     config, whole, _ = run
     workdir = tmp_path / "damaged"
