@@ -123,7 +123,8 @@ def _features(question: str, solution: str, *, cosine: float) -> tuple[list[floa
     return [round(number, 4) for number in dense], [kind, min(sentences, _MAX_SENTENCES)]
 
 
-def _write(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
+def write_examples(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
+    """Writes the examples of each split, and a tokenizer of the training texts. Raises UserError when it cannot."""
     import tokenizers
 
     bpe = tokenizers.ByteLevelBPETokenizer()
@@ -155,7 +156,7 @@ def main() -> None:
     folder = pathlib.Path(_app.required(_OUTPUT, f"data/{task}"))
     try:
         splits = _TASKS[task](raw)
-        _write(folder, splits)
+        write_examples(folder, splits)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--task={task} needs the package {error.name}; pip install 'matta_jax[scorers,tokenizers]'"

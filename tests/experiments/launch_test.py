@@ -13,7 +13,7 @@ import sys
 import pytest
 import yaml
 
-LAUNCH = pathlib.Path(__file__).parents[1] / "experiments" / "launch"
+LAUNCH = pathlib.Path(__file__).parents[2] / "experiments" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 TRAIN = [
     "matta-train",

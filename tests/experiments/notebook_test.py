@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-NOTEBOOK = pathlib.Path(__file__).parents[1] / "experiments" / "notebooks" / "quickstart.ipynb"
+NOTEBOOK = pathlib.Path(__file__).parents[2] / "experiments" / "notebooks" / "quickstart.ipynb"
 
 
 @pytest.mark.slow

@@ -1,0 +1,85 @@
+"""Where the time of our train step goes: its instructions as XLA's profiler saw them, by kind.
+
+    python experiments/benchmarks/profile_step.py             # Student alone, size S
+    python experiments/benchmarks/profile_step.py --joint     # with its TA
+
+Run it on an idle core: what a profiler tells is wall time. Of another commit: copy this file into a worktree of it.
+"""
+
+import argparse
+import collections
+import dataclasses
+import gzip
+import json
+import pathlib
+import re
+import tempfile
+
+import harness  # isort: skip  (Pins the process before jax is imported.)
+
+import jax
+from joint_step import lower_step, random_batch, size_s, stepper
+
+from matta_jax.sharding import make_mesh
+from matta_jax.training import make_setup
+
+_DOT, _MOVE = r"(ynn_fusion|dot)", r".*(copy|transpose|slice|pad|concatenate|bitcast)"
+# Of an instruction's own name, and of the operation that it comes from; the first that fits.
+KINDS = (
+    ("the optimiser", r"", r"jit\(step\)/(?!jvp|transpose\(jvp)"),
+    ("matrix products of the loss", _DOT, r".*(nd,vd|nv,vd|nv,nd)"),
+    ("matrix products of layers", _DOT, r".*/(?!\.)[a-z]+,[a-z]+->[a-z]+/dot_general"),
+    ("sums and maxima", r"(ynn_fusion|.*reduce)", r".*reduce_(sum|max)"),
+    ("matrix products of attention", _DOT, r""),
+    ("copies, transposes, slices", _MOVE, r""),
+)
+
+
+def profile(setup):
+    """Returns the seconds of each instruction of a step, and where each comes from."""
+    program = lower_step(setup).compile()
+    step = stepper(program, setup.init(), random_batch(setup))
+    step()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            step()
+        file = next(pathlib.Path(folder).rglob("*.trace.json.gz"))
+        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    origins = dict(re.findall(r'%([\w.\-]+) = .*?op_name="([^"]*)"', program.as_text()))
+    seconds = collections.Counter()
+    for event in events:
+        name = event.get("args", {}).get("hlo_op")
+        if event.get("ph") == "X" and name and not name.startswith(("while", "conditional", "call")):
+            seconds[name] += event["dur"] / 1e6
+    return seconds, origins
+
+
+def kind_of(name, origin):
+    """The kind of an instruction."""
+    return next((kind for kind, n, o in KINDS if re.match(n, name) and re.match(o, origin)), "elementwise")
+
+
+def main():
+    """Profiles, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--joint", action="store_true", help="Student and TA")
+    parser.add_argument("--most", type=int, default=0, help="list this many instructions too")
+    parser.add_argument("--output", default="runs/benchmarks/profile_step.json")
+    flags = parser.parse_args()
+    config = size_s()
+    if not flags.joint:
+        config = dataclasses.replace(config, nest=dataclasses.replace(config.nest, d_ff=None))
+    seconds, origins = profile(make_setup(config, make_mesh((1, 1, 1))))
+    by_kind = collections.Counter()
+    for name, own in seconds.items():
+        by_kind[kind_of(name, origins.get(name, ""))] += own
+    whole = sum(by_kind.values())
+    rows = [{"what": kind, "s": own, "share": own / whole} for kind, own in by_kind.most_common()]
+    harness.print_table([*rows, {"what": "all", "s": whole, "share": 1.0}])
+    for name, own in seconds.most_common(flags.most):
+        print(f"{own:.3f} {kind_of(name, origins.get(name, ''))}: {name} {origins.get(name, '')}")
+    harness.write_results(flags.output, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""The paper's Quality model, on sentence polarity: AUC loss alone, in a TA, and of the TA."""
+
+from scorers import comparison
+
+SEEDS, measure, show = comparison.SEEDS, comparison.measure, comparison.show
+
+
+def config_of(data, workdir):
+    """That of `configs/quality.py`."""
+    return comparison.config_of("quality", data / "text_cls" / "sentence_polarity.zip", workdir)

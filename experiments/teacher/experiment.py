@@ -1,0 +1,76 @@
+"""What a Teacher adds: none, one that runs along, its cached top-64 labels at three temperatures, its hard labels."""
+
+import gzip
+import json
+
+import laptop
+from laptop import Line, comparison, plot_comparison
+
+import matta_jax
+from matta_jax import config as c
+from matta_jax.files import replace_text
+
+SEEDS = (0, 1, 2)
+TEACHER = {
+    "model.num_layers": 6,
+    "model.d_model": 256,
+    "model.num_heads": 8,
+    "model.d_ff": 1024,
+    "nest.d_ff": None,
+    "nest.widths": (),
+    "optimizer.learning_rate": 2e-3,
+    "train.num_steps": 1000,
+    "train.checkpoint_every": 1000,
+    "train.eval_every": 1000,
+    "data.batch_size": 16,
+}
+"""6 million parameters, 2 million tokens: more than a run's own of both."""
+TEMPERATURES = (1.0, 2.0, 4.0)
+TOP_K = 64
+_CHARACTERS = 2_600_000  # Of the text that all runs but the Teacher's train on: about 600 steps' tokens.
+
+
+def config_of(data, workdir):
+    """The laptop's run, on a text that it reads once: labels are of all of it."""
+    config = laptop.config_of(data, workdir)
+    text = workdir / "taught.jsonl"
+    if not text.is_file():
+        books, left = [], _CHARACTERS
+        with gzip.open(next((data / "books").glob("train-00000*")), "rt", encoding="utf-8") as lines:
+            for line in lines:
+                books.append(json.loads(line)["text"][:left])
+                left -= len(books[-1])
+        replace_text(text, "".join(json.dumps({"text": book}) + "\n" for book in books if book))
+    return c.override(config, {"data.source": f"text:{text}"})
+
+
+def conditions(teacher, labels):
+    """What is compared, by the Teacher's folder and those of its labels."""
+    both = {"teacher.student_weight": 0.5, "teacher.ta_weight": 0.5}
+    cached = lambda T: {"teacher.labels": labels[T], "teacher.temperature": T}
+    return {
+        "no Teacher": {},
+        "runs along, T 1": both | {"teacher.model": teacher},
+        **{f"cached, T {T:g}": both | cached(T) for T in TEMPERATURES},
+        "hard labels": {"teacher.labels": labels[1.0], "teacher.task_labels": "teacher"},
+    }
+
+
+def measure(lab):
+    """Trains the Teacher on more text, writes its labels, trains all."""
+    teacher, on_more = lab.workdir / "teacher", laptop.config_of(lab.data, lab.workdir)
+    reached = matta_jax.train(c.override(on_more, TEACHER), teacher, log=lambda line: None)
+    labels = {T: str(lab.workdir / f"labels_{T:g}") for T in TEMPERATURES}
+    for T, folder in labels.items():
+        matta_jax.label(lab.config, str(teacher), folder, top_k=TOP_K, temperature=T)
+    return {"rows": lab.rows(conditions(str(teacher), labels), SEEDS), "teacher": reached.metrics["eval/student"]}
+
+
+def show(results, folder):
+    """The comparison."""
+    rows = results["rows"]
+    names = list(dict.fromkeys(row["condition"] for row in rows))
+    lines = [Line(name, "student", None if name == "no Teacher" else ("no Teacher", "student")) for name in names]
+    lines += [Line(name, "ta", None if name == "no Teacher" else ("no Teacher", "ta")) for name in names]
+    plot_comparison(rows, lines, folder / "teacher.png")
+    return f"The Teacher's own: {results['teacher']:.4f} nats per token.\n\n{comparison(rows, lines)}"
