@@ -3,8 +3,8 @@
     python experiments/benchmarks/profile_step.py             # Student alone, size S
     python experiments/benchmarks/profile_step.py --joint     # with its TA
 
-What a profiler tells is wall time: of each instruction the least of several steps counts. Beside it the CPU-seconds of a
-step without the profiler. Of another commit: copy this file into a worktree of it.
+What a profiler tells is wall time: of each instruction the least of several steps counts. Beside it the CPU-seconds of
+a step without it. Of another commit: copy this file into a worktree of it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ KINDS = (
 
 
 def profile(setup, rounds):
-    """Returns the seconds of each instruction of a step, the least of several, where each comes from, and the CPU-seconds."""
+    """Returns the seconds of each instruction of a step, where each comes from, and a step's CPU-seconds."""
     program = lower_step(setup).compile()
     step = stepper(program, setup.init(), random_batch(setup))
     cpu = harness.interleave({"step": step}, rounds=rounds)["step"]

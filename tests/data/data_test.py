@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import grain
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -248,6 +249,15 @@ def test_each_epoch_holds_every_window_once_in_another_order(tmp_path):
     first = [row.tobytes() for row in seen[: len(windows)]]
     second = [row.tobytes() for row in seen[len(windows) : 2 * count]]
     assert len(set(first)) == len(windows) and first[: len(second)] != second and set(second) <= set(first)
+
+
+def test_the_order_is_grains_shuffle_of_the_windows_so_that_older_runs_go_on():
+    windows = data.Windows(np.arange(1000) % 250, 7, 0, 1000, 1, "")
+    ordered = grain.MapDataset.source(windows).seed(3).shuffle().repeat()
+    with data.training_batches(windows, batch_size=10, seed=3, start_step=2, rows=np.array([1, 4])) as batches:
+        for i in range(2, 30):  # Over the end of an epoch.
+            expected = [ordered[i * 10 + row]["tokens"] for row in (1, 4)]
+            np.testing.assert_array_equal(next(batches)["tokens"], expected)
 
 
 def test_sequential_batches_fill_up_and_spread(tmp_path):
