@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jax_step
 import numpy as np
 import optax
 import serving
@@ -73,32 +74,13 @@ def main():
     model = GPT(sizes, nnx.Rngs(0))
     load(model, weights)
     graphdef, params = nnx.split(model)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            1e-3, b1=0.9, b2=0.95, weight_decay=0.1, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree)
-        ),
-    )
     tokens = jnp.asarray(serving.tokens(sizes), jnp.int32)
 
     def loss(params):
         logits = nnx.merge(graphdef, params)(tokens[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    def update(params, moments):
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, moments = optimizer.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, value
-
-    program = jax.jit(update, donate_argnums=(0, 1))
-    holder = {"state": (params, optimizer.init(params))}
-
-    def step():
-        *state, value = jax.block_until_ready(program(*holder["state"]))
-        holder["state"] = tuple(state)
-        return {"loss": float(value)}
-
-    serving.serve(step)
+    jax_step.serve(loss, params, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree))
 
 
 if __name__ == "__main__":

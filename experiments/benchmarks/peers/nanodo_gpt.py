@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jax_step
 import optax
 import serving
 
@@ -21,26 +22,12 @@ def main():
     model = TransformerDo(DoConfig(**{letter: sizes[name] for letter, name in shape.items()}, fsdp_enabled=False))
     tokens = jnp.asarray(serving.tokens(sizes), jnp.int32)
     params = model.init(jax.random.key(0), tokens[:, :-1])["params"]
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, b1=0.9, b2=0.95, weight_decay=0.1))
 
     def loss(params):
         logits = model.apply({"params": params}, tokens[:, :-1])
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    def update(params, moments):
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, moments = optimizer.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, value
-
-    program = jax.jit(update, donate_argnums=(0, 1))
-    holder = {"state": (params, optimizer.init(params))}
-
-    def step():
-        *state, value = jax.block_until_ready(program(*holder["state"]))
-        holder["state"] = tuple(state)
-        return {"loss": float(value)}
-
-    serving.serve(step)
+    jax_step.serve(loss, params)
 
 
 if __name__ == "__main__":
