@@ -16,7 +16,7 @@ import scipy.stats
 
 import matta_jax
 from matta_jax import config as c
-from matta_jax._sweep import Overrides, plan_sweep
+from matta_jax._sweep import Overrides, SweepRun, is_finished, last_evaluation, plan_sweep
 from matta_jax.elastic.teacher import open_teacher
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
@@ -62,13 +62,14 @@ def excerpt(workdir: pathlib.Path, side: str) -> pathlib.Path:
 
 def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
     """Writes both. Raises UserError when the books are not there."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    for side in (TUNED_ON, REPORTED_ON):
-        file = data / "books" / f"{side}.jsonl.gz"
+    files = {side: data / "books" / f"{side}.jsonl.gz" for side in (TUNED_ON, REPORTED_ON)}
+    for file in files.values():
         if not file.is_file():
             raise UserError(
                 f"--data_dir={str(data)!r} has no books/{file.name}; name the folder that has books/ and bpe/"
             )
+    workdir.mkdir(parents=True, exist_ok=True)
+    for side, file in files.items():
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             texts = [json.loads(line)["text"][:_CHARACTERS] for line in lines]
         replace_text(excerpt(workdir, side), "".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -102,18 +103,17 @@ class Lab:
         todo = {(name, seed): dict(own) | {"train.seed": seed} for seed in seeds for name, own in conditions.items()}
         planned = {key: plan_sweep(self.config, [own], self.workdir)[0] for key, own in todo.items()}
         for key, run in planned.items():
-            if self.seeds is None or key[1] in self.seeds:
+            if (self.seeds is None or key[1] in self.seeds) and not is_finished(run):
                 self._log(f"{key[0]}, seed {key[1]}")
                 matta_jax.train(run.config, run.workdir, log=lambda line: None)
-        return {key: Trained(run.workdir, self._last(run.workdir)) for key, run in planned.items()}
+        return {key: self._trained(run) for key, run in planned.items()}
 
-    def _last(self, workdir: pathlib.Path) -> dict[str, float]:
-        file = workdir / "metrics.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        last = next((row for row in reversed(rows) if "eval/student" in row), None)
+    def _trained(self, run: SweepRun) -> Trained:
+        last = last_evaluation(run.workdir) if is_finished(run) else None
         if last is None:
-            raise UserError(f"{workdir} is not trained; run this experiment with all its seeds")
-        return {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
+            raise UserError(f"{run.workdir} is not trained; run this experiment with all its seeds")
+        figures = {name: last[name] for name in ("student", "ta") if last[name] is not None}
+        return Trained(run.workdir, figures)
 
     def flops(self, overrides: Overrides) -> float:
         """Analytic FLOPs of a run per token that it reads."""
@@ -127,6 +127,7 @@ class Lab:
     def rows(self, conditions: Mapping[str, Overrides], seeds: Sequence[int]) -> Rows:
         """Trains, and returns a row for each run: condition, seed, steps, FLOPs, held-out Student and TA."""
         found = self.train(conditions, seeds)
+        flops = {name: self.flops(own) for name, own in conditions.items()}
         rows = []
         for (name, seed), run in found.items():
             steps = c.override(self.config, conditions[name]).train.num_steps
@@ -135,9 +136,9 @@ class Lab:
                 "condition": name,
                 "seed": seed,
                 "steps": steps,
-                "tflops": self.flops(conditions[name]) * tokens / 1e12,
+                "tflops": flops[name] * tokens / 1e12,
             }
-            rows.append(row | {key: run.figures[key] for key in ("student", "ta") if key in run.figures})
+            rows.append(row | run.figures)
         return rows
 
 

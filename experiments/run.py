@@ -3,7 +3,7 @@
     python experiments/run.py --experiment=baseline --data_dir=/data --workdir=runs/experiments
     python experiments/run.py --experiment=baseline    # the table and plots again, from the stored figures
 
-`--data_dir` holds `books/`, `bpe/`, `lambada/` and others, as each experiment's README says. Stopped at any point, the
+`--data_dir` holds `books/`, `bpe/`, `lambada/` and others, as `experiments/README.md` says. Stopped at any point, the
 same command goes on. All experiments may share one `--workdir`: what two of them need is trained once. `--seeds=0`
 trains some seeds alone, so that several processes can share the work.
 """
@@ -26,7 +26,7 @@ from matta_jax.files import replace_text
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "A folder of experiments/ with an experiment.py.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data; without it, the stored figures are read.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/experiments", "Folder of the runs.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Seeds to train now; by default all.")
+_SEEDS = flags.DEFINE_multi_integer("seeds", None, "A seed to train now, or several; by default all.")
 
 FOLDER = pathlib.Path(__file__).parent
 _PART = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
@@ -36,9 +36,8 @@ def measure(name, experiment):
     """Trains and measures; stores the figures."""
     workdir, data = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_DATA_DIR.value).resolve()
     laptop.write_excerpts(data, workdir)
-    seeds = None if _SEEDS.value is None else [int(seed) for seed in _SEEDS.value]
     config = getattr(experiment, "config_of", laptop.config_of)(data, workdir)
-    lab = laptop.Lab(config, data, workdir, seeds, _app.say)
+    lab = laptop.Lab(config, data, workdir, _SEEDS.value, _app.say)
     results = experiment.measure(lab)
     about = {
         "command": f"python experiments/run.py --experiment={name} --data_dir=DATA",

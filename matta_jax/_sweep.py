@@ -96,7 +96,7 @@ def sweep(
     runs = plan_sweep(config, overrides, workdir)
     endings: dict[str, str] = {}
     for i, run in enumerate(runs, 1):
-        done = _is_finished(run)
+        done = is_finished(run)
         log(f"sweep {i}/{len(runs)}: {run.name}" + (", is finished" if done else ""))
         if done:
             continue
@@ -127,9 +127,9 @@ def gather_sweep(runs: Sequence[SweepRun], endings: Mapping[str, str] | None = N
     """
     rows = []
     for run in runs:
-        last = _last_evaluation(run.workdir)
+        last = last_evaluation(run.workdir)
         unfinished = "missing" if last is None else "stopped"
-        status = "finished" if _is_finished(run) else (endings or {}).get(run.name, unfinished)
+        status = "finished" if is_finished(run) else (endings or {}).get(run.name, unfinished)
         scores = {"step": None, "student": None, "ta": None} if last is None else last
         rows.append({"name": run.name, "overrides": dict(run.overrides), "status": status, **scores})
     table = _table(rows)
@@ -145,7 +145,7 @@ def _plain(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
-def _is_finished(run: SweepRun) -> bool:
+def is_finished(run: SweepRun) -> bool:
     """Whether this very run has ended; that of another config is not this one, which `train` then says."""
     try:
         config = json.loads((run.workdir / "config.json").read_text())
@@ -155,7 +155,7 @@ def _is_finished(run: SweepRun) -> bool:
     return config == config_lib.to_dict(run.config) and last.is_dir()
 
 
-def _last_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
+def last_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Step, Student and TA of the last evaluation of a run; None where there is none."""
     try:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
