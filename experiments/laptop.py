@@ -27,6 +27,8 @@ from matta_jax.training._metrics import step_flops_per_token
 Rows = list[dict[str, Any]]
 ALONE: Overrides = {"nest.d_ff": None, "nest.widths": ()}
 """The Student by itself."""
+TA_ALONE: Overrides = {**ALONE, "model.d_ff": 1024}
+"""A model of the TA's size by itself."""
 TUNED_ON, REPORTED_ON = "validation", "test"
 _CHARACTERS = 60_000  # Of each held-out book: enough for these models, and read within seconds.
 
@@ -72,7 +74,13 @@ def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
     for side, file in files.items():
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             texts = [json.loads(line)["text"][:_CHARACTERS] for line in lines]
-        replace_text(excerpt(workdir, side), "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        write_once(excerpt(workdir, side), "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def write_once(path: pathlib.Path, text: str) -> None:
+    """Writes it unless it is there, as it is where several processes share a folder of runs."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        replace_text(path, text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Does the Student learn better inside its TA? Student and TA alone against both together."""
 
-from laptop import ALONE, Line, comparison, plot_comparison
+from laptop import ALONE, TA_ALONE, Line, comparison, plot_comparison
 
 SEEDS = (0, 1, 2)
-TA_ALONE = {"model.d_ff": 1024, "nest.widths": ()}
 MIX = {"nest.mix_per_step": 1}
 
 

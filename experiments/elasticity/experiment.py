@@ -2,7 +2,7 @@
 
 import json
 
-from laptop import ALONE, REPORTED_ON, TUNED_ON, differences, excerpt, interval, shown
+from laptop import ALONE, REPORTED_ON, TA_ALONE, TUNED_ON, differences, excerpt, interval, shown, write_once
 
 import matta_jax
 from matta_jax.elastic import Budget
@@ -12,9 +12,9 @@ from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 SEEDS = (0, 1, 2)
 NESTS = {"two points": {}, "with a mix": {"nest.mix_per_step": 1}}
+TRAINED_ALONE = {"alone 128": ALONE, "alone 512": {**ALONE, "model.d_ff": 512}, "alone 1024": TA_ALONE}
 WIDTHS = (128, 512, 1024)
 """Of the models that are trained alone."""
-TRAINED_ALONE = {f"alone {width}": ALONE | {"model.d_ff": width} for width in WIDTHS}
 UNIFORM = {f"d_ff={width}": width for width in (128, 256, 512, 1024)}
 WIDE_OUTSIDE, WIDE_INSIDE = "d_ff=wide-narrow-wide:2", "d_ff=narrow-wide-narrow:2"
 SEARCHED = "search"
@@ -25,7 +25,7 @@ _EVERY = 5  # Passage of LAMBADA's.
 def measure(lab):
     """Trains, searches on the validation text, and scores on the test text."""
     lines = (lab.data / "lambada" / "lambada_test.jsonl").read_text().splitlines(keepends=True)
-    replace_text(lab.workdir / "lambada.jsonl", "".join(lines[::_EVERY]))
+    write_once(lab.workdir / "lambada.jsonl", "".join(lines[::_EVERY]))
     runs = lab.train(NESTS | TRAINED_ALONE, SEEDS)
     rows = []
     for (condition, seed), run in runs.items():

@@ -33,7 +33,9 @@ LOST = 3
 _CHILD = "MATTA_JAX_CHILD"
 _MARK = re.compile(rb"coordination_service(_agent)?\.cc|preemption_sync_manager\.cc|fatal errors")
 _SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s*)+)")
-_NOISE = re.compile(rb"\[Gloo\] |connected peer ranks is")  # Its threads write pieces of lines over each other.
+_NOISE = re.compile(rb"\[Gloo\] |connected to |peer ranks")
+_NUMBER = re.compile(rb"\s*\d[\d\s]*")
+"""Gloo's threads write a line in pieces, over each other: lines with its words, and with a number alone."""
 
 
 def join(binary: str) -> None:
@@ -102,10 +104,11 @@ def _relay(stream: IO[bytes], to: TextIO) -> tuple[bool, str | None]:
     for line in stream:
         own = line.startswith(b"error: ")
         said = said or own
-        if own or not (last_words or _MARK.search(line) or _NOISE.search(line)):
+        noise = _NOISE.search(line) or (not last_words and _NUMBER.fullmatch(line))
+        if own or not (last_words or _MARK.search(line) or noise):
             to.buffer.write(line)
             to.flush()
-        elif not _NOISE.search(line):
+        elif not noise:
             last_words += line
     if not last_words:
         return said, None
