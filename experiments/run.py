@@ -35,6 +35,8 @@ _PART = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
 def measure(name, experiment):
     """Trains and measures; stores the figures."""
     workdir, data = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_DATA_DIR.value).resolve()
+    if hasattr(experiment, "config_of"):
+        workdir = workdir / name  # A run's name is its overrides: those of another config have a folder of their own.
     laptop.write_excerpts(data, workdir)
     config = getattr(experiment, "config_of", laptop.config_of)(data, workdir)
     lab = laptop.Lab(config, data, workdir, _SEEDS.value, _app.say)
