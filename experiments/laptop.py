@@ -1,6 +1,7 @@
 """What the experiments share: a run that a laptop trains in minutes, and the runs of conditions and seeds.
 
-All experiments train under one folder, where a run's name is its overrides: what two of them need is trained once.
+All experiments of one config train under one folder, where a run's name is its overrides: what two of them need is
+trained once.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
 
 
 def write_once(path: pathlib.Path, text: str) -> None:
-    """Writes it unless it is there, as it is where several processes share a folder of runs."""
+    """Writes a file unless it holds this text already: processes that share a folder of runs all call this."""
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         replace_text(path, text)
 

@@ -4,8 +4,9 @@
     python experiments/run.py --experiment=baseline    # the table and plots again, from the stored figures
 
 `--data_dir` holds `books/`, `bpe/`, `lambada/` and others, as `experiments/README.md` says. Stopped at any point, the
-same command goes on. All experiments may share one `--workdir`: what two of them need is trained once. `--seeds=0`
-trains some seeds alone, so that several processes can share the work.
+same command goes on. All experiments may share one `--workdir`: what two of them need is trained once, and those with
+a config of their own have a folder there. `--seeds=0` trains some seeds alone, so that several processes can share the
+work; no two of them may train the same run.
 """
 
 import datetime
@@ -35,11 +36,11 @@ _PART = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
 def measure(name, experiment):
     """Trains and measures; stores the figures."""
     workdir, data = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_DATA_DIR.value).resolve()
-    if hasattr(experiment, "config_of"):
-        workdir = workdir / name  # A run's name is its overrides: those of another config have a folder of their own.
+    config_of = getattr(experiment, "config_of", laptop.config_of)
+    if config_of is not laptop.config_of:
+        workdir = workdir / name  # A run's name is its overrides: those of another config would have the same.
     laptop.write_excerpts(data, workdir)
-    config = getattr(experiment, "config_of", laptop.config_of)(data, workdir)
-    lab = laptop.Lab(config, data, workdir, _SEEDS.value, _app.say)
+    lab = laptop.Lab(config_of(data, workdir), data, workdir, _SEEDS.value, _app.say)
     results = experiment.measure(lab)
     about = {
         "command": f"python experiments/run.py --experiment={name} --data_dir=DATA",

@@ -33,7 +33,7 @@ LOST = 3
 _CHILD = "MATTA_JAX_CHILD"
 _MARK = re.compile(rb"coordination_service(_agent)?\.cc|preemption_sync_manager\.cc|fatal errors")
 _SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s*)+)")
-_NOISE = re.compile(rb"\[Gloo\] |connected to |peer ranks")
+_NOISE = re.compile(rb"\[Gloo\] | is connected to |peer ranks")
 _NUMBER = re.compile(rb"\s*\d[\d\s]*")
 """Gloo's threads write a line in pieces, over each other: lines with its words, and with a number alone."""
 

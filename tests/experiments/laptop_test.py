@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import sys
+import types
 
 import pytest
 
@@ -93,6 +94,30 @@ def test_an_experiment_asks_for_valid_runs_of_which_others_share_some(experiment
         loss = {row["condition"]: row["student"] for row in results["rows"] if row["seed"] == 0}
         a, am, s, sm = (loss[cell] for cell in module.CELLS)
         assert f"{(a - sm) - (a - s) - (a - am):+.4f}" in module.show(results, tmp_path)
+
+
+def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path, monkeypatch):
+    """Else runs of one name would meet: a run's name is its overrides."""
+    run, laptop = experiment("run"), sys.modules["laptop"]
+    folders = {}
+    usual = types.SimpleNamespace(measure=lambda lab: folders.update(usual=lab.workdir) or {})
+    other = types.SimpleNamespace(
+        measure=lambda lab: folders.update(other=lab.workdir) or {},
+        config_of=lambda data, workdir: folders.update(config=workdir),
+    )
+    monkeypatch.setattr(laptop, "write_excerpts", lambda data, workdir: None)
+    for flag, value in {"_WORKDIR": tmp_path / "runs", "_DATA_DIR": tmp_path, "_SEEDS": None}.items():
+        monkeypatch.setattr(run, flag, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    for name, module in (("usual", usual), ("other", other)):
+        (tmp_path / name).mkdir()
+        run.measure(name, module)
+        assert (tmp_path / name / "results.json").is_file()
+    assert folders == {
+        "usual": tmp_path / "runs",
+        "other": tmp_path / "runs" / "other",
+        "config": tmp_path / "runs" / "other",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if (FOLDER / name / "results.json").is_file()])
