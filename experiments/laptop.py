@@ -9,6 +9,7 @@ import gzip
 import json
 import pathlib
 import statistics
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,18 +65,27 @@ def excerpt(workdir: pathlib.Path, side: str) -> pathlib.Path:
 
 
 def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Writes both. Raises UserError when the books are not there."""
-    files = {side: data / "books" / f"{side}.jsonl.gz" for side in (TUNED_ON, REPORTED_ON)}
-    for file in files.values():
-        if not file.is_file():
-            raise UserError(
-                f"--data_dir={str(data)!r} has no books/{file.name}; name the folder that has books/ and bpe/"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    for side, file in files.items():
+    """Writes both. Raises UserError when the books cannot be read, or the folder cannot be written."""
+    texts = {side: _beginnings(data, f"{side}.jsonl.gz") for side in (TUNED_ON, REPORTED_ON)}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for side, text in texts.items():
+            write_once(excerpt(workdir, side), text)
+    except OSError as error:
+        raise UserError(f"--workdir={str(workdir)!r} cannot be written ({error.strerror}); name another") from None
+
+
+def _beginnings(data: pathlib.Path, name: str) -> str:
+    """The first characters of each book of a file, as JSON lines."""
+    file = data / "books" / name
+    if not file.is_file():
+        raise UserError(f"--data_dir={str(data)!r} has no books/{name}; name the folder that has books/ and bpe/")
+    try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"][:_CHARACTERS] for line in lines]
-        write_once(excerpt(workdir, side), "".join(json.dumps({"text": text}) + "\n" for text in texts))
+            books = [json.loads(line)["text"][:_CHARACTERS] for line in lines]
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {error}); fetch it again") from None
+    return "".join(json.dumps({"text": book}) + "\n" for book in books)
 
 
 def write_once(path: pathlib.Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """The experiments: their statistics, the runs that they ask for, and the tables that their READMEs show."""
 
+import gzip
 import importlib
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax._sweep import plan_sweep
+from matta_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/experiment.py"))
@@ -94,6 +96,34 @@ def test_an_experiment_asks_for_valid_runs_of_which_others_share_some(experiment
         loss = {row["condition"]: row["student"] for row in results["rows"] if row["seed"] == 0}
         a, am, s, sm = (loss[cell] for cell in module.CELLS)
         assert f"{(a - sm) - (a - s) - (a - am):+.4f}" in module.show(results, tmp_path)
+
+
+def test_excerpts_are_written_once_and_mistakes_end_in_a_line(experiment, tmp_path):
+    laptop = experiment("laptop")
+    data, workdir = tmp_path / "data", tmp_path / "runs"
+    (data / "books").mkdir(parents=True)
+    book = gzip.compress(json.dumps({"text": "word " * 20_000}).encode() + b"\n")
+    (data / "books" / "validation.jsonl.gz").write_bytes(book)
+    with pytest.raises(UserError, match="has no books/test.jsonl.gz; name the folder that has books/ and bpe/"):
+        laptop.write_excerpts(data, workdir)
+    for damaged in (book[:-20], b"no gzip", gzip.compress(b'{"title": 1}\n')):
+        (data / "books" / "test.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"test.jsonl.gz is damaged \(.*; fetch it again"):
+            laptop.write_excerpts(data, workdir)
+    assert not workdir.exists()
+    (data / "books" / "test.jsonl.gz").write_bytes(book)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--workdir=.*/file/runs' cannot be written .*; name another"):
+        laptop.write_excerpts(data, tmp_path / "file" / "runs")
+    laptop.write_excerpts(data, workdir)
+    written = laptop.excerpt(workdir, "test")
+    assert json.loads(written.read_text())["text"] == ("word " * 20_000)[:60_000]
+    before = written.stat().st_ino  # A file that is replaced is another one.
+    laptop.write_excerpts(data, workdir)
+    assert written.stat().st_ino == before
+    written.write_text("other\n")
+    laptop.write_excerpts(data, workdir)
+    assert json.loads(written.read_text())["text"].startswith("word")
 
 
 def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path, monkeypatch):
