@@ -201,16 +201,17 @@ def comparison(rows: Rows, lines: Sequence[Line], unit: str = "held-out nats per
         versus, difference = "", ""
         if line.against is not None:
             difference = shown(differences(own, of(rows, *line.against)), signed=True)
-            versus = " ".join((line.against[0], label_of(line.against[1])))
-        cells = [line.condition, label_of(line.figure), shown(own), difference, versus]
+            versus = " ".join(filter(None, (line.against[0], model_of(rows, *line.against))))
+        cells = [line.condition, model_of(rows, line.condition, line.figure), shown(own), difference, versus]
         table.append([*cells, str(first["steps"]), f"{first['tflops']:.1f}"])
     header = ["condition", "model", unit, "difference, 95 % interval", "to", "steps", "TFLOP"]
     return markdown_table(header, table, left=(0, 1, 2, 3, 4))
 
 
-def label_of(figure: str) -> str:
-    """Of a model, as tables name it."""
-    return {"student": "Student", "ta": "TA"}.get(figure, figure)
+def model_of(rows: Rows, condition: str, figure: str) -> str:
+    """A condition's model, as tables name it: nothing where the condition has but one."""
+    first = next(row for row in rows if row["condition"] == condition)
+    return {"student": "Student", "ta": "TA"}[figure] if {"student", "ta"} <= first.keys() else ""
 
 
 def plot_comparison(
@@ -225,7 +226,8 @@ def plot_comparison(
         colour = {"student": "C0", "ta": "C1"}.get(line.figure, "C2")
         axes.errorbar([mean], [-i], xerr=[half], fmt="D", color=colour, capsize=3, markersize=5)
         axes.plot(values, [-i] * len(values), "o", color="0.6", markersize=3, zorder=3)
-    axes.set_yticks([-i for i in range(len(lines))], [f"{one.condition}: {label_of(one.figure)}" for one in lines])
+    models = [(one.condition, model_of(rows, one.condition, one.figure)) for one in lines]
+    axes.set_yticks([-i for i in range(len(lines))], [": ".join(filter(None, names)) for names in models])
     axes.set_ylim(-len(lines) + 0.4, 0.6)
     axes.grid(axis="x", color="0.92")
     axes.set_xlabel(f"{unit}: mean, 95 % interval over seeds, seeds")

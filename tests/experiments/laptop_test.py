@@ -45,8 +45,18 @@ def test_a_comparison_is_paired_by_seed(experiment):
         for seed, value in ((2, 7.0), (0, 1.0), (1, 3.0))  # Seeds differ by far more than conditions do.
     ]
     table = laptop.comparison(rows, [laptop.Line("a"), laptop.Line("b", "student", ("a", "student"))])
-    assert "+0.5000 (+0.5000 to +0.5000)" in table and "a Student" in table
+    assert "+0.5000 (+0.5000 to +0.5000)" in table
     assert laptop.of(rows, "a", "student") == [1.0, 3.0, 7.0]
+
+
+def test_a_model_has_a_name_where_its_condition_has_two(experiment):
+    laptop = experiment("laptop")
+    of_one = [{"condition": "alone", "seed": seed, "steps": 5, "tflops": 1.0, "student": 3.0 + seed} for seed in (0, 1)]
+    of_two = [row | {"condition": "MatTA", "ta": 2.0 + row["seed"]} for row in of_one]
+    lines = [laptop.Line("MatTA", "ta", ("alone", "student")), laptop.Line("MatTA", "student", ("MatTA", "ta"))]
+    cells = [[cell.strip() for cell in line.split("|")] for line in laptop.comparison(of_one + of_two, lines).split("\n")]
+    assert [(row[2], row[5]) for row in cells[2:4]] == [("TA", "alone"), ("Student", "MatTA TA")]
+    assert laptop.model_of(of_one, "alone", "student") == ""
 
 
 class PlannedLab:
