@@ -3,7 +3,20 @@
     matta-train --config=configs/gpt2_medium.py --workdir=runs/gpt2_medium \
         --config.data.source='text:/data/books/*.jsonl.gz' --config.data.tokenizer=gpt2:/data/gpt2_bpe
 
-0.5 M tokens a step. Sizes without a machine for it: add --dry_run.
+On a TPU slice, on every worker (`experiments/launch/` starts it there):
+
+    matta-train --config=configs/gpt2_medium.py --workdir=/shared/runs/gpt2_medium --distributed \
+        --config.mesh.data=1 --config.mesh.fsdp=-1 \
+        --config.data.source='text:/shared/books/*.jsonl.gz' --config.data.tokenizer=gpt2:/shared/gpt2_bpe
+
+0.5 M tokens a step. What all steps cost at the least, at 45 % of the peak (`experiments/scale/compile_table.py`):
+
+    slice        hours   chip-hours
+    v5e:4x4       44.3          709
+    v5p:2x2x2     38.0          304
+    v6e:2x4       19.0          152
+
+Sizes without a machine for it: add --dry_run.
 """
 
 from matta_jax import config as c

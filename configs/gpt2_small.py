@@ -3,7 +3,20 @@
     matta-train --config=configs/gpt2_small.py --workdir=runs/gpt2_small \
         --config.data.source='text:/data/books/*.jsonl.gz' --config.data.tokenizer=gpt2:/data/gpt2_bpe
 
-0.5 M tokens a step. Sizes without a machine for it: add --dry_run.
+On a TPU slice, on every worker (`experiments/launch/` starts it there):
+
+    matta-train --config=configs/gpt2_small.py --workdir=/shared/runs/gpt2_small --distributed \
+        --config.mesh.data=1 --config.mesh.fsdp=-1 \
+        --config.data.source='text:/shared/books/*.jsonl.gz' --config.data.tokenizer=gpt2:/shared/gpt2_bpe
+
+0.5 M tokens a step. What all steps cost at the least, at 45 % of the peak (`experiments/scale/compile_table.py`):
+
+    slice        hours   chip-hours
+    v5e:4x4        5.7           91
+    v5p:2x2x2      4.9           39
+    v6e:2x4        2.4           19
+
+Sizes without a machine for it: add --dry_run.
 """
 
 from matta_jax import config as c

@@ -1,9 +1,17 @@
 """A language model of the size of GPT-3 XL (1.3B), TA with d_ff 16384 (2.1B): 24 layers, d_model 2048, 16 heads.
 
-    matta-train --config=configs/gpt_1b3.py --workdir=/shared/runs/gpt_1b3 --distributed \
+    matta-train --config=configs/gpt_1b3.py --workdir=/shared/runs/gpt_1b3 --distributed --config.train.microbatches=8 \
         --config.data.source='text:/data/books/*.jsonl.gz' --config.data.tokenizer=gpt2:/data/gpt2_bpe
 
-1 M tokens a step, on 32 chips or more. Whether it fits a slice: matta-compile-check --topology=v5p:2x2x4.
+1 M tokens a step, parameters sharded over all chips. What all steps cost at the least, at 45 % of the peak
+(`experiments/scale/compile_table.py`; 16 microbatches on v6e):
+
+    slice        hours   chip-hours
+    v5e:8x8       83.8         5365
+    v5p:2x2x4    143.9         2303
+    v6e:4x4       72.0         1151
+
+Whether it fits another slice: matta-compile-check --topology=v5p:2x4x4.
 """
 
 from matta_jax import config as c

@@ -10,6 +10,7 @@ Each row is one `matta-compile-check`, in a process of its own: one to four minu
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import runpy
@@ -46,7 +47,7 @@ def measure(name: str, topology: str, microbatches: int) -> dict[str, Any]:
         train=dataclasses.replace(config.train, microbatches=microbatches),
     )
     report = compile_check(config, topology)
-    extra = {"tokens": config.data.batch_size * config.data.seq_len}
+    extra = {"tokens": config.data.batch_size * config.data.seq_len, "steps": config.train.num_steps}
     return dataclasses.asdict(report) | extra | {"expected_seconds": report.expected_seconds, "fits": report.fits}
 
 
@@ -59,9 +60,11 @@ def row_of(key: str, report: dict[str, Any]) -> str:
     moved = f"{sum(report['collective_bytes'].values()) / 1e9:.1f}"
     speed = f"{report['tokens'] / report['expected_seconds'] / 1e6:.2f}"
     time = f"{1e3 * report['expected_seconds']:.0f}"
+    hours = report["steps"] * report["expected_seconds"] / 3600
+    whole = f"{hours:.1f} | {hours * math.prod(report['mesh']):.0f}"
     return (
         f"| {name} | {topology} | {microbatches} | {sizes} | {needed} | {moved} | {report['flops'] / 1e12:.0f} "
-        f"| {time} | {speed} |"
+        f"| {time} | {speed} | {whole} |"
     )
 
 
@@ -78,9 +81,9 @@ def main() -> None:
         _OUTPUT.write_text(json.dumps(done, indent=2) + "\n")
     print(
         "| config | slice | microbatches | parameters | optimiser | temporaries | HBM, GB | moved, GB | TFLOP | ms "
-        "| M tokens/s |"
+        "| M tokens/s | run, hours | chip-hours |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(13 * "|---" + "|")
     for name, topology, microbatches in ROWS:
         key = f"{name} {topology} {microbatches}"
         print(row_of(key, done[key]))

@@ -54,7 +54,8 @@ def test_a_model_has_a_name_where_its_condition_has_two(experiment):
     of_one = [{"condition": "alone", "seed": seed, "steps": 5, "tflops": 1.0, "student": 3.0 + seed} for seed in (0, 1)]
     of_two = [row | {"condition": "MatTA", "ta": 2.0 + row["seed"]} for row in of_one]
     lines = [laptop.Line("MatTA", "ta", ("alone", "student")), laptop.Line("MatTA", "student", ("MatTA", "ta"))]
-    cells = [[cell.strip() for cell in line.split("|")] for line in laptop.comparison(of_one + of_two, lines).split("\n")]
+    table = laptop.comparison(of_one + of_two, lines).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in table]
     assert [(row[2], row[5]) for row in cells[2:4]] == [("TA", "alone"), ("Student", "MatTA TA")]
     assert laptop.model_of(of_one, "alone", "student") == ""
 

@@ -67,6 +67,17 @@ def test_the_readme_has_the_table_of_slices():
     assert all(row["fits"] and script["row_of"](key, row) in readme for key, row in rows.items())
 
 
+def test_the_configs_say_what_the_table_says_that_they_cost():
+    script = runpy.run_path(str(LAUNCH.parent / "scale" / "compile_table.py"))
+    rows = json.loads((LAUNCH.parent / "scale" / "compile_table.json").read_text())
+    for key, row in rows.items():
+        name, topology, _ = key.split()
+        config = runpy.run_path(str(LAUNCH.parents[1] / "configs" / f"{name}.py"))
+        assert row["steps"] == config["get_config"]().train.num_steps
+        lines = [line.split() for line in config["__doc__"].splitlines()]
+        assert [topology, *(cell.strip() for cell in script["row_of"](key, row).split("|")[-3:-1])] in lines
+
+
 def test_the_image_holds_what_the_package_needs():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
