@@ -1,17 +1,21 @@
-"""The report of a run: its table of models, its curves, and accuracy against size."""
+"""The report of a run, on a page: its table of models, accuracy against size, what was run and its curves."""
 
 import dataclasses
 import json
 import math
 import pathlib
+import statistics
 from typing import Any
 
 from matta_jax import config as config_lib
 from matta_jax.elastic import MANIFEST
 from matta_jax.errors import UserError
+from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
 from matta_jax.evaluation._evaluate import write_json
 from matta_jax.evaluation._preconditioners import describe_blocks, plot_blocks, preconditioner_blocks
 from matta_jax.files import replace_text
+from matta_jax.models import abstract_params, architecture_of, logical_axes
+from matta_jax.nesting import SubModel, count, nest_of
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 
@@ -50,21 +54,29 @@ def report(
       UserError: no run in `workdir`; no such weight or layer.
     """
     folder = pathlib.Path(workdir).resolve()
-    metrics_file = folder / "metrics.jsonl"
-    if not metrics_file.is_file():
-        raise UserError(f"workdir={str(workdir)!r} holds no run (metrics.jsonl is missing); name the workdir of a run")
-    metrics = _read_metrics(metrics_file)
+    for file in ("config.json", "metrics.jsonl"):
+        if not (folder / file).is_file():
+            raise UserError(f"workdir={str(workdir)!r} holds no run ({file} is missing); name the workdir of a run")
+    config, metrics = _read_config(folder / "config.json"), _read_metrics(folder / "metrics.jsonl")
     if notes is None:
         notes = _old_notes(folder / "report.json")
     rows = _rows(folder / "models")
     table = _table(rows, notes.get("baselines", {}))
     files = [folder / "report.json", folder / "report.md"]
-    pictures = _plots(folder, metrics, rows, notes.get("baselines", {}))
-    section, more = _preconditioners(folder, weight, layer)
+    pictures = _plots(folder, config, metrics, rows, notes.get("baselines", {}))
+    section, more = _preconditioners(folder, config, weight, layer)
     pictures += more
     write_json(files[0], {"models": rows, "notes": notes})
-    replace_text(files[1], _markdown(folder, table, pictures, notes, metrics, section))
+    replace_text(files[1], _markdown(folder.name, config, metrics, table, pictures, notes, section))
     return Report(files + pictures, rows, table)
+
+
+def _read_config(file: pathlib.Path) -> config_lib.Config:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); start the run's command again in another workdir") from None
+    return config_lib.from_dict(values)
 
 
 def _read_metrics(file: pathlib.Path) -> list[dict[str, float]]:
@@ -157,78 +169,113 @@ def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
 
 
 def _markdown(
-    folder: pathlib.Path,
+    name: str,
+    config: config_lib.Config,
+    metrics: Metrics,
     table: str,
     pictures: list[pathlib.Path],
     notes: dict[str, Any],
-    metrics: list[dict[str, float]],
     section: str,
 ) -> str:
-    parts = [f"# Report of {folder.name}", table]
-    last = next((row for row in reversed(metrics) if "eval/student" in row), None)
-    if last is not None:
-        ends = ", ".join(f"{name} {value:.4f}" for name, value in last.items() if name.startswith("eval/"))
-        parts.append(f"Last evaluation in training, step {last['step']}, nats per token: {ends}.")
-    parts += [f"![{picture.stem}]({picture.name})" for picture in pictures]
-    if section:
-        parts.append(section)
-    if notes.get("sample"):
-        parts.append("A sample from the TA:\n\n```\n" + notes["sample"].replace("```", "'''") + "\n```")
+    shown = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}
+    sample = notes.get("sample", "").replace("```", "'''")
+    sections = {
+        "Models": [table, shown.get("accuracy_vs_size")],
+        "Run": [_run_table(config, metrics), _last_table(config, metrics), shown.get("curves")],
+        "Preconditioners": [section, shown.get("preconditioners")],
+        "A sample from the TA": [f"```\n{sample}\n```" if sample else None],
+    }
+    parts = [f"# Report of {name}"]
+    for heading, some in sections.items():
+        if any(some):
+            parts += [f"## {heading}", *filter(None, some)]
     return "\n\n".join(parts) + "\n"
 
 
+def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
+    """What was trained, on what, how far and how fast."""
+    nest, data, objective = nest_of(config), config.data, config.objective
+    architecture = architecture_of(config.model, nest, nest.ta)
+    shapes, axes = abstract_params(architecture), logical_axes(architecture)
+
+    def described(sub_model: SubModel) -> str:
+        counts = count(shapes, axes, sub_model, head_dim=nest.head_dim, seq_len=data.seq_len)
+        sizes = f"{len(sub_model.layers)} layers, d_model {sub_model.d_model}, d_ff {_runs(list(sub_model.d_ff))}"
+        return f"{sizes}: {counts.parameters:,} parameters"
+
+    lines = [["Student", described(nest.student)]]
+    if nest.ta != nest.student:
+        lines.append(["TA", described(nest.ta)])
+        ramp = (
+            "" if objective.ramp_shape == "constant" else f", after a ramp over {objective.distill_ramp:.0%} of the run"
+        )
+        lines.append(["distillation", f"{divergence_label(config)}, weight {objective.distill_weight:g}{ramp}"])
+    teacher = config.teacher.model or config.teacher.labels
+    if teacher is not None:
+        lines.append(["Teacher", teacher])
+    lines.append(["optimiser", f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}"])
+    lines.append(["data", f"{data.source}, tokenizer {data.tokenizer}"])
+    done = metrics[-1]["step"] if metrics else 0
+    lines.append(["steps", f"{done:,} of {config.train.num_steps:,}, of {data.batch_size} x {data.seq_len} tokens"])
+    timed = [row for row in metrics if "tokens_per_second" in row]
+    if timed:
+        median = {name: statistics.median(row[name] for row in timed) for name in ("tokens_per_second", "mfu")}
+        speed = f"{median['tokens_per_second']:,.0f} tokens/s, {median['mfu']:.0%} of the peak (medians)"
+        skipped = sum(row.get("skipped_steps", 0) for row in metrics)
+        lines.append(["speed", speed + (f"; {skipped:.0f} steps skipped" if skipped else "")])
+    return markdown_table(["", ""], lines)
+
+
+def _last_table(config: config_lib.Config, metrics: Metrics) -> str | None:
+    """The last evaluation in training."""
+    last = next((row for row in reversed(metrics) if "eval/student" in row), None)
+    if last is None:
+        return None
+    names = {
+        "student": f"loss of the Student, {unit(config)}",
+        "ta": f"loss of the TA, {unit(config)}",
+        "distill": f"{divergence_label(config)}, {unit(config)}",
+        "agreement": "share where both find the same most likely",
+    }
+    found = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
+    lines = [[names.get(name, name), f"{found[name]:.4f}"] for name in (*names, *found) if name in found]
+    lines = list({line[0]: line for line in lines}.values())
+    return markdown_table([f"held out, step {last['step']:,}", ""], lines, left=(0,))
+
+
 def _plots(
-    folder: pathlib.Path, metrics: list[dict[str, float]], rows: list[dict[str, Any]], baselines: dict[str, float]
+    folder: pathlib.Path,
+    config: config_lib.Config,
+    metrics: Metrics,
+    rows: list[dict[str, Any]],
+    baselines: dict[str, float],
 ) -> list[pathlib.Path]:
-    curves, sizes = new_figure(figsize=(8, 6)), new_figure(figsize=(7, 4.5))
+    curves, sizes = new_figure(figsize=(8, 8)), new_figure(figsize=(7, 4.5))
     if curves is None:
-        return []  # The report is the table alone.
-    pictures = [_plot_curves(folder / "curves.png", curves, metrics)]
+        return []  # The report is its tables alone.
+    pictures = [plot_curves(folder / "curves.png", curves, config, metrics)]
     if any(_figure(rows).of(row) is not None for row in rows):
         pictures.append(_plot_sizes(folder / "accuracy_vs_size.png", sizes, rows, baselines))
     return pictures
 
 
-def _preconditioners(folder: pathlib.Path, weight: str | None, layer: int | None) -> tuple[str, list[pathlib.Path]]:
+def _preconditioners(
+    folder: pathlib.Path, config: config_lib.Config, weight: str | None, layer: int | None
+) -> tuple[str, list[pathlib.Path]]:
     """Returns a section on the preconditioners of one layer and its picture; nothing for a run without Shampoo."""
-    config = config_lib.from_dict(json.loads((folder / "config.json").read_text()))
     asked = weight is not None or layer is not None
     if not asked and (config.optimizer.name != "shampoo" or not any((folder / "checkpoints").glob("[0-9]*"))):
         return "", []
     weight = weight or "blocks/0/mlp/w_in"
     layer = (config.nest.num_layers or config.model.num_layers) // 2 if layer is None else layer
     blocks = preconditioner_blocks(str(folder), weight, layer)
-    section = f"Preconditioners of {weight}, layer {layer}, medians over blocks:\n\n"
+    section = f"Of {weight}, layer {layer}, medians over blocks:\n\n"
     section += describe_blocks(blocks, config.shampoo.epsilon)
     figure = new_figure(figsize=(10, 8))
     if figure is None:
         return section, []
     plot_blocks(figure, blocks, f"Shampoo's statistics of {weight}, layer {layer}")
     return section, [save_figure(figure, folder / "preconditioners.png")]
-
-
-def _plot_curves(path: pathlib.Path, figure, metrics: list[dict[str, float]]) -> pathlib.Path:
-    losses, weights = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-
-    def draw(axes, name: str, label: str, **style: Any) -> None:
-        points = [(row["step"], row[name]) for row in metrics if name in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
-
-    draw(losses, "student", "Student, training", color="C0", alpha=0.7)
-    draw(losses, "ta", "TA, training", color="C1", alpha=0.7)
-    draw(losses, "eval/student", "Student, held out", color="C0", marker="o", linestyle="--")
-    draw(losses, "eval/ta", "TA, held out", color="C1", marker="o", linestyle="--")
-    losses.set_ylabel("cross-entropy, nats per token or example")
-    losses.legend(frameon=False)
-    draw(weights, "gap", "CE_S - CE_TA, nats", color="C2")
-    draw(weights, "distill", "KL(TA || Student), nats", color="C3")
-    weights.axhline(0, color="0.7", linewidth=0.8)
-    weights.set_ylabel("nats")
-    weights.set_xlabel("step")
-    if weights.get_legend_handles_labels()[1]:
-        weights.legend(frameon=False)
-    return save_figure(figure, path)
 
 
 def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baselines: dict[str, float]) -> pathlib.Path:

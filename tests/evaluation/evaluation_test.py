@@ -1,14 +1,18 @@
 import json
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from matta_jax import config as c
 from matta_jax import elastic, evaluate, extract, report
 from matta_jax.data import ByteTokenizer, Corpus, corpus_windows
 from matta_jax.elastic import scoring
 from matta_jax.errors import UserError
+from matta_jax.evaluation._curves import plot_curves
+from matta_jax.reporting import new_figure
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,14 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
     assert (
         "unigram entropy" in markdown and "text ''' more" in markdown and f"{made.rows[1]['parameters']:,}" in markdown
     )
-    assert "eval/student" in markdown
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = next(row for row in reversed(metrics) if "eval/student" in row)
+    cells = {tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in markdown.splitlines()}
+    assert ("loss of the Student, nats per token", f"{last['eval/student']:.4f}") in cells
+    assert ("steps", "6 of 6, of 4 x 32 tokens") in cells
+    assert dict(cell for cell in cells if len(cell) == 2)["TA"].endswith(f"{made.rows[1]['parameters']:,} parameters")
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert sorted(pictures) == ["accuracy_vs_size.png", "curves.png"]
     again = report(workdir)  # The notes of the last report stay.
     assert again.table == made.table and "text ''' more" in (workdir / "report.md").read_text()
 
@@ -109,3 +120,24 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
 def test_report_of_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         report(tmp_path)
+
+
+def test_report_of_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        report(tmp_path)
+
+
+def test_a_panel_holds_one_kind_and_what_the_run_has(tmp_path):
+    config = c.from_dict({"nest": {"mix_per_step": 2}, "objective": {"divergence": "reverse_kl", "temperature": 2.0}})
+    metrics = [
+        {"step": step, "student": 2.0, "ta": 1.9, "mix_0": 1.95, "gap": 0.1, "grad_norm": 1.0, "learning_rate": 1e-3}
+        for step in (1, 2)
+    ]
+    figure = new_figure((4, 4))
+    plot_curves(tmp_path / "curves.png", figure, config, [*metrics, {"step": 2, "eval/student": 2.1, "distill": 0.3}])
+    drawn = [[line.get_label() for line in axes.lines if line.get_xdata()[0] > 0] for axes in figure.axes]
+    assert drawn[0] == ["Student, training", "TA, training", "random mix 1, training", "Student, held out"]
+    assert drawn[1] == ["loss of the Student minus loss of the TA", "KL(Student ‖ TA) at T 2"]
+    assert [axes.get_ylabel() for axes in figure.axes][2:] == ["gradient norm", "learning rate"]
