@@ -216,7 +216,10 @@ def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
     lines.append(["optimiser", f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}"])
     lines.append(["data", f"{data.source}, tokenizer {data.tokenizer}"])
     done = metrics[-1]["step"] if metrics else 0
-    lines.append(["steps", f"{done:,} of {config.train.num_steps:,}, of {data.batch_size} x {data.seq_len} tokens"])
+    batch = (
+        f"{data.batch_size} examples" if config.model.name == "scorer" else f"{data.batch_size} x {data.seq_len} tokens"
+    )
+    lines.append(["steps", f"{done:,} of {config.train.num_steps:,}, of {batch}"])
     timed = [row for row in metrics if "tokens_per_second" in row]
     if timed:
         median = {name: statistics.median(row[name] for row in timed) for name in ("tokens_per_second", "mfu")}
@@ -238,8 +241,10 @@ def _last_table(config: config_lib.Config, metrics: Metrics) -> str | None:
         "agreement": "share where both find the same most likely",
     }
     found = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
-    lines = [[names.get(name, name), f"{found[name]:.4f}"] for name in (*names, *found) if name in found]
-    lines = list({line[0]: line for line in lines}.values())
+    if nest_of(config).student == nest_of(config).ta:
+        found.pop("agreement", None)  # Of a model with itself.
+    shown = dict.fromkeys(name for name in (*names, *found) if name in found)
+    lines = [[names.get(name, name), f"{found[name]:.4f}"] for name in shown]
     return markdown_table([f"held out, step {last['step']:,}", ""], lines, left=(0,))
 
 

@@ -141,7 +141,8 @@ def measure_peak_flops(dtype: str) -> float:
 
 def progress_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_seconds: float) -> str:
     """One line of a run: step, share done, losses in nats, speed, and the time left."""
-    shown = [name for name in ("student", "ta", "distill", "gap", "agreement") if name in metrics]
+    names = ("student", "ta", "distill", "teacher_student", "teacher_ta", "gap", "agreement")
+    shown = [name for name in names if name in metrics]
     losses = " ".join(f"{name} {metrics[name]:.4f}" for name in shown)
     minutes, seconds = divmod(round(eta_seconds), 60)
     wait = f" waits for data {metrics['data_wait_share']:.0%}" if metrics["data_wait_share"] >= 0.02 else ""

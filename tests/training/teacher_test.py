@@ -118,7 +118,9 @@ def test_on_a_mesh_it_teaches_the_same(tiny, teacher, labels, sizes):
 def test_a_run_learns_from_it_and_resumes(tiny, teacher, labels, tmp_path):
     for name, field in (("on", {"teacher__model": teacher}), ("off", {"teacher__labels": labels(8)})):
         config = tiny(teacher__temperature=2.0, train__microbatches=2, **TAUGHT, **field)
-        whole = train(config, tmp_path / name, log=lambda _: None)
+        shown: list[str] = []
+        whole = train(config, tmp_path / name, log=shown.append)
+        assert any("teacher_student" in line and "teacher_ta" in line for line in shown if "grad_norm" in line)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert all("teacher_student" in line for line in lines if "loss" in line)
         assert whole.finished and "eval/teacher_student" not in whole.metrics
