@@ -230,7 +230,7 @@ def plot_comparison(
     axes.set_yticks([-i for i in range(len(lines))], [": ".join(filter(None, names)) for names in models])
     axes.set_ylim(-len(lines) + 0.4, 0.6)
     axes.grid(axis="x", color="0.92")
-    axes.set_xlabel(f"{unit}: mean, 95 % interval over seeds, seeds")
+    figure.supxlabel(f"{unit}: mean, 95 % interval over seeds, seeds", fontsize=10)
     save_figure(figure, path)
 
 

@@ -3,7 +3,7 @@
 from laptop import Line, comparison, plot_comparison
 
 SEEDS = (0, 1, 2)
-DEFAULT = "weight 0.5, ramp over 0.1 of the run, T 1"
+DEFAULT = "default"  # Weight 0.5, a linear ramp over 0.1 of the run, T 1.
 CONDITIONS = {
     DEFAULT: {},
     "weight 0": {"objective.distill_weight": 0.0},
