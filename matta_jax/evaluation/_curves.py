@@ -44,9 +44,12 @@ def unit(config: Config) -> str:
 
 def divergence_label(config: Config) -> str:
     """What distillation lowers, as plots and reports name it."""
-    return _DIVERGENCES[config.objective.divergence] + (
-        "" if config.objective.temperature == 1 else f" at T {config.objective.temperature:g}"
-    )
+    return _scaled(_DIVERGENCES[config.objective.divergence], config.objective.temperature)
+
+
+def _scaled(divergence: str, temperature: float) -> str:
+    """Of a term: its metric holds the factor T squared, as its loss does."""
+    return divergence if temperature == 1 else f"T² {divergence}, T = {temperature:g}"
 
 
 def _panels(config: Config) -> list[_Panel]:
@@ -63,8 +66,8 @@ def _panels(config: Config) -> list[_Panel]:
         ("gap", "loss of the Student minus loss of the TA", {"color": "C2"}),
         ("distill", divergence_label(config), {"color": "C3"}),
         *((f"mix_{i}_distill", f"of random mix {i + 1}", {"color": colours[i], "alpha": 0.4}) for i in mixes),
-        ("teacher_student", "KL(Teacher ‖ Student)", {"color": "0.2"}),
-        ("teacher_ta", "KL(Teacher ‖ TA)", {"color": "0.6"}),
+        ("teacher_student", _scaled("KL(Teacher ‖ Student)", config.teacher.temperature), {"color": "0.2"}),
+        ("teacher_ta", _scaled("KL(Teacher ‖ TA)", config.teacher.temperature), {"color": "0.6"}),
     ]
     return [
         _Panel(f"cross-entropy, {unit(config)}", losses, 2.2),

@@ -73,10 +73,9 @@ def report(
 
 def _read_config(file: pathlib.Path) -> config_lib.Config:
     try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
+        return config_lib.from_dict(json.loads(file.read_text()))
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error}); start the run's command again in another workdir") from None
-    return config_lib.from_dict(values)
 
 
 def _read_metrics(file: pathlib.Path) -> list[dict[str, float]]:

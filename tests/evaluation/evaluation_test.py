@@ -139,5 +139,5 @@ def test_a_panel_holds_one_kind_and_what_the_run_has(tmp_path):
     plot_curves(tmp_path / "curves.png", figure, config, [*metrics, {"step": 2, "eval/student": 2.1, "distill": 0.3}])
     drawn = [[line.get_label() for line in axes.lines if line.get_xdata()[0] > 0] for axes in figure.axes]
     assert drawn[0] == ["Student, training", "TA, training", "random mix 1, training", "Student, held out"]
-    assert drawn[1] == ["loss of the Student minus loss of the TA", "KL(Student ‖ TA) at T 2"]
+    assert drawn[1] == ["loss of the Student minus loss of the TA", "T² KL(Student ‖ TA), T = 2"]
     assert [axes.get_ylabel() for axes in figure.axes][2:] == ["gradient norm", "learning rate"]
