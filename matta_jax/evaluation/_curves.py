@@ -65,7 +65,7 @@ def _panels(config: Config) -> list[_Panel]:
     distances: list[Curve] = [
         ("gap", "loss of the Student minus loss of the TA", {"color": "C2"}),
         ("distill", divergence_label(config), {"color": "C3"}),
-        *((f"mix_{i}_distill", f"of random mix {i + 1}", {"color": colours[i], "alpha": 0.4}) for i in mixes),
+        *((f"mix_{i}_distill", f"the same, of random mix {i + 1}", {"color": colours[i], "alpha": 0.4}) for i in mixes),
         ("teacher_student", _scaled("KL(Teacher ‖ Student)", config.teacher.temperature), {"color": "0.2"}),
         ("teacher_ta", _scaled("KL(Teacher ‖ TA)", config.teacher.temperature), {"color": "0.6"}),
     ]
