@@ -11,7 +11,9 @@
     v5p:2x2x4    143.9         2303
     v6e:4x4       72.0         1151
 
-Whether it fits another slice: matta-compile-check --topology=v5p:2x4x4.
+Whether it fits another slice:
+
+    matta-compile-check --config=configs/gpt_1b3.py --topology=v5p:2x4x4 --config.train.microbatches=8
 """
 
 from matta_jax import config as c

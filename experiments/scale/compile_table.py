@@ -79,11 +79,12 @@ def main() -> None:
         with concurrent.futures.ProcessPoolExecutor(max_workers=1) as pool:  # Its memory goes with it.
             done[key] = pool.submit(measure, name, topology, microbatches).result()
         _OUTPUT.write_text(json.dumps(done, indent=2) + "\n")
-    print(
+    header = (
         "| config | slice | microbatches | parameters | optimiser | temporaries | HBM, GB | moved, GB | TFLOP | ms "
         "| M tokens/s | run, hours | chip-hours |"
     )
-    print(13 * "|---" + "|")
+    print(header)
+    print((header.count("|") - 1) * "|---" + "|")
     for name, topology, microbatches in ROWS:
         key = f"{name} {topology} {microbatches}"
         print(row_of(key, done[key]))
