@@ -223,7 +223,7 @@ def plot_comparison(
     for i, line in enumerate(lines):
         values = of(rows, line.condition, line.figure)
         mean, half = interval(values)
-        colour = {"student": "C0", "ta": "C1"}.get(line.figure, "C2")
+        colour = {"student": "C0", "ta": "C1"}[line.figure]
         axes.errorbar([mean], [-i], xerr=[half], fmt="D", color=colour, capsize=3, markersize=5)
         axes.plot(values, [-i] * len(values), "o", color="0.6", markersize=3, zorder=3)
     models = [(one.condition, model_of(rows, one.condition, one.figure)) for one in lines]

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import statistics
 
 import laptop
+import numpy as np
 from laptop import Line, comparison, plot_comparison
 
 import matta_jax
 from matta_jax import config as c
+from matta_jax.data import Labels, make_tokenizer, split_data
 from matta_jax.files import replace_text
 
 SEEDS = (0, 1, 2)
@@ -61,7 +64,16 @@ def measure(lab):
     labels = {T: str(lab.workdir / f"labels_{T:g}") for T in TEMPERATURES}
     for T, folder in labels.items():
         matta_jax.label(lab.config, str(teacher), folder, top_k=TOP_K, temperature=T)
-    return {"rows": lab.rows(conditions(str(teacher), labels), SEEDS), "teacher": reached.metrics["eval/student"]}
+    rows = lab.rows(conditions(str(teacher), labels), SEEDS)
+    held = {f"{T:g}": held_share(lab.config, folder) for T, folder in labels.items()}
+    return {"rows": rows, "teacher": reached.metrics["eval/student"], "held_share": held}
+
+
+def held_share(config, folder):
+    """How much of the Teacher's probability its labels hold: the mean over each hundredth window."""
+    labels, windows = Labels(folder), split_data(config, make_tokenizer(config.data.tokenizer), held_out=False)
+    log_probs = (labels.get(i, windows[i]["tokens"])["teacher_log_probs"] for i in range(0, len(windows), 100))
+    return statistics.mean(float(np.exp(one).sum(axis=-1).mean()) for one in log_probs)
 
 
 def show(results, folder):
@@ -71,4 +83,8 @@ def show(results, folder):
     lines = [Line(name, "student", None if name == "no Teacher" else ("no Teacher", "student")) for name in names]
     lines += [Line(name, "ta", None if name == "no Teacher" else ("no Teacher", "ta")) for name in names]
     plot_comparison(rows, [line for line in lines if line.condition != HARD], folder / "teacher.png")  # It is far off.
-    return f"The Teacher's own: {results['teacher']:.4f} nats per token.\n\n{comparison(rows, lines)}"
+    held = ", ".join(f"{share:.0%} at T {T}" for T, share in results["held_share"].items())
+    about = (
+        f"The Teacher's own: {results['teacher']:.4f} nats per token. Of its probability the cached labels hold {held}."
+    )
+    return f"{about}\n\n{comparison(rows, lines)}"
