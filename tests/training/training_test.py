@@ -378,7 +378,7 @@ def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, 
     made = report(tmp_path / "many", weight="blocks/0/mlp/w_out", layer=1)
     assert (tmp_path / "many" / "preconditioners.png").stat().st_size > 1000
     text = (tmp_path / "many" / "report.md").read_text()
-    assert "Preconditioners of blocks/0/mlp/w_out, layer 1" in text and "| TA alone | R |" in text and made.files
+    assert "## Preconditioners\n\nOf blocks/0/mlp/w_out, layer 1," in text and "| TA alone | R |" in text and made.files
     for bad, words in (
         ({"weight": "blocks/0/mlp/w_on"}, "did you mean"),
         ({"layer": 9}, "layer=9 must be from 0 to 2"),
