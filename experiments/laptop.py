@@ -10,7 +10,7 @@ import json
 import pathlib
 import statistics
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,32 +66,39 @@ def excerpt(workdir: pathlib.Path, side: str) -> pathlib.Path:
 
 def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
     """Writes both. Raises UserError when the books cannot be read, or the folder cannot be written."""
-    texts = {side: _beginnings(data, f"{side}.jsonl.gz") for side in (TUNED_ON, REPORTED_ON)}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for side, text in texts.items():
-            write_once(excerpt(workdir, side), text)
-    except OSError as error:
-        raise UserError(f"--workdir={str(workdir)!r} cannot be written ({error.strerror}); name another") from None
+    texts = {}
+    for side in (TUNED_ON, REPORTED_ON):
+        texts[side] = json_lines(book[:_CHARACTERS] for book in read_books(data, f"{side}.jsonl.gz"))
+    for side, text in texts.items():
+        write_once(excerpt(workdir, side), text)
 
 
-def _beginnings(data: pathlib.Path, name: str) -> str:
-    """The first characters of each book of a file, as JSON lines."""
-    file = data / "books" / name
-    if not file.is_file():
+def read_books(data: pathlib.Path, name: str) -> Iterator[str]:
+    """Yields the texts of one of `data`'s files of books. Raises UserError when there is none, or it is damaged."""
+    file = next(iter(sorted((data / "books").glob(name))), None)
+    if file is None:
         raise UserError(f"--data_dir={str(data)!r} has no books/{name}; name the folder that has books/ and bpe/")
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            books = [json.loads(line)["text"][:_CHARACTERS] for line in lines]
+            for line in lines:
+                yield json.loads(line)["text"]
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error}); fetch it again") from None
-    return "".join(json.dumps({"text": book}) + "\n" for book in books)
+
+
+def json_lines(texts: Iterable[str]) -> str:
+    """A file of texts, as `text:` sources read it."""
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
 def write_once(path: pathlib.Path, text: str) -> None:
-    """Writes a file unless it holds this text already: processes that share a folder of runs all call this."""
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        replace_text(path, text)
+    """Writes a file unless it holds this text already: processes that share a workdir all call this."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            replace_text(path, text)
+    except OSError as error:
+        raise UserError(f"--workdir={str(path.parent)!r} cannot be written ({error.strerror}); name another") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def measure(name, experiment):
     config_of = getattr(experiment, "config_of", laptop.config_of)
     if config_of is not laptop.config_of:
         workdir = workdir / name  # A run's name is its overrides: those of another config would have the same.
-    laptop.write_excerpts(data, workdir)
+    getattr(experiment, "write_data", laptop.write_excerpts)(data, workdir)
     lab = laptop.Lab(config_of(data, workdir), data, workdir, _SEEDS.value, _app.say)
     results = experiment.measure(lab)
     about = {

@@ -5,6 +5,11 @@ from scorers import comparison
 SEEDS, measure, show = comparison.SEEDS, comparison.measure, comparison.show
 
 
+def write_data(data, workdir):
+    """Its examples."""
+    comparison.write_data("quality", data / "text_cls" / "sentence_polarity.zip", workdir)
+
+
 def config_of(data, workdir):
     """That of `configs/quality.py`."""
-    return comparison.config_of("quality", data / "text_cls" / "sentence_polarity.zip", workdir)
+    return comparison.config_of("quality", workdir)

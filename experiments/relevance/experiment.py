@@ -5,6 +5,11 @@ from scorers import comparison
 SEEDS, measure, show = comparison.SEEDS, comparison.measure, comparison.show
 
 
+def write_data(data, workdir):
+    """Its examples."""
+    comparison.write_data("relevance", data / "gsm8k", workdir)
+
+
 def config_of(data, workdir):
     """That of `configs/relevance.py`."""
-    return comparison.config_of("relevance", data / "gsm8k", workdir)
+    return comparison.config_of("relevance", workdir)

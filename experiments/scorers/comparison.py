@@ -30,11 +30,16 @@ _UNIT = "AUC loss, 1 - AUC, of the test examples"
 _TASK = "auc:held_out"
 
 
-def config_of(name, raw, workdir):
-    """The run of `configs/NAME.py` on the examples that `prepare.py` makes of `raw`."""
+def write_data(name, raw, workdir):
+    """The examples that `prepare.py` makes of `raw`, once."""
     folder = workdir / name
     if not (folder / "test.jsonl").is_file():
-        prepare.write_examples(folder, {"quality": prepare.quality, "relevance": prepare.relevance}[name](raw))
+        prepare.make_examples(name, raw, folder)
+
+
+def config_of(name, workdir):
+    """The run of `configs/NAME.py` on these examples."""
+    folder = workdir / name
     file = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
     config = c.from_config_dict(runpy.run_path(str(file))["get_config"]())
     own = {"data.source": f"text:{folder}/train.jsonl", "data.eval_source": f"text:{folder}/test.jsonl"}

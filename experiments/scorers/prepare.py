@@ -59,13 +59,13 @@ def quality(raw: pathlib.Path) -> dict[str, Rows]:
             for label, end in ((1, "pos"), (0, "neg")):
                 member = next((name for name in archive.namelist() if name.endswith(f"rt-polarity.{end}")), None)
                 if member is None:
-                    raise UserError(f"--raw={str(raw)!r} has no rt-polarity.{end}; give NLTK's sentence_polarity.zip")
+                    raise UserError(f"raw={str(raw)!r} has no rt-polarity.{end}; give NLTK's sentence_polarity.zip")
                 for line in archive.read(member).decode("latin-1").split("\n"):
                     if text := " ".join(line.split()):
                         labels.setdefault(text, label)
     except (OSError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"--raw={str(raw)!r} must be a zip file ({why}); give NLTK's sentence_polarity.zip") from None
+        raise UserError(f"raw={str(raw)!r} must be a zip file ({why}); give NLTK's sentence_polarity.zip") from None
     splits: dict[str, Rows] = {"train": [], "test": []}
     for text in sorted(labels, key=_hash):
         splits["test" if _hash("split " + text) % 10 == 0 else "train"].append({"text": text, "label": labels[text]})
@@ -77,7 +77,7 @@ def relevance(raw: pathlib.Path) -> dict[str, Rows]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if not raw.is_dir():
-        raise UserError(f"--raw={str(raw)!r} must be a folder for --task=relevance; give that of GSM8K's two files")
+        raise UserError(f"raw={str(raw)!r} must be a folder; give that of GSM8K's two files")
     pairs = {split: _read(raw, f"{split}.jsonl") for split in ("train", "test")}
     vectorizer = TfidfVectorizer().fit([text for pair in pairs["train"] for text in pair])
     return {split: _with_negatives(of_split, vectorizer) for split, of_split in pairs.items()}
@@ -88,14 +88,14 @@ def _read(raw: pathlib.Path, name: str) -> Pairs:
         rows = [json.loads(line) for line in (raw / name).read_text(encoding="utf-8").split("\n") if line.strip()]
         pairs = [(row["question"].strip(), re.sub(r"<<.*?>>|\n####.*", "", row["answer"]).strip()) for row in rows]
     except FileNotFoundError:
-        raise UserError(f"--raw={str(raw)!r} has no {name}; give the folder of train.jsonl and test.jsonl") from None
+        raise UserError(f"raw={str(raw)!r} has no {name}; give the folder of train.jsonl and test.jsonl") from None
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
-            f"--raw={str(raw)!r}: {name} must have a question and an answer in each line ({why}); fetch GSM8K again"
+            f"raw={str(raw)!r}: {name} must have a question and an answer in each line ({why}); fetch GSM8K again"
         ) from None
     if len({solution for _, solution in pairs}) < 2:
-        raise UserError(f"--raw={str(raw)!r}: {name} must have two different solutions; fetch GSM8K again")
+        raise UserError(f"raw={str(raw)!r}: {name} must have two different solutions; fetch GSM8K again")
     return pairs
 
 
@@ -139,12 +139,20 @@ def write_examples(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
             building.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             building.replace(folder / f"{split}.jsonl")
     except OSError as error:
-        raise UserError(
-            f"--output={str(folder)!r} must be a writable folder ({error.strerror}); name another"
-        ) from None
+        raise UserError(f"output={str(folder)!r} must be a writable folder ({error.strerror}); name another") from None
 
 
 _TASKS = {"quality": quality, "relevance": relevance}
+
+
+def make_examples(task: str, raw: pathlib.Path, output: pathlib.Path) -> dict[str, Rows]:
+    """Writes and returns the examples of `quality` or `relevance`. Raises UserError when it cannot."""
+    try:
+        splits = _TASKS[task](raw)
+        write_examples(output, splits)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{task} needs the package {error.name}; pip install 'matta_jax[scorers,tokenizers]'") from None
+    return splits
 
 
 def main() -> None:
@@ -153,16 +161,9 @@ def main() -> None:
     if task not in _TASKS:
         raise UserError(f"--task={task!r} must be one of {', '.join(_TASKS)}{did_you_mean(task, _TASKS)}")
     raw = pathlib.Path(_app.required(_RAW, "sentence_polarity.zip" if task == "quality" else "gsm8k"))
-    folder = pathlib.Path(_app.required(_OUTPUT, f"data/{task}"))
-    try:
-        splits = _TASKS[task](raw)
-        write_examples(folder, splits)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"--task={task} needs the package {error.name}; pip install 'matta_jax[scorers,tokenizers]'"
-        ) from None
-    for split, rows in splits.items():
-        print(f"{folder / split}.jsonl: {len(rows)} examples, {np.mean([row['label'] for row in rows]):.1%} of class 1")
+    output = pathlib.Path(_app.required(_OUTPUT, f"data/{task}"))
+    for split, rows in make_examples(task, raw, output).items():
+        print(f"{output / split}.jsonl: {len(rows)} examples, {np.mean([row['label'] for row in rows]):.1%} of class 1")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What a Teacher adds: none, one that runs along, its cached top-64 labels at three temperatures, its hard labels."""
 
-import gzip
-import json
 import statistics
 
 import laptop
@@ -11,7 +9,6 @@ from laptop import Line, comparison, plot_comparison
 import matta_jax
 from matta_jax import config as c
 from matta_jax.data import Labels, make_tokenizer, split_data
-from matta_jax.files import replace_text
 
 SEEDS = (0, 1, 2)
 TEACHER = {
@@ -31,18 +28,21 @@ HARD = "hard labels"
 _CHARACTERS = 2_600_000  # Of the text that all runs but the Teacher's train on: about 600 steps' tokens.
 
 
+def write_data(data, workdir):
+    """The held-out excerpts, and the text that all but the Teacher train on."""
+    laptop.write_excerpts(data, workdir)
+    books, left = [], _CHARACTERS
+    for book in laptop.read_books(data, "train-00000*.jsonl.gz"):
+        books.append(book[:left])
+        left -= len(books[-1])
+        if not left:
+            break
+    laptop.write_once(workdir / "taught.jsonl", laptop.json_lines(books))
+
+
 def config_of(data, workdir):
     """The laptop's run, on a text that it reads once: labels are of all of it."""
-    config = laptop.config_of(data, workdir)
-    text = workdir / "taught.jsonl"
-    if not text.is_file():
-        books, left = [], _CHARACTERS
-        with gzip.open(next((data / "books").glob("train-00000*")), "rt", encoding="utf-8") as lines:
-            for line in lines:
-                books.append(json.loads(line)["text"][:left])
-                left -= len(books[-1])
-        replace_text(text, "".join(json.dumps({"text": book}) + "\n" for book in books if book))
-    return c.override(config, {"data.source": f"text:{text}"})
+    return c.override(laptop.config_of(data, workdir), {"data.source": f"text:{workdir / 'taught.jsonl'}"})
 
 
 def conditions(teacher, labels):

@@ -137,6 +137,22 @@ def test_excerpts_are_written_once_and_mistakes_end_in_a_line(experiment, tmp_pa
     assert json.loads(written.read_text())["text"].startswith("word")
 
 
+def test_the_taught_text_is_the_first_characters_of_the_books(experiment, tmp_path, monkeypatch):
+    teacher = experiment("teacher")
+    data, workdir = tmp_path / "data", tmp_path / "runs"
+    (data / "books").mkdir(parents=True)
+    books = lambda *texts: gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    for side in ("validation", "test"):
+        (data / "books" / f"{side}.jsonl.gz").write_bytes(books("held out"))
+    with pytest.raises(UserError, match=r"has no books/train-00000\*.jsonl.gz; name the folder"):
+        teacher.write_data(data, workdir)
+    (data / "books" / "train-00000-of-2.jsonl.gz").write_bytes(books("abcd", "efgh", "ijkl"))
+    monkeypatch.setattr(teacher, "_CHARACTERS", 6)
+    teacher.write_data(data, workdir)
+    written = teacher.config_of(data, workdir).data.source.removeprefix("text:")
+    assert pathlib.Path(written).read_text() == '{"text": "abcd"}\n{"text": "ef"}\n'
+
+
 def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path, monkeypatch):
     """Else runs of one name would meet: a run's name is its overrides."""
     run, laptop = experiment("run"), sys.modules["laptop"]
@@ -145,8 +161,9 @@ def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path,
     other = types.SimpleNamespace(
         measure=lambda lab: folders.update(other=lab.workdir) or {},
         config_of=lambda data, workdir: folders.update(config=workdir),
+        write_data=lambda data, workdir: folders.update(data=workdir),
     )
-    monkeypatch.setattr(laptop, "write_excerpts", lambda data, workdir: None)
+    monkeypatch.setattr(laptop, "write_excerpts", lambda data, workdir: folders.update(excerpts=workdir))
     for flag, value in {"_WORKDIR": tmp_path / "runs", "_DATA_DIR": tmp_path, "_SEEDS": None}.items():
         monkeypatch.setattr(run, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(run, "FOLDER", tmp_path)
@@ -155,7 +172,9 @@ def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path,
         run.measure(name, module)
         assert (tmp_path / name / "results.json").is_file()
     assert folders == {
+        "excerpts": tmp_path / "runs",
         "usual": tmp_path / "runs",
+        "data": tmp_path / "runs" / "other",  # And no excerpts of books.
         "other": tmp_path / "runs" / "other",
         "config": tmp_path / "runs" / "other",
     }
