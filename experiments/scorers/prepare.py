@@ -32,6 +32,7 @@ from absl import flags
 
 from matta_jax.bin import _app
 from matta_jax.errors import UserError, did_you_mean
+from matta_jax.files import replace_text
 
 _TASK = flags.DEFINE_string("task", None, "quality or relevance.")
 _RAW = flags.DEFINE_string("raw", None, "The zip file of quality; the folder of relevance.")
@@ -132,12 +133,9 @@ def write_examples(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
     bpe.train_from_iterator(texts, _VOCAB_SIZE, special_tokens=["<|endoftext|>"], show_progress=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        bpe.save(str(folder / "bpe.json.tmp"))
-        (folder / "bpe.json.tmp").replace(folder / "bpe.json")
+        replace_text(folder / "bpe.json", bpe.to_str(pretty=True))
         for split, rows in splits.items():
-            building = folder / f"{split}.jsonl.tmp"
-            building.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            building.replace(folder / f"{split}.jsonl")
+            replace_text(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
         raise UserError(f"output={str(folder)!r} must be a writable folder ({error.strerror}); name another") from None
 
