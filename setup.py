@@ -59,7 +59,11 @@ setup(
         "hf": _HF,
         "scorers": _SCORERS,
         "search": _SEARCH,
-        "hf_test": [*_HF, "torch>=2.6,<3", "transformers>=5,<6"],  # Gigabytes: tests that need them skip without.
+        "hf_test": [
+            *_HF,
+            "torch>=2.6,<3",
+            "transformers>=5,<6",
+        ],  # Gigabytes: tests that need them skip without.
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.
         "tokenizers": _TOKENIZERS,
         "tensorboard": ["tensorboardX>=2.6,<3"],

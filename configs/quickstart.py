@@ -1,15 +1,19 @@
-"""Train once, serve many, in about two minutes on 2 CPU cores, on the sources of the Python standard library.
+"""Train once, serve many, in about two minutes on 2 CPU cores, on the sources of the Python
+standard library.
 
     matta-quickstart --workdir=/tmp/matta_quickstart
 
-A byte-level GPT Student (4 layers, d_ff 128) inside a TA of the same depth with d_ff 512, and one random mix per step.
+A byte-level GPT Student (4 layers, d_ff 128) inside a TA of the same depth with d_ff 512, and one
+random mix per step.
 """
 
 from matta_jax import config as c
 
 
 def get_config(variant: str = "default"):
-    """Variants: `default`; `two_point`: no mixes; `depth` nests layers, `d_model` the residual stream; `shampoo`."""
+    """Variants: `default`; `two_point`: no mixes; `depth` nests layers, `d_model` the residual
+    stream; `shampoo`.
+    """
     nest = {
         "default": c.NestConfig(d_ff=512, widths=(128, 256, 512)),
         "two_point": c.NestConfig(d_ff=512, widths=(128, 256, 512), mix_per_step=0),
@@ -31,7 +35,9 @@ def get_config(variant: str = "default"):
 
 
 def sweep():
-    """Three learning rates, two seeds each: matta-sweep --config=configs/quickstart.py --workdir=runs/rates."""
+    """Three learning rates, two seeds each: matta-sweep --config=configs/quickstart.py
+    --workdir=runs/rates.
+    """
     for rate in (2e-3, 4e-3, 8e-3):
         for seed in (0, 1):
             yield {"optimizer.learning_rate": rate, "train.seed": seed}

@@ -1,11 +1,12 @@
-"""The paper's Relevance model: does a solution answer a question? Pairs of GSM8K, minutes on 2 CPU cores.
+"""The paper's Relevance model: does a solution answer a question? Pairs of GSM8K, minutes on 2 CPU
+cores.
 
     python experiments/scorers/prepare.py --task=relevance --raw=gsm8k --output=data/relevance
     matta-quickstart --config=configs/relevance.py --workdir=runs/relevance
 
-The table has the AUC of each extracted model, beside those of the same pairs' TF-IDF cosine and of a logistic
-regression on their features: in 6 minutes 33 seconds (beside other work), Student .943, TA .942, cosine .954, features
-.919.
+The table has the AUC of each extracted model, beside those of the same pairs' TF-IDF cosine and of
+a logistic regression on their features: in 6 minutes 33 seconds (beside other work), Student .943,
+TA .942, cosine .954, features .919.
 """
 
 from matta_jax import config as c
@@ -45,6 +46,8 @@ def get_config(variant: str = "default"):
                 seq_len=192,
                 batch_size=32,
             ),
-            train=c.TrainConfig(num_steps=500, eval_every=100, checkpoint_every=250, log_every=50, eval_batches=20),
+            train=c.TrainConfig(
+                num_steps=500, eval_every=100, checkpoint_every=250, log_every=50, eval_batches=20
+            ),
         )
     )

@@ -1,7 +1,8 @@
-"""What the experiments share: a run that a laptop trains in minutes, and the runs of conditions and seeds.
+"""What the experiments share: a run that a laptop trains in minutes, and the runs of conditions and
+seeds.
 
-All experiments of one config train under one folder, where a run's name is its overrides: what two of them need is
-trained once.
+All experiments of one config train under one folder, where a run's name is its overrides: what two
+of them need is trained once.
 """
 
 import dataclasses
@@ -43,7 +44,9 @@ def config_of(data: pathlib.Path, workdir: pathlib.Path) -> c.Config:
       workdir: where excerpts of held-out books are.
     """
     return c.Config(
-        model=c.ModelConfig(vocab_size=4096, num_layers=4, d_model=128, num_heads=4, d_ff=128, max_len=128),
+        model=c.ModelConfig(
+            vocab_size=4096, num_layers=4, d_model=128, num_heads=4, d_ff=128, max_len=128
+        ),
         nest=c.NestConfig(d_ff=1024, widths=(128, 256, 512, 1024), mix_per_step=0),
         optimizer=c.OptimizerConfig(learning_rate=4e-3, warmup_steps=50),
         data=c.DataConfig(
@@ -54,7 +57,12 @@ def config_of(data: pathlib.Path, workdir: pathlib.Path) -> c.Config:
             batch_size=4,
         ),
         train=c.TrainConfig(
-            num_steps=500, log_every=100, eval_every=500, eval_batches=1000, checkpoint_every=500, peak_tflops=0.1
+            num_steps=500,
+            log_every=100,
+            eval_every=500,
+            eval_batches=1000,
+            checkpoint_every=500,
+            peak_tflops=0.1,
         ),
     )
 
@@ -65,25 +73,36 @@ def excerpt(workdir: pathlib.Path, side: str) -> pathlib.Path:
 
 
 def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Writes both. Raises UserError when the books cannot be read, or the folder cannot be written."""
+    """Writes both. Raises UserError when the books cannot be read, or the folder
+    cannot be written.
+    """
     texts = {}
     for side in (TUNED_ON, REPORTED_ON):
-        texts[side] = json_lines(book[:_CHARACTERS] for book in read_books(data, f"{side}.jsonl.gz"))
+        texts[side] = json_lines(
+            book[:_CHARACTERS] for book in read_books(data, f"{side}.jsonl.gz")
+        )
     for side, text in texts.items():
         write_once(excerpt(workdir, side), text)
 
 
 def read_books(data: pathlib.Path, name: str) -> Iterator[str]:
-    """Yields the texts of one of `data`'s files of books. Raises UserError when there is none, or it is damaged."""
+    """Yields the texts of one of `data`'s files of books. Raises UserError when there is none, or
+    it is damaged.
+    """
     file = next(iter(sorted((data / "books").glob(name))), None)
     if file is None:
-        raise UserError(f"--data_dir={str(data)!r} has no books/{name}; name the folder that has books/ and bpe/")
+        raise UserError(
+            f"--data_dir={str(data)!r} has no books/{name}; name the folder that has books/ and "
+            "bpe/"
+        )
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             for line in lines:
                 yield json.loads(line)["text"]
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
-        raise UserError(f"{file} is damaged ({type(error).__name__}: {error}); fetch it again") from None
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}: {error}); fetch it again"
+        ) from None
 
 
 def json_lines(texts: Iterable[str]) -> str:
@@ -92,18 +111,24 @@ def json_lines(texts: Iterable[str]) -> str:
 
 
 def write_once(path: pathlib.Path, text: str) -> None:
-    """Writes a file unless it holds this text already: processes that share a workdir all call this."""
+    """Writes a file unless it holds this text already: processes that share a workdir all call
+    this.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             replace_text(path, text)
     except OSError as error:
-        raise UserError(f"--workdir={str(path.parent)!r} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"--workdir={str(path.parent)!r} cannot be written ({error.strerror}); name another"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished run: its folder, and its last held-out figures by model, in nats per token or example."""
+    """A finished run: its folder, and its last held-out figures by model, in nats per token or
+    example.
+    """
 
     workdir: pathlib.Path
     figures: dict[str, float]
@@ -120,14 +145,35 @@ class Lab:
     """
 
     def __init__(
-        self, config: c.Config, data: pathlib.Path, workdir: pathlib.Path, seeds: Sequence[int] | None, log: Callable
+        self,
+        config: c.Config,
+        data: pathlib.Path,
+        workdir: pathlib.Path,
+        seeds: Sequence[int] | None,
+        log: Callable,
     ):
-        self.config, self.data, self.workdir, self.seeds, self._log = config, data, workdir, seeds, log
+        self.config, self.data, self.workdir, self.seeds, self._log = (
+            config,
+            data,
+            workdir,
+            seeds,
+            log,
+        )
 
-    def train(self, conditions: Mapping[str, Overrides], seeds: Sequence[int]) -> dict[tuple[str, int], Trained]:
-        """Trains each condition with each seed; returns the runs. Raises UserError while some are missing."""
-        todo = {(name, seed): dict(own) | {"train.seed": seed} for seed in seeds for name, own in conditions.items()}
-        planned = {key: plan_sweep(self.config, [own], self.workdir)[0] for key, own in todo.items()}
+    def train(
+        self, conditions: Mapping[str, Overrides], seeds: Sequence[int]
+    ) -> dict[tuple[str, int], Trained]:
+        """Trains each condition with each seed; returns the runs. Raises UserError while some are
+        missing.
+        """
+        todo = {
+            (name, seed): dict(own) | {"train.seed": seed}
+            for seed in seeds
+            for name, own in conditions.items()
+        }
+        planned = {
+            key: plan_sweep(self.config, [own], self.workdir)[0] for key, own in todo.items()
+        }
         for key, run in planned.items():
             if (self.seeds is None or key[1] in self.seeds) and not is_finished(run):
                 self._log(f"{key[0]}, seed {key[1]}")
@@ -147,11 +193,17 @@ class Lab:
         nest = nest_of(config)
         models = [nest.student] if nest.student == nest.ta else [nest.student, nest.ta]
         mixes = config.nest.mix_per_step if len(nest.widths) > 1 else 0
-        teacher = None if config.teacher.model is None else open_teacher(config.teacher.model, "teacher.model")
+        teacher = (
+            None
+            if config.teacher.model is None
+            else open_teacher(config.teacher.model, "teacher.model")
+        )
         return step_flops_per_token(config, nest, models, mixes, teacher)
 
     def rows(self, conditions: Mapping[str, Overrides], seeds: Sequence[int]) -> Rows:
-        """Trains, and returns a row for each run: condition, seed, steps, FLOPs, held-out Student and TA."""
+        """Trains, and returns a row for each run: condition, seed, steps, FLOPs, held-out Student
+        and TA.
+        """
         found = self.train(conditions, seeds)
         flops = {name: self.flops(own) for name, own in conditions.items()}
         rows = []
@@ -177,12 +229,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def shown(values: Sequence[float], *, signed: bool = False) -> str:
     """A mean with its interval, for tables."""
     mean, half = interval(values)
-    return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})" if signed else f"{mean:.4f} ± {half:.4f}"
+    return (
+        f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
+        if signed
+        else f"{mean:.4f} ± {half:.4f}"
+    )
 
 
 def of(rows: Rows, condition: str, figure: str) -> list[float]:
     """A figure of a condition, seed by seed."""
-    return [row[figure] for row in sorted(rows, key=lambda row: row["seed"]) if row["condition"] == condition]
+    return [
+        row[figure]
+        for row in sorted(rows, key=lambda row: row["seed"])
+        if row["condition"] == condition
+    ]
 
 
 def differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
@@ -209,7 +269,13 @@ def comparison(rows: Rows, lines: Sequence[Line], unit: str = "held-out nats per
         if line.against is not None:
             difference = shown(differences(own, of(rows, *line.against)), signed=True)
             versus = " ".join(filter(None, (line.against[0], model_of(rows, *line.against))))
-        cells = [line.condition, model_of(rows, line.condition, line.figure), shown(own), difference, versus]
+        cells = [
+            line.condition,
+            model_of(rows, line.condition, line.figure),
+            shown(own),
+            difference,
+            versus,
+        ]
         table.append([*cells, str(first["steps"]), f"{first['tflops']:.1f}"])
     header = ["condition", "model", unit, "difference, 95 % interval", "to", "steps", "TFLOP"]
     return markdown_table(header, table, left=(0, 1, 2, 3, 4))
@@ -234,7 +300,9 @@ def plot_comparison(
         axes.errorbar([mean], [-i], xerr=[half], fmt="D", color=colour, capsize=3, markersize=5)
         axes.plot(values, [-i] * len(values), "o", color="0.6", markersize=3, zorder=3)
     models = [(one.condition, model_of(rows, one.condition, one.figure)) for one in lines]
-    axes.set_yticks([-i for i in range(len(lines))], [": ".join(filter(None, names)) for names in models])
+    axes.set_yticks(
+        [-i for i in range(len(lines))], [": ".join(filter(None, names)) for names in models]
+    )
     axes.set_ylim(-len(lines) + 0.4, 0.6)
     axes.grid(axis="x", color="0.92")
     figure.supxlabel(f"{unit}: mean, 95 % interval over seeds, seeds", fontsize=10)

@@ -24,7 +24,8 @@ class QuickstartResult:
     Attributes:
       workdir: the run's folder.
       report: its table, rows and files.
-      baselines: bits per byte of the same held-out text: unigram entropy, and gzip. Of a scorer: the AUC of TF-IDF.
+      baselines: bits per byte of the same held-out text: unigram entropy, and gzip. Of a scorer:
+        the AUC of TF-IDF.
       sample: a text from the TA; of a scorer none.
     """
 
@@ -35,7 +36,9 @@ class QuickstartResult:
 
 
 def family(nest: Nest) -> list[str]:
-    """Specs from the Student to the TA: each uniform width, both patterns at half their layers, and a middle depth."""
+    """Specs from the Student to the TA: each uniform width, both patterns at half their layers, and
+    a middle depth.
+    """
     half = nest.ta.num_layers // 2
     specs = ["student", "ta", *(f"d_ff={width}" for width in nest.widths)]
     if len(nest.widths) > 1 and half:
@@ -53,9 +56,11 @@ def quickstart(
     prompt: str = "def ",
     log: Callable[[str], None] = print,
 ) -> QuickstartResult:
-    """Trains a run, extracts a family of models, scores each extracted model on what is held out, and reports.
+    """Trains a run, extracts a family of models, scores each extracted model on what is held out,
+    and reports.
 
-    Stopped at any point and called again, it goes on: training from its checkpoint, and models that are there are kept.
+    Stopped at any point and called again, it goes on: training from its checkpoint, and models that
+    are there are kept.
 
     Args:
       config: the run.
@@ -70,11 +75,17 @@ def quickstart(
     workdir = pathlib.Path(workdir).resolve()
     result = train(config, workdir, log=log)
     if not result.finished:
-        raise UserError(f"training was stopped at step {result.step}; start the same command again to go on")
+        raise UserError(
+            f"training was stopped at step {result.step}; start the same command again to go on"
+        )
     specs = family(nest_of(config)) if sub_models is None else list(sub_models)
     folders = [workdir / "models" / slug(spec) for spec in specs]
-    missing = {spec: folder for spec, folder in zip(specs, folders, strict=True) if not folder.exists()}
-    if missing:  # All from one reading of the checkpoint; a lone one is written to its own folder, not beneath it.
+    missing = {
+        spec: folder for spec, folder in zip(specs, folders, strict=True) if not folder.exists()
+    }
+    # All from one reading of the checkpoint; a lone one is written to its own folder, not beneath
+    # it.
+    if missing:
         output = folders[0].parent if len(missing) > 1 else next(iter(missing.values()))
         for one in extract(str(workdir), list(missing), output):
             log(f"extracted {one.spec}: difference to the TA's slice {one.max_difference}")
@@ -91,7 +102,9 @@ def quickstart(
 
 
 def _baselines(config: Config) -> dict[str, float]:
-    """Bits per byte of the held-out text under its own unigram distribution of bytes, and under gzip."""
+    """Bits per byte of the held-out text under its own unigram distribution of bytes, and under
+    gzip.
+    """
     tokenizer = make_tokenizer(config.data.tokenizer)
     windows = split_data(config, tokenizer, held_out=True)
     assert isinstance(windows, Windows)

@@ -1,4 +1,6 @@
-"""A sweep in one call: a run for each set of overrides, one after another, and a table of them all."""
+"""A sweep in one call: a run for each set of overrides, one after another, and a table
+of them all.
+"""
 
 import dataclasses
 import json
@@ -40,8 +42,8 @@ class SweepResult:
     """What a sweep leaves.
 
     Attributes:
-      rows: for each run its name, overrides, status (finished, diverged, failed, stopped or missing), step, and the
-        last held-out Student and TA in nats per token.
+      rows: for each run its name, overrides, status (finished, diverged, failed, stopped or
+        missing), step, and the last held-out Student and TA in nats per token.
       table: the rows, for people; also in `sweep.md` and `sweep.json` of the sweep's folder.
     """
 
@@ -49,21 +51,30 @@ class SweepResult:
     table: str
 
 
-def plan_sweep(config: Config, overrides: Sequence[Overrides], workdir: str | pathlib.Path) -> list[SweepRun]:
+def plan_sweep(
+    config: Config, overrides: Sequence[Overrides], workdir: str | pathlib.Path
+) -> list[SweepRun]:
     """Checks all runs of a sweep before the first one starts.
 
     Raises:
       UserError: no overrides, two that are the same, or some that make no valid config.
     """
     if not overrides:
-        raise UserError("the sweep has no runs; its overrides must yield at least one, such as {'train.seed': 0}")
+        raise UserError(
+            "the sweep has no runs; its overrides must yield at least one, such as {'train.seed': "
+            "0}"
+        )
     runs: dict[str, SweepRun] = {}
     for i, one in enumerate(overrides, 1):
         if not isinstance(one, Mapping):
-            raise UserError(f"run {i} of the sweep is {one!r}; it must be a dict such as {{'train.seed': 0}}")
+            raise UserError(
+                f"run {i} of the sweep is {one!r}; it must be a dict such as {{'train.seed': 0}}"
+            )
         name = ",".join(f"{field}={_plain(value)}" for field, value in one.items()) or "base"
         if name in runs:
-            raise UserError(f"runs {list(runs).index(name) + 1} and {i} of the sweep are both {name}; drop one")
+            raise UserError(
+                f"runs {list(runs).index(name) + 1} and {i} of the sweep are both {name}; drop one"
+            )
         try:
             changed = config_lib.override(config, one)
         except UserError as error:
@@ -81,8 +92,9 @@ def sweep(
 ) -> SweepResult:
     """Trains one run after another in folders of their own, and gathers a table.
 
-    Stopped at any point and called again, it goes on: finished runs are kept, the one that was stopped continues. A run
-    that diverges is a row of the table, and so is one that fails; the others go on.
+    Stopped at any point and called again, it goes on: finished runs are kept, the one that was
+    stopped continues. A run that diverges is a row of the table, and so is one that fails; the
+    others go on.
 
     Args:
       config: what all runs share.
@@ -131,7 +143,9 @@ def gather_sweep(runs: Sequence[SweepRun], endings: Mapping[str, str] | None = N
         unfinished = "missing" if last is None else "stopped"
         status = "finished" if is_finished(run) else (endings or {}).get(run.name, unfinished)
         scores = {"step": None, "student": None, "ta": None} if last is None else last
-        rows.append({"name": run.name, "overrides": dict(run.overrides), "status": status, **scores})
+        rows.append(
+            {"name": run.name, "overrides": dict(run.overrides), "status": status, **scores}
+        )
     table = _table(rows)
     folder = runs[0].workdir.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +160,9 @@ def _plain(value: Any) -> str:
 
 
 def is_finished(run: SweepRun) -> bool:
-    """Whether this very run has ended; that of another config is not this one, which `train` then says."""
+    """Whether this very run has ended; that of another config is not this one, which `train` then
+    says.
+    """
     try:
         config = json.loads((run.workdir / "config.json").read_text())
     except (OSError, ValueError):
@@ -176,10 +192,18 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     number = lambda value: "-" if value is None else f"{value:.4f}"
     lines = []
     for row in rows:
-        values = [_plain(row["overrides"][field]) if field in row["overrides"] else "" for field in fields]
+        values = [
+            _plain(row["overrides"][field]) if field in row["overrides"] else "" for field in fields
+        ]
         step = "-" if row["step"] is None else str(row["step"])
         status = row["status"].partition(":")[0]
         lines.append([*values, step, number(row["student"]), number(row["ta"]), status])
     table = markdown_table([*fields, "step", "held-out Student", "held-out TA", "status"], lines)
-    best = min((row for row in rows if row["status"] == "finished"), key=lambda row: row["student"], default=None)
-    return table + (f"\n\nLowest held-out Student of the finished runs: {best['name']}" if best else "")
+    best = min(
+        (row for row in rows if row["status"] == "finished"),
+        key=lambda row: row["student"],
+        default=None,
+    )
+    return table + (
+        f"\n\nLowest held-out Student of the finished runs: {best['name']}" if best else ""
+    )

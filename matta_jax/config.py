@@ -1,8 +1,9 @@
 """The one truth about every field of a run: its type, default, range and meaning.
 
-A run is a frozen `Config` of frozen sections. Files in `configs/` build one and hand it to absl's `config_flags` as an
-`ml_collections.ConfigDict` (`to_config_dict`); `from_config_dict` checks the overridden result back into a `Config`. A
-`Config` that exists is valid: each section checks its own fields, `Config` the rules between them.
+A run is a frozen `Config` of frozen sections. Files in `configs/` build one and hand it to absl's
+`config_flags` as an `ml_collections.ConfigDict` (`to_config_dict`); `from_config_dict` checks the
+overridden result back into a `Config`. A `Config` that exists is valid: each section checks its own
+fields, `Config` the rules between them.
 """
 
 import dataclasses
@@ -28,7 +29,13 @@ def _field(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    rule = {"minimum": minimum, "above": above, "below": below, "maximum": maximum, "choices": choices}
+    rule = {
+        "minimum": minimum,
+        "above": above,
+        "below": below,
+        "maximum": maximum,
+        "choices": choices,
+    }
     return dataclasses.field(default=default, metadata={"meaning": meaning, **rule})
 
 
@@ -90,31 +97,48 @@ class ModelConfig(_Section):
 
     section = "model"
     name: str = _field(
-        "gpt", "gpt, a language model; or scorer, an encoder of examples with a head.", choices=("gpt", "scorer")
+        "gpt",
+        "gpt, a language model; or scorer, an encoder of examples with a head.",
+        choices=("gpt", "scorer"),
     )
-    vocab_size: int = _field(256, "Rows of the embedding; at least the tokenizer's size.", minimum=2)
+    vocab_size: int = _field(
+        256, "Rows of the embedding; at least the tokenizer's size.", minimum=2
+    )
     num_layers: int = _field(4, "Transformer blocks of the Student.", minimum=1)
     d_model: int = _field(128, "Width of the Student's residual stream.", minimum=1)
-    num_heads: int = _field(4, "Attention heads of the Student; d_model / num_heads is the head_dim.", minimum=1)
+    num_heads: int = _field(
+        4, "Attention heads of the Student; d_model / num_heads is the head_dim.", minimum=1
+    )
     d_ff: int = _field(512, "Hidden width of the Student's feed-forward layers.", minimum=1)
     max_len: int = _field(256, "Learned positions; the longest sequence, in tokens.", minimum=1)
-    num_classes: int = _field(1, "Outputs of a scorer: 1 for a sigmoid, more for a softmax.", minimum=1)
+    num_classes: int = _field(
+        1, "Outputs of a scorer: 1 for a sigmoid, more for a softmax.", minimum=1
+    )
     num_dense: int = _field(0, "Numbers in the field dense of a scorer's examples.", minimum=0)
-    categories: tuple[int, ...] = _field((), "Values of each number in their field categorical.", minimum=1)
+    categories: tuple[int, ...] = _field(
+        (), "Values of each number in their field categorical.", minimum=1
+    )
     dropout: float = _field(
-        0.0, "Dropout rate on the embeddings and each residual branch while training.", minimum=0.0, below=1.0
+        0.0,
+        "Dropout rate on the embeddings and each residual branch while training.",
+        minimum=0.0,
+        below=1.0,
     )
     compute_dtype: str = _field(
-        "float32", "Type of activations and matmuls; parameters stay float32.", choices=("float32", "bfloat16")
+        "float32",
+        "Type of activations and matmuls; parameters stay float32.",
+        choices=("float32", "bfloat16"),
     )
     reduce_dtype: str = _field(
         "compute",
-        "Type in which weight gradients are summed over tokens and devices: that of compute_dtype, or float32.",
+        "Type in which weight gradients are summed over tokens and devices: that of compute_dtype, "
+        "or float32.",
         choices=("compute", "float32"),
     )
     remat: str = _field(
         "dots",
-        "What a layer keeps for its backward pass: dots (matmul outputs), none (everything kept), full (nothing).",
+        "What a layer keeps for its backward pass: dots (matmul outputs), none (everything kept), "
+        "full (nothing).",
         choices=("dots", "none", "full"),
     )
 
@@ -126,19 +150,24 @@ class NestConfig(_Section):
     section = "nest"
     num_layers: int | None = _field(None, "Blocks of the TA (Depth M-nesting).", minimum=1)
     d_model: int | None = _field(None, "Residual width of the TA (d_model M-nesting).", minimum=1)
-    num_heads: int | None = _field(None, "Heads of the TA, of the Student's head_dim (Layer M-nesting).", minimum=1)
+    num_heads: int | None = _field(
+        None, "Heads of the TA, of the Student's head_dim (Layer M-nesting).", minimum=1
+    )
     d_ff: int | None = _field(None, "Hidden width of the TA (Layer M-nesting).", minimum=1)
     widths: tuple[int, ...] = _field(
         (), "d_ff granularities, from the Student's to the TA's. Empty: these two alone.", minimum=1
     )
     mix_per_step: int = _field(
         1,
-        "Random per-layer mixes of the widths trained in each step; 0 is the paper's two-point recipe. Without effect "
+        "Random per-layer mixes of the widths trained in each step; 0 is the paper's two-point "
+        "recipe. Without effect "
         "on a nest of one width.",
         minimum=0,
         maximum=8,
     )
-    student_layers: str = _field("prefix", "Which of the TA's blocks the Student runs.", choices=("prefix", "spread"))
+    student_layers: str = _field(
+        "prefix", "Which of the TA's blocks the Student runs.", choices=("prefix", "spread")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,24 +177,40 @@ class ObjectiveConfig(_Section):
     section = "objective"
     student_weight: float = _field(1.0, "a_S: the Student's cross-entropy.", minimum=0.0)
     ta_weight: float = _field(1.0, "a_TA: the TA's cross-entropy.", minimum=0.0)
-    distill_weight: float = _field(0.5, "w_max: TA-to-Student distillation after the ramp.", minimum=0.0)
-    distill_ramp: float = _field(
-        0.1, "Fraction of num_steps over which w(t) rises from 0 to distill_weight.", minimum=0.0, maximum=1.0
+    distill_weight: float = _field(
+        0.5, "w_max: TA-to-Student distillation after the ramp.", minimum=0.0
     )
-    ramp_shape: str = _field("linear", "Shape of the ramp.", choices=("linear", "cosine", "constant"))
-    temperature: float = _field(1.0, "T of the distillation term; the term is scaled by T squared.", above=0.0)
+    distill_ramp: float = _field(
+        0.1,
+        "Fraction of num_steps over which w(t) rises from 0 to distill_weight.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    ramp_shape: str = _field(
+        "linear", "Shape of the ramp.", choices=("linear", "cosine", "constant")
+    )
+    temperature: float = _field(
+        1.0, "T of the distillation term; the term is scaled by T squared.", above=0.0
+    )
     divergence: str = _field(
         "forward_kl",
         "Distance from the TA's distribution to the Student's.",
         choices=("forward_kl", "reverse_kl", "jensen_shannon"),
     )
     jensen_shannon_beta: float = _field(
-        0.5, "Weight of the TA in the mixture of the Jensen-Shannon divergence.", above=0.0, below=1.0
+        0.5,
+        "Weight of the TA in the mixture of the Jensen-Shannon divergence.",
+        above=0.0,
+        below=1.0,
     )
     mix_weight: float = _field(0.5, "Cross-entropy of each random mix.", minimum=0.0)
-    mix_distill_weight: float = _field(0.5, "Distillation of each random mix, on the same ramp.", minimum=0.0)
+    mix_distill_weight: float = _field(
+        0.5, "Distillation of each random mix, on the same ramp.", minimum=0.0
+    )
     chunk_size: int = _field(
-        256, "Most tokens on a device whose logits exist at once; 256 to 512 pays, less saves memory.", minimum=1
+        256,
+        "Most tokens on a device whose logits exist at once; 256 to 512 pays, less saves memory.",
+        minimum=1,
     )
 
 
@@ -175,17 +220,26 @@ class TeacherConfig(_Section):
 
     section = "teacher"
     model: str | None = _field(
-        None, "Folder of an extracted or imported model, or the workdir of a run, D[@STEP], for its TA. Runs along."
+        None,
+        "Folder of an extracted or imported model, or the workdir of a run, D[@STEP], for its TA. "
+        "Runs along.",
     )
-    labels: str | None = _field(None, "Or folder of labels that matta-label wrote of the training windows.")
-    student_weight: float = _field(0.0, "u_S: forward KL from the Teacher to the Student.", minimum=0.0)
+    labels: str | None = _field(
+        None, "Or folder of labels that matta-label wrote of the training windows."
+    )
+    student_weight: float = _field(
+        0.0, "u_S: forward KL from the Teacher to the Student.", minimum=0.0
+    )
     ta_weight: float = _field(0.0, "u_TA: forward KL from the Teacher to the TA.", minimum=0.0)
     temperature: float = _field(
-        1.0, "T of both, which are scaled by T squared; that of the labels, where there are some.", above=0.0
+        1.0,
+        "T of both, which are scaled by T squared; that of the labels, where there are some.",
+        above=0.0,
     )
     task_labels: str = _field(
         "ground_truth",
-        "What the cross-entropies learn: ground_truth, or the class or token that the teacher finds most likely.",
+        "What the cross-entropies learn: ground_truth, or the class or token that the teacher "
+        "finds most likely.",
         choices=("ground_truth", "teacher"),
     )
 
@@ -200,15 +254,26 @@ class OptimizerConfig(_Section):
     """The Optax chain: clip, rule, decoupled weight decay, schedule."""
 
     section = "optimizer"
-    name: str = _field("adamw", "Update rule.", choices=("adamw", "adafactor", "lion", "muon", "shampoo"))
+    name: str = _field(
+        "adamw", "Update rule.", choices=("adamw", "adafactor", "lion", "muon", "shampoo")
+    )
     learning_rate: float = _field(1e-3, "Peak learning rate.", above=0.0)
     warmup_steps: int = _field(100, "Steps of linear warm-up from 0.", minimum=0)
     schedule: str = _field("cosine", "After the warm-up.", choices=("cosine", "constant"))
-    final_fraction: float = _field(0.1, "Where the cosine ends, of the peak.", minimum=0.0, maximum=1.0)
-    weight_decay: float = _field(0.1, "Decoupled decay of matrices; norms and biases have none.", minimum=0.0)
-    clip_norm: float | None = _field(1.0, "Global gradient norm to clip at; None: no clipping.", above=0.0)
+    final_fraction: float = _field(
+        0.1, "Where the cosine ends, of the peak.", minimum=0.0, maximum=1.0
+    )
+    weight_decay: float = _field(
+        0.1, "Decoupled decay of matrices; norms and biases have none.", minimum=0.0
+    )
+    clip_norm: float | None = _field(
+        1.0, "Global gradient norm to clip at; None: no clipping.", above=0.0
+    )
     b1: float = _field(
-        0.9, "Decay of the first moment (adamw, lion) or momentum (muon, shampoo).", minimum=0.0, below=1.0
+        0.9,
+        "Decay of the first moment (adamw, lion) or momentum (muon, shampoo).",
+        minimum=0.0,
+        below=1.0,
     )
     b2: float = _field(0.95, "Decay of the second moment (adamw, lion).", minimum=0.0, below=1.0)
     eps: float = _field(1e-8, "Added to the root of the second moment (adamw).", above=0.0)
@@ -216,31 +281,53 @@ class OptimizerConfig(_Section):
 
 @dataclasses.dataclass(frozen=True)
 class ShampooConfig(_Section):
-    """Preconditioning, where optimizer.name is shampoo; `matta_jax/optim/_shampoo.py` has the equations."""
+    """Preconditioning, where optimizer.name is shampoo; `matta_jax/optim/_shampoo.py` has the
+    equations.
+    """
 
     section = "shampoo"
     block_size: int = _field(128, "Largest side of a block; 256 suits a TPU.", minimum=1)
-    beta2: float = _field(0.99, "Decay of statistics and grafting moment; 1 sums them up.", above=0.0, maximum=1.0)
-    epsilon: float = _field(1e-6, "Ridge of the statistics, relative to their largest eigenvalue.", above=0.0)
-    precondition_every: int = _field(10, "Steps between two computations of a block's roots.", minimum=1)
+    beta2: float = _field(
+        0.99, "Decay of statistics and grafting moment; 1 sums them up.", above=0.0, maximum=1.0
+    )
+    epsilon: float = _field(
+        1e-6, "Ridge of the statistics, relative to their largest eigenvalue.", above=0.0
+    )
+    precondition_every: int = _field(
+        10, "Steps between two computations of a block's roots.", minimum=1
+    )
     start_step: int = _field(10, "Steps that take the grafting update alone.", minimum=0)
-    staggered: bool = _field(False, "Compute every k-th block's roots in each step, not all in every k-th step.")
-    root: str = _field("newton", "How roots are computed; eigh suits CPUs and GPUs.", choices=("newton", "eigh"))
-    root_dtype: str = _field("float32", "Type that roots are kept in.", choices=("float32", "bfloat16"))
-    grafting: str = _field("rmsprop", "Whose norm the update takes.", choices=("rmsprop", "adam", "sgd"))
+    staggered: bool = _field(
+        False, "Compute every k-th block's roots in each step, not all in every k-th step."
+    )
+    root: str = _field(
+        "newton", "How roots are computed; eigh suits CPUs and GPUs.", choices=("newton", "eigh")
+    )
+    root_dtype: str = _field(
+        "float32", "Type that roots are kept in.", choices=("float32", "bfloat16")
+    )
+    grafting: str = _field(
+        "rmsprop", "Whose norm the update takes.", choices=("rmsprop", "adam", "sgd")
+    )
     graft_scope: str = _field(
         "block",
         "Norms of each block, as nesting needs it, or of each whole matrix.",
         choices=("block", "parameter"),
     )
-    max_dim: int = _field(8192, "Longest side of a matrix that is preconditioned on that side.", minimum=1)
+    max_dim: int = _field(
+        8192, "Longest side of a matrix that is preconditioned on that side.", minimum=1
+    )
     beyond_max_dim: str = _field(
         "graft",
-        "A matrix with a longer side: the grafting update alone, or its other side to the power -1/2.",
+        "A matrix with a longer side: the grafting update alone, or its other side to the power "
+        "-1/2.",
         choices=("graft", "one_sided"),
     )
     block_multiple: int = _field(
-        8, "Blocks of one shape are padded to a multiple of this, so that as many devices can share them.", minimum=1
+        8,
+        "Blocks of one shape are padded to a multiple of this, so that as many devices can share "
+        "them.",
+        minimum=1,
     )
 
 
@@ -249,22 +336,33 @@ class DataConfig(_Section):
     """What is read, and how it becomes batches."""
 
     section = "data"
-    source: str = _field("stdlib", "stdlib, text:GLOB (.txt .jsonl .jsonl.gz), or tfds:NAME[:SPLIT].")
+    source: str = _field(
+        "stdlib", "stdlib, text:GLOB (.txt .jsonl .jsonl.gz), or tfds:NAME[:SPLIT]."
+    )
     tokenizer: str = _field("byte", "byte, gpt2:FOLDER (vocab.bpe, encoder.json), or hf:FILE.json.")
     seq_len: int = _field(256, "Tokens of a training window.", minimum=1)
     batch_size: int = _field(16, "Windows of a step, over all devices.", minimum=1)
-    eval_source: str | None = _field(None, "Held-out documents; None: eval_fraction of the source is held out.")
-    eval_fraction: float = _field(0.05, "Share of the documents held out by a hash.", above=0.0, below=1.0)
+    eval_source: str | None = _field(
+        None, "Held-out documents; None: eval_fraction of the source is held out."
+    )
+    eval_fraction: float = _field(
+        0.05, "Share of the documents held out by a hash.", above=0.0, below=1.0
+    )
     text_field: str = _field("text", "Field of a JSON line or TFDS example that holds the text.")
-    pair_field: str | None = _field(None, "Field with a second text, of a scorer's examples: read after the first.")
+    pair_field: str | None = _field(
+        None, "Field with a second text, of a scorer's examples: read after the first."
+    )
     stream: bool = _field(
         False,
-        "Feed the source once, in its order; each evaluation is on the batches up to the next one, before training on "
+        "Feed the source once, in its order; each evaluation is on the batches up to the next one, "
+        "before training on "
         "them. What the run leaves over is held out.",
     )
     tfds_dir: str | None = _field(None, "Where prepared TFDS sets lie; None: TFDS's own default.")
     cache_dir: str | None = _field(None, "Folder of tokenised windows; None: ~/.cache/matta_jax.")
-    prefetch_batches: int = _field(16, "Batches read ahead, which hide a slow reader for as long.", minimum=1)
+    prefetch_batches: int = _field(
+        16, "Batches read ahead, which hide a slow reader for as long.", minimum=1
+    )
     read_threads: int = _field(2, "Threads that read windows.", minimum=1)
 
 
@@ -278,17 +376,24 @@ class TrainConfig(_Section):
     log_every: int = _field(10, "Steps between two lines of metrics.", minimum=1)
     eval_every: int = _field(200, "Steps between two evaluations on held-out windows.", minimum=1)
     eval_batches: int = _field(8, "Batches of an evaluation.", minimum=1)
-    checkpoint_every: int = _field(200, "Steps between two checkpoints; the last step is always saved.", minimum=1)
+    checkpoint_every: int = _field(
+        200, "Steps between two checkpoints; the last step is always saved.", minimum=1
+    )
     keep_checkpoints: int = _field(2, "Newest checkpoints to keep, beside the best.", minimum=1)
     max_skipped_steps: int = _field(
-        10, "A step of a non-finite loss or gradient is skipped; more than this many in a row stop the run.", minimum=0
+        10,
+        "A step of a non-finite loss or gradient is skipped; more than this many in a row stop the "
+        "run.",
+        minimum=0,
     )
     seed: int = _field(0, "Seed of initialisation, data order, mixes and dropout.", minimum=0)
     peak_tflops: float | None = _field(
         None, "Peak of one device, for MFU. None: measured by a matmul at the start.", above=0.0
     )
     tensorboard: bool = _field(False, "Write TensorBoard events too (extra: tensorboard).")
-    wandb_project: str | None = _field(None, "Log to this Weights & Biases project too (extra: wandb).")
+    wandb_project: str | None = _field(
+        None, "Log to this Weights & Biases project too (extra: wandb)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,10 +410,15 @@ class MeshConfig(_Section):
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             if size == 0:
-                raise UserError(f"mesh.{name}=0 must be a number of devices, or -1 for all that the other axes leave")
+                raise UserError(
+                    f"mesh.{name}=0 must be a number of devices, or -1 for all that the other axes "
+                    "leave"
+                )
         free = [f"mesh.{name}=-1" for name, size in sizes.items() if size == -1]
         if len(free) > 1:
-            raise UserError(f"{' and '.join(free)}: one axis alone can take what the others leave; give numbers")
+            raise UserError(
+                f"{' and '.join(free)}: one axis alone can take what the others leave; give numbers"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,21 +428,29 @@ class InitConfig(_Section):
     section = "init"
     model: str | None = _field(
         None,
-        "Folder of an extracted or imported model. Of the Student's sizes: the TA is grown around it; of the TA's: it "
-        "becomes the TA; of both, a plain run: training goes on, from its step where its optimiser state is there.",
+        "Folder of an extracted or imported model. Of the Student's sizes: the TA is grown around "
+        "it; of the TA's: it "
+        "becomes the TA; of both, a plain run: training goes on, from its step where its optimiser "
+        "state is there.",
     )
     growth: str = _field(
         "zero",
-        "What the new parts of a grown TA add at first: nothing (zero output projections), or a little noise.",
+        "What the new parts of a grown TA add at first: nothing (zero output projections), or a "
+        "little noise.",
         choices=("zero", "noisy"),
     )
-    growth_noise: float = _field(0.1, "Scale of noisy output projections, of that of a fresh model.", above=0.0)
+    growth_noise: float = _field(
+        0.1, "Scale of noisy output projections, of that of a fresh model.", above=0.0
+    )
     sort: bool = _field(
         False,
-        "Sort the neurons and heads of a model of the TA's sizes by importance on training text, so that its prefixes "
+        "Sort the neurons and heads of a model of the TA's sizes by importance on training text, "
+        "so that its prefixes "
         "are good sub-models from the start.",
     )
-    optimizer: bool = _field(True, "Whether a plain run takes up the model's optimiser state, where it is there.")
+    optimizer: bool = _field(
+        True, "Whether a plain run takes up the model's optimiser state, where it is there."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,16 +486,21 @@ class Config:
         widths = nest.widths
         if widths and (widths[0], widths[-1]) != ends:
             raise UserError(
-                f"nest.widths={widths} must run from the Student's model.d_ff={ends[0]} to the TA's nest.d_ff={ends[1]}"
+                f"nest.widths={widths} must run from the Student's model.d_ff={ends[0]} to the "
+                f"TA's nest.d_ff={ends[1]}"
             )
         if any(a >= b for a, b in itertools.pairwise(widths)):
-            raise UserError(f"nest.widths={widths} must rise from each width to the next; sort and deduplicate them")
+            raise UserError(
+                f"nest.widths={widths} must rise from each width to the next; sort and deduplicate "
+                "them"
+            )
         self._check_teacher()
         if model.name == "gpt":
             for name, default in {"num_classes": 1, "num_dense": 0, "categories": ()}.items():
                 if getattr(model, name) != default:
                     raise UserError(
-                        f"model.{name}={getattr(model, name)} is of scorers; set model.name=scorer, or leave it out"
+                        f"model.{name}={getattr(model, name)} is of scorers; set "
+                        "model.name=scorer, or leave it out"
                     )
         if self.data.seq_len > model.max_len:
             raise UserError(
@@ -386,7 +509,8 @@ class Config:
             )
         if self.data.batch_size % self.train.microbatches:
             raise UserError(
-                f"train.microbatches={self.train.microbatches} must divide data.batch_size={self.data.batch_size}"
+                f"train.microbatches={self.train.microbatches} must divide "
+                f"data.batch_size={self.data.batch_size}"
             )
         if self.optimizer.warmup_steps >= self.train.num_steps:
             raise UserError(
@@ -398,13 +522,19 @@ class Config:
         teacher = self.teacher
         if teacher.labels is not None and (self.model.name == "scorer" or self.data.stream):
             raise UserError(
-                f"teacher.labels={teacher.labels!r} are of a language model's shuffled windows; for a scorer or a "
+                f"teacher.labels={teacher.labels!r} are of a language model's shuffled windows; "
+                "for a scorer or a "
                 "stream name teacher.model"
             )
-        named = {name: value for name in ("model", "labels") if (value := getattr(teacher, name)) is not None}
+        named = {
+            name: value
+            for name in ("model", "labels")
+            if (value := getattr(teacher, name)) is not None
+        }
         if len(named) > 1:
             raise UserError(
-                f"teacher.model={teacher.model!r} and teacher.labels={teacher.labels!r}: one alone teaches; name one"
+                f"teacher.model={teacher.model!r} and teacher.labels={teacher.labels!r}: one alone "
+                "teaches; name one"
             )
         if teacher.is_used and not named:
             field = next(
@@ -442,7 +572,9 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """Returns plain nested dicts, fit for JSON (tuples become lists)."""
     plain = dataclasses.asdict(config)
     return {
-        section: {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        section: {
+            key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()
+        }
         for section, fields in plain.items()
     }
 
@@ -451,15 +583,20 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """Builds a `Config` from nested mappings; fields left out take their defaults.
 
     Raises:
-      UserError: an unknown section or field, a wrong type, a bad range, or fields that do not fit each other.
+      UserError: an unknown section or field, a wrong type, a bad range, or fields that do not fit
+        each other.
     """
     sections = {}
     for section, fields in values.items():
         if section not in SECTIONS:
             hint = did_you_mean(section, [*SECTIONS, *field_names()])
-            raise UserError(f"unknown config section {section!r}{hint}; sections: {', '.join(SECTIONS)}")
+            raise UserError(
+                f"unknown config section {section!r}{hint}; sections: {', '.join(SECTIONS)}"
+            )
         if not isinstance(fields, Mapping | ml_collections.ConfigDict):
-            raise UserError(f"config section {section}={fields!r} must hold fields, not a single value")
+            raise UserError(
+                f"config section {section}={fields!r} must hold fields, not a single value"
+            )
         cls = SECTIONS[section]
         known = {field.name for field in dataclasses.fields(cls)}
         for name in fields:
@@ -493,7 +630,9 @@ def unknown_field(name: str) -> str:
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
-    """Returns a ConfigDict for absl's `config_flags`: None fields become typed placeholders, so flags can set them."""
+    """Returns a ConfigDict for absl's `config_flags`: None fields become typed placeholders, so
+    flags can set them.
+    """
     result = ml_collections.ConfigDict()
     for section, cls in SECTIONS.items():
         hints = typing.get_type_hints(cls)
@@ -501,7 +640,9 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
         for field in dataclasses.fields(cls):
             value = getattr(getattr(config, section), field.name)
             if value is None:
-                kind = next(arg for arg in typing.get_args(hints[field.name]) if arg is not type(None))
+                kind = next(
+                    arg for arg in typing.get_args(hints[field.name]) if arg is not type(None)
+                )
                 value = config_dict.placeholder(kind)
             fields[field.name] = value
         result[section] = fields
@@ -528,7 +669,12 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def choose_variant(variants: Mapping[str, Any], name: str) -> Any:
-    """Returns `variants[name]`: what follows the colon in `--config=configs/quickstart.py:two_point`."""
+    """Returns `variants[name]`: what follows the colon in
+    `--config=configs/quickstart.py:two_point`.
+    """
     if name not in variants:
-        raise UserError(f"config variant {name!r} must be one of {', '.join(variants)}{did_you_mean(name, variants)}")
+        raise UserError(
+            f"config variant {name!r} must be one of "
+            f"{', '.join(variants)}{did_you_mean(name, variants)}"
+        )
     return variants[name]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake that the user can mend.
 
-    The message is one line that names the field, its value, the rule and the mend. Binaries print it and exit
-    with code 2, without a traceback.
+    The message is one line that names the field, its value, the rule and the mend. Binaries print
+    it and exit with code 2, without a traceback.
     """
 
 
@@ -27,5 +27,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if not close:  # A field typed under another section: compare the last part alone.
         leaf = word.rsplit(".", 1)[-1]
         by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.8)]
+        close = [
+            by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.8)
+        ]
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -8,7 +8,9 @@ from typing import Any
 def markdown_table(
     header: Sequence[str], lines: Sequence[Sequence[str]], *, left: Collection[int] | None = None
 ) -> str:
-    """Returns a Markdown table; the columns `left` (None: all) are aligned to the left, the others to the right."""
+    """Returns a Markdown table; the columns `left` (None: all) are aligned to the left, the others
+    to the right.
+    """
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: Sequence[str]) -> str:
@@ -23,13 +25,17 @@ def markdown_table(
 
 
 def new_figure(figsize: tuple[float, float]) -> Any:
-    """Returns an empty figure of so many inches, or None where the extra `plots` is not installed."""
+    """Returns an empty figure of so many inches, or None where the extra `plots` is
+    not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    matplotlib.rcParams.update(
+        {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    )
     return Figure(figsize=figsize, layout="constrained")
 
 

@@ -9,7 +9,11 @@ from matta_jax import checkpoints
 from matta_jax.checkpoints import _orbax
 from matta_jax.errors import UserError
 
-TREE = {"a": {"w": jnp.arange(24, dtype=jnp.float32).reshape(4, 6)}, "n": jnp.int32(3), "h": jnp.ones(5, jnp.bfloat16)}
+TREE = {
+    "a": {"w": jnp.arange(24, dtype=jnp.float32).reshape(4, 6)},
+    "n": jnp.int32(3),
+    "h": jnp.ones(5, jnp.bfloat16),
+}
 META = {"config": {}}
 
 
@@ -41,7 +45,12 @@ def test_the_fingerprint_is_the_same_on_any_sharding():
 def test_saves_keeps_and_restores(tmp_path):
     with checkpoints.Checkpoints(tmp_path / "c", keep=2) as saved:
         for step, loss in ((1, 0.1), (2, 3.0), (3, 2.0), (4, 1.0)):
-            saved.save(step, {"params": jax.tree.map(lambda leaf, step=step: leaf + step, TREE)}, META, loss=loss)
+            saved.save(
+                step,
+                {"params": jax.tree.map(lambda leaf, step=step: leaf + step, TREE)},
+                META,
+                loss=loss,
+            )
     with checkpoints.Checkpoints(tmp_path / "c", read_only=True) as saved:
         assert saved.steps == [1, 3, 4]  # The newest two, and the best.
         restored = saved.restore(3, {"params": abstract(TREE)})["params"]
@@ -81,13 +90,19 @@ def test_the_damaged_array_is_named(folder, monkeypatch):
     wrong = {"w": big["w"].at[3, 4].add(1e-3), "v": big["v"]}
     shutil.rmtree(path)
     real = _orbax._with_fingerprints
-    monkeypatch.setattr(_orbax, "_with_fingerprints", lambda meta, _, units: real(meta, {"params": big}, units))
+    monkeypatch.setattr(
+        _orbax, "_with_fingerprints", lambda meta, _, units: real(meta, {"params": big}, units)
+    )
     checkpoints.save_folder(path, {"params": wrong}, META)
-    with pytest.raises(UserError, match="array params/w differs from its fingerprint; extract it again"):
+    with pytest.raises(
+        UserError, match="array params/w differs from its fingerprint; extract it again"
+    ):
         checkpoints.load_folder(path, {"params": abstract(big)})
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Of Orbax's abandoned coroutines.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Of Orbax's abandoned coroutines.
 def test_truncated_missing_and_foreign_folders_end_in_one_line(folder, tmp_path):
     path, big = folder
     file = data_files(path)[-1]
@@ -97,7 +112,9 @@ def test_truncated_missing_and_foreign_folders_end_in_one_line(folder, tmp_path)
         with pytest.raises(UserError) as error:
             checkpoints.load_folder(path, {"params": abstract(big)})
         assert str(path) in str(error.value) and "\n" not in str(error.value)
-        assert error.value.__context__ is None  # It would keep Orbax's coroutines, which complain when they go.
+        assert (
+            error.value.__context__ is None
+        )  # It would keep Orbax's coroutines, which complain when they go.
 
 
 def test_locate_names_what_is_missing(run, tmp_path):

@@ -40,23 +40,41 @@ def test_every_field_says_what_it_means():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"optimizer": {"learning_rat": 1.0}}, ["optimizer.learning_rat", "did you mean 'optimizer.learning_rate'"]),
+        (
+            {"optimizer": {"learning_rat": 1.0}},
+            ["optimizer.learning_rat", "did you mean 'optimizer.learning_rate'"],
+        ),
         ({"optimiser": {}}, ["optimiser", "did you mean 'optimizer'"]),
-        ({"model": {"learning_rate": 1.0}}, ["model.learning_rate", "did you mean 'optimizer.learning_rate'"]),
-        ({"optimizer": {"learning_rate": -1.0}}, ["optimizer.learning_rate=-1.0", "greater than 0"]),
-        ({"optimizer": {"learning_rate": float("nan")}}, ["optimizer.learning_rate", "greater than 0"]),
+        (
+            {"model": {"learning_rate": 1.0}},
+            ["model.learning_rate", "did you mean 'optimizer.learning_rate'"],
+        ),
+        (
+            {"optimizer": {"learning_rate": -1.0}},
+            ["optimizer.learning_rate=-1.0", "greater than 0"],
+        ),
+        (
+            {"optimizer": {"learning_rate": float("nan")}},
+            ["optimizer.learning_rate", "greater than 0"],
+        ),
         ({"optimizer": {"name": "adamv"}}, ["optimizer.name='adamv'", "did you mean 'adamw'"]),
         ({"objective": {"temperature": 0}}, ["objective.temperature=0.0", "greater than 0"]),
         ({"model": {"num_layers": 2.5}}, ["model.num_layers=2.5", "whole number"]),
         ({"model": {"num_layers": True}}, ["model.num_layers=True", "whole number"]),
         ({"model": {"num_heads": 5}}, ["model.num_heads=5", "model.d_model=128", "4"]),
         ({"nest": {"d_ff": 256}}, ["nest.d_ff=256", "model.d_ff=512"]),
-        ({"nest": {"d_ff": 1024, "widths": (512, 800)}}, ["nest.widths=(512, 800)", "nest.d_ff=1024"]),
+        (
+            {"nest": {"d_ff": 1024, "widths": (512, 800)}},
+            ["nest.widths=(512, 800)", "nest.d_ff=1024"],
+        ),
         ({"nest": {"d_ff": 1024, "widths": (512, 900, 700, 1024)}}, ["nest.widths", "rise"]),
         ({"nest": {"widths": (0.5,)}}, ["nest.widths=(0.5,)", "whole numbers"]),
         ({"data": {"seq_len": 1024}}, ["data.seq_len=1024", "model.max_len=256"]),
         ({"train": {"microbatches": 3}}, ["train.microbatches=3", "data.batch_size=16"]),
-        ({"optimizer": {"warmup_steps": 5000}}, ["optimizer.warmup_steps=5000", "train.num_steps=1000"]),
+        (
+            {"optimizer": {"warmup_steps": 5000}},
+            ["optimizer.warmup_steps=5000", "train.num_steps=1000"],
+        ),
         ({"mesh": {"data": 0}}, ["mesh.data=0"]),
         ({"model": 3}, ["section model=3"]),
     ],
@@ -81,21 +99,34 @@ def test_shipped_configs_name_their_command(path):
 
 
 SHRUNK = {
-    "model": {"num_layers": 2, "d_model": 32, "num_heads": 2, "d_ff": 32, "max_len": 32, "vocab_size": 256},
+    "model": {
+        "num_layers": 2,
+        "d_model": 32,
+        "num_heads": 2,
+        "d_ff": 32,
+        "max_len": 32,
+        "vocab_size": 256,
+    },
     "optimizer": {"warmup_steps": 0},
     "train": {"num_steps": 1, "microbatches": 1, "peak_tflops": 1.0},
     "data": {"seq_len": 32, "batch_size": 8, "tokenizer": "byte", "eval_fraction": 0.2},
     "mesh": {"data": 1},
 }
 SLOW = pytest.mark.slow
-VARIANTS = [pytest.param(path, "", marks=[SLOW] if path.stem != "quickstart" else []) for path in CONFIGS] + [
+VARIANTS = [
+    pytest.param(path, "", marks=[SLOW] if path.stem != "quickstart" else []) for path in CONFIGS
+] + [
     pytest.param(path, variant, marks=SLOW)
     for path in CONFIGS
-    for variant in {"quickstart": ("two_point", "depth", "d_model"), "gpt2_medium": ("paper",)}.get(path.stem, ())
+    for variant in {"quickstart": ("two_point", "depth", "d_model"), "gpt2_medium": ("paper",)}.get(
+        path.stem, ()
+    )
 ]
 
 
-@pytest.mark.parametrize(("path", "variant"), VARIANTS, ids=lambda value: getattr(value, "stem", str(value)))
+@pytest.mark.parametrize(
+    ("path", "variant"), VARIANTS, ids=lambda value: getattr(value, "stem", str(value))
+)
 def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache, tmp_path):
     from matta_jax import train
 

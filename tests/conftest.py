@@ -1,4 +1,6 @@
-"""Shared set-up: CPU, eight simulated devices, a compilation cache; and one tiny trained run for all."""
+"""Shared set-up: CPU, eight simulated devices, a compilation cache; and one tiny trained run for
+all.
+"""
 
 import importlib.metadata
 import json
@@ -7,11 +9,13 @@ import pathlib
 import re
 import tempfile
 
-# Before numpy and jax are imported. The first two cure a deadlock of batched LAPACK calls on small CPUs.
+# Before numpy and jax are imported. The first two cure a deadlock of batched LAPACK calls on small
+# CPUs.
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What makes compiling three to four times as fast, and programs slow; jaxlib 0.11 has only the new emitters of fusions.
+# What makes compiling three to four times as fast, and programs slow; jaxlib 0.11 has only the new
+# emitters of fusions.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 _FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -40,10 +44,28 @@ def make_config(text: str, cache: str, **fields) -> c.Config:
     """A run of seconds; `fields` such as `train__num_steps=3` override it."""
     values = {
         "model": {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 16, "max_len": 32},
-        "nest": {"num_layers": 3, "d_model": 24, "num_heads": 3, "d_ff": 48, "widths": [16, 32, 48]},
+        "nest": {
+            "num_layers": 3,
+            "d_model": 24,
+            "num_heads": 3,
+            "d_ff": 48,
+            "widths": [16, 32, 48],
+        },
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
-        "data": {"source": text, "seq_len": 32, "batch_size": 4, "cache_dir": cache, "eval_fraction": 0.2},
-        "train": {"num_steps": 6, "log_every": 1, "eval_every": 3, "eval_batches": 2, "checkpoint_every": 3},
+        "data": {
+            "source": text,
+            "seq_len": 32,
+            "batch_size": 4,
+            "cache_dir": cache,
+            "eval_fraction": 0.2,
+        },
+        "train": {
+            "num_steps": 6,
+            "log_every": 1,
+            "eval_every": 3,
+            "eval_batches": 2,
+            "checkpoint_every": 3,
+        },
         "mesh": {"data": 1},
     }
     for name, value in fields.items():
@@ -63,13 +85,18 @@ def corpus(tmp_path_factory) -> str:
     return f"text:{folder}/*.txt"
 
 
-def make_rows(count: int, *, num_dense: int = 2, categories: tuple[int, ...] = (3, 5), seed: int = 0) -> list[dict]:
+def make_rows(
+    count: int, *, num_dense: int = 2, categories: tuple[int, ...] = (3, 5), seed: int = 0
+) -> list[dict]:
     """Examples of a scorer whose last word, and last dense feature, tell the class."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(count):
         label = int(rng.random() < 0.5)
-        words = list(rng.choice(TEXT.split()[:9], rng.integers(0, 5))) + [["bad", "poor"], ["good", "fine"]][label]
+        words = (
+            list(rng.choice(TEXT.split()[:9], rng.integers(0, 5)))
+            + [["bad", "poor"], ["good", "fine"]][label]
+        )
         dense = [float(number) for number in rng.normal(size=num_dense)]
         dense[-1:] = [0.3 * label] * bool(dense)
         features = {"dense": dense, "categorical": [i % size for size in categories]}
@@ -89,7 +116,9 @@ def examples(tmp_path_factory):
 
     def write(count: int = 160, **shape) -> str:
         folder = tmp_path_factory.mktemp("examples")
-        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(count, **shape)))
+        (folder / "a.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in make_rows(count, **shape))
+        )
         return f"text:{folder}/*.jsonl"
 
     return write
@@ -97,12 +126,15 @@ def examples(tmp_path_factory):
 
 @pytest.fixture
 def tpu_mesh(request):
-    """`tpu_mesh(sizes)`: a (data, fsdp, tensor) mesh of a v5e 2x4 that is not there, to compile for."""
+    """`tpu_mesh(sizes)`: a (data, fsdp, tensor) mesh of a v5e 2x4 that is not there, to compile
+    for.
+    """
     import jax
 
     from matta_jax.sharding import make_mesh, topology_devices
 
-    # Programs of absent devices cannot be read back from the compilation cache: do not put them there.
+    # Programs of absent devices cannot be read back from the compilation cache: do not put them
+    # there.
     name = "jax_persistent_cache_min_compile_time_secs"
     request.addfinalizer(lambda value=jax.config.values[name]: jax.config.update(name, value))
     jax.config.update(name, 1e9)
@@ -111,19 +143,26 @@ def tpu_mesh(request):
 
 @pytest.fixture(scope="session")
 def check_commands():
-    """`check_commands(text)` checks each `matta-… --flag…` of a text; returns how many there are."""
+    """`check_commands(text)` checks each `matta-… --flag…` of a text; returns how many
+    there are.
+    """
 
     def check(text: str) -> int:
         text = re.sub(r"\s*\\\n[#\s]*", " ", text)
         commands = re.findall(r"matta-([a-z-]+)((?: --[^`\n]*)+)", text)
         for name, arguments in commands:
-            module = re.search(rf"matta-{name} = matta_jax\.bin\.(\w+):run", (ROOT / "setup.py").read_text())
+            module = re.search(
+                rf"matta-{name} = matta_jax\.bin\.(\w+):run", (ROOT / "setup.py").read_text()
+            )
             assert module, name
             source = (ROOT / "matta_jax" / "bin" / f"{module[1]}.py").read_text()
             if "_processes" in source:
                 source += (ROOT / "matta_jax" / "bin" / "_processes.py").read_text()
             for flag in re.findall(r"--([a-z_]+)(?:=|\s|$)", arguments):
-                assert f'"{flag}"' in source or (flag == "config" and "define_config" in source), (name, flag)
+                assert f'"{flag}"' in source or (flag == "config" and "define_config" in source), (
+                    name,
+                    flag,
+                )
             for config in re.findall(r"configs/\w+\.py", arguments):
                 assert (ROOT / config).is_file(), config
             for field in re.findall(r"--config\.([a-z_]+\.[a-z_0-9]+)", arguments):

@@ -47,7 +47,9 @@ def test_the_quickstart_ends_where_the_readme_says(tmp_path):
         "--config=configs/quickstart.py",
         f"--workdir={tmp_path}",
     ]
-    run = lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    run = lambda: subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True
+    )
     run()
     first = json.loads((tmp_path / "report.json").read_text())
     rows = {row["name"]: next(iter(row["scores"].values())) for row in first["models"]}

@@ -40,7 +40,9 @@ def imported_rooms(path):
                 yield parts[1]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_modules_import_only_from_rooms_above(path):
     room = path.relative_to(PACKAGE).with_suffix("").parts[0]
     if room == "__init__":
@@ -58,12 +60,19 @@ def test_nesting_is_pure():
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        ("matta_jax.bin.extract, matta_jax.elastic", ("matta_jax.data", "matta_jax.training", "tensorflow", "torch")),
-        ("matta_jax.evaluation, matta_jax.elastic.search", ("matta_jax.training", "tensorflow", "torch")),
+        (
+            "matta_jax.bin.extract, matta_jax.elastic",
+            ("matta_jax.data", "matta_jax.training", "tensorflow", "torch"),
+        ),
+        (
+            "matta_jax.evaluation, matta_jax.elastic.search",
+            ("matta_jax.training", "tensorflow", "torch"),
+        ),
     ],
 )
 def test_extraction_and_scoring_load_no_training_code_and_no_heavy_library(modules, unwanted):
     code = (
-        f"import sys, {modules}; bad = [m for m in {unwanted} if m in sys.modules]; sys.exit(repr(bad) if bad else 0)"
+        f"import sys, {modules}; bad = [m for m in {unwanted} if m in sys.modules]; "
+        "sys.exit(repr(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,9 +1,11 @@
-"""How long a step waits for a checkpoint, against a synchronous save and a raw write of the same bytes (benchmark 8).
+"""How long a step waits for a checkpoint, against a synchronous save and a raw write of the same
+bytes (benchmark 8).
 
     python experiments/benchmarks/checkpoint_stall.py --folder=/tmp
 
-A train state of 2 GiB (weights and two moments). Wall seconds, since disks are what is measured, and CPU-seconds beside
-them: `blocked` until training may go on, `total` until the checkpoint is whole. A raw write ends with fsync.
+A train state of 2 GiB (weights and two moments). Wall seconds, since disks are what is measured,
+and CPU-seconds beside them: `blocked` until training may go on, `total` until the checkpoint is
+whole. A raw write ends with fsync.
 """
 
 import argparse
@@ -26,9 +28,13 @@ from matta_jax.training import make_setup
 
 def state_of(gigabytes):
     """Returns the setup and the state of a run of so many GiB."""
-    layers = max(1, round(gigabytes * 2**30 / 12 / (12 * 1024**2)))  # A layer has 12·d_model² weights, of 12 bytes.
+    layers = max(
+        1, round(gigabytes * 2**30 / 12 / (12 * 1024**2))
+    )  # A layer has 12·d_model² weights, of 12 bytes.
     config = c.Config(
-        model=c.ModelConfig(num_layers=layers, d_model=1024, num_heads=16, d_ff=4096, max_len=1024, vocab_size=512),
+        model=c.ModelConfig(
+            num_layers=layers, d_model=1024, num_heads=16, d_ff=4096, max_len=1024, vocab_size=512
+        ),
         data=c.DataConfig(seq_len=1024),
     )
     setup = make_setup(config, make_mesh((1, 1, 1)))
@@ -36,7 +42,9 @@ def state_of(gigabytes):
 
 
 def saved(folder, setup, state, *, wait):
-    """Saves as training does; returns the seconds until it may go on, and those until all is written."""
+    """Saves as training does; returns the seconds until it may go on, and those until all is
+    written.
+    """
     trees = {"params": state.params, "opt_state": state.opt_state, "step": {"step": state.step}}
     with Checkpoints(folder) as checkpoints:
         start = time.perf_counter()
@@ -89,7 +97,9 @@ def main():
         blocked, total, cpu = (statistics.median(column) for column in zip(*values, strict=True))
         totals = [value[1] for value in values]
         spread = (max(totals) - min(totals)) / 2 / total
-        rows.append({"save": name, "blocked s": blocked, "total s": total, "spread": spread, "CPU-s": cpu})
+        rows.append(
+            {"save": name, "blocked s": blocked, "total s": total, "spread": spread, "CPU-s": cpu}
+        )
     ours, synchronous, least = rows
     ratios = {
         "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],

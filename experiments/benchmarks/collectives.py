@@ -3,9 +3,10 @@
     pip install -e '.[tpu]'
     python experiments/benchmarks/collectives.py   # about twenty minutes
 
-Compiled ahead of time, without a TPU: bytes of the results of collectives per step and device, loop bodies times
-their trip counts. Size M: GPT-2 Medium (24 layers, d_model 1,024, d_ff 4,096) in a TA with d_ff 8,192; bf16, a sequence
-of 1,024 tokens for each chip. `separate` runs Student and TA one after another in one step, each gathering its weights.
+Compiled ahead of time, without a TPU: bytes of the results of collectives per step and device, loop
+bodies times their trip counts. Size M: GPT-2 Medium (24 layers, d_model 1,024, d_ff 4,096) in a TA
+with d_ff 8,192; bf16, a sequence of 1,024 tokens for each chip. `separate` runs Student and TA one
+after another in one step, each gathering its weights.
 """
 
 import argparse
@@ -68,7 +69,9 @@ def main():
     for mesh, sizes in MESHES.items():
         for name in CONTENDERS:
             found = measure(name, sizes)
-            row = {"mesh": f"{mesh} {sizes}", "step": name} | {f"{kind} MB": found[kind] / 1e6 for kind in KINDS}
+            row = {"mesh": f"{mesh} {sizes}", "step": name} | {
+                f"{kind} MB": found[kind] / 1e6 for kind in KINDS
+            }
             row["MB"] = sum(found.values()) / 1e6
             rows.append(row)
             row["of TA alone"] = row["MB"] / next(r["MB"] for r in rows if r["mesh"] == row["mesh"])

@@ -3,14 +3,15 @@
     python experiments/benchmarks/compile_time.py             # about seven minutes
     python experiments/benchmarks/compile_time.py --mixes 0   # about two and a half
 
-The step of a Student (d_ff 1024) in a TA (d_ff 2048) of d_model 256, with no random mix and with one, at 8 and 32
-layers:
+The step of a Student (d_ff 1024) in a TA (d_ff 2048) of d_model 256, with no random mix and with
+one, at 8 and 32 layers:
 
     scan      ours
-    unrolled  the same step, its layers a Python loop over arrays of their own, without recomputation
+    unrolled  the same step, its layers a Python loop over arrays of their own, without
+    recomputation
 
-CPU-seconds of tracing, lowering and compiling together, as a run waits for them. The persistent compilation cache is
-off, and jax forgets what it has traced before each.
+CPU-seconds of tracing, lowering and compiling together, as a run waits for them. The persistent
+compilation cache is off, and jax forgets what it has traced before each.
 """
 
 import argparse
@@ -41,7 +42,10 @@ def measure(rounds, depths, mixes_of):
             setup = make_setup(size_s(num_layers=depth, mixes=mixes), make_mesh((1, 1, 1)))
             calls["scan", depth] = functools.partial(compile_cold, setup, False)
             calls["unrolled", depth] = functools.partial(compile_cold, unroll(setup), True)
-        seconds = {key: harness.median_and_spread(v) for key, v in harness.interleave(calls, rounds=rounds).items()}
+        seconds = {
+            key: harness.median_and_spread(v)
+            for key, v in harness.interleave(calls, rounds=rounds).items()
+        }
         for way in ("scan", "unrolled"):
             row = {"mixes": mixes, "way": way}
             for depth in depths:
@@ -59,7 +63,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--depths", type=int, nargs=2, default=(8, 32))
     parser.add_argument(
-        "--mixes", type=int, nargs="+", default=(0, 1), help="random mixes of a step, one table part each"
+        "--mixes",
+        type=int,
+        nargs="+",
+        default=(0, 1),
+        help="random mixes of a step, one table part each",
     )
     parser.add_argument("--output", default="runs/benchmarks/compile_time.json")
     flags = parser.parse_args()

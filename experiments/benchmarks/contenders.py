@@ -1,7 +1,9 @@
-"""Contenders that run in processes of their own, each in its own environment, and take turns on one pinned core.
+"""Contenders that run in processes of their own, each in its own environment, and take turns on one
+pinned core.
 
-A contender is a script of `peers/`. It loads the same weights, and answers each line of its standard input by one step:
-CPU-seconds, loss, and the peak of its resident memory. Import harness before this module: children inherit the core.
+A contender is a script of `peers/`. It loads the same weights, and answers each line of its
+standard input by one step: CPU-seconds, loss, and the peak of its resident memory. Import harness
+before this module: children inherit the core.
 """
 
 import json
@@ -24,7 +26,9 @@ SIZE_S = {"num_layers": 6, "d_model": 256, "num_heads": 4, "d_ff": 1024, "max_le
 
 
 def environment(name: str, packages: Sequence[str], *, install: bool) -> str | None:
-    """Returns the Python of a virtual environment with these packages; None, and a line, where it cannot be made."""
+    """Returns the Python of a virtual environment with these packages; None, and a line, where it
+    cannot be made.
+    """
     folder = ENVIRONMENTS / name
     python, done = folder / "bin" / "python", folder / "complete"
     if not done.exists() and install:
@@ -33,16 +37,24 @@ def environment(name: str, packages: Sequence[str], *, install: bool) -> str | N
             subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
             done.touch()
         except subprocess.CalledProcessError as error:
-            print(f"skipped: {name} ({' '.join(map(str, error.cmd[-4:]))} ended with {error.returncode})")
+            print(
+                f"skipped: {name} ({' '.join(map(str, error.cmd[-4:]))} ended with "
+                f"{error.returncode})"
+            )
             return None
     if not done.exists():
-        print(f"skipped: {name} (add --install_peers, which installs {', '.join(packages)} under {folder})")
+        print(
+            f"skipped: {name} (add --install_peers, which installs {', '.join(packages)} under "
+            f"{folder})"
+        )
         return None
     return str(python)
 
 
 def checkout(folder: str | None, name: str, address: str) -> str | None:
-    """Returns the folder of a peer's public code; None, and a line, where the user has not named one."""
+    """Returns the folder of a peer's public code; None, and a line, where the user has not named
+    one.
+    """
     if folder is None:
         print(f"skipped: {name} (git clone {address}, and name its folder by --{name})")
     return folder
@@ -51,7 +63,9 @@ def checkout(folder: str | None, name: str, address: str) -> str | None:
 class Contender:
     """A child that steps when it is told to."""
 
-    def __init__(self, python: str, script: str, sizes: Mapping[str, Any], weights: str, *flags: str):
+    def __init__(
+        self, python: str, script: str, sizes: Mapping[str, Any], weights: str, *flags: str
+    ):
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  It lives as long as the child.
         self._child = subprocess.Popen(
             [python, str(PEERS / script), json.dumps(sizes), weights, *flags],
@@ -59,7 +73,12 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
         )
 
         self._is_ready = False
@@ -71,7 +90,9 @@ class Contender:
             self._is_ready = True
 
     def step(self) -> dict[str, Any]:
-        """Runs one step; returns `seconds` of CPU time, `peak_mb`, `loss` and what else the script tells."""
+        """Runs one step; returns `seconds` of CPU time, `peak_mb`, `loss` and what else the script
+        tells.
+        """
         self.ready()
         assert self._child.stdin is not None
         self._child.stdin.write("step\n")
@@ -96,8 +117,12 @@ WARM_UP = 2
 """Steps before the first that counts."""
 
 
-def take_turns(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Returns what each contender said of its `WARM_UP` first steps and of `rounds` more; a round runs each once."""
+def take_turns(
+    contenders: Mapping[str, Contender], *, rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns what each contender said of its `WARM_UP` first steps and of `rounds` more; a round
+    runs each once.
+    """
     for contender in contenders.values():
         contender.ready()
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
@@ -108,16 +133,22 @@ def take_turns(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str,
 
 
 def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]], field: str = "loss") -> None:
-    """Raises unless all have the first one's losses: 1e-4 at the same weights, 1e-3 after a step."""
+    """Raises unless all have the first one's losses: 1e-4 at the same weights, 1e-3
+    after a step.
+    """
     first = next(iter(found.values()))
     for name, steps in found.items():
         for step, expected, tolerance in zip(steps[:WARM_UP], first, (1e-4, 1e-3), strict=False):
             if not math.isclose(step[field], expected[field], rel_tol=tolerance):
-                raise RuntimeError(f"{name} has {field} {step[field]}, and must have {expected[field]}")
+                raise RuntimeError(
+                    f"{name} has {field} {step[field]}, and must have {expected[field]}"
+                )
 
 
 def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The table: of each contender its time and memory, and how many times ours those are; ours is the first."""
+    """The table: of each contender its time and memory, and how many times ours those are; ours is
+    the first.
+    """
     rows: list[dict[str, Any]] = []
     for name, steps in found.items():
         seconds, spread = harness.median_and_spread([step["seconds"] for step in steps[WARM_UP:]])
@@ -130,5 +161,11 @@ def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
             "peak RSS, MB": peak,
         }
         of_ours = rows[0] if rows else row
-        rows.append(row | {"time / ours": seconds / of_ours["CPU-s"], "RSS / ours": peak / of_ours["peak RSS, MB"]})
+        rows.append(
+            row
+            | {
+                "time / ours": seconds / of_ours["CPU-s"],
+                "RSS / ours": peak / of_ours["peak RSS, MB"],
+            }
+        )
     return rows

@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/data.py
 
-Windows of 1,024 tokens in batches of 64, shuffled. CPU-seconds count every thread of the process, so that what is read
-ahead while a step runs is counted too.
+Windows of 1,024 tokens in batches of 64, shuffled. CPU-seconds count every thread of the process,
+so that what is read ahead while a step runs is counted too.
 """
 
 import argparse
@@ -27,7 +27,14 @@ READ = 50  # Batches that a contender of reading reads in a round.
 
 def setup_of_step():
     """A small model, whose step is the shortest that one would train on such batches."""
-    sizes = {"num_layers": 2, "d_model": 128, "num_heads": 2, "d_ff": 512, "max_len": SEQ_LEN, "vocab_size": VOCAB}
+    sizes = {
+        "num_layers": 2,
+        "d_model": 128,
+        "num_heads": 2,
+        "d_ff": 512,
+        "max_len": SEQ_LEN,
+        "vocab_size": VOCAB,
+    }
     config = c.Config(
         model=c.ModelConfig(**sizes),
         optimizer=c.OptimizerConfig(warmup_steps=0),
@@ -41,7 +48,9 @@ def measure(folder, rounds, num_tokens):
     path = pathlib.Path(folder) / "tokens.npy"
     np.save(path, np.random.default_rng(0).integers(0, VOCAB, num_tokens, dtype=np.uint16))
     tokens = np.load(path, mmap_mode="r")
-    windows = Windows(tokens, SEQ_LEN, eos_id=0, num_bytes=num_tokens, num_documents=1, fingerprint="")
+    windows = Windows(
+        tokens, SEQ_LEN, eos_id=0, num_bytes=num_tokens, num_documents=1, fingerprint=""
+    )
     random = np.random.default_rng(1)
 
     def from_array():
@@ -53,7 +62,11 @@ def measure(folder, rounds, num_tokens):
     program, fixed = make_train_step(setup), None
     with training_batches(windows, batch_size=BATCH, seed=0) as batches:
         found = harness.interleave(
-            {"pipeline": lambda: [next(batches) for _ in range(READ)], "memory-mapped array": from_array}, rounds=rounds
+            {
+                "pipeline": lambda: [next(batches) for _ in range(READ)],
+                "memory-mapped array": from_array,
+            },
+            rounds=rounds,
         )
         fixed = place_batch(next(batches), setup.mesh)
     rows = []
@@ -66,12 +79,18 @@ def measure(folder, rounds, num_tokens):
     with training_batches(windows, batch_size=BATCH, seed=0) as batches:
 
         def fed():
-            holder["state"], _ = jax.block_until_ready(program(holder["state"], place_batch(next(batches), setup.mesh)))
+            holder["state"], _ = jax.block_until_ready(
+                program(holder["state"], place_batch(next(batches), setup.mesh))
+            )
 
         steps = harness.interleave({"fixed batch": alone, "pipeline": fed}, rounds=2 * rounds)
     fixed_s, spread = harness.median_and_spread(steps["fixed batch"])
     fed_s, _ = harness.median_and_spread(steps["pipeline"])
-    return rows, {"step on a fixed batch, CPU-s": fixed_s, "spread": spread, "with the pipeline": fed_s / fixed_s}
+    return rows, {
+        "step on a fixed batch, CPU-s": fixed_s,
+        "spread": spread,
+        "with the pipeline": fed_s / fixed_s,
+    }
 
 
 def main():

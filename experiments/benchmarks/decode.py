@@ -1,11 +1,13 @@
-"""Tokens per CPU-second of generation with a cache, against Hugging Face's, and of sub-models (benchmark 10).
+"""Tokens per CPU-second of generation with a cache, against Hugging Face's, and of sub-models
+(benchmark 10).
 
     python experiments/benchmarks/decode.py --install_peers
     python experiments/benchmarks/decode.py --batch_size=8
 
-The size of GPT-2 small (124 M parameters, float32, random weights), a prompt of 32 tokens and 64 new ones, greedy; a
-round is all of it. The ids must be those of Hugging Face. Sub-models: half of each MLP, half of the layers; their time
-of a token is set against their share of the bytes, which are what decoding at batch 1 reads.
+The size of GPT-2 small (124 M parameters, float32, random weights), a prompt of 32 tokens and 64
+new ones, greedy; a round is all of it. The ids must be those of Hugging Face. Sub-models: half of
+each MLP, half of the layers; their time of a token is set against their share of the bytes, which
+are what decoding at batch 1 reads.
 """
 
 import argparse
@@ -15,7 +17,14 @@ import harness  # isort: skip  (Pins the process before its children start.)
 
 import contenders as peers
 
-GPT2 = {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_ff": 3072, "max_len": 1024, "vocab_size": 50257}
+GPT2 = {
+    "num_layers": 12,
+    "d_model": 768,
+    "num_heads": 12,
+    "d_ff": 3072,
+    "max_len": 1024,
+    "vocab_size": 50257,
+}
 
 
 def rows_of(found, batch_size, new):
@@ -23,8 +32,15 @@ def rows_of(found, batch_size, new):
     rows = []
     whole = found["ours"][0]["megabytes"]
     for name, steps in found.items():
-        seconds, spread = harness.median_and_spread([step["seconds"] for step in steps[peers.WARM_UP :]])
-        row = {"model": name, "batch": batch_size, "tokens / CPU-s": batch_size * new / seconds, "spread": spread}
+        seconds, spread = harness.median_and_spread(
+            [step["seconds"] for step in steps[peers.WARM_UP :]]
+        )
+        row = {
+            "model": name,
+            "batch": batch_size,
+            "tokens / CPU-s": batch_size * new / seconds,
+            "spread": spread,
+        }
         row["time / ours"] = row["share of bytes"] = 1.0
         if rows:
             row["time / ours"] = rows[0]["tokens / CPU-s"] / row["tokens / CPU-s"]
@@ -49,10 +65,14 @@ def main():
     }
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/weights.npz"
-        running = {"ours": peers.Contender(peers.PYTHON, "ours_decode.py", sizes, weights, "ta", "--write")}
+        running = {
+            "ours": peers.Contender(peers.PYTHON, "ours_decode.py", sizes, weights, "ta", "--write")
+        }
         running["ours"].ready()  # Its weights are written.
         for name, spec in halves.items():
-            running[f"ours, {name}"] = peers.Contender(peers.PYTHON, "ours_decode.py", sizes, weights, spec)
+            running[f"ours, {name}"] = peers.Contender(
+                peers.PYTHON, "ours_decode.py", sizes, weights, spec
+            )
         if python := peers.environment("torch", peers.TORCH, install=flags.install_peers):
             running["Hugging Face"] = peers.Contender(python, "hf_decode.py", sizes, weights)
         found = peers.take_turns(running, rounds=flags.rounds)
@@ -62,7 +82,9 @@ def main():
         raise RuntimeError("Hugging Face generates other ids")
     rows = rows_of(found, flags.batch_size, sizes["new"])
     harness.print_table(rows)
-    harness.write_results(flags.output or f"runs/benchmarks/decode_{flags.batch_size}.json", {"rows": rows})
+    harness.write_results(
+        flags.output or f"runs/benchmarks/decode_{flags.batch_size}.json", {"rows": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
     python experiments/benchmarks/distill_loss.py            # both; about ten minutes
     python experiments/benchmarks/distill_loss.py --memory   # compile only; about a minute
 
-Contenders compute the same loss (cross-entropy of every stream, forward KL from the last one) and its gradients in the
-hidden states and the table, and are checked against each other before they are timed:
+Contenders compute the same loss (cross-entropy of every stream, forward KL from the last one) and
+its gradients in the hidden states and the table, and are checked against each other before they are
+timed:
 
     fused        matta_jax.distill.nested_loss
-    naive        full logits; optax's integer-label cross-entropy, log-softmaxes once more for the KL
-    soft labels  full logits; cross-entropy from a one-hot array, KL as soft cross-entropy less entropy (a common form)
-    scan         token chunks under lax.scan with jax.checkpoint: logits are computed again for the gradient
+    naive        full logits; optax's integer-label cross-entropy, log-softmaxes once more for the
+    KL soft labels  full logits; cross-entropy from a one-hot array, KL as soft cross-entropy less
+    entropy (a common form) scan         token chunks under lax.scan with jax.checkpoint: logits are
+    computed again for the gradient
 """
 
 import argparse
@@ -25,7 +27,13 @@ import optax
 from matta_jax.distill import Plan, Term, nested_loss
 
 VOCAB = 50257
-MEMORY_SIZES = [(2048, (256, 256)), (2048, (256, 512)), (8192, (768, 768)), (16384, (1024, 1024)), (16384, (512, 1024))]
+MEMORY_SIZES = [
+    (2048, (256, 256)),
+    (2048, (256, 512)),
+    (8192, (768, 768)),
+    (16384, (1024, 1024)),
+    (16384, (512, 1024)),
+]
 TIME_SIZES = [(2048, (256, 256)), (2048, (256, 512)), (2048, (256, 256, 256, 256))]
 
 
@@ -37,7 +45,9 @@ def fused(chunk, T, hidden, table, labels):
     plan = Plan(tuple(terms), student=0, ta=last, chunk_size=chunk)
     weights = jnp.asarray([term.weight for term in terms])
     ones = jnp.ones(labels.shape)
-    return nested_loss(plan, hidden, table, labels, ones, term_weights_M=weights, total=ones.sum()).loss
+    return nested_loss(
+        plan, hidden, table, labels, ones, term_weights_M=weights, total=ones.sum()
+    ).loss
 
 
 def _logits(hidden, table):
@@ -105,7 +115,12 @@ def measure_memory(chunks):
                 if chunk != chunks[0] and name in ("naive", "soft labels"):
                     continue
                 size = program.memory_analysis().temp_size_in_bytes
-                row = {"tokens": num_tokens, "widths": str(widths), "contender": name, "chunk": chunk}
+                row = {
+                    "tokens": num_tokens,
+                    "widths": str(widths),
+                    "contender": name,
+                    "chunk": chunk,
+                }
                 row |= {"temporaries MB": round(size / 1e6), "of one logits array": size / logits}
                 rows.append(row if name not in ("naive", "soft labels") else row | {"chunk": "-"})
     return rows
@@ -126,24 +141,44 @@ def exact_gradients(T, hidden, table, labels):
 
 
 def measure_time(rounds, chunk, temperatures):
-    """Benchmark 5: CPU-seconds on one core, interleaved, and the error of values and gradients against float64."""
+    """Benchmark 5: CPU-seconds on one core, interleaved, and the error of values and gradients
+    against float64.
+    """
     rows = []
     for num_tokens, widths in TIME_SIZES:
         rng = np.random.default_rng(0)
         hidden = [jnp.asarray(rng.normal(size=(num_tokens, d)), jnp.float32) for d in widths]
-        table = jnp.asarray(rng.normal(size=(VOCAB, max(widths))) / np.sqrt(max(widths)), jnp.float32)
+        table = jnp.asarray(
+            rng.normal(size=(VOCAB, max(widths))) / np.sqrt(max(widths)), jnp.float32
+        )
         labels = jnp.asarray(rng.integers(0, VOCAB, num_tokens))
         for T in temperatures:
             programs = compile_all(num_tokens, widths, T, chunk, CONTENDERS)
             exact = exact_gradients(T, hidden, table, labels)
-            errors = {name: relative_error(program(hidden, table, labels), exact) for name, program in programs.items()}
-            calls = {name: harness.waited(program, hidden, table, labels) for name, program in programs.items()}
+            errors = {
+                name: relative_error(program(hidden, table, labels), exact)
+                for name, program in programs.items()
+            }
+            calls = {
+                name: harness.waited(program, hidden, table, labels)
+                for name, program in programs.items()
+            }
             seconds = harness.interleave(calls, rounds=rounds)
             naive_seconds = harness.median_and_spread(seconds["naive"])[0]
             for name, values in seconds.items():
                 median, spread = harness.median_and_spread(values)
-                row = {"tokens": num_tokens, "widths": str(widths), "T": T, "contender": name, "CPU-s": median}
-                row |= {"spread": spread, "ratio to naive": median / naive_seconds, "error": errors[name]}
+                row = {
+                    "tokens": num_tokens,
+                    "widths": str(widths),
+                    "T": T,
+                    "contender": name,
+                    "CPU-s": median,
+                }
+                row |= {
+                    "spread": spread,
+                    "ratio to naive": median / naive_seconds,
+                    "error": errors[name],
+                }
                 rows.append(row)
                 print(row, flush=True)
     return rows

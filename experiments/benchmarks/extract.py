@@ -2,9 +2,10 @@
 
     python experiments/benchmarks/extract.py --output=/tmp/extract.json
 
-Each contender runs in a process of its own, alternating; a first round warms the page cache and is left out. Times are
-wall seconds of the call after all imports, since reading is what is measured; CPU-seconds stand beside them. Memory is
-the growth of the resident peak during the call; bytes are those that the process asked the system to read.
+Each contender runs in a process of its own, alternating; a first round warms the page cache and is
+left out. Times are wall seconds of the call after all imports, since reading is what is measured;
+CPU-seconds stand beside them. Memory is the growth of the resident peak during the call; bytes are
+those that the process asked the system to read.
 """
 
 import argparse
@@ -23,14 +24,22 @@ import harness
 
 UNIFORM = ["d_ff=2048", "d_ff=4096"]
 MIX = "d_ff=8192,2048,4096,2048,2048,4096,2048,8192"
-FAMILY = [*UNIFORM, MIX, *(f"layers={n};d_ff=2048" for n in range(1, 8)), "layers=4;d_ff=4096", "layers=6;d_ff=4096"]
+FAMILY = [
+    *UNIFORM,
+    MIX,
+    *(f"layers={n};d_ff=2048" for n in range(1, 8)),
+    "layers=4;d_ff=4096",
+    "layers=6;d_ff=4096",
+]
 FAMILY += [f"d_ff={','.join(['4096'] * n + ['2048'] * (8 - n))}" for n in (1, 3, 5, 7)]
 SMALL = "layers=1;d_ff=2048"
 OTHER_NEST = {"d_model": "d_model=512;num_heads=8;d_ff=2048", "depth": "layers=3"}
 
 
 def make_checkpoint(folder: pathlib.Path, *, d_model: bool) -> None:
-    """Writes the state of a run of 8 layers, d_model 1024 and d_ff 2048 to 8192, without training it."""
+    """Writes the state of a run of 8 layers, d_model 1024 and d_ff 2048 to 8192, without training
+    it.
+    """
     import jax
 
     from matta_jax import config as c
@@ -46,7 +55,9 @@ def make_checkpoint(folder: pathlib.Path, *, d_model: bool) -> None:
     sizes = check_mesh(config.mesh, batch_size=16, microbatches=1, num_devices=1)
     setup = make_setup(config, make_mesh(sizes))
     state = setup.init()
-    fill = lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape) if leaf.ndim else leaf
+    fill = lambda leaf: (
+        jax.random.normal(jax.random.key(leaf.size), leaf.shape) if leaf.ndim else leaf
+    )
     opt_state = jax.tree.map(fill, state.opt_state)
     trees = {"params": state.params, "opt_state": opt_state, "step": {"step": state.step}}
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -80,7 +91,9 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     if name == "restore_and_slice":
         source = elastic.open_source(checkpoint)
         with Checkpoints(source.directory, read_only=True) as checkpoints:
-            params = checkpoints.restore(source.step, {"params": on_one_device(source.abstract)})["params"]
+            params = checkpoints.restore(source.step, {"params": on_one_device(source.abstract)})[
+                "params"
+            ]
         sliced = [slice_model(params, source.axes, parse_spec(spec, source.nest)) for spec in specs]
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in sliced]
     elif name == "read":
@@ -104,10 +117,14 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
 
 def main() -> None:
     """Makes the checkpoints, runs the contenders and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", default="extract.json")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", default=None, help="Where the checkpoints lie; made when absent.")
+    parser.add_argument(
+        "--folder", default=None, help="Where the checkpoints lie; made when absent."
+    )
     parser.add_argument("--contender", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
@@ -124,14 +141,17 @@ def main() -> None:
         for way in ("restore_and_slice", "read", "extract")
     }
     cases |= {
-        (spec, "read"): ("layer" if kind == "depth" else kind, "read", [spec]) for kind, spec in OTHER_NEST.items()
+        (spec, "read"): ("layer" if kind == "depth" else kind, "read", [spec])
+        for kind, spec in OTHER_NEST.items()
     }
     cases |= {(f"{len(FAMILY)} models", way): ("layer", way, FAMILY) for way in ("read", "extract")}
     results: dict = {key: [] for key in cases}
     for turn in range(args.rounds + 1):
         for key, (kind, way, specs) in cases.items():
             command = [sys.executable, __file__, "--contender", way, str(folder / kind), *specs]
-            out = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
+            out = subprocess.run(
+                command, check=True, capture_output=True, text=True, env=os.environ
+            ).stdout
             if turn:
                 results[key].append(json.loads(out.splitlines()[-1]))
     rows = []

@@ -1,11 +1,14 @@
-"""One GPU: MFU of GPT-2 124M and of Medium with its Student, memory, and what Shampoo adds (benchmark 16).
+"""One GPU: MFU of GPT-2 124M and of Medium with its Student, memory, and what Shampoo adds
+(benchmark 16).
 
     python experiments/benchmarks/gpu.py --nanogpt=nanoGPT      # 8 minutes at most
-    python experiments/benchmarks/gpu.py --tiny                 # anywhere: whether it runs, and nothing more
+    python experiments/benchmarks/gpu.py --tiny                 # anywhere: whether it runs, and
+    nothing more
 
-Compute in bfloat16, weights and moments in float32, 1,024 tokens. MFU is of analytic FLOPs (matmuls, causal attention
-at half, recomputation not counted) against a bfloat16 matmul of 8192³ timed in the same process. Wall seconds, medians
-of blocks of steps. Each part is written when it is done; one that does not fit is tried again with half the batch.
+Compute in bfloat16, weights and moments in float32, 1,024 tokens. MFU is of analytic FLOPs
+(matmuls, causal attention at half, recomputation not counted) against a bfloat16 matmul of 8192³
+timed in the same process. Wall seconds, medians of blocks of steps. Each part is written when it is
+done; one that does not fit is tried again with half the batch.
 """
 
 import argparse
@@ -41,7 +44,9 @@ GPT2 = {
 
 
 def timed(run, *, blocks, steps):
-    """Seconds of a call, by the median of blocks, and its spread; `run` returns what is to be waited for."""
+    """Seconds of a call, by the median of blocks, and its spread; `run` returns what is to be
+    waited for.
+    """
     jax.block_until_ready([run() for _ in range(2)])
     found = []
     for _ in range(blocks):
@@ -73,8 +78,13 @@ def config_of(model, *, joint, batch_size, seq_len, vocab_size, optimizer="adamw
 def batch_of(config):
     """Random tokens."""
     data = config.data
-    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (data.batch_size, data.seq_len + 1))
-    return {"tokens": tokens.astype(np.int32), "length": np.full(data.batch_size, data.seq_len, np.int32)}
+    tokens = np.random.default_rng(0).integers(
+        0, config.model.vocab_size, (data.batch_size, data.seq_len + 1)
+    )
+    return {
+        "tokens": tokens.astype(np.int32),
+        "length": np.full(data.batch_size, data.seq_len, np.int32),
+    }
 
 
 def ours(config, peak, *, blocks, steps):
@@ -104,7 +114,9 @@ def ours(config, peak, *, blocks, steps):
 
 
 def naive_memory(config):
-    """GB of a joint step as one would write it first: two passes with whole logits. Compiled only."""
+    """GB of a joint step as one would write it first: two passes with whole logits.
+    Compiled only.
+    """
     setup = make_setup(config, make_mesh((1, 1, 1)))
     nest, dtype = setup.nest, config.model.compute_dtype
     student, ta = (architecture_of(config.model, nest, one) for one in (nest.student, nest.ta))
@@ -125,7 +137,12 @@ def naive_memory(config):
         updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
 
-    about = jax.jit(step, donate_argnums=0).lower(setup.abstract, batch_of(config)).compile().memory_analysis()
+    about = (
+        jax.jit(step, donate_argnums=0)
+        .lower(setup.abstract, batch_of(config))
+        .compile()
+        .memory_analysis()
+    )
     return {"memory GB": (about.argument_size_in_bytes + about.temp_size_in_bytes) / 1e9}
 
 
@@ -143,7 +160,9 @@ def nanogpt(folder, config, *, blocks, steps):
     from model import GPT, GPTConfig
 
     model, data = config.model, config.data
-    own = GPTConfig(model.max_len, model.vocab_size, model.num_layers, model.num_heads, model.d_model)
+    own = GPTConfig(
+        model.max_len, model.vocab_size, model.num_layers, model.num_heads, model.d_model
+    )
     gpt = torch.compile(GPT(own).cuda())
     optimizer = gpt.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cuda")
     tokens = torch.tensor(batch_of(config)["tokens"]).long().cuda()
@@ -167,7 +186,12 @@ def nanogpt(folder, config, *, blocks, steps):
         found.append((time.perf_counter() - start) / steps)
     seconds, count = statistics.median(found), data.batch_size * data.seq_len
     peak = torch.cuda.max_memory_allocated() / 1e9
-    return {"tokens a step": count, "ms": 1e3 * seconds, "M tokens/s": count / seconds / 1e6, "memory GB": peak}
+    return {
+        "tokens a step": count,
+        "ms": 1e3 * seconds,
+        "M tokens/s": count / seconds / 1e6,
+        "memory GB": peak,
+    }
 
 
 def halving(part, batch_size):
@@ -185,7 +209,9 @@ def halving(part, batch_size):
 def main():
     """Measures part after part, prints and writes each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tiny", action="store_true", help="whether it runs, at sizes that say nothing")
+    parser.add_argument(
+        "--tiny", action="store_true", help="whether it runs, at sizes that say nothing"
+    )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--nanogpt", help="folder of its public code")
     parser.add_argument("--output", default="runs/benchmarks/gpu.json")
@@ -196,16 +222,22 @@ def main():
     if not on_gpu:
         print("NOT a measurement of a GPU: tiny sizes on the CPU, to see that it runs")
     how = {"blocks": 2, "steps": 1} if flags.tiny else {"blocks": 4, "steps": 8}
-    shape = {"seq_len": 64, "vocab_size": 512} if flags.tiny else {"seq_len": 1024, "vocab_size": 50257}
+    shape = (
+        {"seq_len": 64, "vocab_size": 512} if flags.tiny else {"seq_len": 1024, "vocab_size": 50257}
+    )
     small, large = ("tiny", "tiny") if flags.tiny else ("124M", "Medium")
     peak = peak_flops(512 if flags.tiny else 8192)
     of = lambda model, batch, **kind: config_of(model, batch_size=batch, **shape, **kind)
     parts = {
         "124M alone": lambda b: ours(of(small, b, joint=False), peak, **how),
-        "nanoGPT 124M, compiled": lambda b: nanogpt(flags.nanogpt, of(small, b, joint=False), **how),
+        "nanoGPT 124M, compiled": lambda b: nanogpt(
+            flags.nanogpt, of(small, b, joint=False), **how
+        ),
         "Medium joint": lambda b: ours(of(large, b, joint=True), peak, **how),
         "Medium joint, naive (compiled only)": lambda b: naive_memory(of(large, b, joint=True)),
-        "124M alone, Shampoo every 10": lambda b: ours(of(small, b, joint=False, optimizer="shampoo"), peak, **how),
+        "124M alone, Shampoo every 10": lambda b: ours(
+            of(small, b, joint=False, optimizer="shampoo"), peak, **how
+        ),
     }
     rows = []
     columns = ["tokens a step", "ms", "spread", "M tokens/s", "MFU", "memory GB"]
@@ -214,7 +246,9 @@ def main():
         found = halving(part, batch_size)
         if found is not None:
             rows.append({"part": name} | {column: found.get(column, "") for column in columns})
-            harness.write_results(flags.output, {"on GPU": on_gpu, "matmul TFLOP/s": peak / 1e12, "rows": rows})
+            harness.write_results(
+                flags.output, {"on GPU": on_gpu, "matmul TFLOP/s": peak / 1e12, "rows": rows}
+            )
     print(f"matmul: {peak / 1e12:.4g} TFLOP/s")
     harness.print_table(rows)
 

@@ -1,11 +1,13 @@
-"""How a joint step grows with layers and with tokens: time, temporary memory, time to compile (beside benchmark 12).
+"""How a joint step grows with layers and with tokens: time, temporary memory, time to compile
+(beside benchmark 12).
 
     python experiments/benchmarks/growth_size.py --over layers
     python experiments/benchmarks/growth_size.py --over tokens
 
-Student and TA of size S: of 2 to 48 layers, at 512 tokens a step; or of 6 layers, at 1,024 to 65,536 tokens a step, in
-microbatches of 1,024. The model of time is the time of the smallest, times the ratio of the analytic FLOPs that MFU
-goes by. The time to compile is CPU-seconds of tracing, lowering and compiling, without a cache.
+Student and TA of size S: of 2 to 48 layers, at 512 tokens a step; or of 6 layers, at 1,024 to
+65,536 tokens a step, in microbatches of 1,024. The model of time is the time of the smallest, times
+the ratio of the analytic FLOPs that MFU goes by. The time to compile is CPU-seconds of tracing,
+lowering and compiling, without a cache.
 """
 
 import argparse
@@ -32,7 +34,9 @@ def config_of(over, size):
     if over == "layers":
         return size_s(num_layers=size, batch_size=2)
     config = size_s(batch_size=size // SEQ_LEN)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=size // TOKENS[0]))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, microbatches=size // TOKENS[0])
+    )
 
 
 def measure(over, sizes, rounds):
@@ -48,14 +52,24 @@ def measure(over, sizes, rounds):
         flops = step_flops_per_token(setup.config, setup.nest, static_sub_models(setup), 0, None)
         flops *= setup.config.data.batch_size * SEQ_LEN
         temporaries = program.memory_analysis().temp_size_in_bytes / 1e6
-        rows[size] = {over: size, "GFLOP": flops / 1e9, "temporaries MB": temporaries, "compile CPU-s": compiled}
+        rows[size] = {
+            over: size,
+            "GFLOP": flops / 1e9,
+            "temporaries MB": temporaries,
+            "compile CPU-s": compiled,
+        }
     found = harness.interleave(calls, rounds=rounds)
     first = None
     for size, values in found.items():
         seconds, spread = harness.median_and_spread(values)
         rate = seconds / rows[size]["GFLOP"]
         first = first or rate
-        rows[size] |= {"CPU-s": seconds, "spread": spread, "time / model": rate / first, "bar": "1.05"}
+        rows[size] |= {
+            "CPU-s": seconds,
+            "spread": spread,
+            "time / model": rate / first,
+            "bar": "1.05",
+        }
     return list(rows.values())
 
 
@@ -72,7 +86,8 @@ def main():
     rows = measure(flags.over, sizes, flags.rounds)
     harness.print_table(rows)
     harness.write_results(
-        flags.output or f"runs/benchmarks/growth_{flags.over}.json", {"over": flags.over, "rows": rows}
+        flags.output or f"runs/benchmarks/growth_{flags.over}.json",
+        {"over": flags.over, "rows": rows},
     )
 
 

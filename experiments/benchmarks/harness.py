@@ -1,6 +1,7 @@
 """What every benchmark shares: one pinned core, interleaved rounds, a table and a JSON file.
 
-Import this module before jax: it pins the process to one core and XLA to one thread, so that CPU-seconds mean work.
+Import this module before jax: it pins the process to one core and XLA to one thread, so that
+CPU-seconds mean work.
 """
 
 import datetime
@@ -31,8 +32,11 @@ def waited(program: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(program(*operands))
 
 
-def interleave(contenders: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
-    """Returns the CPU-seconds of each call; every round runs each contender once, and a first round is left out.
+def interleave(
+    contenders: Mapping[str, Callable[[], Any]], *, rounds: int
+) -> dict[str, list[float]]:
+    """Returns the CPU-seconds of each call; every round runs each contender once, and a first round
+    is left out.
 
     A contender returns when its work is done, as those of `waited` do.
     """
@@ -55,7 +59,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints rows of equal keys as a Markdown table; floats with three significant digits."""
     from matta_jax.reporting import markdown_table
 
-    lines = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines = [
+        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
     print(markdown_table(list(rows[0]), lines, left=(0,)))
 
 
@@ -66,7 +73,8 @@ def write_results(output: str, results: Mapping[str, Any]) -> None:
     about = {
         "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}",
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }

@@ -1,12 +1,13 @@
-"""The joint step of Student and TA against two own runs, and against PyTorch's naive joint training (benchmark 3).
+"""The joint step of Student and TA against two own runs, and against PyTorch's naive joint training
+(benchmark 3).
 
     python experiments/benchmarks/joint_vs_independent.py --install_peers --nanogpt=nanoGPT
-    python experiments/benchmarks/joint_vs_independent.py --vocab_size=50257 --rounds=3 --nanogpt=nanoGPT
-    python experiments/benchmarks/joint_vs_independent.py --nest=depth
+    python experiments/benchmarks/joint_vs_independent.py --vocab_size=50257 --rounds=3
+    --nanogpt=nanoGPT python experiments/benchmarks/joint_vs_independent.py --nest=depth
 
-Size S, d_ff 1,024 in 2,048, or for `depth` 6 layers in 9, of which the Student runs the first. `two own runs` are the
-times of the Student alone and the TA alone added up. PyTorch's contenders have the weights and losses of the joint
-step, to 1e-4.
+Size S, d_ff 1,024 in 2,048, or for `depth` 6 layers in 9, of which the Student runs the first. `two
+own runs` are the times of the Student alone and the TA alone added up. PyTorch's contenders have
+the weights and losses of the joint step, to 1e-4.
 """
 
 import argparse
@@ -21,18 +22,25 @@ TA = {"width": {"d_ff": 2048}, "depth": {"num_layers": 9}}
 
 def start(sizes, weights, flags):
     """Returns the contenders by name, ours first."""
-    found = {"ours, joint": peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "joint", "--write")}
+    found = {
+        "ours, joint": peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "joint", "--write")
+    }
     found["ours, joint"].ready()  # Its weights are written.
     kinds = {"ours, Student alone": "student", "ours, TA alone": "ta"}
     if flags.nest == "width":
         kinds["ours, joint and a mix"] = "joint_mix"
-    found |= {name: peers.Contender(peers.PYTHON, "ours.py", sizes, weights, kind) for name, kind in kinds.items()}
+    found |= {
+        name: peers.Contender(peers.PYTHON, "ours.py", sizes, weights, kind)
+        for name, kind in kinds.items()
+    }
     if flags.nest == "depth":
         return found
     python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
     nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
     for how in ("eager", "compiled") if python and nanogpt else ():
-        found[f"PyTorch, {how}, joint"] = peers.Contender(python, "torch_gpt.py", sizes, weights, "joint", how, nanogpt)
+        found[f"PyTorch, {how}, joint"] = peers.Contender(
+            python, "torch_gpt.py", sizes, weights, "joint", how, nanogpt
+        )
     return found
 
 
@@ -52,7 +60,9 @@ def main():
         found = peers.take_turns(running, rounds=flags.rounds)
         for contender in running.values():
             contender.close()
-    same = {name: steps for name, steps in found.items() if name == "ours, joint" or "PyTorch" in name}
+    same = {
+        name: steps for name, steps in found.items() if name == "ours, joint" or "PyTorch" in name
+    }
     for field in ("loss", "student"):
         peers.check_losses(same, field)
     rows = peers.rows_of(found)
@@ -61,7 +71,9 @@ def main():
     harness.print_table(rows)
     print(f"\njoint / two own runs: {times['ours, joint'] / both:.3f}")
     name = f"runs/benchmarks/joint_{flags.nest}_{flags.vocab_size}.json"
-    harness.write_results(flags.output or name, {"rows": rows, "joint / two own runs": times["ours, joint"] / both})
+    harness.write_results(
+        flags.output or name, {"rows": rows, "joint / two own runs": times["ours, joint"] / both}
+    )
 
 
 if __name__ == "__main__":

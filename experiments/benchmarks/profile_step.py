@@ -3,8 +3,8 @@
     python experiments/benchmarks/profile_step.py             # Student alone, size S
     python experiments/benchmarks/profile_step.py --joint     # with its TA
 
-What a profiler tells is wall time: of each instruction the least of several steps counts. Beside it the CPU-seconds of
-a step without it. Of another commit: copy this file into a worktree of it.
+What a profiler tells is wall time: of each instruction the least of several steps counts. Beside it
+the CPU-seconds of a step without it. Of another commit: copy this file into a worktree of it.
 """
 
 import argparse
@@ -37,7 +37,9 @@ KINDS = (
 
 
 def profile(setup, rounds):
-    """Returns the seconds of each instruction of a step, where each comes from, and a step's CPU-seconds."""
+    """Returns the seconds of each instruction of a step, where each comes from, and a step's
+    CPU-seconds.
+    """
     program = lower_step(setup).compile()
     step = stepper(program, setup.init(), random_batch(setup))
     cpu = harness.interleave({"step": step}, rounds=rounds)["step"]
@@ -57,14 +59,20 @@ def _traced(step):
     seconds = collections.Counter()
     for event in events:
         name = event.get("args", {}).get("hlo_op")
-        if event.get("ph") == "X" and name and not name.startswith(("while", "conditional", "call")):
+        if (
+            event.get("ph") == "X"
+            and name
+            and not name.startswith(("while", "conditional", "call"))
+        ):
             seconds[name] += event["dur"] / 1e6
     return seconds
 
 
 def kind_of(name, origin):
     """The kind of an instruction."""
-    return next((kind for kind, n, o in KINDS if re.match(n, name) and re.match(o, origin)), "elementwise")
+    return next(
+        (kind for kind, n, o in KINDS if re.match(n, name) and re.match(o, origin)), "elementwise"
+    )
 
 
 def main():

@@ -5,8 +5,8 @@
 The whole train step of size S, Student and TA together:
 
     scan, dots          ours: one scan over the layers; of a layer, matmul outputs are kept
-    unrolled, none      a Python loop over layers with arrays of their own; all that a gradient needs is kept
-    scan, none / full   our scan, with all kept, or with nothing but its carry
+    unrolled, none      a Python loop over layers with arrays of their own; all that a gradient
+    needs is kept scan, none / full   our scan, with all kept, or with nothing but its carry
 
 Temporaries are those of the compiled program. All must have the same losses before they are timed.
 """
@@ -45,10 +45,18 @@ def measure(rounds):
             for ours, theirs in zip(steps, metrics[PEER], strict=True):
                 np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
 
-    seconds = {name: harness.median_and_spread(v) for name, v in harness.interleave(calls, rounds=rounds).items()}
+    seconds = {
+        name: harness.median_and_spread(v)
+        for name, v in harness.interleave(calls, rounds=rounds).items()
+    }
     rows = []
     for name, (median, spread) in seconds.items():
-        row = {"contender": name, "temporaries MB": temporaries[name] / 1e6, "CPU-s": median, "spread": spread}
+        row = {
+            "contender": name,
+            "temporaries MB": temporaries[name] / 1e6,
+            "CPU-s": median,
+            "spread": spread,
+        }
         row |= {"temporaries, of unrolled": temporaries[name] / temporaries[PEER]}
         row |= {"time, of unrolled": median / seconds[PEER][0]}
         rows.append(row | {"bar": "0.45 at 1.02" if name == "scan, dots" else ""})

@@ -1,16 +1,22 @@
 """The cost of Shampoo (benchmark 6), and what it does on the quickstart's data.
 
-    python experiments/benchmarks/shampoo.py --optimizer   # one update of 2.9 M weights; about five minutes
-    python experiments/benchmarks/shampoo.py --step        # a joint training step of size S; about fifteen minutes
-    python experiments/benchmarks/shampoo.py --quality     # 200 steps of the quickstart; about twenty minutes
+    python experiments/benchmarks/shampoo.py --optimizer   # one update of 2.9 M weights; about five
+    minutes python experiments/benchmarks/shampoo.py --step        # a joint training step of size
+    S; about fifteen minutes python experiments/benchmarks/shampoo.py --quality     # 200 steps of
+    the quickstart; about twenty minutes
 
-optimizer   AdamW, Muon (optax.contrib), ours with Newton and eigh, and the public Shampoo (precondition-opt, where it
-            is installed), on the same gradients: CPU-seconds of a step, roots every 10, compile time, state
-step        the joint step of a Student (d_ff 1024) in a TA (d_ff 2048), 6 layers, d_model 256, V 512: Shampoo with
+optimizer   AdamW, Muon (optax.contrib), ours with Newton and eigh, and the public Shampoo
+(precondition-opt, where it
+            is installed), on the same gradients: CPU-seconds of a step, roots every 10, compile
+            time, state
+step        the joint step of a Student (d_ff 1024) in a TA (d_ff 2048), 6 layers, d_model 256, V
+512: Shampoo with
             blocks of 128 and roots every 20 against AdamW, at 2,048 and 16,384 tokens
-quality     AdamW and Shampoo at equal steps: the learning rate of the lowest training loss of seed 0, then three seeds
+quality     AdamW and Shampoo at equal steps: the learning rate of the lowest training loss of seed
+0, then three seeds
 
-A step that computes roots and one that does not are timed by themselves, and mixed as often as each happens.
+A step that computes roots and one that does not are timed by themselves, and mixed as often as each
+happens.
 """
 
 import argparse
@@ -55,9 +61,16 @@ def unstacked(tree):
 def public_shampoo():
     """The last public JAX Shampoo, or None with a line that says why not."""
     if importlib.util.find_spec("precondition") is None:
-        print("public Shampoo: skipped, precondition-opt is not installed (pip install precondition-opt==0.3.0 chex)")
+        print(
+            "public Shampoo: skipped, precondition-opt is not installed (pip install "
+            "precondition-opt==0.3.0 chex)"
+        )
         return None
-    for name in ("tree_map", "tree_flatten", "tree_unflatten"):  # Removed from jax since its release.
+    for name in (
+        "tree_map",
+        "tree_flatten",
+        "tree_unflatten",
+    ):  # Removed from jax since its release.
         setattr(jax, name, getattr(jax.tree_util, name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -76,9 +89,13 @@ def public_shampoo():
 def measure_optimizer(rounds):
     """One update of the tree, gradients given."""
     rng = np.random.default_rng(0)
-    gradients = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in TREE.items()}
+    gradients = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in TREE.items()
+    }
     ours = lambda root: optax.chain(
-        optim.scale_by_shampoo(optim.Shampoo(block_size=128, precondition_every=10, start_step=0, root=root)),
+        optim.scale_by_shampoo(
+            optim.Shampoo(block_size=128, precondition_every=10, start_step=0, root=root)
+        ),
         optax.trace(0.9, nesterov=True),
     )
     optimizers = {
@@ -106,15 +123,23 @@ def measure_optimizer(rounds):
             for _ in range(steps):
                 moved = step(tree, moved, params)[1]
             calls[name, label] = harness.waited(step, tree, moved, params)
-    seconds = {key: harness.median_and_spread(v) for key, v in harness.interleave(calls, rounds=rounds).items()}
+    seconds = {
+        key: harness.median_and_spread(v)
+        for key, v in harness.interleave(calls, rounds=rounds).items()
+    }
     rows = []
     for name, facts in about.items():
         (roots, spread), (none, _) = seconds[name, "roots"], seconds[name, "none"]
         mixed = roots / 10 + none * 9 / 10
-        rows.append({"optimiser": name, "CPU-ms": 1e3 * mixed, "with roots": 1e3 * roots, "spread": spread} | facts)
+        rows.append(
+            {"optimiser": name, "CPU-ms": 1e3 * mixed, "with roots": 1e3 * roots, "spread": spread}
+            | facts
+        )
     if "public, newton" in about:
         for row in rows:
-            row["of public"] = row["CPU-ms"] / next(r["CPU-ms"] for r in rows if r["optimiser"] == "public, newton")
+            row["of public"] = row["CPU-ms"] / next(
+                r["CPU-ms"] for r in rows if r["optimiser"] == "public, newton"
+            )
     return rows
 
 
@@ -125,7 +150,9 @@ def measure_step(rounds):
         calls = {}
         for name in ("adamw", "muon", "shampoo"):
             config = c.Config(
-                model=c.ModelConfig(vocab_size=512, num_layers=6, d_model=256, num_heads=4, d_ff=1024, max_len=256),
+                model=c.ModelConfig(
+                    vocab_size=512, num_layers=6, d_model=256, num_heads=4, d_ff=1024, max_len=256
+                ),
                 nest=c.NestConfig(d_ff=2048, mix_per_step=0),
                 optimizer=c.OptimizerConfig(name=name),
                 shampoo=c.ShampooConfig(precondition_every=20),
@@ -139,18 +166,25 @@ def measure_step(rounds):
             def run(holder, batch, count):
                 opt_state = holder["state"].opt_state
                 opt_state = jax.tree.map(
-                    lambda node: node._replace(count=jnp.asarray(count)) if _is_shampoo(node) else node,
+                    lambda node: (
+                        node._replace(count=jnp.asarray(count)) if _is_shampoo(node) else node
+                    ),
                     opt_state,
                     is_leaf=_is_shampoo,
                 )
-                state = type(holder["state"])(holder["state"].step, holder["state"].params, opt_state)
+                state = type(holder["state"])(
+                    holder["state"].step, holder["state"].params, opt_state
+                )
                 holder["state"], metrics = holder["step"](state, batch)
                 jax.block_until_ready((holder["state"], metrics))
 
             calls[name, "none"] = functools.partial(run, holder, batch, 41)
             if name == "shampoo":
                 calls[name, "roots"] = functools.partial(run, holder, batch, 40)
-        seconds = {key: harness.median_and_spread(v) for key, v in harness.interleave(calls, rounds=rounds).items()}
+        seconds = {
+            key: harness.median_and_spread(v)
+            for key, v in harness.interleave(calls, rounds=rounds).items()
+        }
         adamw = seconds["adamw", "none"][0]
         for name in ("adamw", "muon", "shampoo"):
             median, spread = seconds[name, "none"]
@@ -181,7 +215,12 @@ def measure_quality(steps, seeds):
             optimizer=c.OptimizerConfig(name=name, learning_rate=rate, warmup_steps=40),
             data=c.DataConfig(source="stdlib", seq_len=64, batch_size=8),
             train=c.TrainConfig(
-                num_steps=steps, eval_every=steps, checkpoint_every=steps, eval_batches=64, seed=seed, peak_tflops=0.1
+                num_steps=steps,
+                eval_every=steps,
+                checkpoint_every=steps,
+                eval_batches=64,
+                seed=seed,
+                peak_tflops=0.1,
             ),
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -189,9 +228,17 @@ def measure_quality(steps, seeds):
             if not result.finished:
                 raise SystemExit("stopped by a signal")
             metrics = result.metrics
-            lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
+            lines = [
+                json.loads(line)
+                for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+            ]
         last = [line["student"] for line in lines if "student" in line][-5:]
-        row = {"optimiser": name, "learning rate": rate, "seed": seed, "training loss": float(np.mean(last))}
+        row = {
+            "optimiser": name,
+            "learning rate": rate,
+            "seed": seed,
+            "training loss": float(np.mean(last)),
+        }
         row |= {"held-out Student": metrics["eval/student"], "held-out TA": metrics["eval/ta"]}
         print(row, flush=True)
         return row
@@ -199,7 +246,9 @@ def measure_quality(steps, seeds):
     runs = [run(name, rate, 0) for name, own in rates.items() for rate in own]
     summary = []
     for name in rates:
-        best = min((row for row in runs if row["optimiser"] == name), key=lambda row: row["training loss"])
+        best = min(
+            (row for row in runs if row["optimiser"] == name), key=lambda row: row["training loss"]
+        )
         rows = [best, *(run(name, best["learning rate"], seed) for seed in range(1, seeds))]
         runs += rows[1:]
         row = {"optimiser": name, "learning rate": best["learning rate"], "seeds": seeds}

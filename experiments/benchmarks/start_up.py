@@ -1,9 +1,11 @@
-"""How long each binary takes to start, and a run to its first step (beside the numbered benchmarks).
+"""How long each binary takes to start, and a run to its first step (beside the numbered
+benchmarks).
 
     python experiments/benchmarks/start_up.py
 
-Each in fresh processes, in turns, which import the binary as its console script does; `modules` is how many that are.
-The first step is of configs/quickstart.py, without a compilation cache and with one that is warm.
+Each in fresh processes, in turns, which import the binary as its console script does; `modules` is
+how many that are. The first step is of configs/quickstart.py, without a compilation cache and with
+one that is warm.
 """
 
 import argparse
@@ -20,16 +22,35 @@ import harness
 
 ROOT = pathlib.Path(__file__).parents[2]
 BINARIES = sorted(path.stem for path in (ROOT / "matta_jax" / "bin").glob("[!_]*.py"))
-IMPORT = "import sys, matta_jax.bin.{0}; print(len(sys.modules), *(m for m in sys.modules if m in {1!r}))"
-HEAVY = ("matta_jax.training", "matta_jax.data", "tensorflow", "torch", "tensorflow_datasets", "matplotlib", "scipy")
-STEP = [sys.executable, "-m", "matta_jax.bin.train", "--config=configs/quickstart.py", "--config.train.num_steps=1"]
+IMPORT = (
+    "import sys, matta_jax.bin.{0}; "
+    "print(len(sys.modules), *(m for m in sys.modules if m in {1!r}))"
+)
+HEAVY = (
+    "matta_jax.training",
+    "matta_jax.data",
+    "tensorflow",
+    "torch",
+    "tensorflow_datasets",
+    "matplotlib",
+    "scipy",
+)
+STEP = [
+    sys.executable,
+    "-m",
+    "matta_jax.bin.train",
+    "--config=configs/quickstart.py",
+    "--config.train.num_steps=1",
+]
 STEP += ["--config.optimizer.warmup_steps=0"]
 
 
 def run(command, **environment):
     """Runs a process; returns its wall seconds, CPU-seconds and output."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return time.perf_counter() - start, cpu, done.stdout
@@ -45,15 +66,26 @@ def imports(rounds):
     for name, values in found.items():
         wall, cpu = (statistics.median(value[i] for value in values[1:]) for i in range(2))
         count, *heavy = values[0][2].split()
-        row = {"binary": name, "wall s": wall, "CPU-s": cpu, "modules": int(count), "among them": ", ".join(heavy)}
+        row = {
+            "binary": name,
+            "wall s": wall,
+            "CPU-s": cpu,
+            "modules": int(count),
+            "among them": ", ".join(heavy),
+        }
         rows.append(row | {"bar, s": "3" if name == "extract" else ""})
     return rows
 
 
 def first_step(folder):
-    """Wall and CPU-seconds of a run of one step, with an empty compilation cache and with a full one."""
+    """Wall and CPU-seconds of a run of one step, with an empty compilation cache and with a full
+    one.
+    """
     rows = []
-    cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     run([*STEP, f"--workdir={folder}/tokens"])  # The corpus is tokenised.
     for name in ("cold", "warm"):
         wall, cpu, _ = run([*STEP, f"--workdir={folder}/{name}"], **cache)

@@ -1,12 +1,13 @@
 """Our train step of one model against its peers' (benchmarks 1 and 2).
 
-    git clone https://github.com/karpathy/nanoGPT && git clone https://github.com/google-deepmind/nanodo
-    python experiments/benchmarks/train_step.py --install_peers --nanogpt=nanoGPT --nanodo=nanodo
-    python experiments/benchmarks/train_step.py --vocab_size=50257 --rounds=3 --nanogpt=nanoGPT --nanodo=nanodo
+    git clone https://github.com/karpathy/nanoGPT && git clone
+    https://github.com/google-deepmind/nanodo python experiments/benchmarks/train_step.py
+    --install_peers --nanogpt=nanoGPT --nanodo=nanodo python experiments/benchmarks/train_step.py
+    --vocab_size=50257 --rounds=3 --nanogpt=nanoGPT --nanodo=nanodo
 
-Size S, Student alone, float32, AdamW, clipping: 8 sequences of 256 tokens. All load the same weights (nanodo, which has
-no biases, its own), and must have the same losses in their first two steps. Peers that are not there are skipped, and
-told.
+Size S, Student alone, float32, AdamW, clipping: 8 sequences of 256 tokens. All load the same
+weights (nanodo, which has no biases, its own), and must have the same losses in their first two
+steps. Peers that are not there are skipped, and told.
 """
 
 import argparse
@@ -23,14 +24,20 @@ def start(sizes, weights, flags):
     found = {"ours": peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "student", "--write")}
     found["ours"].ready()  # Its weights are written.
     found["plain Flax NNX"] = peers.Contender(peers.PYTHON, "flax_gpt.py", sizes, weights)
-    if nanodo := peers.checkout(flags.nanodo, "nanodo", "https://github.com/google-deepmind/nanodo"):
+    if nanodo := peers.checkout(
+        flags.nanodo, "nanodo", "https://github.com/google-deepmind/nanodo"
+    ):
         found["nanodo"] = peers.Contender(peers.PYTHON, "nanodo_gpt.py", sizes, weights, nanodo)
     python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
     nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
     for how in ("eager", "compiled") if python else ():
         if nanogpt:
-            found[f"nanoGPT, {how}"] = peers.Contender(python, "torch_gpt.py", sizes, weights, "nanogpt", how, nanogpt)
-        found[f"Hugging Face, {how}"] = peers.Contender(python, "torch_gpt.py", sizes, weights, "hf", how, "")
+            found[f"nanoGPT, {how}"] = peers.Contender(
+                python, "torch_gpt.py", sizes, weights, "nanogpt", how, nanogpt
+            )
+        found[f"Hugging Face, {how}"] = peers.Contender(
+            python, "torch_gpt.py", sizes, weights, "hf", how, ""
+        )
     return found
 
 
@@ -56,7 +63,9 @@ def main():
     peers.check_losses({name: steps for name, steps in found.items() if name != "nanodo"})
     rows = peers.rows_of(found)
     harness.print_table(rows)
-    harness.write_results(flags.output or f"runs/benchmarks/train_step_{flags.vocab_size}.json", {"rows": rows})
+    harness.write_results(
+        flags.output or f"runs/benchmarks/train_step_{flags.vocab_size}.json", {"rows": rows}
+    )
 
 
 if __name__ == "__main__":

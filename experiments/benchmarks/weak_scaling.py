@@ -2,10 +2,11 @@
 
     python experiments/benchmarks/weak_scaling.py   # about six minutes
 
-The joint train step of size S with 2 sequences per device, on meshes over the first 1, 2, 4 and 8 of eight simulated
-devices, which share one core: what a step costs on every device beyond its own 2 sequences is overhead. `data` splits
-the batch and keeps the state whole on each device; `fsdp` splits the state too. Argument bytes are those of the
-compiled step on one device: state and batch. In a turn, each contender takes steps on 16 sequences in all.
+The joint train step of size S with 2 sequences per device, on meshes over the first 1, 2, 4 and 8
+of eight simulated devices, which share one core: what a step costs on every device beyond its own 2
+sequences is overhead. `data` splits the batch and keeps the state whole on each device; `fsdp`
+splits the state too. Argument bytes are those of the compiled step on one device: state and batch.
+In a turn, each contender takes steps on 16 sequences in all.
 
 At last, the losses of three steps on 16 sequences, by eight devices of each mesh and by one.
 """
@@ -49,10 +50,18 @@ def measure_scaling(rounds):
             calls[mesh, count] = functools.partial(repeat, step, DEVICES[-1] // count)
             arguments[mesh, count] = program.memory_analysis().argument_size_in_bytes
     del calls["fsdp", 1]  # The same program.
-    seconds = {key: harness.median_and_spread(v) for key, v in harness.interleave(calls, rounds=rounds).items()}
+    seconds = {
+        key: harness.median_and_spread(v)
+        for key, v in harness.interleave(calls, rounds=rounds).items()
+    }
     rows = []
     for (mesh, count), (median, spread) in seconds.items():
-        row = {"mesh": mesh, "devices": count, "CPU-s per device": median / DEVICES[-1], "spread": spread}
+        row = {
+            "mesh": mesh,
+            "devices": count,
+            "CPU-s per device": median / DEVICES[-1],
+            "spread": spread,
+        }
         row["time, of one device"] = median / seconds["data", 1][0]
         row["argument MB per device"] = arguments[mesh, count] / 1e6
         row["arguments, of one device"] = arguments[mesh, count] / arguments[mesh, 1]
@@ -64,7 +73,11 @@ def measure_scaling(rounds):
 def compare_losses(steps):
     """One row for each mesh: the largest difference of a loss from one device's, in nats."""
     losses = {}
-    for mesh, sizes in {"one device": (1, 1, 1), "data": MESHES["data"](8), "fsdp": MESHES["fsdp"](8)}.items():
+    for mesh, sizes in {
+        "one device": (1, 1, 1),
+        "data": MESHES["data"](8),
+        "fsdp": MESHES["fsdp"](8),
+    }.items():
         run = prepare(sizes, 16)[1]
         losses[mesh] = np.array(
             [[float(metrics[name]) for name in LOSSES] for metrics in (run() for _ in range(steps))]
@@ -72,7 +85,15 @@ def compare_losses(steps):
     rows = []
     for mesh in MESHES:
         error = np.abs(losses[mesh] - losses["one device"]).max()
-        rows.append({"mesh": mesh, "devices": 8, "steps": steps, "largest difference": float(error), "bar": 1e-4})
+        rows.append(
+            {
+                "mesh": mesh,
+                "devices": 8,
+                "steps": steps,
+                "largest difference": float(error),
+                "bar": 1e-4,
+            }
+        )
     return rows
 
 

@@ -1,8 +1,20 @@
-"""Accuracy against size: models out of one run, with and without mixes, against models trained alone at their sizes."""
+"""Accuracy against size: models out of one run, with and without mixes, against models trained
+alone at their sizes.
+"""
 
 import json
 
-from laptop import ALONE, REPORTED_ON, TA_ALONE, TUNED_ON, differences, excerpt, interval, shown, write_once
+from laptop import (
+    ALONE,
+    REPORTED_ON,
+    TA_ALONE,
+    TUNED_ON,
+    differences,
+    excerpt,
+    interval,
+    shown,
+    write_once,
+)
 
 import matta_jax
 from matta_jax.elastic import Budget
@@ -12,7 +24,11 @@ from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 SEEDS = (0, 1, 2)
 NESTS = {"two points": {}, "with a mix": {"nest.mix_per_step": 1}}
-TRAINED_ALONE = {"alone 128": ALONE, "alone 512": {**ALONE, "model.d_ff": 512}, "alone 1024": TA_ALONE}
+TRAINED_ALONE = {
+    "alone 128": ALONE,
+    "alone 512": {**ALONE, "model.d_ff": 512},
+    "alone 1024": TA_ALONE,
+}
 WIDTHS = (128, 512, 1024)
 """Of the models that are trained alone."""
 UNIFORM = {f"d_ff={width}": width for width in (128, 256, 512, 1024)}
@@ -31,9 +47,15 @@ def measure(lab):
     for (condition, seed), run in runs.items():
         cache = run.workdir / "elasticity.json"
         if not cache.is_file():
-            own = _of_nest(lab, run.workdir) if condition in NESTS else _scored(lab, run.workdir, {condition: "ta"})
+            own = (
+                _of_nest(lab, run.workdir)
+                if condition in NESTS
+                else _scored(lab, run.workdir, {condition: "ta"})
+            )
             replace_text(cache, json.dumps(own))
-        rows += [{"condition": condition, "seed": seed} | row for row in json.loads(cache.read_text())]
+        rows += [
+            {"condition": condition, "seed": seed} | row for row in json.loads(cache.read_text())
+        ]
     return {"rows": rows}
 
 
@@ -44,18 +66,27 @@ def _of_nest(lab, workdir):
     specs = {spec: spec for spec in [*UNIFORM, WIDE_OUTSIDE, WIDE_INSIDE]}
     for spec in ("d_ff=256", WIDE_OUTSIDE):
         found = matta_jax.search(
-            str(workdir), workdir / "search", budget=Budget(max_params=size(spec)), method="exhaustive",
-            corpus=str(excerpt(lab.workdir, TUNED_ON)), num_windows=_WINDOWS, verify=8, log=lambda line: None,
+            str(workdir), workdir / "search", budget=Budget(max_params=size(spec)),
+            method="exhaustive",
+            corpus=str(excerpt(lab.workdir, TUNED_ON)), num_windows=_WINDOWS, verify=8,
+            log=lambda line: None,
         )  # fmt: skip
         specs[f"{SEARCHED}: {spec}"] = found.pick.spec
     return _scored(lab, workdir, specs)
 
 
 def _scored(lab, workdir, specs):
-    """A row for each of `specs`, by name: size, bits per byte; of the uniform widths and lone models LAMBADA too."""
-    task, file = f"bits_per_byte:{excerpt(lab.workdir, REPORTED_ON)}", f"lambada:{lab.workdir}/lambada.jsonl"
+    """A row for each of `specs`, by name: size, bits per byte; of the uniform widths and lone
+    models LAMBADA too.
+    """
+    task, file = (
+        f"bits_per_byte:{excerpt(lab.workdir, REPORTED_ON)}",
+        f"lambada:{lab.workdir}/lambada.jsonl",
+    )
     distinct = list(dict.fromkeys(specs.values()))
-    found = matta_jax.compare(checkpoint=str(workdir), sub_models=distinct, tasks=[task]).evaluations
+    found = matta_jax.compare(
+        checkpoint=str(workdir), sub_models=distinct, tasks=[task]
+    ).evaluations
     scores = {spec: one for spec, one in zip(distinct, found, strict=True)}
     rows = []
     for name, spec in specs.items():
@@ -75,10 +106,14 @@ def show(results, folder):
     """Tables of quality by size, of LAMBADA, and of patterns against search; the picture."""
     rows = results["rows"]
     by = {
-        (condition, name): [row for row in rows if (row["condition"], row["name"]) == (condition, name)]
+        (condition, name): [
+            row for row in rows if (row["condition"], row["name"]) == (condition, name)
+        ]
         for condition, name in {(row["condition"], row["name"]): None for row in rows}
     }
-    values = lambda condition, name, figure="bits_per_byte": [row[figure] for row in by[condition, name]]
+    values = lambda condition, name, figure="bits_per_byte": [
+        row[figure] for row in by[condition, name]
+    ]
     _plot(by, folder / "elasticity.png")
     sizes = []
     for name, width in UNIFORM.items():
@@ -100,29 +135,53 @@ def show(results, folder):
     words = []
     for name, width in UNIFORM.items():
         if width in WIDTHS:
-            ways = ((f"alone {width}", f"alone {width}"), ("two points", name), ("with a mix", name))
+            ways = (
+                (f"alone {width}", f"alone {width}"),
+                ("two points", name),
+                ("with a mix", name),
+            )
             accuracy = [f"{100 * interval(values(*way, 'lambada'))[0]:.2f} %" for way in ways]
             perplexity = [f"{interval(values(*way, 'lambada_perplexity'))[0]:,.0f}" for way in ways]
-            words.append([name, *[" / ".join(pair) for pair in zip(accuracy, perplexity, strict=True)]])
+            words.append(
+                [name, *[" / ".join(pair) for pair in zip(accuracy, perplexity, strict=True)]]
+            )
     header = ["model", "alone", "two points", "with a mix"]
-    parts += ["A fifth of LAMBADA, whole words: accuracy / perplexity, means:", markdown_table(header, words)]
+    parts += [
+        "A fifth of LAMBADA, whole words: accuracy / perplexity, means:",
+        markdown_table(header, words),
+    ]
     chosen = []
     for condition in NESTS:
         for budget in ("d_ff=256", WIDE_OUTSIDE):
             pick = f"{SEARCHED}: {budget}"
-            rivals = ["d_ff=256"] if budget == "d_ff=256" else [WIDE_OUTSIDE, WIDE_INSIDE, "d_ff=512"]
+            rivals = (
+                ["d_ff=256"] if budget == "d_ff=256" else [WIDE_OUTSIDE, WIDE_INSIDE, "d_ff=512"]
+            )
             for rival in rivals:
-                lead = shown(differences(values(condition, pick), values(condition, rival)), signed=True)
+                lead = shown(
+                    differences(values(condition, pick), values(condition, rival)), signed=True
+                )
                 chosen.append([condition, budget, rival, shown(values(condition, rival)), lead])
-    header = ["run", "budget: parameters of", "rival", "rival's bits per byte", "search minus rival"]
-    parts += ["Search (ranked and verified on the validation text) against patterns:", markdown_table(header, chosen)]
+    header = [
+        "run",
+        "budget: parameters of",
+        "rival",
+        "rival's bits per byte",
+        "search minus rival",
+    ]
+    parts += [
+        "Search (ranked and verified on the validation text) against patterns:",
+        markdown_table(header, chosen),
+    ]
     picks = [
         f"{condition}, seed {row['seed']}, within {name.partition(': ')[2]}: `{row['spec']}`"
         for (condition, name), found in by.items()
         if name.startswith(SEARCHED)
         for row in found
     ]
-    return "\n\n".join([*parts, "What search picked:\n\n" + "\n".join(f"- {pick}" for pick in picks)])
+    return "\n\n".join(
+        [*parts, "What search picked:\n\n" + "\n".join(f"- {pick}" for pick in picks)]
+    )
 
 
 def _plot(by, path):
@@ -132,22 +191,53 @@ def _plot(by, path):
 
     def draw(keys, style, label, line):
         points = sorted(
-            (by[key][0]["parameters"] / 1e6, *interval([row["bits_per_byte"] for row in by[key]])) for key in keys
+            (by[key][0]["parameters"] / 1e6, *interval([row["bits_per_byte"] for row in by[key]]))
+            for key in keys
         )
         x, y, half = zip(*points, strict=True)
         colour, marker = styles[style]
-        axes.errorbar(x, y, yerr=half, fmt=marker, color=colour, linestyle=line, capsize=3, markersize=5, label=label)
+        axes.errorbar(
+            x,
+            y,
+            yerr=half,
+            fmt=marker,
+            color=colour,
+            linestyle=line,
+            capsize=3,
+            markersize=5,
+            label=label,
+        )
 
-    draw([(f"alone {width}", f"alone {width}") for width in WIDTHS], "alone", "trained alone at its size", "")
+    draw(
+        [(f"alone {width}", f"alone {width}") for width in WIDTHS],
+        "alone",
+        "trained alone at its size",
+        "",
+    )
     for condition in NESTS:
-        draw([(condition, name) for name in UNIFORM], condition, f"one run, {condition}: uniform widths", "-")
-        for name, mark in ((WIDE_OUTSIDE, "^"), (WIDE_INSIDE, "v"), (f"{SEARCHED}: {WIDE_OUTSIDE}", "*")):
+        draw(
+            [(condition, name) for name in UNIFORM],
+            condition,
+            f"one run, {condition}: uniform widths",
+            "-",
+        )
+        for name, mark in (
+            (WIDE_OUTSIDE, "^"),
+            (WIDE_INSIDE, "v"),
+            (f"{SEARCHED}: {WIDE_OUTSIDE}", "*"),
+        ):
             own = by[condition, name]
             label = {"^": "wide-narrow-wide", "v": "narrow-wide-narrow", "*": "search"}[mark]
             mean = interval([row["bits_per_byte"] for row in own])[0]
             size = sum(row["parameters"] for row in own) / len(own) / 1e6
             axes.plot(
-                [size], [mean], mark, color=styles[condition][0], markersize=9, alpha=0.7, label=f"{condition}: {label}"
+                [size],
+                [mean],
+                mark,
+                color=styles[condition][0],
+                markersize=9,
+                alpha=0.7,
+                label=f"{condition}: {label}",
             )
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel("test text, bits per byte (lower is better)")

@@ -1,4 +1,6 @@
-"""The paper's Relevance model, on questions and solutions of GSM8K: AUC loss alone, in a TA, and of the TA."""
+"""The paper's Relevance model, on questions and solutions of GSM8K: AUC loss alone, in a TA, and of
+the TA.
+"""
 
 from scorers import comparison
 

@@ -1,4 +1,6 @@
-"""AUC loss of a scorer trained alone and in its TA; what the experiments `quality` and `relevance` share."""
+"""AUC loss of a scorer trained alone and in its TA; what the experiments `quality` and `relevance`
+share.
+"""
 
 import json
 import pathlib
@@ -42,8 +44,13 @@ def config_of(name, workdir):
     folder = workdir / name
     file = pathlib.Path(__file__).parents[2] / "configs" / f"{name}.py"
     config = c.from_config_dict(runpy.run_path(str(file))["get_config"]())
-    own = {"data.source": f"text:{folder}/train.jsonl", "data.eval_source": f"text:{folder}/test.jsonl"}
-    return c.override(config, own | {"data.tokenizer": f"hf:{folder}/bpe.json", "train.peak_tflops": 0.1})
+    own = {
+        "data.source": f"text:{folder}/train.jsonl",
+        "data.eval_source": f"text:{folder}/test.jsonl",
+    }
+    return c.override(
+        config, own | {"data.tokenizer": f"hf:{folder}/bpe.json", "train.peak_tflops": 0.1}
+    )
 
 
 def measure(lab):
@@ -56,11 +63,15 @@ def measure(lab):
         if not cache.is_file():
             ends = ["student", "ta"] if "MatTA" in row["condition"] else ["ta"]
             found = matta_jax.compare(checkpoint=str(workdir), sub_models=ends, tasks=[_TASK])
-            losses = {end: 1 - one.scores[_TASK] for end, one in zip(ends, found.evaluations, strict=True)}
+            losses = {
+                end: 1 - one.scores[_TASK] for end, one in zip(ends, found.evaluations, strict=True)
+            }
             replace_text(cache, json.dumps({"losses": losses, "baselines": found.baselines[_TASK]}))
         known = json.loads(cache.read_text())
         baselines = known["baselines"]
-        losses = known["losses"] if row["condition"] != "alone" else {"student": known["losses"]["ta"]}
+        losses = (
+            known["losses"] if row["condition"] != "alone" else {"student": known["losses"]["ta"]}
+        )
         rows.append({key: row[key] for key in ("condition", "seed", "steps", "tflops")} | losses)
     return {"rows": rows, "baselines": {name: 1 - value for name, value in baselines.items()}}
 

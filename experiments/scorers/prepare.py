@@ -1,12 +1,15 @@
 """Turns raw files that a user has fetched into examples of a scorer: one JSON object a line.
 
-    python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip --output=data/quality
-    python experiments/scorers/prepare.py --task=relevance --raw=gsm8k --output=data/relevance
+    python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip
+    --output=data/quality python experiments/scorers/prepare.py --task=relevance --raw=gsm8k
+    --output=data/relevance
 
-quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl, by a hash.
+quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl,
+by a hash.
 
-relevance: `train.jsonl` and `test.jsonl` of GSM8K. Each question stands beside its own solution (class 1), and the
-other solution of its split that is most like the question by TF-IDF cosine (class 0).
+relevance: `train.jsonl` and `test.jsonl` of GSM8K. Each question stands beside its own solution
+(class 1), and the other solution of its split that is most like the question by TF-IDF cosine
+(class 0).
 
     dense (3, in [-2, 2])    TF-IDF cosine of question and solution
                              share of the solution's capitalised words that occur in the question
@@ -14,9 +17,9 @@ other solution of its split that is most like the question by TF-IDF cosine (cla
     categorical (4 and 8)    kind of question: how many, how much, what, other
                              number of sentences of the solution, 7 for more
 
-The numbers that both mention would tell the classes apart alone; they are left to the texts. A share of nothing is
-0.5. All IDFs are of training texts. `bpe.json` is a tokenizer of the training texts.
-Needs: pip install 'matta_jax[scorers,tokenizers]'.
+The numbers that both mention would tell the classes apart alone; they are left to the texts. A
+share of nothing is 0.5. All IDFs are of training texts. `bpe.json` is a tokenizer of the training
+texts. Needs: pip install 'matta_jax[scorers,tokenizers]'.
 """
 
 import hashlib
@@ -53,28 +56,42 @@ def _hash(text: str) -> int:
 
 
 def quality(raw: pathlib.Path) -> dict[str, Rows]:
-    """Returns each sentence once, with its polarity. Raises UserError when `raw` is no such zip file."""
+    """Returns each sentence once, with its polarity. Raises UserError when `raw` is no such zip
+    file.
+    """
     labels: dict[str, int] = {}
     try:
         with zipfile.ZipFile(raw) as archive:
             for label, end in ((1, "pos"), (0, "neg")):
-                member = next((name for name in archive.namelist() if name.endswith(f"rt-polarity.{end}")), None)
+                member = next(
+                    (name for name in archive.namelist() if name.endswith(f"rt-polarity.{end}")),
+                    None,
+                )
                 if member is None:
-                    raise UserError(f"raw={str(raw)!r} has no rt-polarity.{end}; give NLTK's sentence_polarity.zip")
+                    raise UserError(
+                        f"raw={str(raw)!r} has no rt-polarity.{end}; give NLTK's "
+                        "sentence_polarity.zip"
+                    )
                 for line in archive.read(member).decode("latin-1").split("\n"):
                     if text := " ".join(line.split()):
                         labels.setdefault(text, label)
     except (OSError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"raw={str(raw)!r} must be a zip file ({why}); give NLTK's sentence_polarity.zip") from None
+        raise UserError(
+            f"raw={str(raw)!r} must be a zip file ({why}); give NLTK's sentence_polarity.zip"
+        ) from None
     splits: dict[str, Rows] = {"train": [], "test": []}
     for text in sorted(labels, key=_hash):
-        splits["test" if _hash("split " + text) % 10 == 0 else "train"].append({"text": text, "label": labels[text]})
+        splits["test" if _hash("split " + text) % 10 == 0 else "train"].append(
+            {"text": text, "label": labels[text]}
+        )
     return splits
 
 
 def relevance(raw: pathlib.Path) -> dict[str, Rows]:
-    """Returns pairs of a question and a solution. Raises UserError when `raw` is no folder of GSM8K."""
+    """Returns pairs of a question and a solution. Raises UserError when `raw` is no folder of
+    GSM8K.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if not raw.is_dir():
@@ -86,17 +103,29 @@ def relevance(raw: pathlib.Path) -> dict[str, Rows]:
 
 def _read(raw: pathlib.Path, name: str) -> Pairs:
     try:
-        rows = [json.loads(line) for line in (raw / name).read_text(encoding="utf-8").split("\n") if line.strip()]
-        pairs = [(row["question"].strip(), re.sub(r"<<.*?>>|\n####.*", "", row["answer"]).strip()) for row in rows]
+        rows = [
+            json.loads(line)
+            for line in (raw / name).read_text(encoding="utf-8").split("\n")
+            if line.strip()
+        ]
+        pairs = [
+            (row["question"].strip(), re.sub(r"<<.*?>>|\n####.*", "", row["answer"]).strip())
+            for row in rows
+        ]
     except FileNotFoundError:
-        raise UserError(f"raw={str(raw)!r} has no {name}; give the folder of train.jsonl and test.jsonl") from None
+        raise UserError(
+            f"raw={str(raw)!r} has no {name}; give the folder of train.jsonl and test.jsonl"
+        ) from None
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
-            f"raw={str(raw)!r}: {name} must have a question and an answer in each line ({why}); fetch GSM8K again"
+            f"raw={str(raw)!r}: {name} must have a question and an answer in each line ({why}); "
+            "fetch GSM8K again"
         ) from None
     if len({solution for _, solution in pairs}) < 2:
-        raise UserError(f"raw={str(raw)!r}: {name} must have two different solutions; fetch GSM8K again")
+        raise UserError(
+            f"raw={str(raw)!r}: {name} must have two different solutions; fetch GSM8K again"
+        )
     return pairs
 
 
@@ -125,31 +154,41 @@ def _features(question: str, solution: str, *, cosine: float) -> tuple[list[floa
 
 
 def write_examples(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
-    """Writes the examples of each split, and a tokenizer of the training texts. Raises UserError when it cannot."""
+    """Writes the examples of each split, and a tokenizer of the training texts. Raises UserError
+    when it cannot.
+    """
     import tokenizers
 
     bpe = tokenizers.ByteLevelBPETokenizer()
     texts = (row[name] for row in splits["train"] for name in ("text", "pair") if name in row)
-    bpe.train_from_iterator(texts, _VOCAB_SIZE, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.train_from_iterator(
+        texts, _VOCAB_SIZE, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "bpe.json", bpe.to_str(pretty=True))
         for split, rows in splits.items():
             replace_text(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
-        raise UserError(f"output={str(folder)!r} must be a writable folder ({error.strerror}); name another") from None
+        raise UserError(
+            f"output={str(folder)!r} must be a writable folder ({error.strerror}); name another"
+        ) from None
 
 
 _TASKS = {"quality": quality, "relevance": relevance}
 
 
 def make_examples(task: str, raw: pathlib.Path, output: pathlib.Path) -> dict[str, Rows]:
-    """Writes and returns the examples of `quality` or `relevance`. Raises UserError when it cannot."""
+    """Writes and returns the examples of `quality` or `relevance`. Raises UserError
+    when it cannot.
+    """
     try:
         splits = _TASKS[task](raw)
         write_examples(output, splits)
     except ModuleNotFoundError as error:
-        raise UserError(f"{task} needs the package {error.name}; pip install 'matta_jax[scorers,tokenizers]'") from None
+        raise UserError(
+            f"{task} needs the package {error.name}; pip install 'matta_jax[scorers,tokenizers]'"
+        ) from None
     return splits
 
 
@@ -157,11 +196,18 @@ def main() -> None:
     """Makes one folder of examples."""
     task = _app.required(_TASK, "quality")
     if task not in _TASKS:
-        raise UserError(f"--task={task!r} must be one of {', '.join(_TASKS)}{did_you_mean(task, _TASKS)}")
-    raw = pathlib.Path(_app.required(_RAW, "sentence_polarity.zip" if task == "quality" else "gsm8k"))
+        raise UserError(
+            f"--task={task!r} must be one of {', '.join(_TASKS)}{did_you_mean(task, _TASKS)}"
+        )
+    raw = pathlib.Path(
+        _app.required(_RAW, "sentence_polarity.zip" if task == "quality" else "gsm8k")
+    )
     output = pathlib.Path(_app.required(_OUTPUT, f"data/{task}"))
     for split, rows in make_examples(task, raw, output).items():
-        print(f"{output / split}.jsonl: {len(rows)} examples, {np.mean([row['label'] for row in rows]):.1%} of class 1")
+        print(
+            f"{output / split}.jsonl: {len(rows)} examples, "
+            f"{np.mean([row['label'] for row in rows]):.1%} of class 1"
+        )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def show(results, folder):
     """The comparison: with a Student alone, with the default, with Shampoo's own."""
     rows, base, first = results["rows"], (DEFAULT, "student"), next(iter(SHAMPOO))
     lines = [Line(name, "student", None if name == DEFAULT else base) for name in CONDITIONS]
-    lines += [Line(name, "student", None if name == first else (first, "student")) for name in SHAMPOO]
+    lines += [
+        Line(name, "student", None if name == first else (first, "student")) for name in SHAMPOO
+    ]
     plot_comparison(rows, [Line(LONE), *lines], folder / "sensitivity.png")
     return comparison(rows, [Line(LONE), Line(UNTAUGHT, "student", (LONE, "student")), *lines])

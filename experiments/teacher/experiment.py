@@ -1,4 +1,6 @@
-"""What a Teacher adds: none, one that runs along, its cached top-64 labels at three temperatures, its hard labels."""
+"""What a Teacher adds: none, one that runs along, its cached top-64 labels at three temperatures,
+its hard labels.
+"""
 
 import statistics
 
@@ -25,7 +27,9 @@ TEACHER = {
 TEMPERATURES = (1.0, 2.0, 4.0)
 TOP_K = 64
 HARD = "hard labels"
-_CHARACTERS = 2_600_000  # Of the text that all runs but the Teacher's train on: about 600 steps' tokens.
+_CHARACTERS = (
+    2_600_000  # Of the text that all runs but the Teacher's train on: about 600 steps' tokens.
+)
 
 
 def write_data(data, workdir):
@@ -42,7 +46,9 @@ def write_data(data, workdir):
 
 def config_of(data, workdir):
     """The laptop's run, on a text that it reads once: labels are of all of it."""
-    return c.override(laptop.config_of(data, workdir), {"data.source": f"text:{workdir / 'taught.jsonl'}"})
+    return c.override(
+        laptop.config_of(data, workdir), {"data.source": f"text:{workdir / 'taught.jsonl'}"}
+    )
 
 
 def conditions(teacher, labels):
@@ -70,9 +76,17 @@ def measure(lab):
 
 
 def held_share(config, folder):
-    """How much of the Teacher's probability its labels hold: the mean over each hundredth window."""
-    labels, windows = Labels(folder), split_data(config, make_tokenizer(config.data.tokenizer), held_out=False)
-    log_probs = (labels.get(i, windows[i]["tokens"])["teacher_log_probs"] for i in range(0, len(windows), 100))
+    """How much of the Teacher's probability its labels hold: the mean over each
+    hundredth window.
+    """
+    labels, windows = (
+        Labels(folder),
+        split_data(config, make_tokenizer(config.data.tokenizer), held_out=False),
+    )
+    log_probs = (
+        labels.get(i, windows[i]["tokens"])["teacher_log_probs"]
+        for i in range(0, len(windows), 100)
+    )
     return statistics.mean(float(np.exp(one).sum(axis=-1).mean()) for one in log_probs)
 
 
@@ -80,11 +94,19 @@ def show(results, folder):
     """The comparison."""
     rows = results["rows"]
     names = list(dict.fromkeys(row["condition"] for row in rows))
-    lines = [Line(name, "student", None if name == "no Teacher" else ("no Teacher", "student")) for name in names]
-    lines += [Line(name, "ta", None if name == "no Teacher" else ("no Teacher", "ta")) for name in names]
-    plot_comparison(rows, [line for line in lines if line.condition != HARD], folder / "teacher.png")  # It is far off.
+    lines = [
+        Line(name, "student", None if name == "no Teacher" else ("no Teacher", "student"))
+        for name in names
+    ]
+    lines += [
+        Line(name, "ta", None if name == "no Teacher" else ("no Teacher", "ta")) for name in names
+    ]
+    plot_comparison(
+        rows, [line for line in lines if line.condition != HARD], folder / "teacher.png"
+    )  # It is far off.
     held = ", ".join(f"{share:.0%} at T {T}" for T, share in results["held_share"].items())
     about = (
-        f"The Teacher's own: {results['teacher']:.4f} nats per token. Of its probability the cached labels hold {held}."
+        f"The Teacher's own: {results['teacher']:.4f} nats per token. "
+        f"Of its probability the cached labels hold {held}."
     )
     return f"{about}\n\n{comparison(rows, lines)}"

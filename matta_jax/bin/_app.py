@@ -18,8 +18,12 @@ _USAGE_ERROR = 2
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`. A UserError or a bad flag ends in one line on stderr and exit code 2."""
-    logging.set_verbosity(logging.WARNING)  # Progress is printed by `say`; the libraries' own is not wanted.
+    """Parses the flags and runs `main`. A UserError or a bad flag ends in one line on stderr and
+    exit code 2.
+    """
+    logging.set_verbosity(
+        logging.WARNING
+    )  # Progress is printed by `say`; the libraries' own is not wanted.
     module = sys.modules[main.__module__]
     if module.__name__ != "__main__" and {"--help", "-help", "-h"} & set(sys.argv[1:]):
         # A console script is no module of its own to absl, which would list no flags.
@@ -30,11 +34,15 @@ def run(main: Callable[[], None]) -> None:
 
 def define_config(default: str | None = None) -> Any:
     """Defines `--config=FILE[:variant]`, with `--config.section.field=value` over it."""
-    return config_flags.DEFINE_config_file("config", default, "A file of configs/, with :VARIANT where it has some.")
+    return config_flags.DEFINE_config_file(
+        "config", default, "A file of configs/, with :VARIANT where it has some."
+    )
 
 
 def checked_config(holder: Any) -> Config:
-    """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or invalid."""
+    """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or
+    invalid.
+    """
     if holder.value is None:
         raise UserError("--config is missing; name a file, such as --config=configs/quickstart.py")
     return from_config_dict(holder.value)
@@ -72,14 +80,20 @@ def _fail(message: str, code: int = _USAGE_ERROR) -> None:
 
 
 def _is_distributed() -> bool:
-    """Whether this is one of several processes, which must not wait for the others when it fails."""
+    """Whether this is one of several processes, which must not wait for the others
+    when it fails.
+    """
     return "matta_jax.sharding" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     start = re.search(r"(?:^|\0)--?init_from[=\0]([^\0]*)", "\0".join(argv[1:]))
     if start and not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
-        argv = [argv[0], f"--config={pathlib.Path(__file__).with_name('_from_model.py')}:{start[1]}", *argv[1:]]
+        argv = [
+            argv[0],
+            f"--config={pathlib.Path(__file__).with_name('_from_model.py')}:{start[1]}",
+            *argv[1:],
+        ]
     file = re.search(r"(?:^|\0)--?config[=\0]([^:\0]*)", "\0".join(argv[1:]))
     if file and not pathlib.Path(file[1]).is_file():
         _fail(f"--config={file[1]!r} does not exist; name a file, from {pathlib.Path.cwd()}")
@@ -88,7 +102,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except UserError as error:
         _fail(str(error))
     except flags.UnrecognizedFlagError as error:
-        _fail(f"unknown flag --{error.flagname}{did_you_mean(error.flagname, flags.FLAGS)}; --help lists them")
+        _fail(
+            f"unknown flag --{error.flagname}{did_you_mean(error.flagname, flags.FLAGS)}; --help "
+            "lists them"
+        )
     except flags.Error as error:
         _fail(_plain_words(str(error).replace("flag --", "--")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -99,7 +116,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _config_error(argv: Sequence[str], error: Exception) -> str:
-    """config_flags raises many kinds from deep inside; the override that it stumbled on tells best."""
+    """config_flags raises many kinds from deep inside; the override that it stumbled
+    on tells best.
+    """
     known = set(field_names())
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)

@@ -1,4 +1,6 @@
-"""The config behind `matta-train --init_from=DIR` without `--config`: the plain run that goes on with a model."""
+"""The config behind `matta-train --init_from=DIR` without `--config`: the plain run that goes on
+with a model.
+"""
 
 from matta_jax import config as config_lib
 from matta_jax import elastic

@@ -1,7 +1,8 @@
 """A process of a distributed run, and the small parent that watches over it.
 
-When another process dies, JAX's runtime aborts this one from C++, with a page of stack trace. So the work runs in a
-child; the parent passes its output and signals on, and says in one line what an abort meant.
+When another process dies, JAX's runtime aborts this one from C++, with a page of stack trace. So
+the work runs in a child; the parent passes its output and signals on, and says in one line what an
+abort meant.
 """
 
 import ctypes
@@ -18,13 +19,22 @@ from absl import flags
 from matta_jax.errors import UserError
 
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of this run, which Cloud TPU, Kubernetes or SLURM has started."
+    "distributed",
+    False,
+    "Join the other processes of this run, which Cloud TPU, Kubernetes or SLURM has started.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no launcher is detected.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where no launcher is detected."
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.", lower_bound=0)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "This process's number, from 0.", lower_bound=0
+)
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 100, "A process that is silent for so long is dead, and the others stop.", lower_bound=1
+    "heartbeat_seconds",
+    100,
+    "A process that is silent for so long is dead, and the others stop.",
+    lower_bound=1,
 )
 
 LOST = 3
@@ -35,26 +45,38 @@ _MARK = re.compile(rb"coordination_service(_agent)?\.cc|preemption_sync_manager\
 _SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s*)+)")
 _NOISE = re.compile(rb"\[Gloo\] | is connected to |peer ranks")
 _NUMBER = re.compile(rb"\s*\d[\d\s]*")
-"""Gloo's threads write a line in pieces, over each other: lines with its words, and with a number alone."""
+"""Gloo's threads write a line in pieces, over each other: lines with its words, and with a number
+alone.
+"""
 
 
 def join(binary: str) -> None:
-    """Joins the processes that the flags name, in a child of this process, which runs `matta_jax.bin.BINARY`.
+    """Joins the processes that the flags name, in a child of this process, which runs
+    `matta_jax.bin.BINARY`.
 
     Returns in the child, or when there is one process alone.
 
     Raises:
-      UserError: the flags name part of what is needed, or a launcher's other tasks would each train alone.
+      UserError: the flags name part of what is needed, or a launcher's other tasks would each train
+        alone.
     """
     stated = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    given = [holder.name for holder in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if holder.value is not None]
+    given = [
+        holder.name
+        for holder in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+        if holder.value is not None
+    ]
     if given and len(given) < 3 and not _DISTRIBUTED.value:
-        raise UserError(f"--{given[0]} is not enough: give --coordinator, --num_processes and --process_id together")
+        raise UserError(
+            f"--{given[0]} is not enough: give --coordinator, --num_processes and --process_id "
+            "together"
+        )
     if not given and not _DISTRIBUTED.value:
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
         if tasks != "1":
             raise UserError(
-                f"SLURM started {tasks} tasks, and without --distributed each would train alone in the same folder; "
+                f"SLURM started {tasks} tasks, and without --distributed each would train alone in "
+                "the same folder; "
                 "add --distributed"
             )
         return
@@ -63,7 +85,10 @@ def join(binary: str) -> None:
     from matta_jax.sharding import join_processes  # Here, so that the parent loads no JAX.
 
     join_processes(
-        coordinator=stated[0], num_processes=stated[1], process_id=stated[2], heartbeat_seconds=_HEARTBEAT.value
+        coordinator=stated[0],
+        num_processes=stated[1],
+        process_id=stated[2],
+        heartbeat_seconds=_HEARTBEAT.value,
     )
 
 
@@ -88,7 +113,10 @@ def _watch(command: list[str]) -> int:
     if lost is None or code == 0 or said:
         return code if code >= 0 else 128 - code
     who = f"process {lost}" if lost else "process 0, or the connection to it,"
-    line = f"error: {who} of this run died, so this one stops; start all processes again with the same commands"
+    line = (
+        f"error: {who} of this run died, so this one stops; "
+        "start all processes again with the same commands"
+    )
     print(f"{line}: they go on from the last checkpoint", file=sys.stderr)
     return LOST
 
@@ -97,8 +125,8 @@ def _relay(stream: IO[bytes], to: TextIO) -> tuple[bool, str | None]:
     """Passes lines on, but not the runtime's last words.
 
     Returns:
-      Whether the child has said what was wrong in a line of its own; and None, or what the runtime said of who died:
-      their numbers, or nothing.
+      Whether the child has said what was wrong in a line of its own; and None, or what the runtime
+      said of who died: their numbers, or nothing.
     """
     said, last_words = False, b""
     for line in stream:

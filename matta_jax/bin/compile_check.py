@@ -1,8 +1,10 @@
-"""Compiles a run's step for a TPU slice, without a TPU: memory, collectives, FLOPs and the step time to expect.
+"""Compiles a run's step for a TPU slice, without a TPU: memory, collectives, FLOPs and the step
+time to expect.
 
 matta-compile-check --config=configs/gpt2_medium.py --topology=v5e:4x4 [--config.mesh.fsdp=16]
 
-Exit code 1 when the step does not fit the memory of a chip. Needs libtpu: pip install 'matta_jax[tpu]'.
+Exit code 1 when the step does not fit the memory of a chip. Needs libtpu: pip install
+'matta_jax[tpu]'.
 """
 
 import os
@@ -18,7 +20,9 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape: v5e:4x4, v5p:
 
 
 def _main() -> None:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Before JAX is imported: a TPU that is there is not taken.
+    os.environ.setdefault(
+        "JAX_PLATFORMS", "cpu"
+    )  # Before JAX is imported: a TPU that is there is not taken.
     config = _app.checked_config(_CONFIG)
     report = matta_jax.compile_check(config, _app.required(_TOPOLOGY, "v5e:4x4"))
     print(report.text())

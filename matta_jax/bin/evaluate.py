@@ -1,7 +1,8 @@
 """Scores a model, or several side by side.
 
 matta-evaluate --model=models/small --tasks='bits_per_byte:texts/*.txt' --output=small.json
-matta-evaluate --checkpoint=runs/quickstart --sub_model=student --sub_model=ta --tasks=bits_per_byte:held_out
+matta-evaluate --checkpoint=runs/quickstart --sub_model=student --sub_model=ta \\
+  --tasks=bits_per_byte:held_out
 matta-evaluate --model=models/gpt2 --tasks=lambada:lambada_test.jsonl,sat_math:sat-math.jsonl
 """
 
@@ -10,13 +11,18 @@ from absl import flags
 import matta_jax
 from matta_jax.bin import _app
 
-_MODEL = flags.DEFINE_multi_string("model", None, "Folder of an extracted model; several are compared with the first.")
+_MODEL = flags.DEFINE_multi_string(
+    "model", None, "Folder of an extracted model; several are compared with the first."
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")
-_SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "Which sub-models of the checkpoint to score in place.")
+_SUB_MODEL = flags.DEFINE_multi_string(
+    "sub_model", None, "Which sub-models of the checkpoint to score in place."
+)
 _TASKS = flags.DEFINE_list(
     "tasks",
     None,
-    "bits_per_byte:GLOB, perplexity:GLOB, lambada:FILE, sat_math:FILE; of scorers auc:GLOB. held_out is the run's own.",
+    "bits_per_byte:GLOB, perplexity:GLOB, lambada:FILE, sat_math:FILE; of scorers auc:GLOB. "
+    "held_out is the run's own.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the scores.")
 

@@ -1,6 +1,8 @@
-"""Extracts sub-models of a run as plain models, or writes one again in another format, or verifies one.
+"""Extracts sub-models of a run as plain models, or writes one again in another format, or verifies
+one.
 
-matta-extract --checkpoint=runs/quickstart[@STEP] --sub_model='layers=2;d_ff=256' --output=models/small
+matta-extract --checkpoint=runs/quickstart[@STEP] --sub_model='layers=2;d_ff=256' \\
+  --output=models/small
 matta-extract --model=models/small --format=hf --output=models/small_hf
 matta-extract --verify=models/small
 """
@@ -11,13 +13,27 @@ import matta_jax
 from matta_jax.bin import _app
 from matta_jax.elastic import DTYPES, FORMATS, Packaging
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, with @STEP for another than the newest step.")
-_SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "student, ta, or AXIS=VALUE;…; several share the start.")
-_MODEL = flags.DEFINE_string("model", None, "Or the folder of an extracted or imported model, to write it again.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the model; of several, the folder that holds them.")
-_FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}; hf loads in stock transformers.")
-_DTYPE = flags.DEFINE_string("dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model.")
-_WITH_OPTIMIZER = flags.DEFINE_bool("with_optimizer", False, "Take the optimiser state along, to train on.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir of a run, with @STEP for another than the newest step."
+)
+_SUB_MODEL = flags.DEFINE_multi_string(
+    "sub_model", None, "student, ta, or AXIS=VALUE;…; several share the start."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Or the folder of an extracted or imported model, to write it again."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of the model; of several, the folder that holds them."
+)
+_FORMAT = flags.DEFINE_string(
+    "format", "orbax", f"{', '.join(FORMATS)}; hf loads in stock transformers."
+)
+_DTYPE = flags.DEFINE_string(
+    "dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model."
+)
+_WITH_OPTIMIZER = flags.DEFINE_bool(
+    "with_optimizer", False, "Take the optimiser state along, to train on."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an extracted model that is there.")
 _VERIFY = flags.DEFINE_string("verify", None, "Folder of a model to check, tensor by tensor.")
 
@@ -28,9 +44,13 @@ def _main() -> None:
         _app.say(f"{package.path}: {len(package.stored)} tensors are as they were written")
         return
     own = "fp32" if _MODEL.value is None else matta_jax.open_model(_MODEL.value).manifest["dtype"]
-    packaging = Packaging(_FORMAT.value, _DTYPE.value or own, _WITH_OPTIMIZER.value, _OVERWRITE.value)
+    packaging = Packaging(
+        _FORMAT.value, _DTYPE.value or own, _WITH_OPTIMIZER.value, _OVERWRITE.value
+    )
     if _MODEL.value is not None:
-        again = matta_jax.convert(_MODEL.value, _app.required(_OUTPUT, "models/student_hf"), packaging=packaging)
+        again = matta_jax.convert(
+            _MODEL.value, _app.required(_OUTPUT, "models/student_hf"), packaging=packaging
+        )
         _app.say(f"{again.path}: {again.manifest['spec']} as {packaging.format}, {packaging.dtype}")
         return
     extracted = matta_jax.extract(
@@ -41,7 +61,8 @@ def _main() -> None:
     )
     for one in extracted:
         _app.say(
-            f"{one.path}: {one.spec}, {one.counts.parameters:,} parameters, {one.counts.bytes / 1e6:.2f} MB, "
+            f"{one.path}: {one.spec}, {one.counts.parameters:,} parameters, "
+            f"{one.counts.bytes / 1e6:.2f} MB, "
             f"difference to the TA's slice {one.max_difference}"
         )
 

@@ -17,9 +17,13 @@ _SUB_MODEL = flags.DEFINE_string("sub_model", None, "Which sub-model of the chec
 _PROMPT = flags.DEFINE_string("prompt", "", "What the text begins with.")
 _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 100, "Most tokens to add.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts to write.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the softmax; 0 takes the most likely token.")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Of the softmax; 0 takes the most likely token."
+)
 _TOP_K = flags.DEFINE_integer("top_k", None, "Draw among so many of the most likely tokens.")
-_TOP_P = flags.DEFINE_float("top_p", None, "Draw among the fewest tokens that have this probability together.")
+_TOP_P = flags.DEFINE_float(
+    "top_p", None, "Draw among the fewest tokens that have this probability together."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
@@ -28,7 +32,11 @@ def _main() -> None:
     models, sub_models = ([one] if one else [] for one in (_MODEL.value, _SUB_MODEL.value))
     [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
     texts = matta_jax.generate(
-        model, _PROMPT.value, num_tokens=_NUM_TOKENS.value, num_samples=_NUM_SAMPLES.value, sampling=sampling
+        model,
+        _PROMPT.value,
+        num_tokens=_NUM_TOKENS.value,
+        num_samples=_NUM_SAMPLES.value,
+        sampling=sampling,
     )
     for i, text in enumerate(texts):
         print(f"--- sample {i + 1}\n{text}" if len(texts) > 1 else text)

@@ -24,7 +24,8 @@ def _main() -> None:
     )
     sizes = package.architecture
     _app.say(
-        f"{package.path}: {len(sizes.d_ff)} layers, d_model {sizes.d_model}, {sizes.num_heads} heads, d_ff "
+        f"{package.path}: {len(sizes.d_ff)} layers, d_model {sizes.d_model}, {sizes.num_heads} "
+        "heads, d_ff "
         f"{max(sizes.d_ff)}, {package.counts.parameters:,} parameters"
     )
 

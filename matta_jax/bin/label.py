@@ -1,8 +1,10 @@
-"""Writes a Teacher's labels of a run's training windows: the log-probabilities of its most likely tokens.
+"""Writes a Teacher's labels of a run's training windows: the log-probabilities of its most likely
+tokens.
 
-matta-label --config=configs/gpt2_small.py --teacher=models/gpt2_ours --top_k=64 --output=labels/gpt2
-matta-train --config=configs/gpt2_small.py --workdir=runs/taught --config.teacher.labels=labels/gpt2 \\
-  --config.teacher.student_weight=1
+matta-label --config=configs/gpt2_small.py --teacher=models/gpt2_ours --top_k=64 \\
+  --output=labels/gpt2
+matta-train --config=configs/gpt2_small.py --workdir=runs/taught \\
+  --config.teacher.labels=labels/gpt2 --config.teacher.student_weight=1
 """
 
 from absl import flags
@@ -11,11 +13,19 @@ import matta_jax
 from matta_jax.bin import _app, _processes
 
 _CONFIG = _app.define_config()
-_TEACHER = flags.DEFINE_string("teacher", None, "Folder of a model, or the workdir of a run, D[@STEP], for its TA.")
-_TOP_K = flags.DEFINE_integer("top_k", 64, "Tokens to keep of each distribution; all others are one more.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the softmax; that of teacher.temperature later on.")
+_TEACHER = flags.DEFINE_string(
+    "teacher", None, "Folder of a model, or the workdir of a run, D[@STEP], for its TA."
+)
+_TOP_K = flags.DEFINE_integer(
+    "top_k", 64, "Tokens to keep of each distribution; all others are one more."
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Of the softmax; that of teacher.temperature later on."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Windows of a batch on each device.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the labels. What is there is kept: it goes on.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the labels. What is there is kept: it goes on."
+)
 
 
 def _main() -> None:

@@ -10,7 +10,9 @@ from matta_jax.bin import _app
 
 _CONFIG = _app.define_config("configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.")
-_SUB_MODEL = flags.DEFINE_multi_string("sub_model", None, "Specs to extract; by default a family from Student to TA.")
+_SUB_MODEL = flags.DEFINE_multi_string(
+    "sub_model", None, "Specs to extract; by default a family from Student to TA."
+)
 _PROMPT = flags.DEFINE_string("prompt", "def ", "Start of the sample.")
 
 

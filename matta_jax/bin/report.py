@@ -1,4 +1,5 @@
-"""Draws a run's curves, its accuracy against size, and the preconditioners of a layer where it has them.
+"""Draws a run's curves, its accuracy against size, and the preconditioners of a layer where it has
+them.
 
 matta-report --workdir=runs/quickstart
 """
@@ -9,12 +10,16 @@ import matta_jax
 from matta_jax.bin import _app
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_WEIGHT = flags.DEFINE_string("weight", None, "Whose preconditioners to draw, of a run with Shampoo.")
+_WEIGHT = flags.DEFINE_string(
+    "weight", None, "Whose preconditioners to draw, of a run with Shampoo."
+)
 _LAYER = flags.DEFINE_integer("layer", None, "In which layer of the TA; the middle one by default.")
 
 
 def _main() -> None:
-    made = matta_jax.report(_app.required(_WORKDIR, "runs/quickstart"), weight=_WEIGHT.value, layer=_LAYER.value)
+    made = matta_jax.report(
+        _app.required(_WORKDIR, "runs/quickstart"), weight=_WEIGHT.value, layer=_LAYER.value
+    )
     print(made.table)
     print("Wrote " + ", ".join(str(file) for file in made.files))
 

@@ -1,6 +1,7 @@
 """Finds the best sub-model of a run within a budget.
 
-matta-search --checkpoint=runs/quickstart --max_params=600e3 --output=runs/quickstart/search --extract_best=1
+matta-search --checkpoint=runs/quickstart --max_params=600e3 --output=runs/quickstart/search \\
+  --extract_best=1
 matta-search --checkpoint=runs/big --max_mb=300 --max_ms=5 --latency_mode=decode --output=search
 """
 
@@ -11,24 +12,42 @@ from matta_jax.bin import _app
 from matta_jax.elastic import DTYPES, FORMATS, Budget, Packaging, Workload
 from matta_jax.elastic.search import METHODS
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a run, with @STEP for another than the newest step.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the table, the plot, the scores and the models.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Workdir of a run, with @STEP for another than the newest step."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder of the table, the plot, the scores and the models."
+)
 _MAX_PARAMS = flags.DEFINE_float("max_params", None, "Most parameters.")
 _MAX_MB = flags.DEFINE_float("max_mb", None, "Most megabytes of weights, at --dtype.")
-_MAX_FLOPS = flags.DEFINE_float("max_flops_per_token", None, "Most FLOPs of a token's forward pass.")
-_MAX_MS = flags.DEFINE_float("max_ms", None, "Most milliseconds on this device, of what the latency flags say.")
-_LATENCY_MODE = flags.DEFINE_string("latency_mode", None, "prefill (default), or decode: one token, with a cache.")
+_MAX_FLOPS = flags.DEFINE_float(
+    "max_flops_per_token", None, "Most FLOPs of a token's forward pass."
+)
+_MAX_MS = flags.DEFINE_float(
+    "max_ms", None, "Most milliseconds on this device, of what the latency flags say."
+)
+_LATENCY_MODE = flags.DEFINE_string(
+    "latency_mode", None, "prefill (default), or decode: one token, with a cache."
+)
 _LATENCY_BATCH = flags.DEFINE_integer("latency_batch_size", 1, "Sequences that are timed at once.")
 _LATENCY_LENGTH = flags.DEFINE_integer("latency_length", None, "Their length; None: the run's.")
-_DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}: of max_mb, and of what is extracted.")
-_CORPUS = flags.DEFINE_string("corpus", "held_out", "Glob of text files, or the run's own held_out.")
+_DTYPE = flags.DEFINE_string(
+    "dtype", "fp32", f"{' or '.join(DTYPES)}: of max_mb, and of what is extracted."
+)
+_CORPUS = flags.DEFINE_string(
+    "corpus", "held_out", "Glob of text files, or the run's own held_out."
+)
 _LAYERS = flags.DEFINE_integer("layers", None, "Fix the depth.")
 _D_MODEL = flags.DEFINE_integer("d_model", None, "Fix d_model.")
 _NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Fix the number of heads.")
 _METHOD = flags.DEFINE_string("method", "auto", f"{', '.join(METHODS)}.")
-_NUM_WINDOWS = flags.DEFINE_integer("num_windows", 256, "Windows of the corpus that rank the candidates.")
+_NUM_WINDOWS = flags.DEFINE_integer(
+    "num_windows", 256, "Windows of the corpus that rank the candidates."
+)
 _VERIFY = flags.DEFINE_integer("verify", 4, "Candidates to verify on the whole corpus.")
-_EVALUATIONS = flags.DEFINE_integer("evaluations", 128, "Models that the evolutionary method scores.")
+_EVALUATIONS = flags.DEFINE_integer(
+    "evaluations", 128, "Models that the evolutionary method scores."
+)
 _EXTRACT_BEST = flags.DEFINE_integer("extract_best", 0, "How many models to write, best first.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.join(FORMATS)}.")
 
@@ -36,13 +55,19 @@ _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.j
 def _main() -> None:
     checkpoint = _app.required(_CHECKPOINT, "runs/quickstart")
     workload = None
-    if _MAX_MS.value is not None or _LATENCY_MODE.value is not None or _LATENCY_LENGTH.value is not None:
+    if (
+        _MAX_MS.value is not None
+        or _LATENCY_MODE.value is not None
+        or _LATENCY_LENGTH.value is not None
+    ):
         length = _LATENCY_LENGTH.value or matta_jax.open_source(checkpoint).config.data.seq_len
         workload = Workload(_LATENCY_MODE.value or "prefill", _LATENCY_BATCH.value, length)
     result = matta_jax.search(
         checkpoint,
         _app.required(_OUTPUT, "search"),
-        budget=Budget(_MAX_PARAMS.value, _MAX_MB.value, _MAX_FLOPS.value, _MAX_MS.value, _DTYPE.value),
+        budget=Budget(
+            _MAX_PARAMS.value, _MAX_MB.value, _MAX_FLOPS.value, _MAX_MS.value, _DTYPE.value
+        ),
         corpus=_CORPUS.value,
         layers=_LAYERS.value,
         d_model=_D_MODEL.value,

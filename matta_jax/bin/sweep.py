@@ -1,8 +1,8 @@
 """Trains a sweep: one run for each set of overrides that `sweep()` of a config file yields.
 
 matta-sweep --config=configs/quickstart.py --workdir=runs/rates [--config.train.num_steps=100]
-matta-sweep --config=configs/quickstart.py --workdir=runs/rates --print    (one launch command a line)
-matta-sweep --config=configs/quickstart.py --workdir=runs/rates --gather   (the table of what is there)
+matta-sweep --config=configs/quickstart.py --workdir=runs/rates --print   (a launch command a line)
+matta-sweep --config=configs/quickstart.py --workdir=runs/rates --gather  (the table of all)
 
 In the config file, beside `get_config`:
 
@@ -25,8 +25,12 @@ from matta_jax.errors import UserError
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep; each run has its own in it.")
-_PRINT = flags.DEFINE_bool("print", False, "Print the command of each run, for a pod's launcher, and run nothing.")
-_GATHER = flags.DEFINE_bool("gather", False, "Make the table of the runs that are there, and run nothing.")
+_PRINT = flags.DEFINE_bool(
+    "print", False, "Print the command of each run, for a pod's launcher, and run nothing."
+)
+_GATHER = flags.DEFINE_bool(
+    "gather", False, "Make the table of the runs that are there, and run nothing."
+)
 
 
 def _main() -> None:
@@ -44,7 +48,10 @@ def _main() -> None:
     print(f"\n{result.table}")
     failed = [row for row in result.rows if row["status"].startswith("failed")]
     if failed:
-        raise UserError(f"{len(failed)} of {len(result.rows)} runs failed; {failed[0]['name']} {failed[0]['status']}")
+        raise UserError(
+            f"{len(failed)} of {len(result.rows)} runs failed; {failed[0]['name']} "
+            f"{failed[0]['status']}"
+        )
     if any(row["status"] == "stopped" for row in result.rows):
         raise UserError("the sweep was stopped; start the same command again to go on")
 
@@ -53,20 +60,32 @@ def _overrides() -> list[Any]:
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     function = runpy.run_path(file).get("sweep")
     if function is None:
-        raise UserError(f"--config={file!r} has no sweep(); define one that yields dicts such as {{'train.seed': 0}}")
+        raise UserError(
+            f"--config={file!r} has no sweep(); define one that yields dicts such as "
+            f"{{'train.seed': 0}}"
+        )
     try:
         return list(function())
     except Exception as error:  # The user's own code.
-        raise UserError(f"sweep() of --config={file!r} raises {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"sweep() of --config={file!r} raises {type(error).__name__}: {error}"
+        ) from None
 
 
 def _command(run: _sweep.SweepRun) -> str:
-    """The `matta-train` of one run: the overrides of this command line, with the run's own over them."""
+    """The `matta-train` of one run: the overrides of this command line, with the run's own over
+    them.
+    """
     holder = flags.FLAGS["config"]
     fields = config_flags.get_override_values(holder) | dict(run.overrides)
     own = [f"--config.{field}={value}" for field, value in fields.items()]
     return shlex.join(
-        ["matta-train", f"--config={config_flags.get_config_filename(holder)}", *own, f"--workdir={run.workdir}"]
+        [
+            "matta-train",
+            f"--config={config_flags.get_config_filename(holder)}",
+            *own,
+            f"--workdir={run.workdir}",
+        ]
     )
 
 

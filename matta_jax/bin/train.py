@@ -1,9 +1,10 @@
 """Trains a nest; or goes on with a model; or grows a TA around one.
 
-matta-train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.num_steps=100] [--dry_run]
+matta-train --config=configs/quickstart.py --workdir=runs/quickstart [--dry_run]
 matta-train --init_from=models/student --workdir=runs/student --config.train.num_steps=900
 matta-train --init_from=models/gpt2_ours --config=configs/gpt2_small.py --workdir=runs/grown
-matta-train --config=configs/gpt2_medium.py --workdir=/shared/runs/gpt2_medium --distributed   (on every machine)
+matta-train --config=configs/gpt2_medium.py --workdir=/shared/runs/gpt2_medium \\
+  --distributed  (on every machine)
 """
 
 import dataclasses
@@ -15,20 +16,28 @@ from matta_jax.bin import _app, _processes
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "must", "never"], "Whether to continue the run in workdir.")
+_RESUME = flags.DEFINE_enum(
+    "resume", "auto", ["auto", "must", "never"], "Whether to continue the run in workdir."
+)
 _INIT_FROM = flags.DEFINE_string(
-    "init_from", None, "Sets init.model: a model to start from. Without --config: that of a plain run that goes on."
+    "init_from",
+    None,
+    "Sets init.model: a model to start from. Without --config: that of a plain run that goes on.",
 )
 _FALLBACK = flags.DEFINE_bool(
     "fallback", False, "Where the newest checkpoint is damaged, go on from the newest healthy one."
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print sizes and memory, compile one step, and stop.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print sizes and memory, compile one step, and stop."
+)
 
 
 def _main() -> None:
     config = _app.checked_config(_CONFIG)
     if _INIT_FROM.value is not None:
-        config = dataclasses.replace(config, init=dataclasses.replace(config.init, model=_INIT_FROM.value))
+        config = dataclasses.replace(
+            config, init=dataclasses.replace(config.init, model=_INIT_FROM.value)
+        )
     if _DRY_RUN.value:
         print(matta_jax.dry_run(config))
         return

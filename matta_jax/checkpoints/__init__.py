@@ -1,8 +1,9 @@
 """Checkpoints that carry their own truth, and let a reader take its own part of them.
 
-Beside its arrays a checkpoint holds a JSON document: the config, the logical axes, and fingerprints. An array is stored
-in *pieces*, cut wherever a sub-model may cut it (`nesting.units`): one layer, one granule, one step of d_model. A piece
-is a chunk of the file and has a fingerprint of its own, so that a sub-model reads its own bytes and can prove them.
+Beside its arrays a checkpoint holds a JSON document: the config, the logical axes, and
+fingerprints. An array is stored in *pieces*, cut wherever a sub-model may cut it (`nesting.units`):
+one layer, one granule, one step of d_model. A piece is a chunk of the file and has a fingerprint of
+its own, so that a sub-model reads its own bytes and can prove them.
 """
 
 from matta_jax.checkpoints._orbax import Checkpoints as Checkpoints

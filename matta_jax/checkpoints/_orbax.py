@@ -1,7 +1,8 @@
 """Writing and reading whole checkpoints. The only module that touches Orbax.
 
-Orbax loads flipped bits without a word, so every restore computes the fingerprints again and names what differs.
-Training keeps many steps in one folder (`Checkpoints`); an extracted model is a single one (`save_folder`).
+Orbax loads flipped bits without a word, so every restore computes the fingerprints again and names
+what differs. Training keeps many steps in one folder (`Checkpoints`); an extracted model is a
+single one (`save_folder`).
 """
 
 import contextlib
@@ -42,13 +43,18 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 1, read_only: bool = False):
         self.directory = pathlib.Path(directory).resolve()
         if read_only and not self.directory.is_dir():
-            raise UserError(f"checkpoint {str(directory)!r} does not exist; name the workdir of a run")
+            raise UserError(
+                f"checkpoint {str(directory)!r} does not exist; name the workdir of a run"
+            )
         self._keep, self._read_only = keep, read_only
         self._open()
 
     def _open(self) -> None:
         policy = _POLICIES.AnyPreservationPolicy(
-            [_POLICIES.LatestN(self._keep), _POLICIES.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1)]
+            [
+                _POLICIES.LatestN(self._keep),
+                _POLICIES.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1),
+            ]
         )
         self._checkpointer = ocp.training.Checkpointer(
             self.directory, preservation_policy=policy, cleanup_tmp_directories=not self._read_only
@@ -74,7 +80,8 @@ class Checkpoints:
         loss: float,
         units: Mapping[str, Mapping[str, Units]] | None = None,
     ) -> None:
-        """Starts to write `trees` in the background; returns once their values are safe to overwrite.
+        """Starts to write `trees` in the background; returns once their values are safe to
+        overwrite.
 
         Args:
           step: of the run.
@@ -93,14 +100,19 @@ class Checkpoints:
             )
 
     def meta(self, step: int, *, mend: str = "use another step") -> dict[str, Any]:
-        """The JSON document of a step. Raises DamageError, which ends with `mend`, when it cannot be read."""
+        """The JSON document of a step. Raises DamageError, which ends with `mend`, when it cannot
+        be read.
+        """
         return read_meta(self.directory / str(step), mend=mend)
 
-    def restore(self, step: int, abstract: Mapping[str, Tree], *, mend: str | None = None) -> dict[str, Tree]:
+    def restore(
+        self, step: int, abstract: Mapping[str, Tree], *, mend: str | None = None
+    ) -> dict[str, Tree]:
         """Reads trees of the given shapes and shardings, and verifies them.
 
         Raises:
-          DamageError: an array is missing, of another shape, or differs from its fingerprint; it ends with `mend`.
+          DamageError: an array is missing, of another shape, or differs from its fingerprint; it
+            ends with `mend`.
         """
         path = self.directory / str(step)
         if mend is None:
@@ -109,11 +121,15 @@ class Checkpoints:
         return _verified(path, abstract, read_meta(path, mend=mend), mend=mend)
 
     def set_aside(self, step: int) -> pathlib.Path:
-        """Moves a damaged step out of the way of a new one, to `damaged/` beside the folder; returns its new place."""
+        """Moves a damaged step out of the way of a new one, to `damaged/` beside the folder;
+        returns its new place.
+        """
         self._checkpointer.close()
         taken = self.directory.parent / "damaged"
         place = next(
-            p for n in itertools.count() if not (p := taken / (f"{step}" if not n else f"{step}.{n}")).exists()
+            p
+            for n in itertools.count()
+            if not (p := taken / (f"{step}" if not n else f"{step}.{n}")).exists()
         )
         wait_for_all(f"matta_jax/found/{step}")
         if is_first():
@@ -125,7 +141,8 @@ class Checkpoints:
 
 
 def locate(checkpoint: str) -> tuple[pathlib.Path, int]:
-    """Finds `D[@STEP]`: D is a run's workdir or its folder of checkpoints; without STEP, the newest.
+    """Finds `D[@STEP]`: D is a run's workdir or its folder of checkpoints; without STEP, the
+    newest.
 
     Raises:
       UserError: no such folder, no checkpoint in it, or not this step.
@@ -139,11 +156,16 @@ def locate(checkpoint: str) -> tuple[pathlib.Path, int]:
     with Checkpoints(root, read_only=True) as checkpoints:
         steps = checkpoints.steps
     if not steps:
-        raise UserError(f"checkpoint={checkpoint!r} holds no checkpoint; name the workdir of a run that has saved one")
+        raise UserError(
+            f"checkpoint={checkpoint!r} holds no checkpoint; name the workdir of a run that has "
+            "saved one"
+        )
     if not text:
         return root, steps[-1]
     if not text.isdigit() or int(text) not in steps:
-        raise UserError(f"checkpoint={checkpoint!r} has no step {text!r}; steps: {', '.join(map(str, steps))}")
+        raise UserError(
+            f"checkpoint={checkpoint!r} has no step {text!r}; steps: {', '.join(map(str, steps))}"
+        )
     return root, int(text)
 
 
@@ -153,7 +175,9 @@ def save_folder(
     meta: Mapping[str, Any],
     units: Mapping[str, Mapping[str, Units]] | None = None,
 ) -> None:
-    """Writes one checkpoint as a folder of its own, synchronously; `units` as in `Checkpoints.save`."""
+    """Writes one checkpoint as a folder of its own, synchronously; `units` as in
+    `Checkpoints.save`.
+    """
     with _chunked(units or {}):
         ocp.save_checkpointables(
             path.resolve(),
@@ -163,7 +187,9 @@ def save_folder(
 
 
 def load_folder(path: pathlib.Path, abstract: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Reads and verifies a folder that `save_folder` wrote. Raises UserError as `Checkpoints.restore` does."""
+    """Reads and verifies a folder that `save_folder` wrote. Raises UserError as
+    `Checkpoints.restore` does.
+    """
     path = path.resolve()
     return _verified(path, abstract, read_meta(path), mend="extract it again")
 
@@ -171,14 +197,18 @@ def load_folder(path: pathlib.Path, abstract: Mapping[str, Tree]) -> dict[str, T
 def on_one_device(abstract: Tree) -> Tree:
     """Gives abstract arrays the sharding of the first device."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
+    )
 
 
 def _with_fingerprints(
     meta: Mapping[str, Any], trees: Mapping[str, Tree], units: Mapping[str, Mapping[str, Units]]
 ) -> dict[str, Any]:
     own = {name: fingerprints(tree, units.get(name)) for name, tree in trees.items()}
-    listed = {name: {path: list(unit) for path, unit in leaves.items()} for name, leaves in units.items()}
+    listed = {
+        name: {path: list(unit) for path, unit in leaves.items()} for name, leaves in units.items()
+    }
     return dict(meta) | {"fingerprints": own, "units": listed}
 
 
@@ -189,7 +219,9 @@ def _chunked(units: Mapping[str, Mapping[str, Units]]) -> Iterator[None]:
 
     def storage(key_path: Any, _: Any) -> Any:
         unit = by_path.get(path_name(key_path))
-        return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=piece_axes(unit) if unit else None)
+        return ocp.options.ArrayOptions.Saving.StorageOptions(
+            shard_axes=piece_axes(unit) if unit else None
+        )
 
     context = ocp.Context()
     context.array.saving.use_compression = False
@@ -198,15 +230,23 @@ def _chunked(units: Mapping[str, Mapping[str, Units]]) -> Iterator[None]:
         yield
 
 
-def _stored_view(trees: Mapping[str, Tree], units: Mapping[str, Mapping[str, Units]]) -> dict[str, Tree]:
+def _stored_view(
+    trees: Mapping[str, Tree], units: Mapping[str, Mapping[str, Units]]
+) -> dict[str, Tree]:
     """The trees in the shapes that are stored."""
     return {
-        name: _map_split(lambda leaf, unit: leaf.reshape(stored_shape(leaf.shape, unit)), tree, units.get(name, {}))
+        name: _map_split(
+            lambda leaf, unit: leaf.reshape(stored_shape(leaf.shape, unit)),
+            tree,
+            units.get(name, {}),
+        )
         for name, tree in trees.items()
     }
 
 
-def _map_split(function: Callable[[Any, Units], Any], tree: Tree, units: Mapping[str, Units]) -> Tree:
+def _map_split(
+    function: Callable[[Any, Units], Any], tree: Tree, units: Mapping[str, Units]
+) -> Tree:
     """Maps the arrays that have an axis split in two."""
 
     def visit(key_path: Any, leaf: Any) -> Any:
@@ -217,11 +257,15 @@ def _map_split(function: Callable[[Any, Units], Any], tree: Tree, units: Mapping
 
 
 def _abstract_view(leaf: jax.ShapeDtypeStruct, units: Units) -> jax.ShapeDtypeStruct:
-    """What is stored of an array; a split axis is sharded by its inner part, where this divides, or not at all."""
+    """What is stored of an array; a split axis is sharded by its inner part, where this divides, or
+    not at all.
+    """
     shape, sharding = stored_shape(leaf.shape, units), leaf.sharding
     if isinstance(sharding, NamedSharding):
         spec: list[Any] = []
-        for own, unit in zip([*sharding.spec, *([None] * (len(units) - len(sharding.spec)))], units, strict=True):
+        for own, unit in zip(
+            [*sharding.spec, *([None] * (len(units) - len(sharding.spec)))], units, strict=True
+        ):
             names = () if own is None else own if isinstance(own, tuple) else (own,)
             parts = math.prod(sharding.mesh.shape[name] for name in names)
             spec += [None, own if unit % parts == 0 else None] if unit > 1 else [own]
@@ -237,15 +281,25 @@ def _merged(stored: jax.Array, whole: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def read_meta(path: pathlib.Path, *, mend: str = "name another") -> dict[str, Any]:
-    """The JSON document of a checkpoint. Raises DamageError, which ends with `mend`, when it cannot be read."""
+    """The JSON document of a checkpoint. Raises DamageError, which ends with `mend`, when it cannot
+    be read.
+    """
     file = path / "_CHECKPOINT_METADATA"
     if not file.is_file():
-        raise DamageError(f"checkpoint {str(path)!r} is not a checkpoint ({file.name} is missing); {mend}")
+        raise DamageError(
+            f"checkpoint {str(path)!r} is not a checkpoint ({file.name} is missing); {mend}"
+        )
     try:
         meta = json.loads(file.read_text())["custom_metadata"]
-        return {"config": meta["config"], "fingerprints": meta["fingerprints"], "units": meta["units"]} | meta
+        return {
+            "config": meta["config"],
+            "fingerprints": meta["fingerprints"],
+            "units": meta["units"],
+        } | meta
     except (ValueError, TypeError, KeyError):
-        raise DamageError(f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); {mend}") from None
+        raise DamageError(
+            f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); {mend}"
+        ) from None
 
 
 def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], str]:
@@ -264,7 +318,9 @@ def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, T
 
 @contextlib.contextmanager
 def _without_complaints() -> Iterator[None]:
-    """A failed read of Orbax leaves tasks of a closed event loop, which complain when they end or are freed."""
+    """A failed read of Orbax leaves tasks of a closed event loop, which complain when they end or
+    are freed.
+    """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     logging.getLogger("asyncio").disabled = True
     try:
@@ -280,7 +336,8 @@ def _verified(
     damaged = f"checkpoint {str(path)!r} is damaged"
     units = {name: meta["units"].get(name, {}) for name in abstract}
     trees, failure = _load(
-        path, {name: _map_split(_abstract_view, tree, units[name]) for name, tree in abstract.items()}
+        path,
+        {name: _map_split(_abstract_view, tree, units[name]) for name, tree in abstract.items()},
     )
     if any_process(bool(failure)):
         raise DamageError(f"{damaged}: {failure or 'another process cannot read it'}; {mend}")
@@ -290,5 +347,7 @@ def _verified(
         own = {leaf: tuple(unit) for leaf, unit in units[name].items()}
         for leaf, value in fingerprints(trees[name], own).items():
             if saved.get(leaf) != value:
-                raise DamageError(f"{damaged}: array {name}/{leaf} differs from its fingerprint; {mend}")
+                raise DamageError(
+                    f"{damaged}: array {name}/{leaf} differs from its fingerprint; {mend}"
+                )
     return trees

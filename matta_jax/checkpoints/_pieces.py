@@ -1,7 +1,8 @@
 """The pieces of an array, and their fingerprints.
 
-`Units` tell how an array is cut, with one number for each axis: 0 for an axis that stays whole, else the length of its
-pieces. An axis of n in pieces of u > 1 is stored as two, n/u and u, because Orbax cuts chunks to single entries only.
+`Units` tell how an array is cut, with one number for each axis: 0 for an axis that stays whole,
+else the length of its pieces. An axis of n in pieces of u > 1 is stored as two, n/u and u, because
+Orbax cuts chunks to single entries only.
 """
 
 import functools
@@ -44,19 +45,26 @@ def grid_of(shape: tuple[int, ...], units: Units) -> tuple[int, ...]:
 
 
 def fingerprint(array: Any, units: Units | None = None) -> str:
-    """Returns 64 bits, in hex, for each piece of an array on a host or on devices, in the order of the pieces.
+    """Returns 64 bits, in hex, for each piece of an array on a host or on devices, in the order of
+    the pieces.
 
-    Sums of a bijective mix of each element's bits and its place in the piece, modulo 2^32: any one changed element
-    changes the sum, the order of summation does not, so it is computed in place on any sharding.
+    Sums of a bijective mix of each element's bits and its place in the piece, modulo 2^32: any one
+    changed element changes the sum, the order of summation does not, so it is computed in place on
+    any sharding.
     """
     return fingerprints({"": array}, {"": units or (0,) * np.ndim(array)})[""]
 
 
 def fingerprints(tree: Any, units: Mapping[str, Units] | None = None) -> dict[str, str]:
-    """Returns the `fingerprint` of each array of a tree, by its path; without units an array is one piece."""
+    """Returns the `fingerprint` of each array of a tree, by its path; without units an array is one
+    piece.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     paths = [path_name(path) for path, _ in leaves]
-    own = [(units or {}).get(path, (0,) * np.ndim(leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)]
+    own = [
+        (units or {}).get(path, (0,) * np.ndim(leaf))
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+    ]
     sums = [
         _host_sums(leaf, unit) if isinstance(leaf, np.ndarray) else _sums(leaf, unit)
         for (_, leaf), unit in zip(leaves, own, strict=True)
@@ -99,7 +107,11 @@ def _block_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
 
 def _sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
     """The sums of each piece, whole on every device of the array."""
-    whole = NamedSharding(array.sharding.mesh, P()) if isinstance(array.sharding, NamedSharding) else None
+    whole = (
+        NamedSharding(array.sharding.mesh, P())
+        if isinstance(array.sharding, NamedSharding)
+        else None
+    )
     return _sums_program(whole)(array, units)
 
 

@@ -50,7 +50,10 @@ class StoredArray:
         entries = np.arange(self.shape[0])[index[0]] if self.units[:1] == (1,) else ()
         try:
             if len(entries) > 1:  # One by one, so that a reader's own copies stay small.
-                rest = [len(np.arange(size)[own]) for size, own in zip(self.shape[1:], index[1:], strict=True)]
+                rest = [
+                    len(np.arange(size)[own])
+                    for size, own in zip(self.shape[1:], index[1:], strict=True)
+                ]
                 part = np.empty((len(entries), *rest), self.dtype)
                 for row, entry in zip(part, entries, strict=True):
                     row[...] = self.read((slice(entry, entry + 1), *index[1:]))[0]
@@ -80,7 +83,8 @@ def stored_arrays(
     mend: str,
     leaves: Collection[str] | None = None,
 ) -> dict[str, StoredArray]:
-    """Opens the arrays of one tree of a checkpoint, or some of its `leaves`, by path, and reads none.
+    """Opens the arrays of one tree of a checkpoint, or some of its `leaves`, by path, and reads
+    none.
 
     Raises:
       UserError: an array of the checkpoint's document is missing or has another shape.
@@ -90,7 +94,11 @@ def stored_arrays(
         if leaves is not None and leaf not in leaves:
             continue
         label = f"checkpoint {str(path)!r}: array {name}/{leaf}"
-        base = {"driver": "ocdbt", "base": f"file://{path / name}/", "path": leaf.replace("/", ".") + "/"}
+        base = {
+            "driver": "ocdbt",
+            "base": f"file://{path / name}/",
+            "path": leaf.replace("/", ".") + "/",
+        }
         try:
             store = ts.open({"driver": "zarr3", "kvstore": base}, open=True, read=True).result()
         except Exception as error:
@@ -119,7 +127,9 @@ def _reader(store: Any, shape: tuple[int, ...], units: Units) -> Callable[[Index
 
 
 def _pieces(size: int, unit: int, own: Any) -> list[Any]:
-    """The pieces of one axis that an index keeps, as one slice or array; [] for an axis of one piece."""
+    """The pieces of one axis that an index keeps, as one slice or array; [] for an axis of one
+    piece.
+    """
     entries = np.arange(size)[own]
     if not unit:
         if len(entries) != size:

@@ -1,4 +1,6 @@
-"""Corpora: named sources of text documents, and their split into training and held-out documents."""
+"""Corpora: named sources of text documents, and their split into training and held-out
+documents.
+"""
 
 import dataclasses
 import glob
@@ -64,38 +66,58 @@ class Corpus:
                     yield Document(hashlib.blake2b(text.encode()).hexdigest(), text)
 
     def files(self) -> list[pathlib.Path]:
-        """The files of a `stdlib` or `text:` source, sorted. Raises UserError when there are none."""
+        """The files of a `stdlib` or `text:` source, sorted. Raises UserError when
+        there are none.
+        """
         kind, _, rest = self.source.partition(":")
         if kind == "stdlib":
             root = _stdlib_root()
-            paths = [path for path in root.rglob("*.py") if not _STDLIB_SKIPPED & set(path.relative_to(root).parts)]
+            paths = [
+                path
+                for path in root.rglob("*.py")
+                if not _STDLIB_SKIPPED & set(path.relative_to(root).parts)
+            ]
             return sorted(paths)
         if kind != "text":
             hint = did_you_mean(kind, ("stdlib", "text", "tfds"))
-            raise UserError(f"data.source={self.source!r} must be stdlib, text:GLOB or tfds:NAME{hint}")
+            raise UserError(
+                f"data.source={self.source!r} must be stdlib, text:GLOB or tfds:NAME{hint}"
+            )
         paths = sorted(pathlib.Path(path) for path in glob.glob(rest, recursive=True))
         paths = [path for path in paths if path.is_file()]
         if not paths:
             raise UserError(
-                f"data source {self.source!r} matches no file; check the pattern, from {pathlib.Path.cwd()}"
+                f"data source {self.source!r} matches no file; check the pattern, from "
+                f"{pathlib.Path.cwd()}"
             )
         for path in paths:
             if not path.name.endswith(_SUFFIXES):
-                raise UserError(f"data source {self.source!r} matches {path}, which is none of {', '.join(_SUFFIXES)}")
+                raise UserError(
+                    f"data source {self.source!r} matches {path}, which is none of "
+                    f"{', '.join(_SUFFIXES)}"
+                )
         return paths
 
     def fingerprint(self) -> str:
-        """Changes when the source does: by path, size and time of each file, or by a TFDS set's name and version."""
+        """Changes when the source does: by path, size and time of each file, or by a TFDS set's
+        name and version.
+        """
         if self.source.startswith("tfds:"):
-            parts = [self.source, _tfds_builder(self, self.source.partition(":")[2])[0].info.full_name]
+            parts = [
+                self.source,
+                _tfds_builder(self, self.source.partition(":")[2])[0].info.full_name,
+            ]
         else:
             stats = [(str(path.resolve()), path.stat()) for path in self.files()]
             parts = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
-        return hashlib.blake2b("\n".join([*parts, self.text_field]).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            "\n".join([*parts, self.text_field]).encode(), digest_size=16
+        ).hexdigest()
 
 
 def split_documents(corpus: Corpus, eval_fraction: float, *, held_out: bool) -> Iterator[Document]:
-    """Yields one side of the split by a hash of each document's key; equal documents fall on one side.
+    """Yields one side of the split by a hash of each document's key; equal documents fall on one
+    side.
 
     A corpus of a single document is cut in two instead: its last `eval_fraction` is held out.
     """
@@ -150,7 +172,8 @@ def _tfds_builder(corpus: Corpus, rest: str):
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"data.source={corpus.source!r}: TFDS does not know it, and no prepared set of this name is at hand "
+            f"data.source={corpus.source!r}: TFDS does not know it, and no prepared set of this "
+            "name is at hand "
             f"({line}); name it with its configuration, such as tfds:c4/en, and see data.tfds_dir"
         ) from None
     if not builder.data_path.exists():
@@ -169,7 +192,9 @@ def _tfds_builder(corpus: Corpus, rest: str):
         raise UserError(f"data.source={corpus.source!r} has no split {split!r}; splits: {known}")
     if corpus.text_field not in builder.info.features:
         known = ", ".join(builder.info.features)
-        raise UserError(f"data.text_field={corpus.text_field!r} is not in {corpus.source!r}; fields: {known}")
+        raise UserError(
+            f"data.text_field={corpus.text_field!r} is not in {corpus.source!r}; fields: {known}"
+        )
     return builder, split
 
 
@@ -179,5 +204,6 @@ def _tfds_documents(corpus: Corpus, rest: str) -> Iterator[Document]:
         value = example[corpus.text_field]
         data = value if isinstance(value, bytes) else str(value).encode()
         yield Document(
-            hashlib.blake2b(data).hexdigest(), decode_utf8(data, "an example", f"data source {corpus.source!r}")
+            hashlib.blake2b(data).hexdigest(),
+            decode_utf8(data, "an example", f"data source {corpus.source!r}"),
         )

@@ -79,7 +79,9 @@ class ExampleSet:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Returns `tokens` [T] int32, padded with 0, `length`, `label`, `weight` 1, and features where there are."""
+        """Returns `tokens` [T] int32, padded with 0, `length`, `label`, `weight` 1, and features
+        where there are.
+        """
         example, own = self.examples[int(index)], self.ids[int(index)]
         tokens = np.zeros(self.seq_len, np.int32)
         tokens[: len(own)] = own
@@ -106,7 +108,12 @@ class ExampleSet:
 
 
 def read_examples(
-    source: str, data: DataConfig, model: ModelConfig, tokenizer: Tokenizer, *, held_out: bool | None = None
+    source: str,
+    data: DataConfig,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    held_out: bool | None = None,
 ) -> ExampleSet:
     """Reads and tokenises the examples of a source.
 
@@ -118,39 +125,61 @@ def read_examples(
       held_out: one side of the split by a hash of the first text; None: all.
 
     Raises:
-      UserError: a file that is no JSON lines, a field that is missing or of another kind, or no example.
+      UserError: a file that is no JSON lines, a field that is missing or of another kind, or no
+        example.
     """
     what = f"data source {source!r}"
     kept, ids, truncated = [], [], 0
-    digest = hashlib.blake2b(json.dumps([tokenizer.fingerprint, data.seq_len]).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        json.dumps([tokenizer.fingerprint, data.seq_len]).encode(), digest_size=16
+    )
     for example in _read(source, data, model, what):
         if held_out is not None and is_held_out(example.key, data.eval_fraction) != held_out:
             continue
         own = np.asarray(tokenizer.encode(example.text), np.int32)
         if example.pair is not None:
-            own = np.concatenate([own, [tokenizer.eos_id], np.asarray(tokenizer.encode(example.pair), np.int32)])
+            own = np.concatenate(
+                [own, [tokenizer.eos_id], np.asarray(tokenizer.encode(example.pair), np.int32)]
+            )
         truncated += len(own) > data.seq_len
         kept.append(example)
         ids.append(own[-data.seq_len :])
         digest.update(json.dumps(dataclasses.astuple(example)).encode())
     if not kept:
         side = {None: "", True: "held-out ", False: "training "}[held_out]
-        raise UserError(f"{what} has no {side}example; add some, change data.eval_fraction, or name data.eval_source")
+        raise UserError(
+            f"{what} has no {side}example; add some, change data.eval_fraction, or name "
+            "data.eval_source"
+        )
     *offsets, num_values = itertools.accumulate(model.categories, initial=0)
-    return ExampleSet(kept, ids, data.seq_len, np.array(offsets, np.int32), num_values, truncated, digest.hexdigest())
+    return ExampleSet(
+        kept,
+        ids,
+        data.seq_len,
+        np.array(offsets, np.int32),
+        num_values,
+        truncated,
+        digest.hexdigest(),
+    )
 
 
 def _read(source: str, data: DataConfig, model: ModelConfig, what: str) -> Iterator[Example]:
     if not source.startswith("text:"):
-        raise UserError(f"{what}: examples of a scorer are JSON lines; name text:GLOB of .jsonl files")
+        raise UserError(
+            f"{what}: examples of a scorer are JSON lines; name text:GLOB of .jsonl files"
+        )
     for path in Corpus(source).files():
         if path.suffix == ".txt":
-            raise UserError(f"{what} matches {path}; examples of a scorer are .jsonl or .jsonl.gz files")
+            raise UserError(
+                f"{what} matches {path}; examples of a scorer are .jsonl or .jsonl.gz files"
+            )
         for number, value in read_json_lines(path, what):
             yield _example(value, data, model, f"{what}: {path} line {number}", path)
 
 
-def _example(value: dict[str, Any], data: DataConfig, model: ModelConfig, where: str, path: pathlib.Path) -> Example:
+def _example(
+    value: dict[str, Any], data: DataConfig, model: ModelConfig, where: str, path: pathlib.Path
+) -> Example:
     texts = []
     for setting, name in (("text_field", data.text_field), ("pair_field", data.pair_field)):
         texts.append(None if name is None else text_of(value, name, where, f"set data.{setting}"))
@@ -158,20 +187,27 @@ def _example(value: dict[str, Any], data: DataConfig, model: ModelConfig, where:
     label = value.get("label")
     if type(label) is not int or not 0 <= label < classes:
         raise UserError(
-            f"{where}: label={shorten(label)} must be a class, a whole number from 0 to {classes - 1} "
+            f"{where}: label={shorten(label)} must be a class, a whole number from 0 to "
+            f"{classes - 1} "
             "(model.num_classes)"
         )
     dense = _numbers(value, "dense", model.num_dense, f"model.num_dense={model.num_dense}", where)
-    categorical = _numbers(value, "categorical", len(model.categories), f"model.categories={model.categories}", where)
+    categorical = _numbers(
+        value, "categorical", len(model.categories), f"model.categories={model.categories}", where
+    )
     for i, (one, size) in enumerate(zip(categorical, model.categories, strict=True)):
         if type(one) is not int or not 0 <= one < size:
             raise UserError(
-                f"{where}: categorical[{i}]={shorten(one)} must be a whole number from 0 to {size - 1} "
+                f"{where}: categorical[{i}]={shorten(one)} must be a whole number from 0 to "
+                f"{size - 1} "
                 "(model.categories)"
             )
     for i, number in enumerate(dense):
         if not abs(number) <= _MOST:
-            raise UserError(f"{where}: dense[{i}]={shorten(number)} must be a finite number, of at most {_MOST:.0e}")
+            raise UserError(
+                f"{where}: dense[{i}]={shorten(number)} must be a finite number, of at most "
+                f"{_MOST:.0e}"
+            )
     assert texts[0] is not None
     return Example(texts[0], texts[1], label, tuple(map(float, dense)), tuple(categorical))
 
@@ -180,6 +216,12 @@ def _numbers(value: dict[str, Any], name: str, size: int, field: str, where: str
     if not size:
         return []
     found = value.get(name)
-    if not isinstance(found, list) or len(found) != size or not all(type(x) in (int, float) for x in found):
-        raise UserError(f"{where}: {name}={shorten(found)} must be a list of {size} numbers ({field})")
+    if (
+        not isinstance(found, list)
+        or len(found) != size
+        or not all(type(x) in (int, float) for x in found)
+    ):
+        raise UserError(
+            f"{where}: {name}={shorten(found)} must be a list of {size} numbers ({field})"
+        )
     return found

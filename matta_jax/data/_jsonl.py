@@ -11,22 +11,30 @@ from matta_jax.errors import UserError
 
 
 def read_text(path: pathlib.Path, what: str) -> str:
-    """Returns the text of a file, unpacked where it ends in .gz. Raises UserError, with `what` asked for it."""
+    """Returns the text of a file, unpacked where it ends in .gz. Raises UserError, with `what`
+    asked for it.
+    """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{what}: {path} does not exist; check the path, from {pathlib.Path.cwd()}") from None
+        raise UserError(
+            f"{what}: {path} does not exist; check the path, from {pathlib.Path.cwd()}"
+        ) from None
     except (OSError, EOFError) as error:
         raise UserError(f"{what}: {path} cannot be read ({error}); mend or remove it") from None
     return decode_utf8(data, str(path), what)
 
 
 def decode_utf8(data: bytes, where: str, what: str) -> str:
-    """Returns the text of bytes. Raises UserError, with `where` they lie and `what` asked for them."""
+    """Returns the text of bytes. Raises UserError, with `where` they lie and `what`
+    asked for them.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{what}: {where} is not UTF-8 at byte {error.start}; convert it or leave it out") from None
+        raise UserError(
+            f"{what}: {where} is not UTF-8 at byte {error.start}; convert it or leave it out"
+        ) from None
 
 
 def read_json_lines(path: pathlib.Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -44,24 +52,37 @@ def read_json_lines(path: pathlib.Path, what: str) -> Iterator[tuple[int, dict[s
             continue
         try:
             value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # Also of numbers and nestings beyond what Python reads.
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # Also of numbers and nestings beyond what Python reads.
             why = getattr(error, "msg", str(error))
-            raise UserError(f"{what}: {path} line {number} is not JSON ({why}); mend or remove it") from None
+            raise UserError(
+                f"{what}: {path} line {number} is not JSON ({why}); mend or remove it"
+            ) from None
         if not isinstance(value, dict):
-            raise UserError(f"{what}: {path} line {number} is {type(value).__name__}, and must be an object")
+            raise UserError(
+                f"{what}: {path} line {number} is {type(value).__name__}, and must be an object"
+            )
         if "\\ud" in line or "\\uD" in line:
             _check_surrogates(value, f"{what}: {path} line {number}")
         yield number, value
 
 
 def text_of(value: Mapping[str, Any], field: str, where: str, mend: str = "") -> str:
-    """Returns the text in a field of a line's object. Raises UserError, which ends in how to `mend` it."""
+    """Returns the text in a field of a line's object. Raises UserError, which ends in how to `mend`
+    it.
+    """
     found = value.get(field)
     if isinstance(found, str):
         return found
     if field in value:
-        raise UserError(f"{where}: {field}={shorten(found)} must be a text, not {type(found).__name__}")
-    raise UserError(f"{where} has no text field {field!r} (it has: {', '.join(value)}){mend and '; '}{mend}")
+        raise UserError(
+            f"{where}: {field}={shorten(found)} must be a text, not {type(found).__name__}"
+        )
+    raise UserError(
+        f"{where} has no text field {field!r} (it has: {', '.join(value)}){mend and '; '}{mend}"
+    )
 
 
 def shorten(value: Any) -> str:
@@ -76,7 +97,9 @@ def _check_surrogates(value: dict[str, Any], where: str) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.start + 1]
-        raise UserError(f"{where} holds {half!a}, half a character of UTF-16; mend or remove it") from None
+        raise UserError(
+            f"{where} holds {half!a}, half a character of UTF-16; mend or remove it"
+        ) from None
 
 
 def file_fingerprint(path: pathlib.Path) -> str:

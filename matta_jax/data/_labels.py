@@ -1,11 +1,13 @@
-"""A Teacher's labels of token windows: the log-probabilities of its k most likely ids, and of all others together.
+"""A Teacher's labels of token windows: the log-probabilities of its k most likely ids, and of all
+others together.
 
 A folder holds `labels.json`, the header, and files of ArrayRecord with one record for each window:
 
-    digest of the window's ids (8 bytes) | ids [T, k] uint16 or uint32 | log-probabilities [T, k] float16 |
-    log-mass of all others [T] float32
+    digest of the window's ids (8 bytes) | ids [T, k] uint16 or uint32 | log-probabilities [T, k]
+    float16 | log-mass of all others [T] float32
 
-which is 260 bytes a token at k = 64 and up to 65,536 ids. Ids stand in order of falling probability.
+which is 260 bytes a token at k = 64 and up to 65,536 ids. Ids stand in order of falling
+probability.
 """
 
 import dataclasses
@@ -77,59 +79,82 @@ class LabelHeader:
 
 def window_digest(tokens: np.ndarray) -> bytes:
     """A hash of a window's ids, the same on every machine."""
-    return hashlib.blake2b(np.ascontiguousarray(tokens, "<i4").tobytes(), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(
+        np.ascontiguousarray(tokens, "<i4").tobytes(), digest_size=_DIGEST_BYTES
+    ).digest()
 
 
 def write_header(folder: pathlib.Path, header: LabelHeader) -> None:
-    """Writes the header. Raises UserError when the folder holds labels of another one, or cannot be written."""
+    """Writes the header. Raises UserError when the folder holds labels of another one, or cannot be
+    written.
+    """
     if (folder / _HEADER).exists():
         theirs, ours = (dataclasses.asdict(one) for one in (read_header(folder), header))
         differing = [
-            f"{name}: {theirs[name]!r} there, {ours[name]!r} here" for name in ours if theirs[name] != ours[name]
+            f"{name}: {theirs[name]!r} there, {ours[name]!r} here"
+            for name in ours
+            if theirs[name] != ours[name]
         ]
         if differing:
-            raise UserError(f"output={str(folder)!r} holds other labels ({'; '.join(differing)}); name another folder")
+            raise UserError(
+                f"output={str(folder)!r} holds other labels ({'; '.join(differing)}); name another "
+                "folder"
+            )
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / _HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"output={str(folder)!r} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"output={str(folder)!r} cannot be written ({error.strerror}); name another"
+        ) from None
 
 
 def read_header(folder: pathlib.Path) -> LabelHeader:
     """Reads the header. Raises UserError when it is missing or damaged."""
     file = folder / _HEADER
     if not file.is_file():
-        raise UserError(f"teacher.labels={str(folder)!r} holds no labels (no {_HEADER}); make some with matta-label")
+        raise UserError(
+            f"teacher.labels={str(folder)!r} holds no labels (no {_HEADER}); make some with "
+            "matta-label"
+        )
     try:
         values = json.loads(file.read_text())
         if values["version"] != _FORMAT:
-            raise UserError(f"{file} is of format {values['version']}, not {_FORMAT}; make the labels again")
+            raise UserError(
+                f"{file} is of format {values['version']}, not {_FORMAT}; make the labels again"
+            )
         return LabelHeader(**values)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged; make the labels again with matta-label") from None
 
 
-def write_labels(path: pathlib.Path, header: LabelHeader, rows: Iterable[tuple[np.ndarray, ...]]) -> None:
+def write_labels(
+    path: pathlib.Path, header: LabelHeader, rows: Iterable[tuple[np.ndarray, ...]]
+) -> None:
     """Writes one file, beside its place, and moves it there when it is whole.
 
     Args:
       path: `header.file`.
       header: of the set.
-      rows: of each window its tokens [T + 1], and ids [T, k], log-probabilities [T, k] and tail [T].
+      rows: of each window its tokens [T + 1], and ids [T, k], log-probabilities [T, k] and tail
+        [T].
     """
     building = path.with_name(path.name + ".tmp")
     writer = ArrayRecordWriter(str(building), "group_size:1,uncompressed")
     for tokens, ids, log_probs, tail in rows:
         parts = (ids.astype(header.id_dtype), log_probs.astype(np.float16), tail.astype(np.float32))
-        writer.write(window_digest(tokens) + b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+        writer.write(
+            window_digest(tokens) + b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        )
     writer.close()
     building.replace(path)
 
 
 class Labels:
-    """The labels in a folder, for random access. Raises UserError when files are missing or damaged."""
+    """The labels in a folder, for random access. Raises UserError when files are missing or
+    damaged.
+    """
 
     def __init__(self, folder: str | pathlib.Path):
         self.folder = pathlib.Path(folder).resolve()
@@ -138,7 +163,8 @@ class Labels:
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise UserError(
-                f"teacher.labels={str(self.folder)!r} is not finished: {len(missing)} of {len(files)} files are "
+                f"teacher.labels={str(self.folder)!r} is not finished: {len(missing)} of "
+                f"{len(files)} files are "
                 f"missing, the first {missing[0].name}; start matta-label again, which goes on"
             )
         for i in range(len(files)):
@@ -153,14 +179,19 @@ class Labels:
         except Exception as error:  # The reader raises many kinds for damaged files.
             raise self._damaged(file, " ".join(str(error).split())[:120]) from None
         if found != len(self.header.windows_of(index)):
-            raise self._damaged(file, f"it holds {found} windows, not {len(self.header.windows_of(index))}")
+            raise self._damaged(
+                file, f"it holds {found} windows, not {len(self.header.windows_of(index))}"
+            )
         return source
 
     def _damaged(self, file: pathlib.Path, why: str) -> UserError:
-        return UserError(f"teacher.labels: {file} is damaged ({why}); remove it, and start matta-label again")
+        return UserError(
+            f"teacher.labels: {file} is damaged ({why}); remove it, and start matta-label again"
+        )
 
     def get(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns `teacher_ids` [T, k] int32, `teacher_log_probs` [T, k] and `teacher_tail` [T] of a window.
+        """Returns `teacher_ids` [T, k] int32, `teacher_log_probs` [T, k] and `teacher_tail` [T] of
+        a window.
 
         Args:
           index: of the window.
@@ -177,12 +208,15 @@ class Labels:
         except Exception as error:  # The reader raises many kinds for damaged files.
             raise self._damaged(file, " ".join(str(error).split())[:120]) from None
         size = header.seq_len * header.top_k
-        ends = np.cumsum([_DIGEST_BYTES, size * header.id_dtype.itemsize, size * 2, header.seq_len * 4])
+        ends = np.cumsum(
+            [_DIGEST_BYTES, size * header.id_dtype.itemsize, size * 2, header.seq_len * 4]
+        )
         if len(record) != ends[-1]:
             raise self._damaged(file, f"a record of {len(record)} bytes, not {ends[-1]}")
         if record[:_DIGEST_BYTES] != window_digest(tokens):
             raise UserError(
-                f"teacher.labels: window {index} in {file} is of other text than the run's; make labels of this text"
+                f"teacher.labels: window {index} in {file} is of other text than the run's; make "
+                "labels of this text"
             )
         shape = (header.seq_len, header.top_k)
         ids = np.frombuffer(record, header.id_dtype, size, ends[0]).reshape(shape).astype(np.int32)
@@ -190,7 +224,9 @@ class Labels:
             raise self._damaged(file, f"id {ids.max()} of a vocabulary of {header.vocab_size}")
         return {
             "teacher_ids": ids,
-            "teacher_log_probs": np.frombuffer(record, np.float16, size, ends[1]).reshape(shape).astype(np.float32),
+            "teacher_log_probs": np.frombuffer(record, np.float16, size, ends[1])
+            .reshape(shape)
+            .astype(np.float32),
             "teacher_tail": np.frombuffer(record, np.float32, header.seq_len, ends[2]).copy(),
         }
 

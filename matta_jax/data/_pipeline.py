@@ -22,11 +22,19 @@ class Examples(Protocol):
 class _Batches:
     """A random-access source: this process's rows of each batch, of examples in an order.
 
-    Grain orders numbers, not examples, and batches none: each of its steps takes tens of microseconds an element.
+    Grain orders numbers, not examples, and batches none: each of its steps takes tens of
+    microseconds an element.
     """
 
-    def __init__(self, examples: Examples, order: grain.MapDataset, batch_size: int, rows: np.ndarray):
-        self._examples, self._order, self._batch_size, self._rows = examples, order, batch_size, rows.tolist()
+    def __init__(
+        self, examples: Examples, order: grain.MapDataset, batch_size: int, rows: np.ndarray
+    ):
+        self._examples, self._order, self._batch_size, self._rows = (
+            examples,
+            order,
+            batch_size,
+            rows.tolist(),
+        )
 
     def __len__(self) -> int:
         return len(self._order) // self._batch_size
@@ -52,10 +60,11 @@ def training_batches(
     num_threads: int = 2,
     in_order: bool = False,
 ) -> Iterator[Iterator[Batch]]:
-    """Opens an endless iterator over this process's rows of the shuffled global batches, reshuffled in each epoch.
+    """Opens an endless iterator over this process's rows of the shuffled global batches, reshuffled
+    in each epoch.
 
-    Row r of global batch i is example i·B + r of one global order, whatever the processes, devices or threads, so a run
-    resumes by its step alone, on any number of processes.
+    Row r of global batch i is example i·B + r of one global order, whatever the processes, devices
+    or threads, so a run resumes by its step alone, on any number of processes.
 
     Args:
       windows: the training windows.
@@ -88,9 +97,11 @@ def training_batches(
 def sequential_batches(
     windows: Examples, *, batch_size: int, limit: int | None = None, within: range | None = None
 ) -> Iterator[Batch]:
-    """Yields the windows in order, once, in batches of one size; rows that fill up the last one do not count.
+    """Yields the windows in order, once, in batches of one size; rows that fill up the last one do
+    not count.
 
-    With a `limit` on the number of batches, the windows are taken evenly from the whole, or from those `within`.
+    With a `limit` on the number of batches, the windows are taken evenly from the whole, or from
+    those `within`.
     """
     within = range(len(windows)) if within is None else within
     count = len(within) if limit is None else min(len(within), limit * batch_size)
@@ -98,6 +109,8 @@ def sequential_batches(
     for start in range(0, count, batch_size):
         rows = [windows[i] for i in chosen[start : start + batch_size]]
         missing = batch_size - len(rows)
-        nothing = {name: np.zeros_like(rows[0][name]) for name in ("length", "weight") if name in rows[0]}
+        nothing = {
+            name: np.zeros_like(rows[0][name]) for name in ("length", "weight") if name in rows[0]
+        }
         rows += [rows[0] | nothing] * missing
         yield _stack(rows)

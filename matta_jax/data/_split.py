@@ -10,13 +10,16 @@ from matta_jax.data._windows import Windows, corpus_windows, split_windows
 from matta_jax.errors import UserError
 
 
-def split_data(config: Config, tokenizer: Tokenizer | None = None, *, held_out: bool) -> Windows | ExampleSet:
+def split_data(
+    config: Config, tokenizer: Tokenizer | None = None, *, held_out: bool
+) -> Windows | ExampleSet:
     """Returns the training or the held-out windows of a language model, or examples of a scorer.
 
     A stream's training side is its whole, in order; what the run leaves over is held out.
 
     Raises:
-      UserError: nothing on this side of the split, files that cannot be read, or a stream that is too short.
+      UserError: nothing on this side of the split, files that cannot be read, or a stream that is
+        too short.
     """
     data, tokenizer = config.data, tokenizer or make_tokenizer(config.data.tokenizer)
     own_eval = held_out and data.eval_source is not None
@@ -31,8 +34,12 @@ def split_data(config: Config, tokenizer: Tokenizer | None = None, *, held_out: 
     return split_windows(data, tokenizer, held_out=held_out)
 
 
-def glob_data(config: Config, where: str, tokenizer: Tokenizer | None = None) -> Windows | ExampleSet:
-    """Returns the windows or examples of the files that match a pattern. Raises UserError as `split_data` does."""
+def glob_data(
+    config: Config, where: str, tokenizer: Tokenizer | None = None
+) -> Windows | ExampleSet:
+    """Returns the windows or examples of the files that match a pattern. Raises UserError as
+    `split_data` does.
+    """
     return _whole(f"text:{where}", config, tokenizer or make_tokenizer(config.data.tokenizer))
 
 
@@ -51,14 +58,18 @@ def _checked_stream(whole: Windows | ExampleSet, config: Config) -> Windows | Ex
         fits = (len(whole) - (data.eval_source is None)) // data.batch_size
         mend = f"train.num_steps={fits} at most" if fits else "a smaller data.batch_size"
         raise UserError(
-            f"train.num_steps={steps} x data.batch_size={data.batch_size} need {steps * data.batch_size} of the "
-            f"{len(whole)} examples that data.source={data.source!r} streams once, and some left over to evaluate on; "
+            f"train.num_steps={steps} x data.batch_size={data.batch_size} need "
+            f"{steps * data.batch_size} of the "
+            f"{len(whole)} examples that data.source={data.source!r} streams once, and some left "
+            "over to evaluate on; "
             f"use {mend}, or name data.eval_source"
         )
     return whole
 
 
-def _left_over(whole: Windows | ExampleSet, config: Config, tokenizer: Tokenizer) -> Windows | ExampleSet:
+def _left_over(
+    whole: Windows | ExampleSet, config: Config, tokenizer: Tokenizer
+) -> Windows | ExampleSet:
     start = config.train.num_steps * config.data.batch_size
     _checked_stream(whole, config)
     if isinstance(whole, ExampleSet):

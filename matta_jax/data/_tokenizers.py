@@ -1,4 +1,6 @@
-"""Tokenizers behind one small interface: bytes, GPT-2's BPE from local files, and any Hugging Face tokenizer JSON."""
+"""Tokenizers behind one small interface: bytes, GPT-2's BPE from local files, and any Hugging Face
+tokenizer JSON.
+"""
 
 import hashlib
 import json
@@ -59,20 +61,28 @@ class _GPT2Tokenizer:
         for file in files:
             if not file.is_file():
                 raise UserError(
-                    f"data.tokenizer='gpt2:{folder}': {file} is missing; it needs vocab.bpe and encoder.json"
+                    f"data.tokenizer='gpt2:{folder}': {file} is missing; it needs vocab.bpe and "
+                    "encoder.json"
                 )
         from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
         try:
             ranks = data_gym_to_mergeable_bpe_ranks(str(files[0]), str(files[1]))
         except (ValueError, AssertionError, KeyError, IndexError):
-            raise UserError(f"data.tokenizer='gpt2:{folder}': vocab.bpe and encoder.json do not fit together") from None
+            raise UserError(
+                f"data.tokenizer='gpt2:{folder}': vocab.bpe and encoder.json do not fit together"
+            ) from None
         self.eos_id = len(ranks)
         self.vocab_size = len(ranks) + 1
         self.fingerprint = "gpt2:" + _hash_files(files)
-        pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+        pattern = (
+            r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+        )
         self._encoding = tiktoken.Encoding(
-            "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": self.eos_id}
+            "gpt2",
+            pat_str=pattern,
+            mergeable_ranks=ranks,
+            special_tokens={"<|endoftext|>": self.eos_id},
         )
 
     def encode(self, text: str) -> np.ndarray:
@@ -90,11 +100,16 @@ class _HFTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # The library raises bare Exception for every kind of bad file.
-            raise UserError(f"data.tokenizer='hf:{file}' is not a tokenizer JSON file ({error})") from None
+            raise UserError(
+                f"data.tokenizer='hf:{file}' is not a tokenizer JSON file ({error})"
+            ) from None
         ends = [self._tokenizer.token_to_id(token) for token in _END_TOKENS]
         known = [end for end in ends if end is not None]
         if not known:
-            raise UserError(f"data.tokenizer='hf:{file}' has no end-of-text token; it needs one of {_END_TOKENS}")
+            raise UserError(
+                f"data.tokenizer='hf:{file}' has no end-of-text token; it needs one of "
+                f"{_END_TOKENS}"
+            )
         self.eos_id = known[0]
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.fingerprint = "hf:" + _hash_files([file])
@@ -107,7 +122,9 @@ class _HFTokenizer:
 
 
 def make_tokenizer(spec: str) -> Tokenizer:
-    """Returns the tokenizer that `data.tokenizer` names. Raises UserError for an unknown one or missing files."""
+    """Returns the tokenizer that `data.tokenizer` names. Raises UserError for an unknown one or
+    missing files.
+    """
     kind, _, rest = spec.partition(":")
     if spec == "byte":
         return ByteTokenizer()
@@ -120,7 +137,9 @@ def make_tokenizer(spec: str) -> Tokenizer:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """A hash of what a tokenizer does, whatever files it comes from: the text of each id, and the ids of a probe."""
+    """A hash of what a tokenizer does, whatever files it comes from: the text of each id, and the
+    ids of a probe.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for i in range(tokenizer.vocab_size):
         digest.update(tokenizer.decode(np.array([i])).encode() + b"\0")
@@ -130,7 +149,9 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def _hash_files(files: list[pathlib.Path]) -> str:
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        b"".join(file.read_bytes() for file in files), digest_size=16
+    ).hexdigest()
 
 
 def _import(name: str, spec: str):

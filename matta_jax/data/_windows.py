@@ -1,7 +1,8 @@
-"""Token windows: documents are tokenised once into a memory-mapped file, and cut into fixed windows.
+"""Token windows: documents are tokenised once into a memory-mapped file, and cut into fixed
+windows.
 
-The stream of a split is `eos doc eos doc ... eos`. Window i holds tokens i·T to (i+1)·T inclusive, so each token but
-the first is predicted exactly once; the last window may be shorter.
+The stream of a split is `eos doc eos doc ... eos`. Window i holds tokens i·T to (i+1)·T inclusive,
+so each token but the first is predicted exactly once; the last window may be shorter.
 """
 
 import dataclasses
@@ -48,7 +49,9 @@ class Windows:
         return -(-(len(self.tokens) - 1) // self.seq_len)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Returns `tokens` [T + 1] int32, padded with eos, and `length`, the number of targets that count."""
+        """Returns `tokens` [T + 1] int32, padded with eos, and `length`, the number of targets that
+        count.
+        """
         start = int(index) * self.seq_len
         piece = self.tokens[start : start + self.seq_len + 1]
         window = np.full(self.seq_len + 1, self.eos_id, np.int32)
@@ -78,16 +81,21 @@ def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -
         if config.eval_source is None:
             what = "held-out" if held_out else "training"
             raise UserError(
-                f"data.source={source!r} has no {what} text at data.eval_fraction={config.eval_fraction}; "
+                f"data.source={source!r} has no {what} text at "
+                f"data.eval_fraction={config.eval_fraction}; "
                 "add documents, change the fraction, or name data.eval_source"
             )
         raise UserError(f"data source {source!r} holds no text; name files with some")
     return windows
 
 
-def corpus_windows(corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, cache_dir: str | None = None) -> Windows:
+def corpus_windows(
+    corpus: Corpus, tokenizer: Tokenizer, *, seq_len: int, cache_dir: str | None = None
+) -> Windows:
     """Returns the windows of a whole corpus. Raises UserError when it holds no text."""
-    windows = cached_windows(iter(corpus), corpus, tokenizer, side="all", seq_len=seq_len, cache_dir=cache_dir)
+    windows = cached_windows(
+        iter(corpus), corpus, tokenizer, side="all", seq_len=seq_len, cache_dir=cache_dir
+    )
     if not windows.num_bytes:
         raise UserError(f"data source {corpus.source!r} holds no text; name files with some")
     return windows
@@ -104,7 +112,8 @@ def cached_windows(
 ) -> Windows:
     """Opens the token stream of `documents` in the cache, writing it first where it is not there.
 
-    A stream is written beside its place and moved there when whole, so a crash leaves no half cache.
+    A stream is written beside its place and moved there when whole, so a crash leaves no half
+    cache.
     """
     key_parts = [str(_FORMAT), corpus.source, corpus.fingerprint(), tokenizer.fingerprint, side]
     key = hashlib.blake2b("\n".join(key_parts).encode(), digest_size=16).hexdigest()
@@ -124,18 +133,26 @@ def cached_windows(
         except OSError as error:
             if not folder.exists():  # Another process may have finished the same stream first.
                 raise UserError(
-                    f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); free space, or name another"
+                    f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); free "
+                    "space, or name another"
                 ) from None
         finally:
             shutil.rmtree(building, ignore_errors=True)
     meta = json.loads((folder / "meta.json").read_text())
     tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
     return Windows(
-        tokens, seq_len, tokenizer.eos_id, meta["num_bytes"], meta["num_documents"], fingerprint=meta["fingerprint"]
+        tokens,
+        seq_len,
+        tokenizer.eos_id,
+        meta["num_bytes"],
+        meta["num_documents"],
+        fingerprint=meta["fingerprint"],
     )
 
 
-def _write(folder: pathlib.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str) -> None:
+def _write(
+    folder: pathlib.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
+) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     digest = hashlib.blake2b(digest_size=16)
     num_bytes = num_documents = 0
@@ -147,7 +164,9 @@ def _write(folder: pathlib.Path, documents: Iterable[Document], tokenizer: Token
             file.write(data)
 
         put(np.array([tokenizer.eos_id]))
-        for document in tqdm.tqdm(documents, desc=label, unit=" documents", delay=1.0, disable=None):
+        for document in tqdm.tqdm(
+            documents, desc=label, unit=" documents", delay=1.0, disable=None
+        ):
             ids = tokenizer.encode(document.text)
             if len(ids):
                 put(ids)

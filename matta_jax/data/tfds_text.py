@@ -13,10 +13,14 @@ class LocalText(tfds.core.GeneratorBasedBuilder):
     """The .txt files of `manual_dir`, one example a file."""
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Pass the folder of .txt files as DownloadConfig(manual_dir=...)."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Pass the folder of .txt files as DownloadConfig(manual_dir=...)."
+    )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({"name": tfds.features.Text(), "text": tfds.features.Text()})
+        features = tfds.features.FeaturesDict(
+            {"name": tfds.features.Text(), "text": tfds.features.Text()}
+        )
         return self.dataset_info_from_configs(features=features)
 
     def _split_generators(self, dl_manager):

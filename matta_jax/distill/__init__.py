@@ -1,4 +1,6 @@
-"""Distillation: the fused nested loss, the ramp, and the composite objective with its named terms."""
+"""Distillation: the fused nested loss, the ramp, and the composite objective with its
+named terms.
+"""
 
 from matta_jax.distill._objective import Objective as Objective
 from matta_jax.distill._objective import make_objective as make_objective

@@ -21,10 +21,12 @@ from matta_jax.distill.fused import nested_loss
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss of a step, over streams ordered Student, TA, mixes; one stream where TA and Student are the same.
+    """The loss of a step, over streams ordered Student, TA, mixes; one stream where TA and Student
+    are the same.
 
     Attributes:
-      plan: its terms; none of weight 0, but the cross-entropies of Student and TA are always there to be logged.
+      plan: its terms; none of weight 0, but the cross-entropies of Student and TA are always there
+        to be logged.
     """
 
     plan: Plan
@@ -43,22 +45,28 @@ class Objective:
         """Computes the loss of a batch, or a microbatch's share of it.
 
         Args:
-          outputs: hidden states [N, d_k] of each stream; without a table, logits [N, classes] or (sigmoid) [N].
-          table_VD: the tied embedding, of which each stream uses its first d_k columns; None: outputs are logits.
+          outputs: hidden states [N, d_k] of each stream; without a table, logits [N, classes] or
+            (sigmoid) [N].
+          table_VD: the tied embedding, of which each stream uses its first d_k columns; None:
+            outputs are logits.
           labels_N: target ids.
           weights_N: weight of each token; 0 leaves it out.
           ramp: w(t)/w_max in [0, 1], of the terms that distil from the TA.
-          total: sum of the weights over the *whole* batch, all hosts and microbatches, so that shares add up.
+          total: sum of the weights over the *whole* batch, all hosts and microbatches, so that
+            shares add up.
           teacher: the source of `teacher` terms.
 
         Returns:
-          The loss, and each term (unweighted), `agreement` (top-1, of Student and TA) and `loss`, by name.
+          The loss, and each term (unweighted), `agreement` (top-1, of Student and TA) and `loss`,
+          by name.
 
         Raises:
           UserError: as `nested_loss`.
         """
         terms = self.plan.terms
-        term_weights_M = jnp.stack([term.weight * (ramp if term.target == "ta" else jnp.ones(())) for term in terms])
+        term_weights_M = jnp.stack(
+            [term.weight * (ramp if term.target == "ta" else jnp.ones(())) for term in terms]
+        )
         losses = nested_loss(
             self.plan,
             outputs,
@@ -105,7 +113,9 @@ def make_objective(
         if nested:
             ends["ta"] = (1, teacher.ta_weight)
         terms += [
-            Term(f"teacher_{name}", stream, weight, target="teacher", temperature=teacher.temperature)
+            Term(
+                f"teacher_{name}", stream, weight, target="teacher", temperature=teacher.temperature
+            )
             for name, (stream, weight) in ends.items()
             if weight
         ]

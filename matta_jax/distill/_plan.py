@@ -1,4 +1,6 @@
-"""The parts of a loss: its named terms, how its operands lie on a mesh, and the Teachers it may learn from."""
+"""The parts of a loss: its named terms, how its operands lie on a mesh, and the Teachers it may
+learn from.
+"""
 
 import dataclasses
 import functools
@@ -18,9 +20,10 @@ class Term:
       name: its name in the metrics.
       stream: index of the sub-model that it trains.
       weight: its weight, after the ramp where it has one.
-      target: what the stream learns from: `labels` (cross-entropy), the `ta` (a divergence, on the ramp), or the
-        `teacher` (forward KL).
-      temperature: T > 0 of the last two, whose values are scaled by T² to keep the gradient's size (Hinton 2015).
+      target: what the stream learns from: `labels` (cross-entropy), the `ta` (a divergence, on the
+        ramp), or the `teacher` (forward KL).
+      temperature: T > 0 of the last two, whose values are scaled by T² to keep the gradient's size
+        (Hinton 2015).
     """
 
     name: str
@@ -31,7 +34,9 @@ class Term:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise UserError(f"temperature={self.temperature} of the term {self.name!r} must be greater than 0")
+            raise UserError(
+                f"temperature={self.temperature} of the term {self.name!r} must be greater than 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +63,9 @@ class Plan:
     Attributes:
       terms: the terms.
       student, ta: streams compared for agreement; the TA is also the source of `ta` terms.
-      divergence: of `ta` terms, from the TA's distribution q to the stream's p: `forward_kl` KL(q‖p), `reverse_kl`
-        KL(p‖q), or `jensen_shannon` β·KL(q‖m) + (1-β)·KL(p‖m), m = β·q + (1-β)·p (Agarwal et al. 2024, eq. 1).
+      divergence: of `ta` terms, from the TA's distribution q to the stream's p: `forward_kl`
+        KL(q‖p), `reverse_kl` KL(p‖q), or `jensen_shannon` β·KL(q‖m) + (1-β)·KL(p‖m), m = β·q +
+        (1-β)·p (Agarwal et al. 2024, eq. 1).
       beta: this β.
       chunk_size: most tokens of a chunk on a device.
       layout: of the operands; None on one device.
@@ -95,7 +101,9 @@ class OnlineTeacher:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["ids", "log_probs", "tail"], meta_fields=["temperature"]
+    jax.tree_util.register_dataclass,
+    data_fields=["ids", "log_probs", "tail"],
+    meta_fields=["temperature"],
 )
 @dataclasses.dataclass(frozen=True)
 class TopKTeacher:
@@ -115,7 +123,9 @@ class TopKTeacher:
 
     def top_ids(self, chunk_size: int) -> jax.Array:
         """Its most likely id [N] of each token."""
-        return jnp.take_along_axis(self.ids, jnp.argmax(self.log_probs, axis=1)[:, None], axis=1)[:, 0]
+        return jnp.take_along_axis(self.ids, jnp.argmax(self.log_probs, axis=1)[:, None], axis=1)[
+            :, 0
+        ]
 
 
 Teacher = OnlineTeacher | TopKTeacher
@@ -124,7 +134,9 @@ Teacher = OnlineTeacher | TopKTeacher
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """Operands that get no gradient: labels, token and term weights, the divisor of the weighted sums, the Teacher."""
+    """Operands that get no gradient: labels, token and term weights, the divisor of the weighted
+    sums, the Teacher.
+    """
 
     labels: jax.Array
     weights: jax.Array

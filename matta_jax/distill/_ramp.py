@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 
 def ramp(step: jax.Array | int, *, num_steps: int, fraction: float, shape: str) -> jax.Array:
-    """Returns how far the distillation weight has risen at `step`, in [0, 1]; a traced value, so it never recompiles.
+    """Returns how far the distillation weight has risen at `step`, in [0, 1]; a traced value, so it
+    never recompiles.
 
     Args:
       step: optimiser steps done.

@@ -6,12 +6,14 @@ With p = softmax(z / T) of the stream and q of its source, per token:
     forward KL       T² KL(q‖p)               dz = T (p - q)
     reverse KL       T² KL(p‖q)               dz = T p (log p/q - KL(p‖q))
     Jensen-Shannon   T² (β KL(q‖m) + (1-β) KL(p‖m))       dz = T (1-β) p (log p/m - KL(p‖m))
-    top k and tail   T² KL over k + 1 buckets dz = T (p - q) in the top k,  T (p - q_tail · p / p_tail) outside
+    top k and tail   T² KL over k + 1 buckets dz = T (p - q) in the top k,  T (p - q_tail · p /
+    p_tail) outside
 
-The vocabulary may be split over devices; then only [chunk] vectors cross between them, in three stacks: maxima, sums of
-exponentials with the logits at labels, and divergences.
+The vocabulary may be split over devices; then only [chunk] vectors cross between them, in three
+stacks: maxima, sums of exponentials with the logits at labels, and divergences.
 
-Shape letters: C tokens of a chunk, V vocab (this device's part), K teacher's top k, M terms, R rows that cross devices.
+Shape letters: C tokens of a chunk, V vocab (this device's part), K teacher's top k, M terms, R rows
+that cross devices.
 """
 
 import abc
@@ -57,7 +59,9 @@ class Vocab:
         return jnp.where(self.start + jnp.arange(z_CV.shape[-1]) < self.size, z_CV, _NO_MASS)
 
     def columns(self, ids: jax.Array, width: int) -> jax.Array:
-        """Returns the column of each id, or `width` where it is not here, which gathers and scatters drop."""
+        """Returns the column of each id, or `width` where it is not here, which gathers and
+        scatters drop.
+        """
         column = ids - self.start
         return jnp.where((column >= 0) & (column < width), column, width)
 
@@ -75,13 +79,16 @@ def chunk_terms(
       gradients: whether to make them.
 
     Returns:
-      Weighted sums over the chunk [M + 2], of each term, the agreement and 1; and dz [C, V] of each stream, or None.
+      Weighted sums over the chunk [M + 2], of each term, the agreement and 1; and dz [C, V] of each
+      stream, or None.
     """
     soft = _Softmaxes(plan, logits, constants, vocab)
     rules = [_rule(plan, term, soft) for term in plan.terms]
     is_top = [soft.z[i] >= soft.top[i][:, None] for i in (plan.student, plan.ta)]
     agree_C = jnp.any(is_top[0] & is_top[1], axis=-1).astype(jnp.float32)
-    crossed = iter(vocab.sum(jnp.stack([row_C for rule in rules for row_C in rule.rows] + [agree_C])))
+    crossed = iter(
+        vocab.sum(jnp.stack([row_C for rule in rules for row_C in rule.rows] + [agree_C]))
+    )
     for rule in rules:
         rule.rows = [next(crossed) for _ in rule.rows]
     agree_C = (next(crossed) > 0).astype(jnp.float32)
@@ -89,7 +96,9 @@ def chunk_terms(
 
     weights_C = constants.weights
 
-    sums = jnp.stack([jnp.sum(jnp.where(weights_C != 0, value_C * weights_C, 0.0)) for value_C in values])
+    sums = jnp.stack(
+        [jnp.sum(jnp.where(weights_C != 0, value_C * weights_C, 0.0)) for value_C in values]
+    )
     if not gradients:
         return sums, None
     scales_MC = constants.term_weights[:, None] * (weights_C / constants.total)
@@ -121,10 +130,14 @@ class _Softmaxes:
         teacher = constants.teacher
         if isinstance(teacher, OnlineTeacher):
             head = teacher.head.astype(teacher.hidden.dtype)
-            teacher_z_CV = jnp.einsum("cd,vd->cv", teacher.hidden, head, preferred_element_type=jnp.float32)
+            teacher_z_CV = jnp.einsum(
+                "cd,vd->cv", teacher.hidden, head, preferred_element_type=jnp.float32
+            )
             self.z.append(vocab.mask(teacher_z_CV))
         self.label_columns = vocab.columns(constants.labels, width)
-        self.teacher_columns = vocab.columns(teacher.ids, width) if isinstance(teacher, TopKTeacher) else None
+        self.teacher_columns = (
+            vocab.columns(teacher.ids, width) if isinstance(teacher, TopKTeacher) else None
+        )
         self.top = list(vocab.max(jnp.stack([jnp.max(z_CV, axis=-1) for z_CV in self.z])))
         partial_CR: dict[tuple[Any, ...], jax.Array] = {}
         for term in plan.terms:
@@ -142,10 +155,14 @@ class _Softmaxes:
         """What a term needs summed over the vocabulary, as columns [C, R]."""
         own, T = term.stream, term.temperature
         if term.target == "labels":
-            return {("label", own): _take(self.z[own], self.label_columns[:, None]), **self._partial_sum(own, 1.0)}
+            return {
+                ("label", own): _take(self.z[own], self.label_columns[:, None]),
+                **self._partial_sum(own, 1.0),
+            }
         if term.target == "ta" or self.teacher_columns is None:
             return self._partial_sum(own, T) | self._partial_sum(self.source(plan, term), T)
-        # The tail is summed by itself: as 1 - (sum of the top k) it would lose all its digits when it is small.
+        # The tail is summed by itself: as 1 - (sum of the top k) it would lose all its digits when
+        # it is small.
         tail_C = jnp.sum(_put(self._exp(own, T), self.teacher_columns, 0.0), axis=-1, keepdims=True)
         top_k = {("top_k", own): _take(self.z[own], self.teacher_columns), ("tail", own, T): tail_C}
         return self._partial_sum(own, T) | top_k
@@ -192,7 +209,8 @@ class _Rule(abc.ABC):
     """The formula of a term.
 
     Attributes:
-      rows: vectors [C] that `value` and `gradient` need summed over the whole vocabulary; summed in between.
+      rows: vectors [C] that `value` and `gradient` need summed over the whole vocabulary; summed in
+        between.
     """
 
     def __init__(self, plan: Plan, term: Term, soft: _Softmaxes):
@@ -214,7 +232,9 @@ class _CrossEntropy(_Rule):
 
     def gradient(self, scale_C1: jax.Array) -> jax.Array:
         log_p_CV = self.soft.log_p(self.stream, 1.0)
-        is_label_CV = jnp.arange(log_p_CV.shape[-1]) == self.soft.label_columns[:, None]  # Fused, never an array.
+        is_label_CV = (
+            jnp.arange(log_p_CV.shape[-1]) == self.soft.label_columns[:, None]
+        )  # Fused, never an array.
         return scale_C1 * jnp.exp(log_p_CV) - jnp.where(is_label_CV, scale_C1, 0.0)
 
 
@@ -252,7 +272,9 @@ class _ReverseKL(_Divergence):
 class _JensenShannon(_Divergence):
     def __init__(self, plan: Plan, term: Term, soft: _Softmaxes):
         super().__init__(plan, term, soft)
-        self.log_m_CV = jnp.logaddexp(self.log_q_CV + jnp.log(plan.beta), self.log_p_CV + jnp.log1p(-plan.beta))
+        self.log_m_CV = jnp.logaddexp(
+            self.log_q_CV + jnp.log(plan.beta), self.log_p_CV + jnp.log1p(-plan.beta)
+        )
         self.rows = [_kl(self.log_q_CV, self.log_m_CV), _kl(self.log_p_CV, self.log_m_CV)]
 
     def value(self) -> jax.Array:
@@ -271,7 +293,12 @@ class _TopK(_Rule):
         teacher = self.soft.constants.teacher
         assert isinstance(teacher, TopKTeacher)
         log_p_CK, log_p_tail_C = self.soft.top_k_log_p(self.stream, self.T)
-        return teacher.log_probs.astype(jnp.float32), log_p_CK, teacher.tail.astype(jnp.float32), log_p_tail_C
+        return (
+            teacher.log_probs.astype(jnp.float32),
+            log_p_CK,
+            teacher.tail.astype(jnp.float32),
+            log_p_tail_C,
+        )
 
     def value(self) -> jax.Array:
         log_q_CK, log_p_CK, log_q_tail_C, log_p_tail_C = self._buckets()

@@ -1,7 +1,8 @@
-"""Elastic models: extraction with a certificate, search under a budget, growth, import and export, Teachers.
+"""Elastic models: extraction with a certificate, search under a budget, growth, import and export,
+Teachers.
 
-Imports no training code. What reads data stands in modules of its own, `search`, `scoring`, `teacher` and `labelling`,
-so that extraction loads no data code either.
+Imports no training code. What reads data stands in modules of its own, `search`, `scoring`,
+`teacher` and `labelling`, so that extraction loads no data code either.
 """
 
 from matta_jax.elastic._extract import Extracted as Extracted

@@ -10,20 +10,23 @@ from transformers import GPT2LMHeadModel
 model = GPT2LMHeadModel.from_pretrained("THIS_FOLDER")
 ```""",
     "safetensors": """```python
-import safetensors.numpy
-weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")  # Names and axes: manifest.json
+import safetensors.numpy  # Names and axes: manifest.json
+weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")
 ```""",
     "orbax": "",
 }
 _OURS = """```python
 from matta_jax import elastic
 model = elastic.load_model("THIS_FOLDER")
-logits = model.logits(model.params, tokens)  # tokens [B, T] of ids; logits [B * T, vocabulary], in float32
+logits = model.logits(model.params, tokens)  # ids [B, T]; float32 [B * T, vocabulary]
 ```"""
 
 
 CARD = "README.md"
-_TOKENIZER_FILES = {"gpt2": {"vocab.bpe": "merges.txt", "encoder.json": "vocab.json"}, "hf": {"": "tokenizer.json"}}
+_TOKENIZER_FILES = {
+    "gpt2": {"vocab.bpe": "merges.txt", "encoder.json": "vocab.json"},
+    "hf": {"": "tokenizer.json"},
+}
 
 
 def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
@@ -33,15 +36,21 @@ def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
     d_ff = str(widths[0]) if len(set(widths)) == 1 else " ".join(map(str, widths))
     hf = manifest["format"] == "hf"
     has_tokenizer = any(
-        all((folder / name).is_file() for name in files.values()) for files in _TOKENIZER_FILES.values()
+        all((folder / name).is_file() for name in files.values())
+        for files in _TOKENIZER_FILES.values()
     )
     origin = (
-        "A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. Extracted from step "
+        "A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. Extracted "
+        "from step "
         f"{parent['step']} of `{parent['checkpoint']}` (fingerprint `{parent['fingerprint']}`)."
         if "checkpoint" in parent
         else f"Imported from `{parent['hf']}`."
     )
-    front = ["---", f"library_name: {'transformers' if hf else 'matta_jax'}", "tags: [matta_jax, matryoshka, gpt2]"]
+    front = [
+        "---",
+        f"library_name: {'transformers' if hf else 'matta_jax'}",
+        "tags: [matta_jax, matryoshka, gpt2]",
+    ]
     parts = [
         "\n".join([*front, "---"]),
         f"# {manifest['spec']}",
@@ -68,8 +77,10 @@ def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
     padded += [f"each layer with zero heads to {heads}"] * (heads > architecture["num_heads"])
     if hf and padded:
         parts.append(
-            f"**Padded.** Stock GPT-2 has layers of one size: filled up are {', and '.join(padded)}. The function is "
-            "the same, and the figures above are the model's own; this format stores and computes the padding too."
+            "**Padded.** Stock GPT-2 has layers of one size: filled up are "
+            f"{', and '.join(padded)}. The function is "
+            "the same, and the figures above are the model's own; this format stores and computes "
+            "the padding too."
         )
     if not has_tokenizer and hf:
         parts.append("The tokenizer is not among these files; the table names it.")
@@ -80,12 +91,17 @@ def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
         ]
         parts.append("\n".join(["| task | score | corpus | date |", "|---|---|---|---|", *rows]))
     if "opt_state" in manifest:
-        parts.append("The optimiser's state is here too: `matta-train --init_from=THIS_FOLDER` goes on from its step.")
+        parts.append(
+            "The optimiser's state is here too: `matta-train --init_from=THIS_FOLDER` goes on from "
+            "its step."
+        )
     if "certificate" in manifest:
         certificate = manifest["certificate"]
         parts.append(
-            f"Certificate: the largest difference to the TA's own slice is {certificate['max_difference']}, over all "
-            f"activations of a batch of {certificate['batch'][0]} x {certificate['batch'][1]} tokens "
+            "Certificate: the largest difference to the TA's own slice is "
+            f"{certificate['max_difference']}, over all "
+            f"activations of a batch of {certificate['batch'][0]} x {certificate['batch'][1]} "
+            "tokens "
             f"({certificate['backend']}, weights in {manifest['dtype']})."
         )
     parts += [block for block in (_LOAD[manifest["format"]], _OURS) if block]

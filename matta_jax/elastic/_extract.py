@@ -18,7 +18,14 @@ from matta_jax.checkpoints import StoredArray, save_folder
 from matta_jax.elastic._card import CARD, copy_tokenizer, model_card
 from matta_jax.elastic._formats import DTYPES, FORMATS, cast, open_weights, write_weights
 from matta_jax.elastic._hf import hf_config
-from matta_jax.elastic._model import MANIFEST, VERSION, Package, open_model, resolved_tokenizer, sealed
+from matta_jax.elastic._model import (
+    MANIFEST,
+    VERSION,
+    Package,
+    open_model,
+    resolved_tokenizer,
+    sealed,
+)
 from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.elastic._proof import prove
 from matta_jax.elastic._source import Source, open_source
@@ -45,7 +52,8 @@ class Extracted:
       path: its folder: `manifest.json`, `README.md` and the weights.
       spec: the sub-model, in the grammar of `matta_jax.nesting`.
       counts: parameters, bytes, FLOPs per token at the run's sequence length.
-      max_difference: largest |extracted - in place| over all activations of the certificate; 0, or extraction fails.
+      max_difference: largest |extracted - in place| over all activations of the certificate; 0, or
+        extraction fails.
     """
 
     path: pathlib.Path
@@ -74,9 +82,15 @@ class Packaging:
         for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise UserError(f"{name}={value!r} must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+                raise UserError(
+                    f"{name}={value!r} must be one of "
+                    f"{', '.join(allowed)}{did_you_mean(value, allowed)}"
+                )
         if self.with_optimizer and (self.format, self.dtype) != ("orbax", "fp32"):
-            raise UserError("with_optimizer needs format=orbax and dtype=fp32: training goes on from these alone")
+            raise UserError(
+                "with_optimizer needs format=orbax and dtype=fp32: training goes on from these "
+                "alone"
+            )
 
 
 def extract(
@@ -87,7 +101,8 @@ def extract(
     packaging: Packaging | None = None,
     scores: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[Extracted]:
-    """Extracts sub-models of a run's TA as plain models; each reads its own bytes of the checkpoint alone.
+    """Extracts sub-models of a run's TA as plain models; each reads its own bytes of the checkpoint
+    alone.
 
     Each is written beside its place, read back, proved (`_proof.py`) and only then moved there.
 
@@ -105,7 +120,9 @@ def extract(
         raise UserError("sub_model is missing; name at least one, such as --sub_model=student")
     packaging = packaging or Packaging()
     source = open_source(checkpoint)
-    parsed = [parse_spec(spec, source.nest) for spec in sub_models]  # All are checked before anything is written.
+    parsed = [
+        parse_spec(spec, source.nest) for spec in sub_models
+    ]  # All are checked before anything is written.
     root = pathlib.Path(output).resolve()
     several = len(parsed) > 1
     targets = [root / slug(spec) if several else root for spec in sub_models]
@@ -116,10 +133,14 @@ def extract(
     if packaging.format == "hf":
         for sub_model in parsed:
             hf_config(source.architecture_of(sub_model), packaging.dtype, None)
-    opt_states = slice_opt_state(source, parsed) if packaging.with_optimizer else [None] * len(parsed)
+    opt_states = (
+        slice_opt_state(source, parsed) if packaging.with_optimizer else [None] * len(parsed)
+    )
     extracted = []
     weights = source.read_many(parsed)
-    for spec, sub_model, target, opt_state in zip(sub_models, parsed, targets, opt_states, strict=True):
+    for spec, sub_model, target, opt_state in zip(
+        sub_models, parsed, targets, opt_states, strict=True
+    ):
         params = cast(next(weights), packaging.dtype)
         with new_folder(target) as building:
             known = [dict(score) for score in (scores or {}).get(spec, ())]
@@ -133,14 +154,21 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise UserError(f"output={str(target)!r} exists; name another folder, remove it, or give --overwrite")
+        raise UserError(
+            f"output={str(target)!r} exists; name another folder, remove it, or give --overwrite"
+        )
     if not (target / MANIFEST).is_file():
-        raise UserError(f"output={str(target)!r} is not an extracted model, and is not overwritten; name another")
+        raise UserError(
+            f"output={str(target)!r} is not an extracted model, and is not overwritten; name "
+            "another"
+        )
 
 
 @contextlib.contextmanager
 def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder beside `target` that takes its place at the end, and is removed when that is not reached."""
+    """Yields a folder beside `target` that takes its place at the end, and is removed when that is
+    not reached.
+    """
     building = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,14 +178,18 @@ def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
         _move(building, target)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"output={str(target)!r} cannot be written ({reason}); name another") from None
+        raise UserError(
+            f"output={str(target)!r} cannot be written ({reason}); name another"
+        ) from None
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
 
 
 def _move(building: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts a folder in the place of another; what was there goes last, and comes back when that fails."""
+    """Puts a folder in the place of another; what was there goes last, and comes back when that
+    fails.
+    """
     if not target.exists():
         os.rename(building, target)
         return
@@ -193,36 +225,55 @@ def _extract_one(
         eos_id=eos_id_of(source.config.data.tokenizer),
     )
     written = open_weights(building, packaging.format, architecture, tensors)
-    difference, shape = prove(params, written, sub_model, abstract=source.abstract, axes=source.axes)
+    difference, shape = prove(
+        params, written, sub_model, abstract=source.abstract, axes=source.axes
+    )
     if difference != 0:
         raise UserError(
-            f"sub_model {spec!r}: the extracted model differs from the TA's slice by {difference:.3g}; "
+            f"sub_model {spec!r}: the extracted model differs from the TA's slice by "
+            f"{difference:.3g}; "
             "this is a defect, please report it"
         )
     manifest = {
         "version": VERSION,
         "format": packaging.format,
         "dtype": packaging.dtype,
-        "parent": {"checkpoint": str(source.directory), "step": source.step, "fingerprint": source.fingerprint},
+        "parent": {
+            "checkpoint": str(source.directory),
+            "step": source.step,
+            "fingerprint": source.fingerprint,
+        },
         "spec": spec,
         "architecture": dataclasses.asdict(architecture),
         "config": config_lib.to_dict(source.config),
         "counts": dataclasses.asdict(counts),
         "tensors": {path: about | origins[path] for path, about in tensors.items()},
         "scores": scores,
-        "certificate": {"max_difference": difference, "batch": list(shape), "backend": jax.default_backend()},
+        "certificate": {
+            "max_difference": difference,
+            "batch": list(shape),
+            "backend": jax.default_backend(),
+        },
     }
     if opt_state is not None:
-        save_folder(building / "opt_state", {"opt_state": opt_state}, {"config": config_lib.to_dict(source.config)})
+        save_folder(
+            building / "opt_state",
+            {"opt_state": opt_state},
+            {"config": config_lib.to_dict(source.config)},
+        )
         manifest["opt_state"] = {"step": source.step}
     finish_package(building, manifest)
     return Extracted(building, spec, counts, difference)
 
 
 def finish_package(building: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's files where known."""
+    """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's
+    files where known.
+    """
     if manifest["format"] == "hf":
-        copy_tokenizer(resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building), building)
+        copy_tokenizer(
+            resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building), building
+        )
     manifest = sealed(manifest)
     (building / CARD).write_text(model_card(manifest, building), encoding="utf-8")
     (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -235,7 +286,9 @@ def _at_dtype(counts: Counts, params: Any) -> Counts:
 def eos_id_of(tokenizer: str) -> int | None:
     """The end-of-text id of a tokenizer, where its files are at hand."""
     try:
-        from matta_jax.data import make_tokenizer  # Other formats need no tokenizer, and no data code.
+        from matta_jax.data import (
+            make_tokenizer,
+        )  # Other formats need no tokenizer, and no data code.
 
         return make_tokenizer(tokenizer).eos_id
     except UserError:
@@ -243,8 +296,8 @@ def eos_id_of(tokenizer: str) -> int | None:
 
 
 def _origins(source: Source, sub_model: SubModel) -> dict[str, dict[str, Any]]:
-    """For each tensor of the extracted model: its axes, the TA's tensor, what was kept of each of its axes, and the
-    fingerprint of that part."""
+    """For each tensor of the extracted model: its axes, the TA's tensor, what was kept of each of
+    its axes, and the fingerprint of that part."""
     stored, names = flatten(source.stored), flatten(source.axes)
     origins: dict[str, dict[str, Any]] = {}
     for parent, axes in names.items():
@@ -259,7 +312,9 @@ def _origins(source: Source, sub_model: SubModel) -> dict[str, dict[str, Any]]:
     return origins
 
 
-def _origin(stored: StoredArray, parent: str, axes: tuple[str, ...], sizes: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(
+    stored: StoredArray, parent: str, axes: tuple[str, ...], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
     kept = narrow_array(np.broadcast_to(np.int8(0), stored.shape), axes, sizes).shape
     listed: dict[str, Any] = dict(zip(axes, kept, strict=True))
     if "layers" in sizes:
@@ -279,7 +334,8 @@ class _Parts:
 
 
 def verify(folder: str | pathlib.Path) -> Package:
-    """Reads every tensor of an extracted model and compares it with its fingerprint, and that with its TA's.
+    """Reads every tensor of an extracted model and compares it with its fingerprint, and that with
+    its TA's.
 
     Raises:
       UserError: names what is missing, damaged, or not its TA's.
@@ -289,6 +345,13 @@ def verify(folder: str | pathlib.Path) -> Package:
         array.whole()
         about = package.manifest["tensors"][path]
         parent = about.get("parent_fingerprint")
-        if package.manifest["dtype"] == "fp32" and parent is not None and parent != about["fingerprint"]:
-            raise UserError(f"model={str(folder)!r}: tensor {path} is not its TA's {about['parent']}; extract it again")
+        if (
+            package.manifest["dtype"] == "fp32"
+            and parent is not None
+            and parent != about["fingerprint"]
+        ):
+            raise UserError(
+                f"model={str(folder)!r}: tensor {path} is not its TA's {about['parent']}; extract "
+                "it again"
+            )
     return package

@@ -1,4 +1,6 @@
-"""The files of a plain model's weights: `orbax`, `safetensors` (our own names) or `hf` (stock GPT-2)."""
+"""The files of a plain model's weights: `orbax`, `safetensors` (our own names) or `hf` (stock
+GPT-2).
+"""
 
 import json
 import pathlib
@@ -9,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matta_jax.checkpoints import StoredArray, Units, fingerprints, read_meta, save_folder, stored_arrays
+from matta_jax.checkpoints import (
+    StoredArray,
+    Units,
+    fingerprints,
+    read_meta,
+    save_folder,
+    stored_arrays,
+)
 from matta_jax.elastic import _hf
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
@@ -31,11 +40,13 @@ def write_weights(
     units: Mapping[str, Units],
     eos_id: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Writes a model's weights into a folder that is there; returns for each tensor `shape`, `dtype`, `fingerprint`,
-    `units`. Raises UserError when the format has no room for the model."""
+    """Writes a model's weights into a folder that is there; returns for each tensor `shape`,
+    `dtype`, `fingerprint`, `units`. Raises UserError when the format has no room for the model."""
     flat = flatten(params)
     if format == "orbax":
-        save_folder(folder / "weights", {"params": params}, {"config": dict(config)}, {"params": units})
+        save_folder(
+            folder / "weights", {"params": params}, {"config": dict(config)}, {"params": units}
+        )
         prints = read_meta(folder / "weights")["fingerprints"]["params"]
     else:
         safetensors = _hf.require_safetensors()
@@ -47,8 +58,12 @@ def write_weights(
             tensors = _hf.to_hf(tensors, flatten(logical_axes(architecture)), architecture)
             replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        safetensors.numpy.save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "model.safetensors").chmod(0o644)  # The library's own mode is for its owner alone.
+        safetensors.numpy.save_file(
+            contiguous, folder / "model.safetensors", metadata={"format": "pt"}
+        )
+        (folder / "model.safetensors").chmod(
+            0o644
+        )  # The library's own mode is for its owner alone.
     return {
         path: {
             "shape": list(leaf.shape),
@@ -61,23 +76,36 @@ def write_weights(
 
 
 def open_weights(
-    folder: pathlib.Path, format: str, architecture: Architecture, tensors: Mapping[str, Mapping[str, Any]]
+    folder: pathlib.Path,
+    format: str,
+    architecture: Architecture,
+    tensors: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, StoredArray]:
     """Opens the weights that `write_weights` wrote and described; reading them verifies them.
 
     Raises:
       UserError: files are missing or do not fit the architecture.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(architecture)).items()}
+    shapes = {
+        path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(architecture)).items()
+    }
     if format == "orbax":
         path = folder / "weights"
         if not path.is_dir():
             raise UserError(f"model={str(folder)!r} is damaged: its weights are missing; {_MEND}")
-        reads = {leaf: array.read for leaf, array in stored_arrays(path, "params", read_meta(path), mend=_MEND).items()}
+        reads = {
+            leaf: array.read
+            for leaf, array in stored_arrays(path, "params", read_meta(path), mend=_MEND).items()
+        }
     elif format == "hf":
         if _hf.architecture_of_hf(folder, mend=_MEND) != architecture:
-            raise UserError(f"model={str(folder)!r} is damaged: its config.json is not that of its manifest; {_MEND}")
-        reads = dict(_hf.readers(folder, architecture, flatten(logical_axes(architecture)), mend=_MEND))
+            raise UserError(
+                f"model={str(folder)!r} is damaged: its config.json is not that of its manifest; "
+                f"{_MEND}"
+            )
+        reads = dict(
+            _hf.readers(folder, architecture, flatten(logical_axes(architecture)), mend=_MEND)
+        )
     else:
         reads = _safetensors_readers(folder, shapes)
     if set(reads) < set(shapes):
@@ -97,7 +125,9 @@ def open_weights(
     }
 
 
-def _safetensors_readers(folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _safetensors_readers(
+    folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
     try:
         file = _hf.require_safetensors().safe_open(folder / "model.safetensors", "np")
         found = {path: tuple(file.get_slice(path).get_shape()) for path in list(file.keys())}
@@ -107,12 +137,18 @@ def _safetensors_readers(folder: pathlib.Path, shapes: Mapping[str, tuple[int, .
         detail = " ".join(str(error).split())[:160]
         raise UserError(f"model={str(folder)!r} is damaged ({detail}); {_MEND}") from None
     if found != dict(shapes):
-        raise UserError(f"model={str(folder)!r} is damaged: model.safetensors holds other tensors; {_MEND}")
-    return {path: lambda index, path=path: np.asarray(file.get_slice(path)[index]) for path in found}
+        raise UserError(
+            f"model={str(folder)!r} is damaged: model.safetensors holds other tensors; {_MEND}"
+        )
+    return {
+        path: lambda index, path=path: np.asarray(file.get_slice(path)[index]) for path in found
+    }
 
 
 def cast(params: Tree, dtype: str) -> Tree:
     """Rounds weights to `fp32` or `bf16`. Raises UserError for another."""
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.dtype(DTYPES[dtype]), copy=False), params)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf).astype(jnp.dtype(DTYPES[dtype]), copy=False), params
+    )

@@ -1,8 +1,9 @@
 """Hugging Face's GPT-2: config.json and safetensors, read and written without torch.
 
-Stock GPT-2 has one d_ff for all layers and d_model / head_dim heads. Narrower layers are padded with zero neurons, and
-fewer heads with zero heads: the function is the same, the cost is that of the widest. What was there before the padding
-stands in config.json under `matta_jax`, so that an import takes it off again.
+Stock GPT-2 has one d_ff for all layers and d_model / head_dim heads. Narrower layers are padded
+with zero neurons, and fewer heads with zero heads: the function is the same, the cost is that of
+the widest. What was there before the padding stands in config.json under `matta_jax`, so that an
+import takes it off again.
 """
 
 import json
@@ -57,12 +58,16 @@ _EQUIVALENT = {"activation_function": ("gelu_new", "gelu_pytorch_tanh")}
 def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dict[str, Any]:
     """The config.json of a model. Raises UserError when stock GPT-2 has no room for it."""
     if architecture.num_classes:
-        raise UserError("format='hf' is for language models; write a scorer as format=safetensors or orbax")
+        raise UserError(
+            "format='hf' is for language models; write a scorer as format=safetensors or orbax"
+        )
     heads, left = divmod(architecture.d_model, architecture.head_dim)
     if left or architecture.num_heads > heads:
         raise UserError(
-            f"format='hf': {architecture.num_heads} heads of {architecture.head_dim} do not fit in d_model="
-            f"{architecture.d_model} of stock GPT-2; extract fewer heads or a wider d_model, or use format=safetensors"
+            f"format='hf': {architecture.num_heads} heads of {architecture.head_dim} do not fit in "
+            "d_model="
+            f"{architecture.d_model} of stock GPT-2; extract fewer heads or a wider d_model, or "
+            "use format=safetensors"
         )
     return {
         **_FIXED,
@@ -84,7 +89,9 @@ def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dic
 
 
 def architecture_of_hf(folder: pathlib.Path, *, mend: str = _MEND) -> Architecture:
-    """Reads config.json. Raises UserError when it is missing, damaged, or of another model than ours."""
+    """Reads config.json. Raises UserError when it is missing, damaged, or of another model than
+    ours.
+    """
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
@@ -92,12 +99,22 @@ def architecture_of_hf(folder: pathlib.Path, *, mend: str = _MEND) -> Architectu
         for field, wanted in _FIXED.items():
             if config.get(field, wanted) not in _EQUIVALENT.get(field, (wanted,)):
                 raise UserError(
-                    f"{str(file)!r}: {field}={config[field]!r} is not supported, only {wanted!r}; import a GPT-2 model"
+                    f"{str(file)!r}: {field}={config[field]!r} is not supported, only {wanted!r}; "
+                    "import a GPT-2 model"
                 )
         _natural("model_type", len(config["model_type"]))
-        d_model, heads, layers = (_natural(name, config[name]) for name in ("n_embd", "n_head", "n_layer"))
-        inner = 4 * d_model if config.get("n_inner") is None else _natural("n_inner", config["n_inner"])
-        own = {"num_heads": heads, "d_ff": [inner] * layers, "head_granule": heads, "d_ff_granule": inner} | known
+        d_model, heads, layers = (
+            _natural(name, config[name]) for name in ("n_embd", "n_head", "n_layer")
+        )
+        inner = (
+            4 * d_model if config.get("n_inner") is None else _natural("n_inner", config["n_inner"])
+        )
+        own = {
+            "num_heads": heads,
+            "d_ff": [inner] * layers,
+            "head_granule": heads,
+            "d_ff_granule": inner,
+        } | known
         architecture = Architecture(
             vocab_size=_natural("vocab_size", config["vocab_size"]),
             max_len=_natural("n_positions", config["n_positions"]),
@@ -113,17 +130,26 @@ def architecture_of_hf(folder: pathlib.Path, *, mend: str = _MEND) -> Architectu
             "d_ff has n_layer entries": len(architecture.d_ff) == layers,
             "n_inner is the largest d_ff": max(architecture.d_ff) == inner,
             "num_heads is at most n_head": architecture.num_heads <= heads,
-            "head_granule divides num_heads": architecture.num_heads % architecture.head_granule == 0,
-            "d_ff_granule divides d_ff": all(width % architecture.d_ff_granule == 0 for width in architecture.d_ff),
+            "head_granule divides num_heads": architecture.num_heads % architecture.head_granule
+            == 0,
+            "d_ff_granule divides d_ff": all(
+                width % architecture.d_ff_granule == 0 for width in architecture.d_ff
+            ),
         }
         for rule, holds in rules.items():
             if not holds:
                 raise ValueError(f"it must be that {rule}")
     except FileNotFoundError:
-        raise UserError(f"{str(folder)!r} is not a Hugging Face model (no config.json); {mend}") from None
+        raise UserError(
+            f"{str(folder)!r} is not a Hugging Face model (no config.json); {mend}"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        detail = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"{str(file)!r} cannot be read as GPT-2's config ({detail}); {mend}") from None
+        detail = (
+            f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        )
+        raise UserError(
+            f"{str(file)!r} cannot be read as GPT-2's config ({detail}); {mend}"
+        ) from None
     return architecture
 
 
@@ -133,9 +159,13 @@ def _natural(name: str, value: Any) -> int:
     return value
 
 
-def to_hf(flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architecture: Architecture) -> dict[str, Any]:
+def to_hf(
+    flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architecture: Architecture
+) -> dict[str, Any]:
     """Returns the tensors of model.safetensors."""
-    room = _sizes(architecture, architecture.d_model // architecture.head_dim, max(architecture.d_ff))
+    room = _sizes(
+        architecture, architecture.d_model // architecture.head_dim, max(architecture.d_ff)
+    )
     tensors = {_PREFIX + theirs: np.asarray(flat[ours]) for ours, theirs in _OUTER.items()}
     layer = 0
     for i, run in enumerate(architecture.sub_model.runs):
@@ -152,16 +182,24 @@ def to_hf(flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architectu
 
 
 def readers(
-    folder: pathlib.Path, architecture: Architecture, names: Mapping[str, Names], *, mend: str = _MEND
+    folder: pathlib.Path,
+    architecture: Architecture,
+    names: Mapping[str, Names],
+    *,
+    mend: str = _MEND,
 ) -> dict[str, Callable[[tuple[Any, ...]], np.ndarray]]:
-    """For each of our weights, by path, a function that reads the part of an index from Hugging Face's files.
+    """For each of our weights, by path, a function that reads the part of an index from Hugging
+    Face's files.
 
     Raises:
       UserError: files or tensors are missing, or of other shapes than config.json says.
     """
     tensors = _Tensors(folder, mend)
     heads, inner = architecture.d_model // architecture.head_dim, max(architecture.d_ff)
-    room, own = _sizes(architecture, heads, inner), _sizes(architecture, architecture.num_heads, inner)
+    room, own = (
+        _sizes(architecture, heads, inner),
+        _sizes(architecture, architecture.num_heads, inner),
+    )
     table = {
         "embed/tokens": (architecture.vocab_size, architecture.d_model),
         "embed/positions": (architecture.max_len, architecture.d_model),
@@ -174,12 +212,17 @@ def readers(
             shape = tuple(int(np.prod([room[name] for name in dim])) for dim in dims)
             tensors.check(f"h.{layer}.{theirs}", shape)
     if any(name.startswith(f"h.{len(architecture.d_ff)}.") for name in tensors.files):
-        raise UserError(f"{str(folder)!r}: there are more layers than n_layer={len(architecture.d_ff)} says; {mend}")
+        raise UserError(
+            f"{str(folder)!r}: there are more layers than n_layer={len(architecture.d_ff)} says; "
+            f"{mend}"
+        )
 
     def outer(theirs: str) -> Callable[[tuple[Any, ...]], np.ndarray]:
         return lambda index: tensors[theirs][index]
 
-    def stack(i: int, ours: str, first: int, length: int, d_ff: int) -> Callable[[tuple[Any, ...]], np.ndarray]:
+    def stack(
+        i: int, ours: str, first: int, length: int, d_ff: int
+    ) -> Callable[[tuple[Any, ...]], np.ndarray]:
         theirs, dims = _LAYER[ours]
         axes = names[f"blocks/{i}/{ours}"][1:]
         sizes = own | {"d_ff": d_ff}
@@ -190,10 +233,15 @@ def readers(
             part = tensor.reshape([room[name] for name in order])
             kept = part[tuple(slice(0, sizes[name]) for name in order)]
             if np.count_nonzero(part) != np.count_nonzero(kept):
-                raise ValueError(f"tensor h.{first + layer}.{theirs} is not zero outside the sizes of config.json")
+                raise ValueError(
+                    f"tensor h.{first + layer}.{theirs} is not zero outside the sizes of "
+                    "config.json"
+                )
             return _granulated(kept, order, axes, architecture)
 
-        return lambda index: np.stack([one(layer) for layer in np.arange(length)[index[0]]])[(slice(None), *index[1:])]
+        return lambda index: np.stack([one(layer) for layer in np.arange(length)[index[0]]])[
+            (slice(None), *index[1:])
+        ]
 
     result = {ours: outer(theirs) for ours, theirs in _OUTER.items()}
     first = 0
@@ -215,14 +263,20 @@ def _logical(weight: np.ndarray, axes: Names, order: Sequence[str]) -> np.ndarra
     return merge_granules(weight, axes).transpose([names.index(name) for name in order])
 
 
-def _granulated(part: np.ndarray, order: Sequence[str], axes: Names, architecture: Architecture) -> np.ndarray:
+def _granulated(
+    part: np.ndarray, order: Sequence[str], axes: Names, architecture: Architecture
+) -> np.ndarray:
     """Undoes `_logical`."""
     granules = architecture.granules
-    return split_granules(part.transpose([order.index(name) for name in logical_names(axes)]), axes, granules)
+    return split_granules(
+        part.transpose([order.index(name) for name in logical_names(axes)]), axes, granules
+    )
 
 
 class _Tensors:
-    """The tensors of a folder's safetensors files, in one or several, with or without the prefix `transformer.`."""
+    """The tensors of a folder's safetensors files, in one or several, with or without the prefix
+    `transformer.`.
+    """
 
     def __init__(self, folder: pathlib.Path, mend: str):
         self.folder, self.mend = folder, mend
@@ -243,14 +297,22 @@ class _Tensors:
 
     def _open(self, path: pathlib.Path) -> Any:
         if not path.is_file():
-            hint = "; convert pytorch_model.bin first" if (self.folder / "pytorch_model.bin").exists() else ""
+            hint = (
+                "; convert pytorch_model.bin first"
+                if (self.folder / "pytorch_model.bin").exists()
+                else ""
+            )
             raise UserError(f"{str(path)!r} is missing; {self.mend}{hint}")
         try:
             return require_safetensors().safe_open(path, "np")
         except UserError:
             raise
-        except Exception as error:  # The library raises its own and several others for damaged files.
-            raise UserError(f"{str(path)!r} is damaged ({' '.join(str(error).split())[:160]}); {self.mend}") from None
+        except (
+            Exception
+        ) as error:  # The library raises its own and several others for damaged files.
+            raise UserError(
+                f"{str(path)!r} is damaged ({' '.join(str(error).split())[:160]}); {self.mend}"
+            ) from None
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored = self.files[name]
@@ -264,19 +326,24 @@ class _Tensors:
         found = tuple(about.get_shape())
         if found != shape:
             raise UserError(
-                f"{str(self.folder)!r}: tensor {name} has shape {found}, but config.json says {shape}; "
+                f"{str(self.folder)!r}: tensor {name} has shape {found}, but config.json says "
+                f"{shape}; "
                 "they are of different models"
             )
         if about.get_dtype() not in _FLOATS:
             raise UserError(
-                f"{str(self.folder)!r}: tensor {name} is of type {about.get_dtype()}, not a float; {self.mend}"
+                f"{str(self.folder)!r}: tensor {name} is of type {about.get_dtype()}, not a float; "
+                f"{self.mend}"
             )
 
     def check_tied(self) -> None:
         """An untied head is another model than ours."""
-        if "lm_head.weight" in self.files and not np.array_equal(self["lm_head.weight"], self["wte.weight"]):
+        if "lm_head.weight" in self.files and not np.array_equal(
+            self["lm_head.weight"], self["wte.weight"]
+        ):
             raise UserError(
-                f"{str(self.folder)!r}: lm_head.weight differs from wte.weight; only tied heads are supported"
+                f"{str(self.folder)!r}: lm_head.weight differs from wte.weight; only tied heads "
+                "are supported"
             )
 
 
@@ -287,6 +354,7 @@ def require_safetensors() -> Any:
         import safetensors.numpy
     except ImportError:
         raise UserError(
-            "format='hf' and 'safetensors' need the package safetensors: pip install 'matta_jax[hf]'"
+            "format='hf' and 'safetensors' need the package safetensors: pip install "
+            "'matta_jax[hf]'"
         ) from None
     return safetensors

@@ -1,4 +1,6 @@
-"""Models from elsewhere become ours: Hugging Face folders; and ours are written again in another format."""
+"""Models from elsewhere become ours: Hugging Face folders; and ours are written again in another
+format.
+"""
 
 import dataclasses
 import pathlib
@@ -10,7 +12,13 @@ import jax.numpy as jnp
 from matta_jax import config as config_lib
 from matta_jax.config import Config, DataConfig, ModelConfig
 from matta_jax.elastic import _hf
-from matta_jax.elastic._extract import Packaging, check_target, eos_id_of, finish_package, new_folder
+from matta_jax.elastic._extract import (
+    Packaging,
+    check_target,
+    eos_id_of,
+    finish_package,
+    new_folder,
+)
 from matta_jax.elastic._formats import cast, open_weights, write_weights
 from matta_jax.elastic._model import VERSION, Package, open_model, resolved_tokenizer
 from matta_jax.errors import UserError
@@ -28,12 +36,14 @@ def import_hf(
     tokenizer: str | None = None,
     packaging: Packaging | None = None,
 ) -> Package:
-    """Makes a model of ours from a Hugging Face GPT-2 folder: config.json and safetensors; no torch, no network.
+    """Makes a model of ours from a Hugging Face GPT-2 folder: config.json and safetensors; no
+    torch, no network.
 
     Args:
       folder: the Hugging Face model.
       output: the folder of the model.
-      tokenizer: as `data.tokenizer`; None for that in the folder (tokenizer.json, or vocab.json and merges.txt).
+      tokenizer: as `data.tokenizer`; None for that in the folder (tokenizer.json, or vocab.json and
+        merges.txt).
       packaging: format and type.
 
     Raises:
@@ -47,9 +57,14 @@ def import_hf(
     shapes = flatten(abstract_params(architecture))
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
-        raise UserError("with_optimizer: a Hugging Face folder holds no optimiser state; import without it")
+        raise UserError(
+            "with_optimizer: a Hugging Face folder holds no optimiser state; import without it"
+        )
     try:
-        flat = {path: jnp.asarray(read((slice(None),) * len(axes[path])), jnp.float32) for path, read in reads.items()}
+        flat = {
+            path: jnp.asarray(read((slice(None),) * len(axes[path])), jnp.float32)
+            for path, read in reads.items()
+        }
     except UserError:
         raise
     except Exception as error:  # safetensors raises many kinds for damaged files.
@@ -57,7 +72,9 @@ def import_hf(
         raise UserError(f"{str(source)!r} is damaged ({detail}); fetch the model again") from None
     for path, leaf in flat.items():
         if not bool(jnp.isfinite(leaf).all()):
-            raise UserError(f"{str(source)!r}: {path} holds numbers that are not finite; fetch the model again")
+            raise UserError(
+                f"{str(source)!r}: {path} holds numbers that are not finite; fetch the model again"
+            )
     params = unflatten({path: flat[path].reshape(shapes[path].shape) for path in shapes})
     with new_folder(target) as building:
         spec = tokenizer or _keep_tokenizer(source, building)
@@ -75,7 +92,8 @@ def import_hf(
         if known.vocab_size > architecture.vocab_size:
             whose = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer in {str(source)!r}"
             raise UserError(
-                f"{whose} has {known.vocab_size} ids, but the model a vocabulary of {architecture.vocab_size}; name "
+                f"{whose} has {known.vocab_size} ids, but the model a vocabulary of "
+                f"{architecture.vocab_size}; name "
                 "the model's own by --tokenizer"
             )
         config = Config(
@@ -89,18 +107,30 @@ def import_hf(
             ),
             data=DataConfig(tokenizer=spec, seq_len=min(1024, architecture.max_len)),
         )
-        about = {"parent": {"hf": str(source)}, "spec": source.name, "config": config_lib.to_dict(config), "scores": []}
+        about = {
+            "parent": {"hf": str(source)},
+            "spec": source.name,
+            "config": config_lib.to_dict(config),
+            "scores": [],
+        }
         _write(building, params, architecture, packaging, about, eos_id=known.eos_id)
     return open_model(target)
 
 
-def convert(model: str | pathlib.Path, output: str | pathlib.Path, *, packaging: Packaging | None = None) -> Package:
-    """Writes an extracted or imported model again, in another format or type. Raises UserError as `extract` does."""
+def convert(
+    model: str | pathlib.Path, output: str | pathlib.Path, *, packaging: Packaging | None = None
+) -> Package:
+    """Writes an extracted or imported model again, in another format or type. Raises UserError as
+    `extract` does.
+    """
     packaging = packaging or Packaging()
     package, target = open_model(model), pathlib.Path(output).resolve()
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
-        raise UserError("with_optimizer: an optimiser state stays with its model; extract it again from the checkpoint")
+        raise UserError(
+            "with_optimizer: an optimiser state stays with its model; extract it again from the "
+            "checkpoint"
+        )
     params, about = package.load().params, {name: package.manifest[name] for name in _LINEAGE}
     with new_folder(target) as building:
         if (package.path / TOKENIZER).is_dir():
@@ -122,21 +152,34 @@ def _write(
     """Writes a model whose manifest has the lineage `about`."""
     params = cast(params, packaging.dtype)
     axes = logical_axes(architecture)
-    by_layer = {path: tuple(int(name == "layers") for name in names) for path, names in flatten(axes).items()}
+    by_layer = {
+        path: tuple(int(name == "layers") for name in names)
+        for path, names in flatten(axes).items()
+    }
     tensors = write_weights(
-        building, packaging.format, params, architecture, config=about["config"], units=by_layer, eos_id=eos_id
+        building,
+        packaging.format,
+        params,
+        architecture,
+        config=about["config"],
+        units=by_layer,
+        eos_id=eos_id,
     )
     for array in open_weights(building, packaging.format, architecture, tensors).values():
         array.whole()
     attended = len(architecture.d_ff) * architecture.num_heads * architecture.head_dim
-    counts = count_weights(params, axes, attended=attended, seq_len=about["config"]["data"]["seq_len"])
+    counts = count_weights(
+        params, axes, attended=attended, seq_len=about["config"]["data"]["seq_len"]
+    )
     own = {
         "version": VERSION,
         "format": packaging.format,
         "dtype": packaging.dtype,
         "architecture": dataclasses.asdict(architecture),
         "counts": dataclasses.asdict(counts),
-        "tensors": {path: tensor | {"axes": list(flatten(axes)[path])} for path, tensor in tensors.items()},
+        "tensors": {
+            path: tensor | {"axes": list(flatten(axes)[path])} for path, tensor in tensors.items()
+        },
     }
     finish_package(building, own | about)
 
@@ -155,6 +198,7 @@ def _keep_tokenizer(source: pathlib.Path, building: pathlib.Path) -> str:
             shutil.copyfile(source / name, kept / ours)
         return f"gpt2:./{TOKENIZER}"
     raise UserError(
-        f"{str(source)!r} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name one, such as "
+        f"{str(source)!r} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name "
+        "one, such as "
         "--tokenizer=gpt2:FOLDER or --tokenizer=byte"
     )

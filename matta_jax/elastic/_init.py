@@ -14,7 +14,8 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, architecture_of, logical_axes
 from matta_jax.nesting import Nest, Tree, nest_of
 
-# A plain run may take up an optimiser state when these agree; its learning rate and length are its own.
+# A plain run may take up an optimiser state when these agree; its learning rate and length are its
+# own.
 _OPTIMIZER_FIELDS = ("name", "clip_norm")
 
 
@@ -22,8 +23,8 @@ def check_init(config: Config) -> Package | None:
     """Opens the model of `init.model`; None where a run starts from scratch.
 
     Raises:
-      UserError: no such model, one that is neither the Student nor the TA of the run, or one whose optimiser state
-        is of another optimiser or past the run's end.
+      UserError: no such model, one that is neither the Student nor the TA of the run, or one whose
+        optimiser state is of another optimiser or past the run's end.
     """
     if config.init.model is None:
         return None
@@ -35,32 +36,52 @@ def check_init(config: Config) -> Package | None:
         raise UserError(f"{where}: {error}") from None
     if _fits(package.architecture, config, nest) is None:
         model, ta = config.model, nest.ta
-        ta_sizes = {"num_layers": ta.num_layers, "d_model": ta.d_model, "num_heads": ta.num_heads, "d_ff": ta.d_ff[0]}
+        ta_sizes = {
+            "num_layers": ta.num_layers,
+            "d_model": ta.d_model,
+            "num_heads": ta.num_heads,
+            "d_ff": ta.d_ff[0],
+        }
         differing = [
             f"{name}={getattr(own, name)} there, {getattr(model, name)} here"
-            + (f" (TA: {ta_sizes[name]})" if ta_sizes.get(name, getattr(model, name)) != getattr(model, name) else "")
+            + (
+                f" (TA: {ta_sizes[name]})"
+                if ta_sizes.get(name, getattr(model, name)) != getattr(model, name)
+                else ""
+            )
             for name in ("vocab_size", "max_len", "num_layers", "d_model", "num_heads", "d_ff")
             if getattr(own, name) != getattr(model, name)
         ]
-        raise UserError(f"{where} is neither the Student nor the TA of this run: model.{'; model.'.join(differing)}")
+        raise UserError(
+            f"{where} is neither the Student nor the TA of this run: "
+            f"model.{'; model.'.join(differing)}"
+        )
     if config.init.sort:
         if config.model.name == "scorer":
             raise UserError("init.sort=True is for language models; leave it False")
         if _fits(package.architecture, config, nest) != "ta":
-            raise UserError("init.sort=True needs an init.model of the TA's sizes; the Student must stay as it is")
+            raise UserError(
+                "init.sort=True needs an init.model of the TA's sizes; the Student must stay as it "
+                "is"
+            )
         theirs = nest_of(package.config)
         if theirs.student != theirs.ta:
             raise UserError(
-                f"init.sort=True would scatter the sub-models of {where}, which was trained nested; leave it False"
+                f"init.sort=True would scatter the sub-models of {where}, which was trained "
+                "nested; leave it False"
             )
     _check_opt_state(config, package)
     return package
 
 
 def plain_run(package: Package) -> Config:
-    """The config of a plain run that goes on with a model: that of its own run, at its own sizes, without a nest."""
+    """The config of a plain run that goes on with a model: that of its own run, at its own sizes,
+    without a nest.
+    """
     config = plain_config(package.config, package.architecture)
-    return dataclasses.replace(config, init=dataclasses.replace(config.init, model=str(package.path)))
+    return dataclasses.replace(
+        config, init=dataclasses.replace(config.init, model=str(package.path))
+    )
 
 
 def initial_params(config: Config, package: Package, tokens_BT: jax.Array) -> tuple[Tree, str]:
@@ -88,12 +109,15 @@ def initial_params(config: Config, package: Package, tokens_BT: jax.Array) -> tu
             params, ta, nest, jax.random.key(config.train.seed), noise=noise
         ), f"grew a TA around {package.path}"
     if kind == "ta" and config.init.sort:
-        return sort_by_importance(params, ta, tokens_BT), f"sorted {package.path} by importance, for the TA"
+        return sort_by_importance(
+            params, ta, tokens_BT
+        ), f"sorted {package.path} by importance, for the TA"
     return params, f"took {package.path}" + (" for the TA" if kind == "ta" else "")
 
 
 def initial_opt_state(config: Config, package: Package, abstract: Any) -> tuple[Any, int] | None:
-    """Reads the optimiser state of a model for a plain run, and its step; None where there is none to take up.
+    """Reads the optimiser state of a model for a plain run, and its step; None where there is none
+    to take up.
 
     Raises:
       UserError: the state is damaged.
@@ -115,26 +139,44 @@ def _check_opt_state(config: Config, package: Package) -> None:
         return
     where = f"init.model={config.init.model!r}"
     theirs, step = package.config.optimizer, package.manifest["opt_state"]["step"]
-    differing = [name for name in _OPTIMIZER_FIELDS if getattr(theirs, name) != getattr(config.optimizer, name)]
+    differing = [
+        name
+        for name in _OPTIMIZER_FIELDS
+        if getattr(theirs, name) != getattr(config.optimizer, name)
+    ]
     shampoo = theirs.name == "shampoo" and package.config.shampoo != config.shampoo
     if differing or shampoo:
         names = [f"optimizer.{name}" for name in differing] + ["shampoo.*"] * shampoo
         raise UserError(
-            f"{where} holds the state of another optimiser (it differs in {', '.join(names)}); set these as there, or "
+            f"{where} holds the state of another optimiser (it differs in {', '.join(names)}); set "
+            "these as there, or "
             "init.optimizer=False"
         )
     if step >= config.train.num_steps:
-        raise UserError(f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it")
+        raise UserError(
+            f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it"
+        )
 
 
 def _fits(architecture: Architecture, config: Config, nest: Nest) -> str | None:
-    """Whether a model is the run's `student`, its `ta` or, in a plain run, `both`; None when it is neither."""
+    """Whether a model is the run's `student`, its `ta` or, in a plain run, `both`; None when it is
+    neither.
+    """
 
     def sizes(one: Architecture) -> tuple[Any, ...]:
         kind = (one.num_classes, one.num_dense, one.categories)
-        return (one.vocab_size, one.max_len, one.d_model, one.num_heads, one.head_dim, one.d_ff, *kind)
+        return (
+            one.vocab_size,
+            one.max_len,
+            one.d_model,
+            one.num_heads,
+            one.head_dim,
+            one.d_ff,
+            *kind,
+        )
 
     is_student, is_ta = (
-        sizes(architecture_of(config.model, nest, end)) == sizes(architecture) for end in (nest.student, nest.ta)
+        sizes(architecture_of(config.model, nest, end)) == sizes(architecture)
+        for end in (nest.student, nest.ta)
     )
     return "both" if is_student and is_ta else "student" if is_student else "ta" if is_ta else None

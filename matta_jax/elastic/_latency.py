@@ -1,4 +1,6 @@
-"""Milliseconds on this device: a model of single layers, and the time of a whole model to check it by."""
+"""Milliseconds on this device: a model of single layers, and the time of a whole model to check it
+by.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +15,15 @@ import jax.numpy as jnp
 from matta_jax.elastic._source import Source
 from matta_jax.elastic._space import Family
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, apply, decode, decoder_weights, init_cache, logits
+from matta_jax.models import (
+    Architecture,
+    abstract_params,
+    apply,
+    decode,
+    decoder_weights,
+    init_cache,
+    logits,
+)
 from matta_jax.nesting import SubModel
 
 MODES = ("prefill", "decode")
@@ -25,8 +35,8 @@ class Workload:
     """What is timed.
 
     Attributes:
-      mode: `prefill`, the forward pass of whole sequences with the logits of their last tokens; or `decode`, one token
-        more for each sequence, with its keys and values cached.
+      mode: `prefill`, the forward pass of whole sequences with the logits of their last tokens; or
+        `decode`, one token more for each sequence, with its keys and values cached.
       batch_size: sequences.
       length: tokens of a sequence; in decode, those that the new one attends to.
       dtype: compute type.
@@ -46,14 +56,19 @@ class Workload:
 
 
 def measure_ms(architecture: Architecture, workload: Workload) -> float:
-    """The median time, in milliseconds, of a plain model of this architecture; its weights' values do not matter.
+    """The median time, in milliseconds, of a plain model of this architecture; its weights' values
+    do not matter.
 
     Raises:
       UserError: the workload is longer than the model's positions.
     """
     if workload.length > architecture.max_len:
-        raise UserError(f"latency_length={workload.length} must be at most model.max_len={architecture.max_len}")
-    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, workload.dtype), abstract_params(architecture))
+        raise UserError(
+            f"latency_length={workload.length} must be at most model.max_len={architecture.max_len}"
+        )
+    params = jax.tree.map(
+        lambda leaf: jnp.full(leaf.shape, 0.01, workload.dtype), abstract_params(architecture)
+    )
     batch_size, length = workload.batch_size, workload.length
     if workload.mode == "prefill":
         tokens_BT = jnp.zeros((batch_size, length), jnp.int32)
@@ -96,8 +111,8 @@ def _time(call: Callable[[], Any]) -> float:
 class LatencyModel:
     """Predicts the time of a sub-model as a sum over its layers.
 
-    The time of one layer of a width is half the difference between models of four and of two such layers; what is left
-    of these is the time of what is not layers.
+    The time of one layer of a width is half the difference between models of four and of two such
+    layers; what is left of these is the time of what is not layers.
     """
 
     def __init__(self, source: Source, workload: Workload):
@@ -105,7 +120,9 @@ class LatencyModel:
         self._parts: dict[tuple[int, int], tuple[float, dict[int, float]]] = {}
 
     def linear(self, family: Family) -> tuple[float, dict[int, float]]:
-        """Milliseconds of a family's model without layers, and of a layer of each width; measured once."""
+        """Milliseconds of a family's model without layers, and of a layer of each width; measured
+        once.
+        """
         key = (family.d_model, family.num_heads)
         if key not in self._parts:
             layers, rest = {}, []

@@ -26,7 +26,16 @@ from matta_jax.models import (
     logits,
     sub_model_apply,
 )
-from matta_jax.nesting import Counts, Nest, SubModel, Tree, format_spec, parse_spec, slice_model, unflatten
+from matta_jax.nesting import (
+    Counts,
+    Nest,
+    SubModel,
+    Tree,
+    format_spec,
+    parse_spec,
+    slice_model,
+    unflatten,
+)
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -54,11 +63,13 @@ class Model:
     _in_place: tuple[SubModel, Nest, Tree] | None = None
 
     def apply(self, params: Tree, tokens_BT: jax.Array, extras: Extras | None = None) -> jax.Array:
-        """Returns the normed hidden states [B·T, D], in float32; of a scorer, which needs `extras`, the logits
-        [B, classes], or [B] of a sigmoid. Pure in its arguments, fit for `jax.jit`."""
+        """Returns the normed hidden states [B·T, D], in float32; of a scorer, which needs `extras`,
+        the logits [B, classes], or [B] of a sigmoid. Pure in its arguments, fit for `jax.jit`."""
         if self._in_place is not None:
             sub_model, nest, axes = self._in_place
-            return sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes, extras=extras)
+            return sub_model_apply(
+                params, tokens_BT, sub_model, nest=nest, axes=axes, extras=extras
+            )
         assert self.architecture is not None
         return apply(self.architecture, params, tokens_BT, extras=extras)
 
@@ -78,7 +89,9 @@ class Model:
         sub_model, nest, axes = self._in_place
         params = slice_model(self.params, axes, sub_model)
         architecture = architecture_of(self.config.model, nest, sub_model)
-        return Model(self.spec, self.config, self.counts, params, self.origin, architecture=architecture)
+        return Model(
+            self.spec, self.config, self.counts, params, self.origin, architecture=architecture
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +116,14 @@ class Package:
 
     def load(self) -> Model:
         """Reads and verifies the weights, as float32. Raises UserError when one is damaged."""
-        flat = {path: jnp.asarray(array.whole(), jnp.float32) for path, array in self.stored.items()}
+        flat = {
+            path: jnp.asarray(array.whole(), jnp.float32) for path, array in self.stored.items()
+        }
         origin = {"model": str(self.path), "step": self.manifest["parent"].get("step")}
         spec = self.manifest["spec"]
-        return Model(spec, self.config, self.counts, unflatten(flat), origin, architecture=self.architecture)
+        return Model(
+            spec, self.config, self.counts, unflatten(flat), origin, architecture=self.architecture
+        )
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +144,10 @@ def open_model(folder: str | pathlib.Path) -> Package:
     path = pathlib.Path(folder).resolve()
     file = path / MANIFEST
     if not file.is_file():
-        raise UserError(f"model={str(folder)!r} is not an extracted model (no {MANIFEST}); make one with matta-extract")
+        raise UserError(
+            f"model={str(folder)!r} is not an extracted model (no {MANIFEST}); make one with "
+            "matta-extract"
+        )
     try:
         manifest = json.loads(file.read_text())
         if manifest["version"] != VERSION or sealed(manifest)["seal"] != manifest["seal"]:
@@ -142,11 +162,21 @@ def open_model(folder: str | pathlib.Path) -> Package:
         kept = described["data"]["tokenizer"].partition(":")[2]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
-            f"model={str(folder)!r} is damaged ({MANIFEST} was changed or cut off); extract it again"
+            f"model={str(folder)!r} is damaged ({MANIFEST} was changed or cut off); extract it "
+            "again"
         ) from None
     if kept.startswith("./") and not (path / kept).exists():
-        raise UserError(f"model={str(folder)!r} is damaged: its tokenizer {kept} is missing; import it again")
-    return Package(path, manifest, architecture, config, counts, open_weights(path, format, architecture, tensors))
+        raise UserError(
+            f"model={str(folder)!r} is damaged: its tokenizer {kept} is missing; import it again"
+        )
+    return Package(
+        path,
+        manifest,
+        architecture,
+        config,
+        counts,
+        open_weights(path, format, architecture, tensors),
+    )
 
 
 def load_model(folder: str | pathlib.Path) -> Model:
@@ -168,17 +198,25 @@ def record_scores(folder: str | pathlib.Path, scores: list[dict[str, Any]]) -> N
     new = {score["task"] for score in scores}
     try:
         manifest = json.loads(file.read_text())
-        manifest["scores"] = [score for score in manifest["scores"] if score["task"] not in new] + scores
+        manifest["scores"] = [
+            score for score in manifest["scores"] if score["task"] not in new
+        ] + scores
         replace_text(file, json.dumps(manifest, indent=2) + "\n")
         replace_text(file.with_name(CARD), model_card(manifest, file.parent))
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again") from None
+        raise UserError(
+            f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again"
+        ) from None
     except OSError as error:
-        raise UserError(f"model={str(folder)!r} cannot be written ({error.strerror}); copy it first") from None
+        raise UserError(
+            f"model={str(folder)!r} cannot be written ({error.strerror}); copy it first"
+        ) from None
 
 
 def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
-    """Reads a run's TA, once, and takes sub-models of it in place. Raises UserError for a bad checkpoint or spec."""
+    """Reads a run's TA, once, and takes sub-models of it in place. Raises UserError for a bad
+    checkpoint or spec.
+    """
     source = open_source(checkpoint)
     sub_models = [parse_spec(spec, source.nest) for spec in specs]
     params = source.load(source.nest.ta)
@@ -196,7 +234,9 @@ def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
 
 
 def load_chosen(
-    models: Sequence[str | pathlib.Path], checkpoint: str | None = None, sub_models: Sequence[str] = ()
+    models: Sequence[str | pathlib.Path],
+    checkpoint: str | None = None,
+    sub_models: Sequence[str] = (),
 ) -> list[Model]:
     """Reads extracted models, or sub-models in place in their run's checkpoint, which is read once.
 
@@ -204,9 +244,14 @@ def load_chosen(
       UserError: both or neither are named, or what is named is missing or damaged.
     """
     if bool(models) == (checkpoint is not None):
-        raise UserError("name either model (an extracted folder) or checkpoint with sub_model, not both or neither")
+        raise UserError(
+            "name either model (an extracted folder) or checkpoint with sub_model, not both or "
+            "neither"
+        )
     if checkpoint is None:
         return [load_model(folder) for folder in models]
     if not sub_models:
-        raise UserError("sub_model is missing; name one beside checkpoint, such as --sub_model=student")
+        raise UserError(
+            "sub_model is missing; name one beside checkpoint, such as --sub_model=student"
+        )
     return load_in_place(checkpoint, sub_models)

@@ -13,7 +13,16 @@ from matta_jax.elastic._plain import plain_config, regranulate, regranulated
 from matta_jax.elastic._source import Source, load_opt_state
 from matta_jax.errors import UserError
 from matta_jax.models import abstract_params, architecture_of, logical_axes
-from matta_jax.nesting import SubModel, Tree, flatten, narrow_array, nest_of, path_name, sizes_of, slice_model
+from matta_jax.nesting import (
+    SubModel,
+    Tree,
+    flatten,
+    narrow_array,
+    nest_of,
+    path_name,
+    sizes_of,
+    slice_model,
+)
 from matta_jax.optim import (
     ShampooState,
     find_shampoo,
@@ -28,8 +37,8 @@ from matta_jax.optim import (
 def slice_opt_state(source: Source, sub_models: Sequence[SubModel]) -> list[Any]:
     """Reads the optimiser state of sub-models, each in the form of a plain run of its own.
 
-    Moments are sliced as their weights are, and read as sparely; Adafactor's are factored again. Shampoo goes along by
-    whole blocks; its state is read whole.
+    Moments are sliced as their weights are, and read as sparely; Adafactor's are factored again.
+    Shampoo goes along by whole blocks; its state is read whole.
 
     Raises:
       UserError: a sub-model that cannot be trained on, or an optimiser whose state cannot be cut.
@@ -45,14 +54,20 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
     architecture = architecture_of(config.model, nest, nest.ta)
     axes, params = logical_axes(architecture), abstract_params(architecture)
     optimizer = make_optimizer(
-        config.optimizer, num_steps=config.train.num_steps, axes=axes, shampoo=config.shampoo, nest=nest
+        config.optimizer,
+        num_steps=config.train.num_steps,
+        axes=axes,
+        shampoo=config.shampoo,
+        nest=nest,
     )
     abstract = jax.eval_shape(optimizer.init, params)
     path = source.directory / str(source.step)
     is_shampoo = lambda node: isinstance(node, ShampooState)
     nodes, _ = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_shampoo)
     leaves = {path_name(key) for key, node in nodes if not is_shampoo(node)}
-    stored = stored_arrays(path, "opt_state", read_meta(path), mend="use another step of the run", leaves=leaves)
+    stored = stored_arrays(
+        path, "opt_state", read_meta(path), mend="use another step of the run", leaves=leaves
+    )
     owners, names = weights_of(abstract, params), flatten(axes)
     ta_shapes = flatten(source.abstract)
     sizes = sizes_of(sub_model, sub_model.d_ff[0]) | {"layers": sub_model.layers}
@@ -73,12 +88,15 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
         factor = _Factor.of(own, names)
         if factor is not None:
             moment = factor.whole(stored, ta_shapes[factor.weight].shape)
-            part = regranulated(narrow_array(moment, names[factor.weight], sizes), names[factor.weight], granules)
+            part = regranulated(
+                narrow_array(moment, names[factor.weight], sizes), names[factor.weight], granules
+            )
             return jnp.asarray(factor.reduced(part)).reshape(leaf.shape)
         if own in stored and stored[own].shape == leaf.shape:
             return jnp.asarray(stored[own].whole())
         raise UserError(
-            f"with_optimizer: the state of optimizer.name={config.optimizer.name!r} cannot be cut at {own!r}; "
+            f"with_optimizer: the state of optimizer.name={config.optimizer.name!r} cannot be cut "
+            f"at {own!r}; "
             "extract without it"
         )
 
@@ -87,10 +105,11 @@ def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None
 
 @dataclasses.dataclass(frozen=True)
 class _Factor:
-    """A leaf of Adafactor's factored second moment: `v_row`, `v_col` or, where it is not factored, `v`.
+    """A leaf of Adafactor's factored second moment: `v_row`, `v_col` or, where it is not factored,
+    `v`.
 
-    The row and column means of a slice are not slices of the whole's: the moment is put together (optax's own
-    estimate), sliced, and factored again.
+    The row and column means of a slice are not slices of the whole's: the moment is put together
+    (optax's own estimate), sliced, and factored again.
     """
 
     state: str
@@ -120,18 +139,26 @@ class _Factor:
         axes = _factored_axes(moment.shape)
         if (axes is None) != (self.kind == "v"):
             return np.zeros(1, np.float32)  # Optax's placeholder.
-        return moment if axes is None else moment.mean(axis=axes[1] if self.kind == "v_row" else axes[0])
+        return (
+            moment
+            if axes is None
+            else moment.mean(axis=axes[1] if self.kind == "v_row" else axes[0])
+        )
 
 
 def _factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The second largest and the largest axis, where the second moment is factored over them (optax's rule)."""
+    """The second largest and the largest axis, where the second moment is factored over them
+    (optax's rule).
+    """
     if len(shape) < 2:
         return None
     order = np.argsort(shape)
     return (int(order[-2]), int(order[-1])) if shape[order[-2]] >= 128 else None
 
 
-def _slice_shampoo(source: Source, state: ShampooState, config: Any, axes: Tree, nest: Any, narrow: Any) -> Any:
+def _slice_shampoo(
+    source: Source, state: ShampooState, config: Any, axes: Tree, nest: Any, narrow: Any
+) -> Any:
     try:
         return slice_shampoo(
             state,
@@ -143,5 +170,6 @@ def _slice_shampoo(source: Source, state: ShampooState, config: Any, axes: Tree,
         )
     except ValueError as error:
         raise UserError(
-            f"with_optimizer: {error}; shampoo.block_size={config.shampoo.block_size} must divide the nest's granules"
+            f"with_optimizer: {error}; shampoo.block_size={config.shampoo.block_size} must divide "
+            "the nest's granules"
         ) from None

@@ -19,11 +19,15 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
     """
     if len(set(architecture.d_ff)) > 1:
         widths = ",".join(map(str, architecture.d_ff))
-        raise UserError(f"d_ff={widths}: a model of mixed widths cannot be trained on; extract one of a single width")
+        raise UserError(
+            f"d_ff={widths}: a model of mixed widths cannot be trained on; extract one of a single "
+            "width"
+        )
     if architecture.num_heads * architecture.head_dim != architecture.d_model:
         raise UserError(
             f"num_heads={architecture.num_heads} of {architecture.head_dim} do not make d_model="
-            f"{architecture.d_model}: this model cannot be trained on; extract one whose heads fill its d_model"
+            f"{architecture.d_model}: this model cannot be trained on; extract one whose heads "
+            "fill its d_model"
         )
     model = dataclasses.replace(
         config.model,
@@ -39,7 +43,9 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
 
 def regranulate(weights: Tree, axes: Tree, architecture: Architecture) -> Tree:
     """Cuts granulated axes, whatever granules they have now, into those of `architecture`."""
-    return jax.tree.map(lambda weight, names: regranulated(weight, names, architecture.granules), weights, axes)
+    return jax.tree.map(
+        lambda weight, names: regranulated(weight, names, architecture.granules), weights, axes
+    )
 
 
 def regranulated(weight: Any, names: Names, granules: dict[str, int]) -> Any:

@@ -1,4 +1,6 @@
-"""From the losses of a few sub-models to candidates: the additive predictor with an exact solver; and evolution."""
+"""From the losses of a few sub-models to candidates: the additive predictor with an exact solver;
+and evolution.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,9 @@ Loss = Callable[[SubModel], float]
 
 
 def probes(space: Space) -> list[SubModel]:
-    """The sub-models whose losses the additive predictor needs: each family's widest, and it with a layer narrower."""
+    """The sub-models whose losses the additive predictor needs: each family's widest, and it with a
+    layer narrower.
+    """
     widest = space.nest.widths[-1]
     listed = []
     for family in space.families:
@@ -35,9 +39,9 @@ def additive_candidates(
 ) -> list[tuple[float, SubModel]]:
     """Returns the models of the lowest predicted loss within a budget, with that loss, best first.
 
-    A model's predicted loss is its family's widest one's, plus for each layer what narrowing this layer alone adds to
-    it (the replace-one score). Each family's best is found exactly, as an integer programme (HiGHS); the next best, by
-    excluding those found.
+    A model's predicted loss is its family's widest one's, plus for each layer what narrowing this
+    layer alone adds to it (the replace-one score). Each family's best is found exactly, as an
+    integer programme (HiGHS); the next best, by excluding those found.
 
     Args:
       space: the models.
@@ -65,7 +69,9 @@ def _solutions(
     added = np.array(
         [
             [
-                0.0 if width == widths[-1] else loss(family.member((*whole[:i], width, *whole[i + 1 :]))) - best
+                0.0
+                if width == widths[-1]
+                else loss(family.member((*whole[:i], width, *whole[i + 1 :]))) - best
                 for width in widths
             ]
             for i in range(depth)
@@ -77,25 +83,40 @@ def _solutions(
     constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
     for name, limit in budget.limits().items():
         row = np.tile([getattr(layers[width], name) for width in widths], depth)
-        room = (limit - getattr(base, name)) / limit  # Scaled, because HiGHS's tolerances are absolute.
+        room = (
+            limit - getattr(base, name)
+        ) / limit  # Scaled, because HiGHS's tolerances are absolute.
         constraints.append(scipy.optimize.LinearConstraint(row / limit, -np.inf, room + 1e-9))
     while True:
         solved = scipy.optimize.milp(
-            added.ravel(), constraints=constraints, integrality=np.ones(added.size), bounds=scipy.optimize.Bounds(0, 1)
+            added.ravel(),
+            constraints=constraints,
+            integrality=np.ones(added.size),
+            bounds=scipy.optimize.Bounds(0, 1),
         )
         if solved.x is None:
             return
         chosen = solved.x.reshape(depth, -1).argmax(axis=1)
-        yield best + float(added[range(depth), chosen].sum()), family.member(tuple(widths[i] for i in chosen))
+        yield (
+            best + float(added[range(depth), chosen].sum()),
+            family.member(tuple(widths[i] for i in chosen)),
+        )
         same = np.zeros_like(added)
         same[range(depth), chosen] = 1
         constraints.append(scipy.optimize.LinearConstraint(same.ravel(), -np.inf, depth - 1))
 
 
 def evolve(
-    space: Space, loss: Loss, cost: Callable[[SubModel], Cost], budget: Budget, *, evaluations: int, seed: int
+    space: Space,
+    loss: Loss,
+    cost: Callable[[SubModel], Cost],
+    budget: Budget,
+    *,
+    evaluations: int,
+    seed: int,
 ) -> list[SubModel]:
-    """Searches the whole space by NSGA-II (optuna), under the budget; returns the models that it scored.
+    """Searches the whole space by NSGA-II (optuna), under the budget; returns the models that it
+    scored.
 
     Raises:
       UserError: optuna is not installed.
@@ -103,9 +124,13 @@ def evolve(
     try:
         import optuna
     except ImportError:
-        raise UserError("method='evolutionary' needs the package optuna: pip install 'matta_jax[search]'") from None
+        raise UserError(
+            "method='evolutionary' needs the package optuna: pip install 'matta_jax[search]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=max(8, min(50, evaluations // 4)))
+    sampler = optuna.samplers.NSGAIISampler(
+        seed=seed, population_size=max(8, min(50, evaluations // 4))
+    )
     study = optuna.create_study(sampler=sampler, direction="minimize")
     scored: dict[SubModel, float] = {}
     attempts = 0
@@ -113,10 +138,15 @@ def evolve(
         attempts += 1
         trial = study.ask()
         family = space.families[trial.suggest_categorical("family", range(len(space.families)))]
-        widths = [trial.suggest_categorical(f"d_ff_{layer}", space.nest.widths) for layer in range(len(family.layers))]
+        widths = [
+            trial.suggest_categorical(f"d_ff_{layer}", space.nest.widths)
+            for layer in range(len(family.layers))
+        ]
         sub_model = family.member(tuple(widths))
         price = cost(sub_model)
-        over = [(getattr(price, name) or 0) / limit - 1 for name, limit in budget.limits().items()] or [0.0]
+        over = [
+            (getattr(price, name) or 0) / limit - 1 for name, limit in budget.limits().items()
+        ] or [0.0]
         trial.set_constraint("budget", max(over))
         if max(over) > 0:  # Its cost is known: no evaluation is wasted on it.
             study.tell(trial, 1e6 * (1 + max(over)))

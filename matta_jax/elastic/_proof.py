@@ -1,9 +1,10 @@
 """The certificate: an extracted model computes what its slice of the TA computes in place.
 
-Layer by layer, so that no more than one layer of the TA's size exists at a time: the weights read back from the
-extracted files run alone; the weights taken from the TA run in place, inside arrays of the TA's shape that hold NaN
-wherever the sub-model has no business. Both get the same input, and must give the same bits, from the embedding to the
-logits over the ids of the batch. (The rest of the table is equal by its fingerprint.)
+Layer by layer, so that no more than one layer of the TA's size exists at a time: the weights read
+back from the extracted files run alone; the weights taken from the TA run in place, inside arrays
+of the TA's shape that hold NaN wherever the sub-model has no business. Both get the same input, and
+must give the same bits, from the embedding to the logits over the ids of the batch. (The rest of
+the table is equal by its fingerprint.)
 """
 
 import functools
@@ -16,14 +17,30 @@ import numpy as np
 
 from matta_jax.checkpoints import StoredArray
 from matta_jax.models import logits, module_apply
-from matta_jax.nesting import Names, SubModel, Tree, flatten, narrow_array, place_array, sizes_of, unflatten
+from matta_jax.nesting import (
+    Names,
+    SubModel,
+    Tree,
+    flatten,
+    narrow_array,
+    place_array,
+    sizes_of,
+    unflatten,
+)
 
 BATCH, LENGTH = 2, 64
-_Cut = tuple[tuple[tuple[str, Names], ...], tuple[tuple[str, Any], ...]]  # Names of each weight; sizes of each axis.
+_Cut = tuple[
+    tuple[tuple[str, Names], ...], tuple[tuple[str, Any], ...]
+]  # Names of each weight; sizes of each axis.
 
 
 def prove(
-    params: Tree, written: Mapping[str, StoredArray], sub_model: SubModel, *, abstract: Tree, axes: Tree
+    params: Tree,
+    written: Mapping[str, StoredArray],
+    sub_model: SubModel,
+    *,
+    abstract: Tree,
+    axes: Tree,
 ) -> tuple[float, tuple[int, int]]:
     """Compares a sub-model in place with the model that was written.
 
@@ -41,7 +58,9 @@ def prove(
     table = np.asarray(taken["embed/tokens"])
     length = min(LENGTH, taken["embed/positions"].shape[0])
     seen = "all" if "head/w" in taken else "causal"
-    ids, tokens = np.unique(np.random.default_rng(0).integers(0, len(table), (BATCH, length)), return_inverse=True)
+    ids, tokens = np.unique(
+        np.random.default_rng(0).integers(0, len(table), (BATCH, length)), return_inverse=True
+    )
     worst = 0.0
 
     def compare(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -50,15 +69,26 @@ def prove(
         worst = max(worst, float(np.max(np.where(np.isnan(difference), np.inf, difference))))
         return a
 
-    def run(kind: str, alone: dict[str, Any], own: dict[str, Any], x: jax.Array, width: int | None = None) -> jax.Array:
-        """Runs a module alone and in place; `alone` and `own` are its weights, by their paths within it."""
+    def run(
+        kind: str,
+        alone: dict[str, Any],
+        own: dict[str, Any],
+        x: jax.Array,
+        width: int | None = None,
+    ) -> jax.Array:
+        """Runs a module alone and in place; `alone` and `own` are its weights, by their paths
+        within it.
+        """
         parent, first = ("blocks/0", 1) if kind == "block" else (kind, 0)
         sizes = sizes_of(sub_model, width)
         axes_of = {path: names[f"{parent}/{path}"][first:] for path in own}
         whole = {}
         for path, part in own.items():
             ta_shape = shapes[f"{parent}/{path}"].shape[first:]
-            shape = [n if name in _ROWS else m for name, n, m in zip(axes_of[path], part.shape, ta_shape, strict=True)]
+            shape = [
+                n if name in _ROWS else m
+                for name, n, m in zip(axes_of[path], part.shape, ta_shape, strict=True)
+            ]
             whole[path] = np.full(shape, np.nan, np.float32)
             place_array(np.asarray(part, np.float32), whole[path], axes_of[path], sizes)
         plain = {path: np.asarray(part, np.float32) for path, part in alone.items()}
@@ -75,7 +105,11 @@ def prove(
         run(kind, *_outer(kind, written, taken), inputs)
     for i, one in enumerate(sub_model.runs):
         prefix = f"blocks/{i}/"
-        stacks = {path.removeprefix(prefix): stack for path, stack in taken.items() if path.startswith(prefix)}
+        stacks = {
+            path.removeprefix(prefix): stack
+            for path, stack in taken.items()
+            if path.startswith(prefix)
+        }
         for j in range(len(one.layers)):
             own = {path: stack[j] for path, stack in stacks.items()}
             alone = {path: _layer(written[prefix + path], j) for path in stacks}
@@ -96,7 +130,11 @@ def _outer(
     kind: str, written: Mapping[str, StoredArray], taken: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights of a module outside the layers: as written, and as taken from the TA."""
-    own = {path.removeprefix(f"{kind}/"): leaf for path, leaf in taken.items() if path.startswith(f"{kind}/")}
+    own = {
+        path.removeprefix(f"{kind}/"): leaf
+        for path, leaf in taken.items()
+        if path.startswith(f"{kind}/")
+    }
     return {path: written[f"{kind}/{path}"].whole() for path in own}, own
 
 
@@ -104,9 +142,13 @@ def _features(shapes: Mapping[str, Any], rng: np.random.Generator) -> dict[str, 
     """Inputs of a scorer's features, where it has some, by their module."""
     inputs = {}
     if "dense/w" in shapes:
-        inputs["dense"] = jnp.asarray(rng.normal(size=(BATCH, shapes["dense/w"].shape[0])), jnp.float32)
+        inputs["dense"] = jnp.asarray(
+            rng.normal(size=(BATCH, shapes["dense/w"].shape[0])), jnp.float32
+        )
     if "categories/table" in shapes:
-        inputs["categories"] = jnp.asarray(rng.integers(0, shapes["categories/table"].shape[0], (BATCH, 3)), jnp.int32)
+        inputs["categories"] = jnp.asarray(
+            rng.integers(0, shapes["categories/table"].shape[0], (BATCH, 3)), jnp.int32
+        )
     return inputs
 
 
@@ -115,8 +157,16 @@ def _layer(stack: StoredArray, layer: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(kind: str, context: tuple[Any, ...], cut: _Cut | None, weights: dict[str, jax.Array], x: jax.Array):
-    """`context` is what a module needs beside `x`: lengths, and whether attention is "causal" or sees "all"."""
+def _run(
+    kind: str,
+    context: tuple[Any, ...],
+    cut: _Cut | None,
+    weights: dict[str, jax.Array],
+    x: jax.Array,
+):
+    """`context` is what a module needs beside `x`: lengths, and whether attention is "causal" or
+    sees "all".
+    """
     if cut is not None:
         names, sizes = cut
         weights = {path: narrow_array(weights[path], axes, dict(sizes)) for path, axes in names}

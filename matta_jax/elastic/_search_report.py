@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def table(rows: list["Row"], *, timed: bool) -> str:
     """The pick, the verified models and the ends of the nest, as Markdown."""
-    header = ["", "model", "found as", "parameters", "MB", "MFLOP/token"] + ["ms", "ms predicted"] * timed
+    header = ["", "model", "found as", "parameters", "MB", "MFLOP/token"] + [
+        "ms",
+        "ms predicted",
+    ] * timed
     header += ["nats/token", "bits/byte", "remark"]
     lines = []
     for row in rows:
@@ -39,8 +42,12 @@ def table(rows: list["Row"], *, timed: bool) -> str:
     return markdown_table(header, lines)
 
 
-def plot(path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool) -> pathlib.Path | None:
-    """Quality against each cost: dominated models grey, patterns marked, limits dotted. None without `plots`."""
+def plot(
+    path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool
+) -> pathlib.Path | None:
+    """Quality against each cost: dominated models grey, patterns marked, limits dotted. None
+    without `plots`.
+    """
     costs: dict[str, Callable[[Row], float]] = {
         "parameters, millions": lambda row: row.parameters / 1e6,
         "MFLOP per token": lambda row: row.flops_per_token / 1e6,
@@ -71,11 +78,18 @@ def plot(path: pathlib.Path, rows: list["Row"], budget: Budget, *, timed: bool) 
             if group:
                 colours = ["0.75" if row.dominated else colour for row in group]
                 axes.scatter(
-                    list(map(cost, group)), [row.loss for row in group], c=colours, marker=marker, s=22, label=label
+                    list(map(cost, group)),
+                    [row.loss for row in group],
+                    c=colours,
+                    marker=marker,
+                    s=22,
+                    label=label,
                 )
         for row in rows:
             if row.pick:
-                axes.scatter([cost(row)], [row.loss], s=140, facecolors="none", edgecolors="k", label="pick")
+                axes.scatter(
+                    [cost(row)], [row.loss], s=140, facecolors="none", edgecolors="k", label="pick"
+                )
         front, best = [], float("inf")
         for row in sorted(rows, key=lambda row: (cost(row), row.loss)):
             if row.loss < best:

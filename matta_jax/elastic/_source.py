@@ -11,11 +11,28 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax import config as config_lib
-from matta_jax.checkpoints import Checkpoints, StoredArray, locate, on_one_device, read_meta, stored_arrays
+from matta_jax.checkpoints import (
+    Checkpoints,
+    StoredArray,
+    locate,
+    on_one_device,
+    read_meta,
+    stored_arrays,
+)
 from matta_jax.config import Config
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, architecture_of, logical_axes
-from matta_jax.nesting import Counts, Nest, SubModel, Tree, count, flatten, nest_of, slice_model, unflatten
+from matta_jax.nesting import (
+    Counts,
+    Nest,
+    SubModel,
+    Tree,
+    count,
+    flatten,
+    nest_of,
+    slice_model,
+    unflatten,
+)
 from matta_jax.optim import make_optimizer
 
 
@@ -43,7 +60,8 @@ class Source:
     fingerprint: str
 
     def read(self, sub_model: SubModel) -> Tree:
-        """Reads and verifies the weights of the plain model of `sub_model`, and no other bytes, as numpy arrays.
+        """Reads and verifies the weights of the plain model of `sub_model`, and no other bytes, as
+        numpy arrays.
 
         Raises:
           UserError: a piece is missing or damaged.
@@ -71,11 +89,15 @@ class Source:
     def count(self, sub_model: SubModel) -> Counts:
         """Counts a sub-model at the run's sequence length."""
         seq_len = self.config.data.seq_len
-        return count(self.abstract, self.axes, sub_model, head_dim=self.nest.head_dim, seq_len=seq_len)
+        return count(
+            self.abstract, self.axes, sub_model, head_dim=self.nest.head_dim, seq_len=seq_len
+        )
 
 
 def open_source(checkpoint: str) -> Source:
-    """Opens the TA of `D[@STEP]`, reading no weights. Raises UserError when it is missing or damaged."""
+    """Opens the TA of `D[@STEP]`, reading no weights. Raises UserError when it is missing or
+    damaged.
+    """
     directory, step = locate(checkpoint)
     path = directory / str(step)
     meta = read_meta(path)
@@ -87,10 +109,20 @@ def open_source(checkpoint: str) -> Source:
     shapes = {leaf: array.shape for leaf, array in flatten(abstract).items()}
     if {leaf: array.shape for leaf, array in stored.items()} != shapes:
         raise UserError(
-            f"checkpoint {str(path)!r} is damaged: its arrays are not those of its config; use another step"
+            f"checkpoint {str(path)!r} is damaged: its arrays are not those of its config; use "
+            "another step"
         )
     fingerprint = combined_fingerprint(stored)
-    return Source(directory, step, config, nest, abstract, logical_axes(architecture), unflatten(stored), fingerprint)
+    return Source(
+        directory,
+        step,
+        config,
+        nest,
+        abstract,
+        logical_axes(architecture),
+        unflatten(stored),
+        fingerprint,
+    )
 
 
 def combined_fingerprint(arrays: dict[str, StoredArray]) -> str:
@@ -100,10 +132,16 @@ def combined_fingerprint(arrays: dict[str, StoredArray]) -> str:
 
 
 def load_opt_state(source: Source) -> Any:
-    """Reads and verifies the optimiser state beside a source's weights. Raises UserError when it is damaged."""
+    """Reads and verifies the optimiser state beside a source's weights. Raises UserError when it is
+    damaged.
+    """
     config = source.config
     optimizer = make_optimizer(
-        config.optimizer, num_steps=config.train.num_steps, axes=source.axes, shampoo=config.shampoo, nest=source.nest
+        config.optimizer,
+        num_steps=config.train.num_steps,
+        axes=source.axes,
+        shampoo=config.shampoo,
+        nest=source.nest,
     )
     abstract = on_one_device(jax.eval_shape(optimizer.init, source.abstract))
     with Checkpoints(source.directory, read_only=True) as checkpoints:

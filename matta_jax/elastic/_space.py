@@ -46,7 +46,9 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs, in the units of a `Budget`; `max_ms` where a latency was measured or predicted."""
+    """What a model costs, in the units of a `Budget`; `max_ms` where a latency was measured or
+    predicted.
+    """
 
     max_params: float
     max_mb: float
@@ -55,12 +57,16 @@ class Cost:
 
     def exceeds(self, budget: Budget) -> list[str]:
         """The limits that it breaks."""
-        return [name for name, limit in budget.limits().items() if (getattr(self, name) or 0) > limit]
+        return [
+            name for name, limit in budget.limits().items() if (getattr(self, name) or 0) > limit
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Sub-models of one d_model, number of heads and set of layers, which differ in the widths of their layers."""
+    """Sub-models of one d_model, number of heads and set of layers, which differ in the widths of
+    their layers.
+    """
 
     d_model: int
     num_heads: int
@@ -108,9 +114,14 @@ class Space:
 
 
 def make_space(
-    nest: Nest, *, layers: int | None = None, d_model: int | None = None, num_heads: int | None = None
+    nest: Nest,
+    *,
+    layers: int | None = None,
+    d_model: int | None = None,
+    num_heads: int | None = None,
 ) -> Space:
-    """The space of a nest: every d_model and number of heads, every depth from the Student's to the TA's, any widths.
+    """The space of a nest: every d_model and number of heads, every depth from the Student's to the
+    TA's, any widths.
 
     Args:
       nest: of the run.
@@ -124,14 +135,20 @@ def make_space(
         if wanted is None:
             return allowed
         if wanted not in allowed:
-            raise UserError(f"{name}={wanted} is outside the nest; allowed: {', '.join(map(str, allowed))}")
+            raise UserError(
+                f"{name}={wanted} is outside the nest; allowed: {', '.join(map(str, allowed))}"
+            )
         return (wanted,)
 
     depths = choose("layers", layers, tuple(range(nest.student.num_layers, nest.ta.num_layers + 1)))
     families = itertools.product(
-        choose("d_model", d_model, nest.d_models), choose("num_heads", num_heads, nest.head_counts), depths
+        choose("d_model", d_model, nest.d_models),
+        choose("num_heads", num_heads, nest.head_counts),
+        depths,
     )
-    return Space(nest, tuple(Family(width, heads, nest.layers_of(depth)) for width, heads, depth in families))
+    return Space(
+        nest, tuple(Family(width, heads, nest.layers_of(depth)) for width, heads, depth in families)
+    )
 
 
 class Costs:
@@ -143,7 +160,9 @@ class Costs:
     def __call__(self, sub_model: SubModel) -> Cost:
         """Returns parameters, megabytes and FLOPs."""
         base, layers = self.parts(sub_model.d_model, sub_model.num_heads)
-        params, flops = (base[i] + sum(layers[width][i] for width in sub_model.d_ff) for i in range(2))
+        params, flops = (
+            base[i] + sum(layers[width][i] for width in sub_model.d_ff) for i in range(2)
+        )
         return self._cost(params, flops)
 
     def linear(self, family: Family) -> tuple[Cost, dict[int, Cost]]:
@@ -155,25 +174,36 @@ class Costs:
         return Cost(params, params * self._bytes / 1e6, flops)
 
     @functools.cache  # noqa: B019 - as long-lived as the search.
-    def parts(self, d_model: int, num_heads: int) -> tuple[tuple[int, int], dict[int, tuple[int, int]]]:
+    def parts(
+        self, d_model: int, num_heads: int
+    ) -> tuple[tuple[int, int], dict[int, tuple[int, int]]]:
         """(parameters, FLOPs) of what is not layers, and of one layer of each width."""
         none = self._source.count(SubModel(d_model, num_heads, (), ()))
         layers = {}
         for width in self._source.nest.widths:
             one = self._source.count(SubModel(d_model, num_heads, (0,), (width,)))
-            layers[width] = (one.parameters - none.parameters, one.flops_per_token - none.flops_per_token)
+            layers[width] = (
+                one.parameters - none.parameters,
+                one.flops_per_token - none.flops_per_token,
+            )
         return (none.parameters, none.flops_per_token), layers
 
 
 def check_feasible(space: Space, costs: Callable[[SubModel], Cost], budget: Budget) -> None:
     """Raises UserError, naming the limit, when no model of the space can keep within the budget."""
-    smallest = [costs(family.member((space.nest.widths[0],) * len(family.layers))) for family in space.families]
+    smallest = [
+        costs(family.member((space.nest.widths[0],) * len(family.layers)))
+        for family in space.families
+    ]
     for name, limit in budget.limits().items():
         least = min(getattr(cost, name) or 0 for cost in smallest)
         if least > limit:
             raise UserError(
                 f"{name}={limit:,g} is below the smallest model of the space ({least:,.6g}"
-                f"{' predicted, with slack' if name == 'max_ms' else ''}); raise it, or free an axis"
+                f"{' predicted, with slack' if name == 'max_ms' else ''}); raise it, or free an "
+                "axis"
             )
     if all(cost.exceeds(budget) for cost in smallest):
-        raise UserError(f"no model keeps within all of {', '.join(budget.limits())}; raise one of them")
+        raise UserError(
+            f"no model keeps within all of {', '.join(budget.limits())}; raise one of them"
+        )

@@ -61,8 +61,8 @@ def label(
 ) -> Labelled:
     """Writes a Teacher's top-k log-probabilities of a run's training windows, for `teacher.labels`.
 
-    Stopped at any point and called again, it goes on with the files that are missing. Several processes
-    (`jax.distributed`) share the files.
+    Stopped at any point and called again, it goes on with the files that are missing. Several
+    processes (`jax.distributed`) share the files.
 
     Args:
       config: of the run that will learn: its data and vocabulary.
@@ -74,12 +74,14 @@ def label(
       log: takes progress lines.
 
     Raises:
-      UserError: a Teacher that cannot teach this run, a bad top_k, or an output that cannot be written or holds labels
-        of another kind.
+      UserError: a Teacher that cannot teach this run, a bad top_k, or an output that cannot be
+        written or holds labels of another kind.
     """
     folder = pathlib.Path(output).resolve()
     if config.model.name == "scorer":
-        raise UserError("model.name='scorer': labels are of language models; name the Teacher by teacher.model")
+        raise UserError(
+            "model.name='scorer': labels are of language models; name the Teacher by teacher.model"
+        )
     opened = open_teacher(teacher, "teacher")
     check_teacher(opened, config, "teacher")
     vocab_size = opened.architecture.vocab_size
@@ -108,15 +110,23 @@ def label(
     wait_for_all("matta_jax/labels")
     mine = range(jax.process_index(), header.num_files, jax.process_count())
     missing = [i for i in mine if not header.file(folder, i).is_file()]
-    log(f"{header.num_windows} windows in {header.num_files} files, of which {len(missing)} are to be written here")
+    log(
+        f"{header.num_windows} windows in {header.num_files} files, of which {len(missing)} are to "
+        "be written here"
+    )
     if missing:
         capture = _Capture(opened.load(), header, batch_size)
-        for i in tqdm.tqdm(missing, desc=f"labelling by {opened.where}", unit=" files", disable=None):
+        for i in tqdm.tqdm(
+            missing, desc=f"labelling by {opened.where}", unit=" files", disable=None
+        ):
             try:
-                write_labels(header.file(folder, i), header, capture.rows(windows, header.windows_of(i)))
+                write_labels(
+                    header.file(folder, i), header, capture.rows(windows, header.windows_of(i))
+                )
             except OSError as error:
                 raise UserError(
-                    f"output={str(folder)!r} cannot be written ({error.strerror}); make room, and start again"
+                    f"output={str(folder)!r} cannot be written ({error.strerror}); make room, and "
+                    "start again"
                 ) from None
     wait_for_all("matta_jax/labelled")
     return Labelled(folder, header, len(missing))
@@ -129,8 +139,13 @@ class _Capture:
         architecture, top_k, T = model.architecture, header.top_k, header.temperature
         assert architecture is not None
         devices = jax.local_devices()
-        mesh = jax.make_mesh((len(devices),), ("data",), (jax.sharding.AxisType.Auto,), devices=devices)
-        self._rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+        mesh = jax.make_mesh(
+            (len(devices),), ("data",), (jax.sharding.AxisType.Auto,), devices=devices
+        )
+        self._rows, whole = (
+            NamedSharding(mesh, PartitionSpec("data")),
+            NamedSharding(mesh, PartitionSpec()),
+        )
         self._batch_size = batch_size * len(devices)
         self._params = jax.device_put(model.params, whole)
 
@@ -144,7 +159,9 @@ class _Capture:
         self._program = jax.jit(capture, in_shardings=(whole, self._rows), out_shardings=self._rows)
 
     def rows(self, windows: Windows, indices: range) -> Iterator[tuple[np.ndarray, ...]]:
-        """Yields tokens [T + 1], ids [T, k], log-probabilities [T, k] and tail [T] of each window."""
+        """Yields tokens [T + 1], ids [T, k], log-probabilities [T, k] and tail [T] of
+        each window.
+        """
         for start in range(0, len(indices), self._batch_size):
             tokens = [windows[i]["tokens"] for i in indices[start : start + self._batch_size]]
             filled = np.stack(tokens + tokens[:1] * (self._batch_size - len(tokens)))
@@ -154,9 +171,11 @@ class _Capture:
                 yield own, ids[row], log_probs[row], tail[row, :, 0]
 
 
-def top_k_log_probs(z_NV: jax.Array, top_k: int, T: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the k most likely ids [N, k], falling, their log-probabilities [N, k] at T, and the log-mass [N, 1] of
-    all others: -inf where there are none."""
+def top_k_log_probs(
+    z_NV: jax.Array, top_k: int, T: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the k most likely ids [N, k], falling, their log-probabilities [N, k] at T, and the
+    log-mass [N, 1] of all others: -inf where there are none."""
     log_p_NV = jax.nn.log_softmax(z_NV / T, axis=-1)
     log_probs_NK, ids_NK = jax.lax.top_k(log_p_NV, top_k)
     # Summed by itself: as 1 - (sum of the top k) it would lose all its digits when it is small.

@@ -45,42 +45,55 @@ class TextLoss:
 def task_windows(config: Config, where: str) -> Windows:
     """The windows of a glob, or of a run's held-out text, in the tokens of its models."""
     if config.model.name == "scorer":
-        raise UserError(f"{where}: a scorer reads labelled examples, and has no loss of a text; use tasks=auc:{where}")
+        raise UserError(
+            f"{where}: a scorer reads labelled examples, and has no loss of a text; use "
+            f"tasks=auc:{where}"
+        )
     windows = split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
     assert isinstance(windows, Windows)
     return windows
 
 
 def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLoss:
-    """Sums a model's loss over windows. The separators between documents are context, but are not scored."""
+    """Sums a model's loss over windows. The separators between documents are context, but are not
+    scored.
+    """
     batch_loss = jax.jit(_batch_loss(model.apply, model.config, windows.eos_id))
     nats, tokens = 0.0, 0
     total = -(-len(windows) // batch_size)
     batches = sequential_batches(windows, batch_size=batch_size)
-    for batch in tqdm.tqdm(batches, total=total, desc=f"scoring {model.spec}", delay=2.0, disable=None):
+    for batch in tqdm.tqdm(
+        batches, total=total, desc=f"scoring {model.spec}", delay=2.0, disable=None
+    ):
         batch_nats, batch_tokens = batch_loss(model.params, batch["tokens"], batch["length"])
         nats, tokens = nats + float(batch_nats), tokens + int(batch_tokens)
     return TextLoss(nats, tokens, windows.num_bytes)
 
 
 def _batch_loss(apply: Callable[..., jax.Array], config: Config, eos_id: int) -> Callable[..., Any]:
-    """Returns `(params, tokens, length, *rest) -> (nats, tokens)`; `apply(params, tokens, *rest)` runs a model."""
+    """Returns `(params, tokens, length, *rest) -> (nats, tokens)`; `apply(params, tokens, *rest)`
+    runs a model.
+    """
     objective = make_objective(config.objective, nested=False)
 
-    def loss(params: Any, tokens_BT: jax.Array, length_B: jax.Array, *rest: Any) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        params: Any, tokens_BT: jax.Array, length_B: jax.Array, *rest: Any
+    ) -> tuple[jax.Array, jax.Array]:
         hidden_ND = apply(params, tokens_BT[:, :-1], *rest)
         labels_BT = tokens_BT[:, 1:]
         counted_BT = (jnp.arange(labels_BT.shape[1]) < length_B[:, None]) & (labels_BT != eos_id)
         labels_N, counted_N, one = labels_BT.reshape(-1), counted_BT.reshape(-1), jnp.ones(())
-        _, sums = objective([hidden_ND], params["embed"]["tokens"], labels_N, counted_N, ramp=one, total=one)
+        _, sums = objective(
+            [hidden_ND], params["embed"]["tokens"], labels_N, counted_N, ramp=one, total=one
+        )
         return sums["student"], jnp.sum(counted_BT)
 
     return loss
 
 
 class InPlaceScorer:
-    """Scores sub-models in place in their TA, on the same windows and without compiling again: one program for each
-    d_model and number of heads.
+    """Scores sub-models in place in their TA, on the same windows and without compiling again: one
+    program for each d_model and number of heads.
 
     Args:
       source: the TA; its weights are read once.
@@ -97,17 +110,26 @@ class InPlaceScorer:
         return self._source.load(self._source.nest.ta)
 
     def __call__(self, sub_model: SubModel, num_windows: int) -> TextLoss:
-        """Sums a sub-model's loss over windows taken evenly from all, in whole batches; their bytes are their share."""
+        """Sums a sub-model's loss over windows taken evenly from all, in whole batches; their bytes
+        are their share.
+        """
         nest, axes = self._source.nest, self._source.axes
         key = (sub_model.d_model, sub_model.num_heads)
         if key not in self._programs:
             run = functools.partial(candidate_apply, sub_model=sub_model, nest=nest, axes=axes)
-            self._programs[key] = jax.jit(_batch_loss(run, self._source.config, self._windows.eos_id))
+            self._programs[key] = jax.jit(
+                _batch_loss(run, self._source.config, self._windows.eos_id)
+            )
         chosen = [sub_model.width_of(layer) for layer in range(nest.ta.num_layers)]
-        choice_L = jnp.array([1 + nest.widths.index(width) if width else 0 for width in chosen], jnp.int32)
+        choice_L = jnp.array(
+            [1 + nest.widths.index(width) if width else 0 for width in chosen], jnp.int32
+        )
         limit = -(-num_windows // self._batch_size)
         batches = sequential_batches(self._windows, batch_size=self._batch_size, limit=limit)
-        sums = [self._programs[key](self._params, batch["tokens"], batch["length"], choice_L) for batch in batches]
+        sums = [
+            self._programs[key](self._params, batch["tokens"], batch["length"], choice_L)
+            for batch in batches
+        ]
         found = jax.device_get(sums)
         nats, tokens = (sum(float(part[i]) for part in found) for i in range(2))
         share = min(limit * self._batch_size / len(self._windows), 1.0)

@@ -1,8 +1,9 @@
 """Search: the best sub-model within a budget.
 
-Candidates are ranked by their loss in place, on a part of the corpus; the best are verified on the whole of it, and
-timed where a latency is limited. The paper's patterns run along as a baseline, so the pick is never worse than one of
-them. Every score is written down at once: a search that was stopped goes on where it was.
+Candidates are ranked by their loss in place, on a part of the corpus; the best are verified on the
+whole of it, and timed where a latency is limited. The paper's patterns run along as a baseline, so
+the pick is never worse than one of them. Every score is written down at once: a search that was
+stopped goes on where it was.
 """
 
 import dataclasses
@@ -71,7 +72,8 @@ class SearchResult:
       pick: the best model within the budget.
       rows: all that were scored, by size.
       table: the pick, the verified models and the ends of the nest, for people.
-      notes: what a user should know: how the search went, an untrained space, the errors of the predictions.
+      notes: what a user should know: how the search went, an untrained space, the errors of the
+        predictions.
       files: search.json, search.md, the plot.
       extracted: the models that were written.
     """
@@ -107,17 +109,20 @@ def search(
 
     Args:
       checkpoint: `D[@STEP]`, the workdir of a run.
-      output: folder for `search.json`, `search.md`, `search.png`, `scores.jsonl` and `models/`, what is extracted.
+      output: folder for `search.json`, `search.md`, `search.png`, `scores.jsonl` and `models/`,
+        what is extracted.
       budget: what the model may cost.
       corpus: a glob of text files, or `held_out`.
       layers, d_model, num_heads: fix an axis.
-      method: `exhaustive`, `additive` (replace-one scores and an integer programme), `evolutionary` (NSGA-II), or
+      method: `exhaustive`, `additive` (replace-one scores and an integer programme), `evolutionary`
+        (NSGA-II), or
         `auto`: exhaustive in small spaces, else additive.
       num_windows: windows of the corpus that rank the candidates.
       verify: candidates to verify on the whole corpus.
       evaluations: models that `evolutionary` scores.
       workload: what is timed; None: nothing is, unless the budget limits it.
-      extract_best: how many of the verified models to write, best first; dominated ones are left out.
+      extract_best: how many of the verified models to write, best first; dominated ones are left
+        out.
       packaging: how they are written.
       seed: of `evolutionary`.
       log: takes progress lines.
@@ -127,7 +132,9 @@ def search(
     """
     budget = budget or Budget()
     if method not in METHODS:
-        raise UserError(f"method={method!r} must be one of {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+        raise UserError(
+            f"method={method!r} must be one of {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
+        )
     for name, value, least in (
         ("num_windows", num_windows, 1),
         ("verify", verify, 1),
@@ -138,7 +145,8 @@ def search(
     source = open_source(checkpoint)
     if source.config.model.name == "scorer":
         raise UserError(
-            f"checkpoint={checkpoint!r} is a scorer's run, and search ranks language models; extract its sub-models "
+            f"checkpoint={checkpoint!r} is a scorer's run, and search ranks language models; "
+            "extract its sub-models "
             "and compare them by matta-evaluate --tasks=auc:held_out"
         )
     space = make_space(source.nest, layers=layers, d_model=d_model, num_heads=num_heads)
@@ -152,21 +160,28 @@ def search(
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output={str(root)!r} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"output={str(root)!r} cannot be written ({error.strerror}); name another"
+        ) from None
     run = _Search(source, space, budget, costs, windows, root, num_windows)
     if method == "auto":
         method = "exhaustive" if space.size <= _MOST_EXHAUSTIVE else "additive"
     families = f"{len(space.families)} families" if len(space.families) > 1 else "one family"
     log(f"{space.size:,} models in {families}; method {method}")
     if not budget.limits():
-        log("no budget was given: the pick is the best of all; limit it by max_params, max_mb, max_ms or others")
+        log(
+            "no budget was given: the pick is the best of all; limit it by max_params, max_mb, "
+            "max_ms or others"
+        )
     run.rank(method, count=verify, evaluations=evaluations, seed=seed)
     run.verify(verify)
     pick = run.pick()
     result_rows = sorted(run.rows.values(), key=lambda row: (row.parameters, row.spec))
     notes = run.notes(method)
     extracted = (
-        _extract(source, run, extract_best, packaging or Packaging(dtype=budget.dtype), corpus) if extract_best else []
+        _extract(source, run, extract_best, packaging or Packaging(dtype=budget.dtype), corpus)
+        if extract_best
+        else []
     )
     text = table(result_rows, timed=workload is not None)
     files = _write(root, source, run, result_rows, notes, text, corpus, workload)
@@ -181,7 +196,11 @@ class _Prices:
 
     def __call__(self, sub_model: SubModel) -> Cost:
         cost = self.costs(sub_model)
-        return cost if self.latency is None else dataclasses.replace(cost, max_ms=self.latency(sub_model))
+        return (
+            cost
+            if self.latency is None
+            else dataclasses.replace(cost, max_ms=self.latency(sub_model))
+        )
 
     def linear(self, family: Family) -> tuple[Cost, Mapping[int, Cost]]:
         base, layers = self.costs.linear(family)
@@ -189,13 +208,18 @@ class _Prices:
             return base, layers
         base_ms, layer_ms = self.latency.linear(family)
         return dataclasses.replace(base, max_ms=base_ms), {
-            width: dataclasses.replace(cost, max_ms=layer_ms[width]) for width, cost in layers.items()
+            width: dataclasses.replace(cost, max_ms=layer_ms[width])
+            for width, cost in layers.items()
         }
 
 
 def _with_slack(budget: Budget) -> Budget:
     """What candidates are proposed by: predicted times may be off, and measured ones decide."""
-    return budget if budget.max_ms is None else dataclasses.replace(budget, max_ms=_SLACK * budget.max_ms)
+    return (
+        budget
+        if budget.max_ms is None
+        else dataclasses.replace(budget, max_ms=_SLACK * budget.max_ms)
+    )
 
 
 class _Search:
@@ -211,7 +235,13 @@ class _Search:
         root: pathlib.Path,
         num_windows: int,
     ):
-        self.source, self.space, self.budget, self.costs, self.windows = source, space, budget, costs, windows
+        self.source, self.space, self.budget, self.costs, self.windows = (
+            source,
+            space,
+            budget,
+            costs,
+            windows,
+        )
         self.proposed = _with_slack(budget)
         self.rows: dict[SubModel, Row] = {}
         self.scores = _ScoreFile(root / "scores.jsonl", source.fingerprint, windows.fingerprint)
@@ -243,19 +273,27 @@ class _Search:
         return self.row(sub_model).loss
 
     def rank(self, method: str, *, count: int, evaluations: int, seed: int) -> None:
-        """Scores the ends of the nest, the patterns within the budget, and what the method proposes."""
+        """Scores the ends of the nest, the patterns within the budget, and what the method
+        proposes.
+        """
         fits = lambda sub_model: not self.costs(sub_model).exceeds(self.proposed)
         self.row(self.source.nest.student, "student")
         self.row(self.source.nest.ta, "ta")
-        for name, sub_model in _progress([p for p in self.space.patterns() if fits(p[1])], "patterns"):
+        for name, sub_model in _progress(
+            [p for p in self.space.patterns() if fits(p[1])], "patterns"
+        ):
             self.row(sub_model, name)
         if method == "exhaustive":
-            for sub_model in _progress([one for one in self.space.members() if fits(one)], "models"):
+            for sub_model in _progress(
+                [one for one in self.space.members() if fits(one)], "models"
+            ):
                 self.row(sub_model)
         elif method == "additive":
             for sub_model in _progress(probes(self.space), "replace-one scores"):
                 self.row(sub_model)
-            found = additive_candidates(self.space, self.loss, self.costs.linear, self.proposed, count=count)
+            found = additive_candidates(
+                self.space, self.loss, self.costs.linear, self.proposed, count=count
+            )
             for predicted, sub_model in _progress(found, "candidates"):
                 self.row(sub_model).predicted = predicted
         else:
@@ -265,11 +303,24 @@ class _Search:
                     bar.update()
                     return self.loss(sub_model)
 
-                evolve(self.space, counted, self.costs, self.proposed, evaluations=evaluations, seed=seed)
+                evolve(
+                    self.space,
+                    counted,
+                    self.costs,
+                    self.proposed,
+                    evaluations=evaluations,
+                    seed=seed,
+                )
 
     def verify(self, count: int) -> None:
-        """Scores on the whole corpus, and times: the best models, the best patterns, and each pattern's largest."""
-        inside = [(sub_model, row) for sub_model, row in self.rows.items() if self.in_space(sub_model) and row.within]
+        """Scores on the whole corpus, and times: the best models, the best patterns, and each
+        pattern's largest.
+        """
+        inside = [
+            (sub_model, row)
+            for sub_model, row in self.rows.items()
+            if self.in_space(sub_model) and row.within
+        ]
         ranked = sorted(inside, key=lambda pair: pair[1].loss)
         patterns = [pair for pair in ranked if pair[1].kind not in ("searched", "student", "ta")]
         largest: dict[str, tuple[SubModel, Row]] = {}
@@ -293,11 +344,14 @@ class _Search:
         """Marks and returns the best verified model within the budget; marks what is dominated."""
         for row in self.rows.values():
             row.dominated = any(_dominates(other, row) for other in self.rows.values())
-        verified = [row for sub, row in self.rows.items() if row.bits_per_byte is not None and row.within]
+        verified = [
+            row for sub, row in self.rows.items() if row.bits_per_byte is not None and row.within
+        ]
         if not verified:
             fastest = min(row.ms for row in self.rows.values() if row.ms is not None)
             raise UserError(
-                f"max_ms={self.budget.max_ms:g} is kept by none of the verified models: the fastest took {fastest:.3g} "
+                f"max_ms={self.budget.max_ms:g} is kept by none of the verified models: the "
+                f"fastest took {fastest:.3g} "
                 "ms; raise it, verify more, or time again on an idle machine"
             )
         best = min(verified, key=lambda row: (row.bits_per_byte, row.parameters))
@@ -307,33 +361,47 @@ class _Search:
     def notes(self, method: str) -> list[str]:
         """What a user should know of this search."""
         nest, rows = self.source.nest, list(self.rows.values())
-        limits = ", ".join(f"{name} {limit:,g}" for name, limit in self.budget.limits().items()) or "none"
+        limits = (
+            ", ".join(f"{name} {limit:,g}" for name, limit in self.budget.limits().items())
+            or "none"
+        )
         notes = [
-            f"Budget: {limits}. Method: {method}; {len(rows)} models scored on {self.part} of {len(self.windows)} "
+            f"Budget: {limits}. Method: {method}; {len(rows)} models scored on {self.part} of "
+            f"{len(self.windows)} "
             "windows."
         ]
         if predicted := [row for row in rows if row.predicted is not None]:
             worst = max(abs(row.loss - (row.predicted or 0.0)) for row in predicted)
             notes.append(
-                f"Additive predictor: off by at most {worst:.4f} nats on the {len(predicted)} models it proposed."
+                f"Additive predictor: off by at most {worst:.4f} nats on the {len(predicted)} "
+                "models it proposed."
             )
-        if timed := [(row.predicted_ms, row.ms) for row in rows if row.predicted_ms is not None and row.ms is not None]:
+        if timed := [
+            (row.predicted_ms, row.ms)
+            for row in rows
+            if row.predicted_ms is not None and row.ms is not None
+        ]:
             errors = [abs(predicted / measured - 1) for predicted, measured in timed]
             mean, most = float(np.mean(errors)), max(errors)
             notes.append(
-                f"Latency model: off by {mean:.0%} on average, {most:.0%} at most, on {len(timed)} timed models."
+                f"Latency model: off by {mean:.0%} on average, {most:.0%} at most, on {len(timed)} "
+                "timed models."
             )
         if self.source.config.nest.mix_per_step == 0 and len(nest.widths) > 1:
             student = self.rows[nest.student]
-            between = [row for row in rows if row.parameters > student.parameters and row.kind != "ta"]
+            between = [
+                row for row in rows if row.parameters > student.parameters and row.kind != "ta"
+            ]
             worse = [row.loss - student.loss for row in between if row.loss > student.loss]
             valley = (
-                f"{len(worse)} of the {len(between)} larger models scored are worse, by up to {max(worse):.4f} nats"
+                f"{len(worse)} of the {len(between)} larger models scored are worse, by up to "
+                f"{max(worse):.4f} nats"
                 if worse
                 else f"yet none of the {len(between)} larger models scored is worse"
             )
             notes.append(
-                "This run trained no random mixes (nest.mix_per_step=0): the space between Student and TA is "
+                "This run trained no random mixes (nest.mix_per_step=0): the space between Student "
+                "and TA is "
                 f"untrained. Against the Student, {valley}."
             )
         return notes
@@ -375,7 +443,11 @@ class _ScoreFile:
         key = (spec, num_windows)
         if key not in self._known:
             self._known[key] = compute()
-            record = self._about | {"spec": spec, "windows": num_windows} | dataclasses.asdict(self._known[key])
+            record = (
+                self._about
+                | {"spec": spec, "windows": num_windows}
+                | dataclasses.asdict(self._known[key])
+            )
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         return self._known[key]
@@ -385,20 +457,39 @@ def _progress(items: Sequence[Any], what: str) -> Iterator[Any]:
     yield from tqdm.tqdm(items, desc=what, delay=2.0, disable=None)
 
 
-def _extract(source: Source, run: _Search, count: int, packaging: Packaging, corpus: str) -> list[Extracted]:
+def _extract(
+    source: Source, run: _Search, count: int, packaging: Packaging, corpus: str
+) -> list[Extracted]:
     """Writes the best verified models that are within the budget and not dominated."""
-    verified = [row for row in run.rows.values() if row.bits_per_byte is not None and row.within and not row.dominated]
+    verified = [
+        row
+        for row in run.rows.values()
+        if row.bits_per_byte is not None and row.within and not row.dominated
+    ]
     best = sorted(verified, key=lambda row: row.bits_per_byte or 0.0)[:count]
     models = run.scores.folder / "models"
     extracted = []
     for row in best:
-        score = score_record(f"bits_per_byte:{corpus}", row.bits_per_byte or 0.0, run.windows.fingerprint)
+        score = score_record(
+            f"bits_per_byte:{corpus}", row.bits_per_byte or 0.0, run.windows.fingerprint
+        )
         again = dataclasses.replace(packaging, overwrite=True)
         checkpoint = f"{source.directory}@{source.step}"
-        [one] = extract(checkpoint, [row.spec], models / slug(row.spec), packaging=again, scores={row.spec: [score]})
+        [one] = extract(
+            checkpoint,
+            [row.spec],
+            models / slug(row.spec),
+            packaging=again,
+            scores={row.spec: [score]},
+        )
         real = Cost(one.counts.parameters, one.counts.bytes / 1e6, one.counts.flops_per_token)
-        if packaging.dtype == run.budget.dtype and real.exceeds(dataclasses.replace(run.budget, max_ms=None)):
-            raise UserError(f"{one.path}: {one.spec} breaks its budget as written; this is a defect, please report it")
+        if packaging.dtype == run.budget.dtype and real.exceeds(
+            dataclasses.replace(run.budget, max_ms=None)
+        ):
+            raise UserError(
+                f"{one.path}: {one.spec} breaks its budget as written; this is a defect, please "
+                "report it"
+            )
         extracted.append(one)
     return extracted
 
@@ -417,7 +508,11 @@ def _write(
     described = {
         "checkpoint": f"{source.directory}@{source.step}",
         "fingerprint": source.fingerprint,
-        "corpus": {"name": corpus, "fingerprint": run.windows.fingerprint, "windows": len(run.windows)},
+        "corpus": {
+            "name": corpus,
+            "fingerprint": run.windows.fingerprint,
+            "windows": len(run.windows),
+        },
         "budget": dataclasses.asdict(run.budget),
         "workload": None if workload is None else dataclasses.asdict(workload),
         "pick": next(row.spec for row in rows if row.pick),
@@ -428,6 +523,10 @@ def _write(
     replace_text(files[0], json.dumps(described, indent=2) + "\n")
     shown = f"\n\n![quality against cost]({picture.name})" if picture else ""
     replace_text(
-        files[1], f"# Search in {source.directory.parent.name}\n\n{text}\n\n" + "\n\n".join(notes) + shown + "\n"
+        files[1],
+        f"# Search in {source.directory.parent.name}\n\n{text}\n\n"
+        + "\n\n".join(notes)
+        + shown
+        + "\n",
     )
     return files + ([picture] if picture else [])

@@ -1,4 +1,6 @@
-"""A frozen Teacher: any model of ours, or one that was imported, that a run learns from; and the labels of one."""
+"""A frozen Teacher: any model of ours, or one that was imported, that a run learns from; and the
+labels of one.
+"""
 
 import dataclasses
 import pathlib
@@ -47,44 +49,62 @@ class Teacher:
         source = open_source(self.where)
         params = source.load(source.nest.ta)
         counts = source.count(source.nest.ta)
-        return Model("ta", source.config, counts, params, dict(self.origin), architecture=self.architecture)
+        return Model(
+            "ta", source.config, counts, params, dict(self.origin), architecture=self.architecture
+        )
 
 
 def open_teacher(where: str, field: str) -> Teacher:
-    """Opens the model in a folder, or the TA of a run, D[@STEP]. Raises UserError, which names the `field`."""
+    """Opens the model in a folder, or the TA of a run, D[@STEP]. Raises UserError, which names the
+    `field`.
+    """
     try:
         if (pathlib.Path(where) / MANIFEST).is_file():
             package = open_model(where)
             seal = package.manifest["seal"]
-            return Teacher(where, package.architecture, package.config, {"model": str(package.path), "seal": seal})
+            return Teacher(
+                where,
+                package.architecture,
+                package.config,
+                {"model": str(package.path), "seal": seal},
+            )
         locate(where)
     except UserError as error:
         raise UserError(f"{field}={where!r} is neither a model nor a run ({error})") from None
     source = open_source(where)
     architecture = source.architecture_of(source.nest.ta)
-    origin = {"checkpoint": str(source.directory), "step": str(source.step), "fingerprint": source.fingerprint}
+    origin = {
+        "checkpoint": str(source.directory),
+        "step": str(source.step),
+        "fingerprint": source.fingerprint,
+    }
     return Teacher(where, architecture, source.config, origin)
 
 
 def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
-    """Raises UserError unless the Teacher can teach a run: one vocabulary, one tokenizer, sequences as long."""
+    """Raises UserError unless the Teacher can teach a run: one vocabulary, one tokenizer, sequences
+    as long.
+    """
     theirs, where = teacher.architecture, f"{field}={teacher.where!r}"
     wanted = architecture_of(config.model, nest_of(config), nest_of(config).ta)
     about = ("num_classes", "num_dense", "categories")
     for name in about:
         if getattr(theirs, name) != getattr(wanted, name):
             raise UserError(
-                f"{where} has {name}={getattr(theirs, name)}, and must have the run's {getattr(wanted, name)} "
+                f"{where} has {name}={getattr(theirs, name)}, and must have the run's "
+                f"{getattr(wanted, name)} "
                 "(0 classes: a language model); use a Teacher of the same task"
             )
     if theirs.vocab_size != config.model.vocab_size:
         raise UserError(
-            f"{where} has a vocabulary of {theirs.vocab_size}, and must have the {config.model.vocab_size} of "
+            f"{where} has a vocabulary of {theirs.vocab_size}, and must have the "
+            f"{config.model.vocab_size} of "
             "model.vocab_size; use a Teacher with the run's tokenizer"
         )
     if theirs.max_len < config.data.seq_len:
         raise UserError(
-            f"{where} reads at most {theirs.max_len} tokens, fewer than data.seq_len={config.data.seq_len}; shorten "
+            f"{where} reads at most {theirs.max_len} tokens, fewer than "
+            f"data.seq_len={config.data.seq_len}; shorten "
             "the windows, or use another Teacher"
         )
     own = make_tokenizer(config.data.tokenizer)
@@ -94,7 +114,8 @@ def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
         raise UserError(f"{where}: its tokenizer cannot be compared ({error})") from None
     if not same_tokenizer(own, other):
         raise UserError(
-            f"{where} has another tokenizer ({teacher.config.data.tokenizer!r}) than data.tokenizer="
+            f"{where} has another tokenizer ({teacher.config.data.tokenizer!r}) than "
+            "data.tokenizer="
             f"{config.data.tokenizer!r}; use a Teacher with the run's tokenizer"
         )
 
@@ -106,12 +127,18 @@ def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
     return a.vocab_size == b.vocab_size and tokenizer_digest(a) == tokenizer_digest(b)
 
 
-def check_labels(header: LabelHeader, config: Config, *, num_windows: int, fingerprint: str) -> None:
+def check_labels(
+    header: LabelHeader, config: Config, *, num_windows: int, fingerprint: str
+) -> None:
     """Raises UserError unless labels are of a run's own windows, and fit its loss."""
     where = f"teacher.labels={config.teacher.labels!r}"
     facts: dict[str, tuple[Any, Any, str]] = {
         "vocabulary": (header.vocab_size, config.model.vocab_size, "model.vocab_size"),
-        "tokenizer": (header.tokenizer, tokenizer_digest(make_tokenizer(config.data.tokenizer)), "data.tokenizer"),
+        "tokenizer": (
+            header.tokenizer,
+            tokenizer_digest(make_tokenizer(config.data.tokenizer)),
+            "data.tokenizer",
+        ),
         "window length": (header.seq_len, config.data.seq_len, "data.seq_len"),
         "temperature": (header.temperature, config.teacher.temperature, "teacher.temperature"),
         "text": (header.windows, fingerprint, "data.source"),
@@ -119,4 +146,7 @@ def check_labels(header: LabelHeader, config: Config, *, num_windows: int, finge
     }
     for name, (theirs, own, field) in facts.items():
         if theirs != own:
-            raise UserError(f"{where} is of another {name} ({theirs}) than {field} ({own}); set it so, or label again")
+            raise UserError(
+                f"{where} is of another {name} ({theirs}) than {field} ({own}); set it so, or "
+                "label again"
+            )

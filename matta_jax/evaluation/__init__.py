@@ -1,4 +1,6 @@
-"""Evaluation: scores of extracted models and of sub-models in place, generated text, and the report of a run."""
+"""Evaluation: scores of extracted models and of sub-models in place, generated text, and the report
+of a run.
+"""
 
 from matta_jax.evaluation._evaluate import Comparison as Comparison
 from matta_jax.evaluation._evaluate import Evaluation as Evaluation

@@ -19,20 +19,28 @@ _RESAMPLES = 1000
 
 
 class Auc:
-    """The area under the ROC curve of two classes; beside it AUC loss (1 - AUC), accuracy and log loss.
+    """The area under the ROC curve of two classes; beside it AUC loss (1 - AUC), accuracy and log
+    loss.
 
     The interval is the percentile bootstrap's, each class drawn by itself.
     """
 
     def __init__(self, where: str, config: Config):
         if config.model.name != "scorer" or config.model.num_classes > 2:
-            raise UserError(f"tasks='auc:{where}' is for scorers of two classes; this model is none")
+            raise UserError(
+                f"tasks='auc:{where}' is for scorers of two classes; this model is none"
+            )
         self.where = where
-        examples = split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+        examples = (
+            split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+        )
         assert isinstance(examples, ExampleSet)
         self._examples, self.fingerprint = examples, examples.fingerprint
         if len(set(examples.labels)) < 2:
-            raise UserError(f"tasks='auc:{where}': all examples are of class {examples.labels[0]}; AUC needs both")
+            raise UserError(
+                f"tasks='auc:{where}': all examples are of class {examples.labels[0]}; AUC needs "
+                "both"
+            )
         self.baselines = _baselines(examples, config)
 
     def run(self, model: Model) -> Outcome:
@@ -60,13 +68,21 @@ def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) ->
         return logits if logits.ndim == 1 else logits[:, 1] - logits[:, 0]
 
     batches = sequential_batches(examples, batch_size=batch_size)
-    bar = tqdm.tqdm(batches, total=-(-len(examples) // batch_size), desc=f"auc {model.spec}", delay=2.0, disable=None)
+    bar = tqdm.tqdm(
+        batches,
+        total=-(-len(examples) // batch_size),
+        desc=f"auc {model.spec}",
+        delay=2.0,
+        disable=None,
+    )
     found = [jax.device_get(program(model.params, batch)) for batch in bar]
     return np.concatenate(found)[: len(examples)].astype(np.float64)
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """The probability that an example of class 1 has the higher score, ties counted at half; and its interval."""
+    """The probability that an example of class 1 has the higher score, ties counted at half; and
+    its interval.
+    """
     classes = (scores[labels == 1], scores[labels == 0])
     if min(map(len, classes)) < 2:
         return _auc(*classes), (0.0, 1.0)
@@ -92,7 +108,8 @@ def _auc(ones: np.ndarray, zeros: np.ndarray, axis: int = -1) -> Any:
 def _baselines(examples: ExampleSet, config: Config) -> dict[str, float]:
     """The AUC of methods without a model, fitted on training examples.
 
-    Of one text: logistic regression on TF-IDF. Of two: their TF-IDF cosine. Of features: logistic regression.
+    Of one text: logistic regression on TF-IDF. Of two: their TF-IDF cosine. Of features: logistic
+    regression.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -114,15 +131,25 @@ def _baselines(examples: ExampleSet, config: Config) -> dict[str, float]:
         return fitted.decision_function(vectorizer.transform(texts(examples, "text")))
 
     def of_pair() -> np.ndarray:
-        vectorizer = TfidfVectorizer(sublinear_tf=True).fit(texts(training, "text") + texts(training, "pair"))
+        vectorizer = TfidfVectorizer(sublinear_tf=True).fit(
+            texts(training, "text") + texts(training, "pair")
+        )
         text, pair = (vectorizer.transform(texts(examples, side)) for side in ("text", "pair"))
         return np.asarray(text.multiply(pair).sum(axis=1))[:, 0]
 
     def on_features() -> np.ndarray:
-        known, asked = (np.concatenate([of.dense, of.one_hot], axis=1) for of in (training, examples))
-        return LogisticRegression(max_iter=1000).fit(known, training.labels).decision_function(asked)
+        known, asked = (
+            np.concatenate([of.dense, of.one_hot], axis=1) for of in (training, examples)
+        )
+        return (
+            LogisticRegression(max_iter=1000).fit(known, training.labels).decision_function(asked)
+        )
 
-    methods = {"TF-IDF, logistic regression": on_text} if config.data.pair_field is None else {"TF-IDF cosine": of_pair}
+    methods = (
+        {"TF-IDF, logistic regression": on_text}
+        if config.data.pair_field is None
+        else {"TF-IDF cosine": of_pair}
+    )
     if config.model.num_dense or config.model.categories:
         methods["features, logistic regression"] = on_features
     found = {}

@@ -58,15 +58,29 @@ def _panels(config: Config) -> list[_Panel]:
     losses: list[Curve] = [
         ("student", "Student, training", {"color": "C0", "alpha": 0.7}),
         ("ta", "TA, training", {"color": "C1", "alpha": 0.7}),
-        *((f"mix_{i}", f"random mix {i + 1}, training", {"color": colours[i], "alpha": 0.4}) for i in mixes),
+        *(
+            (f"mix_{i}", f"random mix {i + 1}, training", {"color": colours[i], "alpha": 0.4})
+            for i in mixes
+        ),
         ("eval/student", "Student, held out", {"color": "C0", **_HELD_OUT}),
         ("eval/ta", "TA, held out", {"color": "C1", **_HELD_OUT}),
     ]
     distances: list[Curve] = [
         ("gap", "loss of the Student minus loss of the TA", {"color": "C2"}),
         ("distill", divergence_label(config), {"color": "C3"}),
-        *((f"mix_{i}_distill", f"the same, of random mix {i + 1}", {"color": colours[i], "alpha": 0.4}) for i in mixes),
-        ("teacher_student", _scaled("KL(Teacher ‖ Student)", config.teacher.temperature), {"color": "0.2"}),
+        *(
+            (
+                f"mix_{i}_distill",
+                f"the same, of random mix {i + 1}",
+                {"color": colours[i], "alpha": 0.4},
+            )
+            for i in mixes
+        ),
+        (
+            "teacher_student",
+            _scaled("KL(Teacher ‖ Student)", config.teacher.temperature),
+            {"color": "0.2"},
+        ),
         ("teacher_ta", _scaled("KL(Teacher ‖ TA)", config.teacher.temperature), {"color": "0.6"}),
     ]
     return [
@@ -80,7 +94,9 @@ def _panels(config: Config) -> list[_Panel]:
 def plot_curves(path: pathlib.Path, figure: Any, config: Config, metrics: Metrics) -> pathlib.Path:
     """Draws what the run has of these, over its steps; returns the path."""
     panels = _panels(config)
-    all_axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=[panel.height for panel in panels])
+    all_axes = figure.subplots(
+        len(panels), 1, sharex=True, height_ratios=[panel.height for panel in panels]
+    )
     for axes, panel in zip(all_axes, panels, strict=True):
         for name, label, style in panel.curves:
             points = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]

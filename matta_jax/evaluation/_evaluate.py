@@ -29,9 +29,11 @@ class Evaluation:
       spec: the sub-model.
       origin: where it was read.
       counts: `parameters`, `bytes`, `flops_per_token`.
-      scores: task to figure; a task may add figures beside its own, such as `lambada_perplexity:FILE`.
+      scores: task to figure; a task may add figures beside its own, such as
+        `lambada_perplexity:FILE`.
       intervals: of the figures that have one, at 95 %.
-      truncated: task to examples that were longer than the model reads, and lost tokens at their start.
+      truncated: task to examples that were longer than the model reads, and lost tokens at their
+        start.
       examples: task to how many it has; of texts, tokens.
     """
 
@@ -83,7 +85,8 @@ def evaluate(
     tasks: Sequence[str],
     output: str | pathlib.Path | None = None,
 ) -> Evaluation:
-    """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one model.
+    """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one
+    model.
 
     Args:
       model: folder of an extracted model; or
@@ -113,26 +116,32 @@ def compare(
 ) -> Comparison:
     """Scores models side by side, each against the first by a paired test.
 
-    The scores of an extracted model are kept in its manifest, with the data's fingerprint and the date.
+    The scores of an extracted model are kept in its manifest, with the data's fingerprint and the
+    date.
 
     Args:
       models: folders of extracted models; or
       checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
-      tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the run's own held-out
-        text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, also of `held_out`.
+      tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the
+        run's own held-out text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, also of
+        `held_out`.
       output: a JSON file for the result.
 
     Raises:
       UserError: both or neither of models and checkpoint, a bad task, or files that cannot be read.
     """
     if not tasks:
-        raise UserError("tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out")
+        raise UserError(
+            "tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out"
+        )
     split = [_parse_task(task) for task in tasks]
     for field, named in {"tasks": tasks, "model": models, "sub_model": sub_models}.items():
         if twice := next((one for i, one in enumerate(named) if one in named[:i]), None):
             raise UserError(f"{field}={str(twice)!r} is named twice; name it once")
     loaded = load_chosen(models, checkpoint, sub_models)
-    prepared = _Prepared()  # Of all models and tasks, before the first is run: hours may lie between them.
+    prepared = (
+        _Prepared()
+    )  # Of all models and tasks, before the first is run: hours may lie between them.
     tasks_of = [[prepared.get(name, where, one.config) for name, where in split] for one in loaded]
     if output is not None:
         make_folder_of(pathlib.Path(output))
@@ -153,7 +162,11 @@ def compare(
             )
         found.append(_evaluation(one, tasks, own))
     names = _names(loaded, models)
-    paired = [pair for task, listed in zip(tasks, outcomes, strict=True) for pair in all_pairs(names, listed, task)]
+    paired = [
+        pair
+        for task, listed in zip(tasks, outcomes, strict=True)
+        for pair in all_pairs(names, listed, task)
+    ]
     baselines = {
         task: prepared.get(name, where, loaded[0].config).baselines
         for task, (name, where) in zip(tasks, split, strict=True)
@@ -196,26 +209,39 @@ def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome])
         dataclasses.asdict(model.counts),
         {score.task: score.value for score in scores},
         {score.task: score.interval for score in scores if score.interval is not None},
-        {task: outcome.truncated for task, outcome in zip(tasks, outcomes, strict=True) if outcome.truncated},
+        {
+            task: outcome.truncated
+            for task, outcome in zip(tasks, outcomes, strict=True)
+            if outcome.truncated
+        },
         {task: outcome.count for task, outcome in zip(tasks, outcomes, strict=True)},
     )
 
 
 def _names(loaded: Sequence[Model], folders: Sequence[str | pathlib.Path]) -> list[str]:
-    """The models' specs, or their folders where they are of several runs, or specs do not tell them apart."""
+    """The models' specs, or their folders where they are of several runs, or specs do not tell them
+    apart.
+    """
     specs = [one.spec for one in loaded]
-    tell_apart = len(set(specs)) == len(specs) and all(one.config == loaded[0].config for one in loaded)
+    tell_apart = len(set(specs)) == len(specs) and all(
+        one.config == loaded[0].config for one in loaded
+    )
     return specs if tell_apart or not folders else [str(folder) for folder in folders]
 
 
 def _note_on_tokenizers(loaded: Sequence[Model], evaluations: Sequence[Evaluation]) -> str:
-    """A warning below the table, where figures of a token stand side by side that are of different tokens."""
+    """A warning below the table, where figures of a token stand side by side that are of different
+    tokens.
+    """
     tokenizers = {one.config.data.tokenizer for one in loaded}
-    of_tokens = [task for task in evaluations[0].scores if "perplexity" in task or "last_token" in task]
+    of_tokens = [
+        task for task in evaluations[0].scores if "perplexity" in task or "last_token" in task
+    ]
     if len(tokenizers) == 1 or not of_tokens:
         return ""
     return (
-        f"\n\nThe models have other tokenizers ({', '.join(sorted(tokenizers))}): figures of a token, such as "
+        f"\n\nThe models have other tokenizers ({', '.join(sorted(tokenizers))}): figures of a "
+        "token, such as "
         f"{of_tokens[0]}, do not compare; bits_per_byte does."
     )
 
@@ -235,11 +261,25 @@ def _table(
             test = f"p={odd[0].p_value:.3g} against {odd[0].a}" if odd else ""
             lost = one.truncated.get(task)
             cut = f"{lost} of {one.examples[task]} examples truncated" if lost else ""
-            rows.append([task, name, f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}", shown, cut, test])
-        rows += [[task, own, f"{value:.4f}", "", "", ""] for own, value in baselines.get(task, {}).items()]
+            rows.append(
+                [
+                    task,
+                    name,
+                    f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}",
+                    shown,
+                    cut,
+                    test,
+                ]
+            )
+        rows += [
+            [task, own, f"{value:.4f}", "", "", ""]
+            for own, value in baselines.get(task, {}).items()
+        ]
     header = ["task", "model or baseline", "figure", "95 % interval", "", ""]
     used = [i for i in range(len(header)) if (header[i] and i < 3) or any(row[i] for row in rows)]
-    return markdown_table([header[i] for i in used], [[row[i] for i in used] for row in rows], left=(0, 1, 3, 4, 5))
+    return markdown_table(
+        [header[i] for i in used], [[row[i] for i in used] for row in rows], left=(0, 1, 3, 4, 5)
+    )
 
 
 def make_folder_of(path: pathlib.Path) -> None:
@@ -247,7 +287,9 @@ def make_folder_of(path: pathlib.Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output={str(path)!r} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"output={str(path)!r} cannot be written ({error.strerror}); name another"
+        ) from None
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
@@ -256,13 +298,17 @@ def write_json(path: pathlib.Path, value: object) -> None:
     try:
         replace_text(path, json.dumps(value, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"output={str(path)!r} cannot be written ({error.strerror}); name another") from None
+        raise UserError(
+            f"output={str(path)!r} cannot be written ({error.strerror}); name another"
+        ) from None
 
 
 def _parse_task(task: str) -> tuple[str, str]:
     name, _, where = task.partition(":")
     known = [*_TEXT_FIGURES, *_TASKS]
-    forms = {name: f"{name}:{'FILE' if name in ('lambada', 'sat_math') else 'GLOB'}" for name in known}
+    forms = {
+        name: f"{name}:{'FILE' if name in ('lambada', 'sat_math') else 'GLOB'}" for name in known
+    }
     if name in known and not where:
         raise UserError(f"tasks={task!r} names no file; write {forms[name]}")
     if name not in known:

@@ -1,4 +1,5 @@
-"""Text from a model, one token at a time, with the keys and values of what was read kept in a cache.
+"""Text from a model, one token at a time, with the keys and values of what was read kept in a
+cache.
 
 Shape letters: B samples, T prompt, S cache, V vocab.
 """
@@ -29,7 +30,8 @@ class Sampling:
     Attributes:
       temperature: of the softmax; 0 takes the most likely token, others are at least 1e-6.
       top_k: draws among so many of the most likely tokens; None: among all.
-      top_p: and among the fewest that together have this probability, in (0, 1] (Holtzman et al. 2020); None: all.
+      top_p: and among the fewest that together have this probability, in (0, 1] (Holtzman et al.
+        2020); None: all.
       seed: of the draws.
     """
 
@@ -41,7 +43,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"):
             raise UserError(
-                f"temperature={self.temperature} must be 0, which takes the most likely token, or a finite number "
+                f"temperature={self.temperature} must be 0, which takes the most likely token, or "
+                "a finite number "
                 f"from {_COLDEST} up"
             )
         if self.top_k is not None and self.top_k < 1:
@@ -62,7 +65,8 @@ def generate(
 ) -> list[str]:
     """Continues a prompt; a text ends at the separator of documents, or after `num_tokens`.
 
-    A text that outgrows the sequences of the model's training goes on from its last half of one, read anew.
+    A text that outgrows the sequences of the model's training goes on from its last half of one,
+    read anew.
 
     Args:
       model: an extracted model, or a sub-model in place.
@@ -81,7 +85,9 @@ def generate(
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
     if num_samples > _MOST_SAMPLES:
-        raise UserError(f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds")
+        raise UserError(
+            f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds"
+        )
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -98,12 +104,22 @@ def generate(
         eos_id=tokenizer.eos_id,
         sampling=sampling,
     )
-    ended = [np.append(row, tokenizer.eos_id).tolist().index(tokenizer.eos_id) for row in ids_BT[:, len(start) :]]
-    return [tokenizer.decode(row[1 : len(start) + end]) for row, end in zip(ids_BT, ended, strict=True)]
+    ended = [
+        np.append(row, tokenizer.eos_id).tolist().index(tokenizer.eos_id)
+        for row in ids_BT[:, len(start) :]
+    ]
+    return [
+        tokenizer.decode(row[1 : len(start) + end]) for row, end in zip(ids_BT, ended, strict=True)
+    ]
 
 
 def generate_ids(
-    model: Model, ids_BT: np.ndarray, *, num_tokens: int, eos_id: int, sampling: Sampling = Sampling()
+    model: Model,
+    ids_BT: np.ndarray,
+    *,
+    num_tokens: int,
+    eos_id: int,
+    sampling: Sampling = Sampling(),
 ) -> np.ndarray:
     """As `generate`, on token ids: returns prompts and continuations [B, T + at most num_tokens].
 
@@ -165,15 +181,23 @@ def _continue(
     numbers: tuple[jax.Array, ...],
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Reads the first `seen` tokens of each row and draws up to `steps` more; returns them, who ended, and how many."""
+    """Reads the first `seen` tokens of each row and draws up to `steps` more; returns them, who
+    ended, and how many.
+    """
     weights = decoder_weights(architecture, params)
     hidden_ND, cache = prefill(weights, tokens_BT, length=length)
     last_BD = hidden_ND.reshape(*tokens_BT.shape, -1)[:, seen - 1]
     table = params["embed"]["tokens"]
 
-    def draw(hidden_BD: jax.Array, step: jax.Array, ended_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(
+        hidden_BD: jax.Array, step: jax.Array, ended_B: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         z_BV = _cut(logits(hidden_BD, table), cuts, *numbers)
-        drawn = jnp.argmax(z_BV, axis=-1) if greedy else jax.random.categorical(jax.random.fold_in(key, step), z_BV)
+        drawn = (
+            jnp.argmax(z_BV, axis=-1)
+            if greedy
+            else jax.random.categorical(jax.random.fold_in(key, step), z_BV)
+        )
         drawn_B = jnp.where(ended_B, eos_id, drawn.astype(jnp.int32))
         return drawn_B, ended_B | (drawn_B == eos_id)
 
@@ -187,14 +211,22 @@ def _continue(
     drawn_B, ended_B = draw(last_BD, jnp.int32(0), ended_B)
     new_BS = jnp.full((len(tokens_BT), length + 1), eos_id).at[:, 0].set(drawn_B)
     goes_on = lambda carry: (carry[0] < steps) & ~jnp.all(carry[2])
-    count, new_BS, ended_B, _ = jax.lax.while_loop(goes_on, body, (jnp.int32(1), new_BS, ended_B, cache))
+    count, new_BS, ended_B, _ = jax.lax.while_loop(
+        goes_on, body, (jnp.int32(1), new_BS, ended_B, cache)
+    )
     return new_BS, ended_B, count
 
 
 def _cut(
-    z_BV: jax.Array, cuts: tuple[bool, bool], temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
+    z_BV: jax.Array,
+    cuts: tuple[bool, bool],
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
 ) -> jax.Array:
-    """Logits at a temperature, -inf for the tokens that top_k and top_p leave out; those as likely as the last stay."""
+    """Logits at a temperature, -inf for the tokens that top_k and top_p leave out; those as likely
+    as the last stay.
+    """
     z_BV = z_BV / temperature
     if not any(cuts):
         return z_BV
@@ -202,7 +234,11 @@ def _cut(
     floor_B = falling_BV[:, top_k - 1] if cuts[0] else falling_BV[:, -1]
     if cuts[1]:
         kept_BV = jnp.where(falling_BV >= floor_B[:, None], falling_BV, -jnp.inf)
-        before_BV = jnp.cumsum(jax.nn.softmax(kept_BV, axis=-1), axis=-1) - jax.nn.softmax(kept_BV, axis=-1)
-        kept_BV = jnp.where(before_BV < top_p, kept_BV, jnp.inf)  # The first one always stays: nothing is before it.
+        before_BV = jnp.cumsum(jax.nn.softmax(kept_BV, axis=-1), axis=-1) - jax.nn.softmax(
+            kept_BV, axis=-1
+        )
+        kept_BV = jnp.where(
+            before_BV < top_p, kept_BV, jnp.inf
+        )  # The first one always stays: nothing is before it.
         floor_B = jnp.maximum(floor_B, jnp.min(kept_BV, axis=-1))
     return jnp.where(z_BV >= floor_B[:, None], z_BV, -jnp.inf)

@@ -15,15 +15,19 @@ from matta_jax.evaluation._tasks import Outcome, Score, share
 
 
 class Lambada:
-    """Whole-word accuracy: every token of the last word, with the space before it, is the most likely one.
+    """Whole-word accuracy: every token of the last word, with the space before it, is the most
+    likely one.
 
-    Beside it the word's perplexity, and under its own name the accuracy of the last BPE token alone, which is easier:
-    GPT-2's published 45.99 (small) and 55.48 (medium) are of that kind; whole words of the small one are 32.6 %.
+    Beside it the word's perplexity, and under its own name the accuracy of the last BPE token
+    alone, which is easier: GPT-2's published 45.99 (small) and 55.48 (medium) are of that kind;
+    whole words of the small one are 32.6 %.
     """
 
     def __init__(self, where: str, tokenizer: Tokenizer):
         self.where, path = where, pathlib.Path(where)
-        pairs = [_split(text, path, number) for number, text in _texts(path, f"tasks='lambada:{where}'")]
+        pairs = [
+            _split(text, path, number) for number, text in _texts(path, f"tasks='lambada:{where}'")
+        ]
         self.fingerprint = file_fingerprint(path)
         self.baselines = {
             "most frequent long word": _share_of(pairs, r"[A-Za-z]{5,}"),
@@ -48,7 +52,14 @@ class Lambada:
 def _texts(path: pathlib.Path, what: str) -> list[tuple[int, str]]:
     rows = []
     for number, value in read_json_lines(path, what):
-        rows.append((number, text_of(value, "text", f"{what}: {path} line {number}", "name LAMBADA's JSON lines")))
+        rows.append(
+            (
+                number,
+                text_of(
+                    value, "text", f"{what}: {path} line {number}", "name LAMBADA's JSON lines"
+                ),
+            )
+        )
     if not rows:
         raise UserError(f"{what}: {path} holds no example; name LAMBADA's JSON lines")
     return rows
@@ -58,13 +69,16 @@ def _split(text: str, path: pathlib.Path, number: int) -> tuple[str, str]:
     context, space, word = text.strip().rpartition(" ")
     if not context.strip():
         raise UserError(
-            f"tasks='lambada:{path}': line {number} must be words, with a space before the last one; remove it"
+            f"tasks='lambada:{path}': line {number} must be words, with a space before the last "
+            "one; remove it"
         )
     return context, space + word
 
 
 def _share_of(pairs: list[tuple[str, str]], pattern: str) -> float:
-    """How often the word that matches most often in the context, the first of several, is the last word."""
+    """How often the word that matches most often in the context, the first of several, is the last
+    word.
+    """
     words = re.compile(pattern)
     hits = 0
     for context, target in pairs:

@@ -1,6 +1,8 @@
-"""Log-likelihoods of given continuations: what LAMBADA, SAT Math and the evaluation harness ask for.
+"""Log-likelihoods of given continuations: what LAMBADA, SAT Math and the evaluation harness ask
+for.
 
-Requests go by in order of their length, in batches of a few lengths, so that a model compiles once for each.
+Requests go by in order of their length, in batches of a few lengths, so that a model compiles once
+for each.
 
 Shape letters: B batch, T sequence, M target tokens, D d_model, V vocab.
 """
@@ -33,7 +35,8 @@ class Likelihood:
     Attributes:
       log_prob: of the target, in nats, summed over its tokens.
       is_top: of each target token, whether it is the most likely one.
-      truncated: whether tokens at the start were left out, as the whole is longer than the model reads.
+      truncated: whether tokens at the start were left out, as the whole is longer than the model
+        reads.
     """
 
     log_prob: float
@@ -44,7 +47,8 @@ class Likelihood:
 def encode_request(tokenizer: Tokenizer, context: str, target: str) -> Request:
     """Returns the request of two texts, tokenised as one, as the evaluation harness does.
 
-    White space at the end of the context goes to the target. An empty context is the separator of documents.
+    White space at the end of the context goes to the target. An empty context is the separator of
+    documents.
     """
     stripped = context.rstrip()
     target = context[len(stripped) :] + target
@@ -58,7 +62,8 @@ def encode_request(tokenizer: Tokenizer, context: str, target: str) -> Request:
 def likelihoods(
     model: Model, requests: Sequence[Request], *, batch_size: int = 16, label: str = "scoring"
 ) -> list[Likelihood]:
-    """Scores requests, in their order; the longest batch sets the memory, logits exist at target tokens alone.
+    """Scores requests, in their order; the longest batch sets the memory, logits exist at target
+    tokens alone.
 
     A request longer than the sequences of the model's training loses tokens at its start.
 
@@ -69,14 +74,21 @@ def likelihoods(
       label: of the progress bar.
     """
     limit = model.config.data.seq_len
-    wholes = [np.concatenate([request.context, request.target])[-(limit + 1) :] for request in requests]
-    counts = [min(len(request.target), len(whole) - 1) for request, whole in zip(requests, wholes, strict=True)]
+    wholes = [
+        np.concatenate([request.context, request.target])[-(limit + 1) :] for request in requests
+    ]
+    counts = [
+        min(len(request.target), len(whole) - 1)
+        for request, whole in zip(requests, wholes, strict=True)
+    ]
     order = sorted(range(len(requests)), key=lambda i: -len(wholes[i]))
     targets = _bucket(max(counts, default=1), limit)
     found: list[Likelihood | None] = [None] * len(requests)
 
     @jax.jit
-    def program(params, tokens_BT: jax.Array, places_BM: jax.Array, labels_BM: jax.Array) -> tuple[jax.Array, ...]:
+    def program(
+        params, tokens_BT: jax.Array, places_BM: jax.Array, labels_BM: jax.Array
+    ) -> tuple[jax.Array, ...]:
         hidden_BTD = model.apply(params, tokens_BT).reshape(*tokens_BT.shape, -1)
 
         def of_row(row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +100,9 @@ def likelihoods(
         return jax.lax.map(of_row, (hidden_BTD, places_BM, labels_BM))
 
     starts = range(0, len(order), batch_size)
-    for start in tqdm.tqdm(starts, desc=f"{label} {model.spec}", unit=" batches", delay=2.0, disable=None):
+    for start in tqdm.tqdm(
+        starts, desc=f"{label} {model.spec}", unit=" batches", delay=2.0, disable=None
+    ):
         chosen = order[start : start + batch_size]
         length = _bucket(max(len(wholes[i]) - 1 for i in chosen), limit)
         tokens = np.zeros((batch_size, length), np.int32)

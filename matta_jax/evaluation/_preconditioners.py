@@ -1,4 +1,6 @@
-"""The picture of a layer's preconditioners, as in the paper: blocks of the Student and of the TA told apart."""
+"""The picture of a layer's preconditioners, as in the paper: blocks of the Student and of the TA
+told apart.
+"""
 
 import numpy as np
 
@@ -16,15 +18,21 @@ def preconditioner_blocks(checkpoint: str, weight: str, layer: int) -> list[Bloc
     """Reads the Shampoo blocks of one layer of a weight from a run's checkpoint.
 
     Raises:
-      UserError: a run of another optimiser, an unknown weight or layer, or a checkpoint that cannot be read.
+      UserError: a run of another optimiser, an unknown weight or layer, or a checkpoint that cannot
+        be read.
     """
     source = open_source(checkpoint)
     config, nest = source.config, source.nest
     if config.optimizer.name != "shampoo":
-        raise UserError(f"optimizer.name={config.optimizer.name!r} of {checkpoint} has no preconditioners; use shampoo")
+        raise UserError(
+            f"optimizer.name={config.optimizer.name!r} of {checkpoint} has no preconditioners; use "
+            "shampoo"
+        )
     weights = flatten(source.abstract)
     if weight not in weights:
-        raise UserError(f"weight={weight!r} must be one of {', '.join(weights)}{did_you_mean(weight, weights)}")
+        raise UserError(
+            f"weight={weight!r} must be one of {', '.join(weights)}{did_you_mean(weight, weights)}"
+        )
     if not 0 <= layer < nest.ta.num_layers:
         raise UserError(f"layer={layer} must be from 0 to {nest.ta.num_layers - 1}")
     state = find_shampoo(load_opt_state(source))
@@ -46,16 +54,25 @@ def preconditioner_blocks(checkpoint: str, weight: str, layer: int) -> list[Bloc
 
 
 def describe_blocks(blocks: list[Block], epsilon: float) -> str:
-    """A Markdown table: medians over the blocks of the Student and of the TA alone, for each side."""
-    lines = ["| blocks | side | number | effective rank | condition | residual | failures |", "|---" * 7 + "|"]
+    """A Markdown table: medians over the blocks of the Student and of the TA alone,
+    for each side.
+    """
+    lines = [
+        "| blocks | side | number | effective rank | condition | residual | failures |",
+        "|---" * 7 + "|",
+    ]
     for own in (True, False):
         mine = [block for block in blocks if block.in_student is own]
         for side in sorted({side for block in mine for side in block.statistics}):
             rank = np.median([block.effective_rank(side) for block in mine])
             condition = np.median([block.condition(side, epsilon) for block in mine])
-            residual, failures = max(block.residual for block in mine), sum(block.failures for block in mine)
+            residual, failures = (
+                max(block.residual for block in mine),
+                sum(block.failures for block in mine),
+            )
             lines.append(
-                f"| {_NAMES[own]} | {side} | {len(mine)} | {rank:.1f} | {condition:.1e} | {residual:.1e} | {failures} |"
+                f"| {_NAMES[own]} | {side} | {len(mine)} | {rank:.1f} | {condition:.1e} | "
+                f"{residual:.1e} | {failures} |"
             )
     return "\n".join(lines)
 
@@ -93,11 +110,17 @@ def _draw_matrices(figure, axes, blocks: list[Block], side: str) -> None:
     whole = np.full((sum(sizes), sum(sizes)), np.nan)
     for block, size, stop in zip(blocks, sizes, np.cumsum(sizes), strict=True):
         matrix = np.abs(block.statistics[side])
-        whole[stop - size : stop, stop - size : stop] = np.log10(matrix / max(matrix.max(), 1e-300) + 1e-8)
+        whole[stop - size : stop, stop - size : stop] = np.log10(
+            matrix / max(matrix.max(), 1e-300) + 1e-8
+        )
     image = axes.imshow(whole, vmin=-6, vmax=0, cmap="magma", interpolation="nearest")
     for block, size, stop in zip(blocks, sizes, np.cumsum(sizes), strict=True):
         corner = (stop - size - 0.5, stop - size - 0.5)
-        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=_COLOURS[block.in_student], linewidth=1.5))
+        axes.add_patch(
+            Rectangle(
+                corner, size, size, fill=False, edgecolor=_COLOURS[block.in_student], linewidth=1.5
+            )
+        )
     axes.set_title(f"log10 |{side}|, each block relative to its largest entry", fontsize=9)
     axes.tick_params(labelsize=7)
     figure.colorbar(image, ax=axes, shrink=0.8)

@@ -1,4 +1,6 @@
-"""The report of a run, on a page: its table of models, accuracy against size, what was run and its curves."""
+"""The report of a run, on a page: its table of models, accuracy against size, what was run and its
+curves.
+"""
 
 import dataclasses
 import json
@@ -12,7 +14,11 @@ from matta_jax.elastic import MANIFEST
 from matta_jax.errors import UserError
 from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
 from matta_jax.evaluation._evaluate import write_json
-from matta_jax.evaluation._preconditioners import describe_blocks, plot_blocks, preconditioner_blocks
+from matta_jax.evaluation._preconditioners import (
+    describe_blocks,
+    plot_blocks,
+    preconditioner_blocks,
+)
 from matta_jax.files import replace_text
 from matta_jax.models import abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import SubModel, count, nest_of
@@ -44,11 +50,12 @@ def report(
     """Gathers a run's metrics and the scored models under its `models/` into a report.
 
     Args:
-      workdir: folder of a run; the manifests in `models/*` hold the scores, `metrics.jsonl` the curves.
-      notes: `baselines`, name to bits per byte, and `sample`, a text, to be told beside the table. None: those of the
-        last report.
-      weight, layer: whose preconditioners to draw, of a run with Shampoo: a path such as `blocks/0/mlp/w_in`, and a
-        layer of the TA; by default this one, in the middle layer.
+      workdir: folder of a run; the manifests in `models/*` hold the scores, `metrics.jsonl` the
+        curves.
+      notes: `baselines`, name to bits per byte, and `sample`, a text, to be told beside the table.
+        None: those of the last report.
+      weight, layer: whose preconditioners to draw, of a run with Shampoo: a path such as
+        `blocks/0/mlp/w_in`, and a layer of the TA; by default this one, in the middle layer.
 
     Raises:
       UserError: no run in `workdir`; no such weight or layer.
@@ -56,7 +63,10 @@ def report(
     folder = pathlib.Path(workdir).resolve()
     for file in ("config.json", "metrics.jsonl"):
         if not (folder / file).is_file():
-            raise UserError(f"workdir={str(workdir)!r} holds no run ({file} is missing); name the workdir of a run")
+            raise UserError(
+                f"workdir={str(workdir)!r} holds no run ({file} is missing); name the workdir of a "
+                "run"
+            )
     config, metrics = _read_config(folder / "config.json"), _read_metrics(folder / "metrics.jsonl")
     if notes is None:
         notes = _old_notes(folder / "report.json")
@@ -75,7 +85,9 @@ def _read_config(file: pathlib.Path) -> config_lib.Config:
     try:
         return config_lib.from_dict(json.loads(file.read_text()))
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}); start the run's command again in another workdir") from None
+        raise UserError(
+            f"{file} is damaged ({error}); start the run's command again in another workdir"
+        ) from None
 
 
 def _read_metrics(file: pathlib.Path) -> list[dict[str, float]]:
@@ -112,7 +124,9 @@ def _rows(models: pathlib.Path) -> list[dict[str, Any]]:
                     }
                 )
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{file.parent} is damaged; remove it, and extract and evaluate that model again") from None
+            raise UserError(
+                f"{file.parent} is damaged; remove it, and extract and evaluate that model again"
+            ) from None
     return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
 
 
@@ -127,10 +141,15 @@ class _Figure:
 
     def of(self, row: dict[str, Any]) -> float | None:
         """The row's first figure of this task."""
-        return next((value for task, value in row["scores"].items() if task.startswith(f"{self.task}:")), None)
+        return next(
+            (value for task, value in row["scores"].items() if task.startswith(f"{self.task}:")),
+            None,
+        )
 
 
-_BITS = _Figure("bits_per_byte", "bits/byte", "held-out bits per byte (lower is better)", rises=False)
+_BITS = _Figure(
+    "bits_per_byte", "bits/byte", "held-out bits per byte (lower is better)", rises=False
+)
 _AUC = _Figure("auc", "AUC", "held-out AUC (higher is better)", rises=True)
 
 
@@ -147,7 +166,16 @@ def _table(rows: list[dict[str, Any]], baselines: dict[str, float]) -> str:
     if not rows:
         return "No extracted model has been scored: matta-extract, then matta-evaluate"
     figure = _figure(rows)
-    header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token", figure.heading]
+    header = [
+        "model",
+        "layers",
+        "d_model",
+        "d_ff",
+        "parameters",
+        "MB",
+        "MFLOP/token",
+        figure.heading,
+    ]
     lines = []
     for row in rows:
         value = figure.of(row)
@@ -199,30 +227,50 @@ def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
 
     def described(sub_model: SubModel) -> str:
         counts = count(shapes, axes, sub_model, head_dim=nest.head_dim, seq_len=data.seq_len)
-        sizes = f"{len(sub_model.layers)} layers, d_model {sub_model.d_model}, d_ff {_runs(list(sub_model.d_ff))}"
+        sizes = (
+            f"{len(sub_model.layers)} layers, d_model {sub_model.d_model}, "
+            f"d_ff {_runs(list(sub_model.d_ff))}"
+        )
         return f"{sizes}: {counts.parameters:,} parameters"
 
     lines = [["Student", described(nest.student)]]
     if nest.ta != nest.student:
         lines.append(["TA", described(nest.ta)])
         ramp = (
-            "" if objective.ramp_shape == "constant" else f", after a ramp over {objective.distill_ramp:.0%} of the run"
+            ""
+            if objective.ramp_shape == "constant"
+            else f", after a ramp over {objective.distill_ramp:.0%} of the run"
         )
-        lines.append(["distillation", f"{divergence_label(config)}, weight {objective.distill_weight:g}{ramp}"])
+        lines.append(
+            [
+                "distillation",
+                f"{divergence_label(config)}, weight {objective.distill_weight:g}{ramp}",
+            ]
+        )
     teacher = config.teacher.model or config.teacher.labels
     if teacher is not None:
         lines.append(["Teacher", teacher])
-    lines.append(["optimiser", f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}"])
+    lines.append(
+        ["optimiser", f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}"]
+    )
     lines.append(["data", f"{data.source}, tokenizer {data.tokenizer}"])
     done = metrics[-1]["step"] if metrics else 0
     batch = (
-        f"{data.batch_size} examples" if config.model.name == "scorer" else f"{data.batch_size} x {data.seq_len} tokens"
+        f"{data.batch_size} examples"
+        if config.model.name == "scorer"
+        else f"{data.batch_size} x {data.seq_len} tokens"
     )
     lines.append(["steps", f"{done:,} of {config.train.num_steps:,}, of {batch}"])
     timed = [row for row in metrics if "tokens_per_second" in row]
     if timed:
-        median = {name: statistics.median(row[name] for row in timed) for name in ("tokens_per_second", "mfu")}
-        speed = f"{median['tokens_per_second']:,.0f} tokens/s, {median['mfu']:.0%} of the peak (medians)"
+        median = {
+            name: statistics.median(row[name] for row in timed)
+            for name in ("tokens_per_second", "mfu")
+        }
+        speed = (
+            f"{median['tokens_per_second']:,.0f} tokens/s, {median['mfu']:.0%} of the peak "
+            "(medians)"
+        )
         skipped = sum(row.get("skipped_steps", 0) for row in metrics)
         lines.append(["speed", speed + (f"; {skipped:.0f} steps skipped" if skipped else "")])
     return markdown_table(["", ""], lines)
@@ -239,7 +287,11 @@ def _last_table(config: config_lib.Config, metrics: Metrics) -> str | None:
         "distill": f"{divergence_label(config)}, {unit(config)}",
         "agreement": "share where both find the same most likely",
     }
-    found = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
+    found = {
+        name.removeprefix("eval/"): value
+        for name, value in last.items()
+        if name.startswith("eval/")
+    }
     if nest_of(config).student == nest_of(config).ta:
         found.pop("agreement", None)  # Of a model with itself.
     shown = dict.fromkeys(name for name in (*names, *found) if name in found)
@@ -266,9 +318,13 @@ def _plots(
 def _preconditioners(
     folder: pathlib.Path, config: config_lib.Config, weight: str | None, layer: int | None
 ) -> tuple[str, list[pathlib.Path]]:
-    """Returns a section on the preconditioners of one layer and its picture; nothing for a run without Shampoo."""
+    """Returns a section on the preconditioners of one layer and its picture; nothing for a run
+    without Shampoo.
+    """
     asked = weight is not None or layer is not None
-    if not asked and (config.optimizer.name != "shampoo" or not any((folder / "checkpoints").glob("[0-9]*"))):
+    if not asked and (
+        config.optimizer.name != "shampoo" or not any((folder / "checkpoints").glob("[0-9]*"))
+    ):
         return "", []
     weight = weight or "blocks/0/mlp/w_in"
     layer = (config.nest.num_layers or config.model.num_layers) // 2 if layer is None else layer
@@ -282,10 +338,16 @@ def _preconditioners(
     return section, [save_figure(figure, folder / "preconditioners.png")]
 
 
-def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baselines: dict[str, float]) -> pathlib.Path:
+def _plot_sizes(
+    path: pathlib.Path, figure, rows: list[dict[str, Any]], baselines: dict[str, float]
+) -> pathlib.Path:
     axes = figure.subplots()
     figure_of = _figure(rows)
-    points = [(row["parameters"] / 1e6, value, row["name"]) for row in rows if (value := figure_of.of(row)) is not None]
+    points = [
+        (row["parameters"] / 1e6, value, row["name"])
+        for row in rows
+        if (value := figure_of.of(row)) is not None
+    ]
     best, front = -math.inf if figure_of.rises else math.inf, []
     for size, value, _ in points:  # By size, as the rows are.
         if value > best if figure_of.rises else value < best:
@@ -299,7 +361,9 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
     for size, bits, name in points:
         colour, label = ends.get(name, ("0.45", name))
         on_front = (size, bits) in front
-        left = on_front or size > middle  # Below the falling front, or to the inside of the picture.
+        left = (
+            on_front or size > middle
+        )  # Below the falling front, or to the inside of the picture.
         axes.scatter([size], [bits], color=colour, zorder=3)
         axes.annotate(
             label,
@@ -316,7 +380,11 @@ def _plot_sizes(path: pathlib.Path, figure, rows: list[dict[str, Any]], baseline
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel(figure_of.axis)
     known = ", ".join(
-        f"{name} {value:.3f}" if figure_of.rises else f"{name} {value:.2f}" for name, value in baselines.items()
+        f"{name} {value:.3f}" if figure_of.rises else f"{name} {value:.2f}"
+        for name, value in baselines.items()
     )
-    axes.set_title("One training run, many models" + (f"\non the same text: {known}" if known else ""), fontsize=10)
+    axes.set_title(
+        "One training run, many models" + (f"\non the same text: {known}" if known else ""),
+        fontsize=10,
+    )
     return save_figure(figure, path)

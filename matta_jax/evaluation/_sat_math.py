@@ -1,4 +1,6 @@
-"""SAT Math in AGIEval's format, version 1 (Zhong et al. 2023): questions with lettered options, asked zero-shot."""
+"""SAT Math in AGIEval's format, version 1 (Zhong et al. 2023): questions with lettered options,
+asked zero-shot.
+"""
 
 import pathlib
 import re
@@ -16,23 +18,29 @@ _LETTERS = "ABCDEFG"
 
 
 class SatMath:
-    """Accuracy by the summed log-probability of the options, and `sat_math_norm` by that of a character.
+    """Accuracy by the summed log-probability of the options, and `sat_math_norm` by that of a
+    character.
 
-    220 questions leave a standard error of 3 points, and small models are at chance: read the interval, and compare
-    two models by the paired test.
+    220 questions leave a standard error of 3 points, and small models are at chance: read the
+    interval, and compare two models by the paired test.
     """
 
     def __init__(self, where: str, tokenizer: Tokenizer):
         self.where, path = where, pathlib.Path(where)
         what = f"tasks='sat_math:{where}'"
-        rows = [_question(value, f"{what}: {path} line {number}") for number, value in read_json_lines(path, what)]
+        rows = [
+            _question(value, f"{what}: {path} line {number}")
+            for number, value in read_json_lines(path, what)
+        ]
         if not rows:
             raise UserError(f"{what}: {path} holds no question; name AGIEval's JSON lines")
         self.fingerprint = file_fingerprint(path)
         self.baselines = {"chance": float(np.mean([1 / len(options) for _, options, _ in rows]))}
         self._rows = rows
         self._requests = [
-            encode_request(tokenizer, prompt, " " + option) for prompt, options, _ in rows for option in options
+            encode_request(tokenizer, prompt, " " + option)
+            for prompt, options, _ in rows
+            for option in options
         ]
 
     def run(self, model: Model) -> Outcome:
@@ -43,7 +51,9 @@ class SatMath:
             own = [next(found) for _ in options]
             log_probs = np.array([one.log_prob for one in own])
             right.append(int(np.argmax(log_probs)) == label)
-            right_norm.append(int(np.argmax(log_probs / [len(option) for option in options])) == label)
+            right_norm.append(
+                int(np.argmax(log_probs / [len(option) for option in options])) == label
+            )
             truncated += any(one.truncated for one in own)
         scores = [share(f"sat_math:{self.where}", np.array(right))]
         scores.append(share(f"sat_math_norm:{self.where}", np.array(right_norm)))
@@ -52,12 +62,18 @@ class SatMath:
 
 def _question(value: dict[str, Any], where: str) -> tuple[str, list[str], int]:
     """Returns the prompt, the options and the index of the right one."""
-    question, options, label = text_of(value, "question", where), value.get("options"), value.get("label")
+    question, options, label = (
+        text_of(value, "question", where),
+        value.get("options"),
+        value.get("label"),
+    )
     passage = value.get("passage")
     if not isinstance(passage, str | None):
         raise UserError(f"{where}: passage={shorten(passage)} must be a text, or null")
     if not isinstance(options, list) or not 2 <= len(options) <= len(_LETTERS):
-        raise UserError(f"{where}: options={shorten(options)} must be a list of 2 to {len(_LETTERS)} texts")
+        raise UserError(
+            f"{where}: options={shorten(options)} must be a list of 2 to {len(_LETTERS)} texts"
+        )
     for i, option in enumerate(options):
         if not isinstance(option, str) or not re.match(rf"\({_LETTERS[i]}\)", option):
             raise UserError(f"{where}: option {shorten(option)} must begin with ({_LETTERS[i]})")

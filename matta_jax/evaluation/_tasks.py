@@ -1,4 +1,6 @@
-"""Tasks: what a model can be scored on. A task is prepared once, and scores any number of models alike."""
+"""Tasks: what a model can be scored on. A task is prepared once, and scores any number of models
+alike.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,7 +35,8 @@ class Outcome:
 
     Attributes:
       scores: the figures, the primary one first.
-      right: of each example, whether the model had it right; None for tasks that have no right and wrong.
+      right: of each example, whether the model had it right; None for tasks that have no right and
+        wrong.
       count: examples.
       truncated: examples that were longer than the model reads, and lost tokens at their start.
     """

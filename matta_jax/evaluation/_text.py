@@ -9,7 +9,9 @@ from matta_jax.evaluation._tasks import Outcome, Score
 
 
 class Text:
-    """The loss of a text, of which each task shows one figure; a model is run once for all of them."""
+    """The loss of a text, of which each task shows one figure; a model is run once for
+    all of them.
+    """
 
     def __init__(self, where: str, config: Config):
         self.where, self._windows = where, task_windows(config, where)

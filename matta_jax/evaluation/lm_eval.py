@@ -1,8 +1,10 @@
-"""Our models in the evaluation harness of EleutherAI (extra: `lm-eval`): its tasks, on any sub-model.
+"""Our models in the evaluation harness of EleutherAI (extra: `lm-eval`): its tasks, on any
+sub-model.
 
 import lm_eval, matta_jax.evaluation.lm_eval
-lm_eval.simple_evaluate(model="matta_jax", model_args="model=models/small", tasks=["lambada_openai"])
-lm_eval.simple_evaluate(model="matta_jax", model_args="checkpoint=runs/mine,sub_model=student", tasks=[...])
+lm_eval.simple_evaluate(model="matta_jax", model_args="model=models/small",
+tasks=["lambada_openai"]) lm_eval.simple_evaluate(model="matta_jax",
+model_args="checkpoint=runs/mine,sub_model=student", tasks=[...])
 """
 
 from typing import Any
@@ -38,14 +40,20 @@ class MattaLM(LM):
         self._tokenizer = make_tokenizer(self._model.config.data.tokenizer)
         self._batch_size = int(batch_size) if str(batch_size).isdigit() else 16
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Returns of each (context, continuation) its log-probability, and whether it is the greedy one."""
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Returns of each (context, continuation) its log-probability, and whether it is the greedy
+        one.
+        """
         encoded = [encode_request(self._tokenizer, *request.args) for request in requests]
         found = likelihoods(self._model, encoded, batch_size=self._batch_size)
         return [(one.log_prob, bool(one.is_top.all())) for one in found]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Returns of each text its log-probability, in windows of the model's sequences, each token predicted once."""
+        """Returns of each text its log-probability, in windows of the model's sequences, each token
+        predicted once.
+        """
         limit, sums = self._model.config.data.seq_len, []
         for request in requests:
             ids = np.asarray(self._tokenizer.encode(request.args[0]), np.int32)
@@ -54,7 +62,12 @@ class MattaLM(LM):
                 Request(stream[start : start + 1], stream[start + 1 : start + limit + 1])
                 for start in range(0, len(ids), limit)
             ]
-            sums.append(sum(one.log_prob for one in likelihoods(self._model, windows, batch_size=self._batch_size)))
+            sums.append(
+                sum(
+                    one.log_prob
+                    for one in likelihoods(self._model, windows, batch_size=self._batch_size)
+                )
+            )
         return sums
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -63,7 +76,9 @@ class MattaLM(LM):
         for request in requests:
             context, options = request.args
             ends = options.get("until") or []
-            sampling = Sampling(float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0)
+            sampling = Sampling(
+                float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+            )
             start = np.array([self._tokenizer.eos_id, *self._tokenizer.encode(context)], np.int32)
             ids = generate_ids(
                 self._model,

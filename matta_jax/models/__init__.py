@@ -1,4 +1,6 @@
-"""Models: the GPT decoder and the scorer as plain modules, and the joint forward pass of a nest of them."""
+"""Models: the GPT decoder and the scorer as plain modules, and the joint forward pass of a nest of
+them.
+"""
 
 from matta_jax.models._decode import decode as decode
 from matta_jax.models._decode import decoder_weights as decoder_weights

@@ -1,6 +1,7 @@
 """A plain GPT one token at a time, with the keys and values of what was read kept in a cache.
 
-Shape letters: B batch, T tokens of the prompt, N positions (= B·T), D d_model, H heads, S cache, E head_dim.
+Shape letters: B batch, T tokens of the prompt, N positions (= B·T), D d_model, H heads, S cache, E
+head_dim.
 """
 
 import jax
@@ -16,29 +17,41 @@ Cache = list[tuple[jax.Array, jax.Array]]
 
 
 def decoder_weights(architecture: Architecture, params: Tree) -> Tree:
-    """The weights as `prefill` and `decode` read them: each layer's by themselves, in whole matrices.
+    """The weights as `prefill` and `decode` read them: each layer's by themselves, in whole
+    matrices.
 
     Made once, outside the loop over tokens: this copies the layers' weights.
     """
     axes, layers = logical_axes(architecture), []
     for name, run in enumerate(architecture.sub_model.runs):
-        own = jax.tree.map(lambda names: names[1:], axes["blocks"][str(name)], is_leaf=lambda node: type(node) is tuple)
+        own = jax.tree.map(
+            lambda names: names[1:],
+            axes["blocks"][str(name)],
+            is_leaf=lambda node: type(node) is tuple,
+        )
         for i in range(len(run.layers)):
-            layers.append(join_granules(jax.tree.map(lambda weight, i=i: weight[i], params["blocks"][str(name)]), own))
+            layers.append(
+                join_granules(
+                    jax.tree.map(lambda weight, i=i: weight[i], params["blocks"][str(name)]), own
+                )
+            )
     return {"embed": params["embed"], "layers": layers, "norm": params["norm"]}
 
 
-def init_cache(architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32") -> Cache:
+def init_cache(
+    architecture: Architecture, *, batch_size: int, length: int, dtype: str = "float32"
+) -> Cache:
     """Returns empty keys and values for `decode`, with room for `length` tokens."""
     shape = (batch_size * architecture.num_heads, length, architecture.head_dim)
     return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in architecture.d_ff]
 
 
 def prefill(weights: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Array, Cache]:
-    """Runs a prompt; returns its normed hidden states [B·T, D] and a cache for `decode` with room for `length` tokens.
+    """Runs a prompt; returns its normed hidden states [B·T, D] and a cache for `decode` with room
+    for `length` tokens.
 
-    `weights` are those of `decoder_weights`. Tokens that only fill up a prompt at its end may follow it: `decode`
-    writes over them.
+    `weights` are those of `decoder_weights`. Tokens that only fill up a prompt at its end may
+    follow it: `decode` writes over them.
     """
     seq_len, cache = tokens_BT.shape[1], []
     room = ((0, 0), (0, length - seq_len), (0, 0))
@@ -50,8 +63,11 @@ def prefill(weights: Tree, tokens_BT: jax.Array, *, length: int) -> tuple[jax.Ar
     return module_apply("norm", weights["norm"], x_ND), cache
 
 
-def decode(weights: Tree, tokens_B: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
-    """Runs one new token of each row, at `position`; returns its normed hidden states [B, D] and the longer cache.
+def decode(
+    weights: Tree, tokens_B: jax.Array, cache: Cache, position: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Runs one new token of each row, at `position`; returns its normed hidden states [B, D] and
+    the longer cache.
 
     `weights` are those of `decoder_weights`.
     """

@@ -1,8 +1,10 @@
-"""GPT-2 as plain Flax NNX modules, of whatever size their weights have. They know nothing of nesting.
+"""GPT-2 as plain Flax NNX modules, of whatever size their weights have. They know nothing of
+nesting.
 
 Every weight names its logical axes in the metadata `axes`. Shape letters:
   B batch, T sequence, N tokens (= B·T), D d_model, V vocab, L layers,
-  K head granules, H heads of a granule, E head_dim, G d_ff granules, F neurons of a granule, C q, k and v.
+  K head granules, H heads of a granule, E head_dim, G d_ff granules, F neurons of a granule, C q, k
+  and v.
 """
 
 import dataclasses
@@ -18,11 +20,15 @@ from flax import nnx
 from matta_jax.config import ModelConfig
 from matta_jax.nesting import Nest, SubModel, fan_in
 
-# Against the embedding's unit-norm rows. Larger ones drown a token in its context's average while attention is still
-# uniform: 200 steps of the quickstart end at 2.11 nats with 0.25, and 500 at 2.16 with 1.
+# Against the embedding's unit-norm rows. Larger ones drown a token in its context's average while
+# attention is still uniform: 200 steps of the quickstart end at 2.11 nats with 0.25, and 500 at
+# 2.16 with 1.
 _RESIDUAL_SCALE = 0.25
 _NORM_EPSILON = 1e-5
-_BLOCKS, _SMALLEST = 4, 64  # Of causal attention's queries: how many at most, and the fewest queries of one.
+_BLOCKS, _SMALLEST = (
+    4,
+    64,
+)  # Of causal attention's queries: how many at most, and the fewest queries of one.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +98,26 @@ def _plain_product(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Arra
 
 
 def _product_forward(subscripts: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
-    return _plain_product(subscripts, x, weight), (x, weight)  # A dot that the checkpoint policy can see, and keep.
+    return _plain_product(subscripts, x, weight), (
+        x,
+        weight,
+    )  # A dot that the checkpoint policy can see, and keep.
 
 
-def _product_backward(subscripts: str, operands: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(
+    subscripts: str, operands: Any, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, weight = operands
     x_axes, weight_axes, out = subscripts.replace("->", ",").split(",")
     sums = functools.partial(jnp.einsum, preferred_element_type=weight.dtype)
 
     def on_cpu(small: jax.Array, large: jax.Array, small_axes: str, large_axes: str) -> jax.Array:
-        # XLA's fast products sum over the last axis of the first operand, and it would not turn one by itself.
-        turned, rest = jax.lax.optimization_barrier(jnp.moveaxis(small, 0, -1)), small_axes[1:] + large_axes[1:]
+        # XLA's fast products sum over the last axis of the first operand, and it would not turn one
+        # by itself.
+        turned, rest = (
+            jax.lax.optimization_barrier(jnp.moveaxis(small, 0, -1)),
+            small_axes[1:] + large_axes[1:],
+        )
         found = sums(f"{small_axes[1:]}{small_axes[0]},{large_axes}->{rest}", turned, large)
         return jnp.einsum(f"{rest}->{weight_axes}", jax.lax.optimization_barrier(found))
 
@@ -122,12 +137,16 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """An einsum over tokens, x's first axis, in its type; a wider weight has its gradient summed in its own type.
+    """An einsum over tokens, x's first axis, in its type; a wider weight has its gradient summed in
+    its own type.
 
-    Axes of one entry are left out of it: they would hide from compilers that these are products of plain matrices.
+    Axes of one entry are left out of it: they would hide from compilers that these are products of
+    plain matrices.
     """
     x_axes, weight_axes, out_axes = subscripts.replace("->", ",").split(",")
-    sizes = dict(zip(x_axes, x.shape, strict=True)) | dict(zip(weight_axes, weight.shape, strict=True))
+    sizes = dict(zip(x_axes, x.shape, strict=True)) | dict(
+        zip(weight_axes, weight.shape, strict=True)
+    )
     left = [
         "".join(axis for axis in axes if sizes[axis] > 1 or axis not in weight_axes)
         for axes in (x_axes, weight_axes, out_axes)
@@ -138,7 +157,9 @@ def _project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with scale and bias; statistics in float32, over the d_model that it is given."""
+    """Layer normalisation with scale and bias; statistics in float32, over the d_model that it is
+    given.
+    """
 
     def __init__(self, sizes: Mapping[str, int]):
         self.scale = nnx.Param(jnp.ones(sizes["d_model"]), axes=("d_model",))
@@ -159,14 +180,18 @@ class Attention(nnx.Module):
     def __init__(self, sizes: Mapping[str, int], rngs: nnx.Rngs, *, out_scale: float):
         self.w_qkv = weight(rngs, sizes, "heads_granules", "d_model", "qkv", "heads", "head_dim")
         self.b_qkv = weight(rngs, sizes, "heads_granules", "qkv", "heads", "head_dim")
-        self.w_out = weight(rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale)
+        self.w_out = weight(
+            rngs, sizes, "heads_granules", "heads", "head_dim", "d_model", scale=out_scale
+        )
         self.b_out = weight(rngs, sizes, "d_model")
 
     def _project(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries, keys and values [B, K, H, T, E]."""
         qkv_NKCHE = _project("nd,kdche->nkche", x_ND, self.w_qkv[...]) + self.b_qkv[...]
         qkv_BTKCHE = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
-        parts = jax.lax.split(qkv_BTKCHE, (1, 1, 1), axis=3)  # Its gradient is put together, that of slices added up.
+        parts = jax.lax.split(
+            qkv_BTKCHE, (1, 1, 1), axis=3
+        )  # Its gradient is put together, that of slices added up.
         q, k, v = (jnp.transpose(part[:, :, :, 0], (0, 2, 3, 1, 4)) for part in parts)
         return q, k, v
 
@@ -174,15 +199,27 @@ class Attention(nnx.Module):
         """Returns what each head has gathered [N, K, H, E], as `__call__` does."""
         return self._mix(*self._project(x_ND, seq_len), seen_BS).astype(x_ND.dtype)
 
-    def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array | None = None) -> jax.Array:
+    def _mix(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, seen_BS: jax.Array | None = None
+    ) -> jax.Array:
         q, seq_len = q / math.sqrt(q.shape[-1]), q.shape[-2]
         if seen_BS is not None:
             mixed = _attend(q, k, v, seen_BS[:, None, None, None, :])
-        else:  # Each block of queries leaves out the keys after it, which saves 3/8 of the work in four blocks.
-            causal_TS, size = jnp.tril(jnp.ones((seq_len, seq_len), bool)), max(-(-seq_len // _BLOCKS), _SMALLEST)
+        # Each block of queries leaves out the keys after it, which saves 3/8 of the work in four
+        # blocks.
+        else:
+            causal_TS, size = (
+                jnp.tril(jnp.ones((seq_len, seq_len), bool)),
+                max(-(-seq_len // _BLOCKS), _SMALLEST),
+            )
             ends = [(start, min(start + size, seq_len)) for start in range(0, seq_len, size)]
             parts = [
-                _attend(q[..., start:end, :], k[..., :end, :], v[..., :end, :], causal_TS[start:end, :end])
+                _attend(
+                    q[..., start:end, :],
+                    k[..., :end, :],
+                    v[..., :end, :],
+                    causal_TS[start:end, :end],
+                )
                 for start, end in ends
             ]
             mixed = jnp.concatenate(parts, axis=-2)
@@ -190,15 +227,24 @@ class Attention(nnx.Module):
 
     def _out(self, mixed_NKHE: jax.Array) -> jax.Array:
         w_KHED = self.w_out[...]
-        w_KFD = w_KHED.reshape(len(w_KHED), -1, w_KHED.shape[-1])  # One axis to sum over, not two that XLA would turn.
-        return _project("nkf,kfd->nd", mixed_NKHE.reshape(*mixed_NKHE.shape[:2], -1), w_KFD) + self.b_out[...]
+        w_KFD = w_KHED.reshape(
+            len(w_KHED), -1, w_KHED.shape[-1]
+        )  # One axis to sum over, not two that XLA would turn.
+        return (
+            _project("nkf,kfd->nd", mixed_NKHE.reshape(*mixed_NKHE.shape[:2], -1), w_KFD)
+            + self.b_out[...]
+        )
 
-    def __call__(self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None) -> jax.Array:
-        """Attends over sequences: each position to itself and those before; with `seen_BS`, all to these positions,
-        of which each sequence needs one."""
+    def __call__(
+        self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None
+    ) -> jax.Array:
+        """Attends over sequences: each position to itself and those before; with `seen_BS`, all to
+        these positions, of which each sequence needs one."""
         return self._out(self.mix(x_ND, seq_len, seen_BS))
 
-    def prefill(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def prefill(
+        self, x_ND: jax.Array, seq_len: int
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """As `__call__`, with the keys and values [B, K, H, T, E] for `decode`."""
         q, k, v = self._project(x_ND, seq_len)
         return self._out(self._mix(q, k, v).astype(x_ND.dtype)), (k, v)
@@ -206,8 +252,8 @@ class Attention(nnx.Module):
     def decode(
         self, x_BD: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attends from one new token per row; returns its output and the keys and values [B·K·H, S, E] with its own at
-        `position`."""
+        """Attends from one new token per row; returns its output and the keys and values [B·K·H, S,
+        E] with its own at `position`."""
         q, *new = self._project(x_BD, 1)
         flat = lambda x_BKHTE: x_BKHTE.reshape(
             -1, *x_BKHTE.shape[-2:]
@@ -222,7 +268,9 @@ class Attention(nnx.Module):
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, may_see: jax.Array) -> jax.Array:
-    """Softmax attention of scaled queries [..., T, E] to keys [..., S, E]; `may_see` fits [..., T, S]."""
+    """Softmax attention of scaled queries [..., T, E] to keys [..., S, E]; `may_see` fits [..., T,
+    S].
+    """
     scores = jnp.einsum("...te,...se->...ts", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(may_see, scores, -jnp.inf)
     unnormed = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
@@ -271,9 +319,13 @@ class Block(nnx.Module):
     ) -> jax.Array:
         """Returns the residual stream after attention."""
         key = None if key is None else jax.random.split(key)[0]
-        return x_ND + drop(self.attention(self.norm_attention(x_ND), seq_len, seen_BS), dropout, key)
+        return x_ND + drop(
+            self.attention(self.norm_attention(x_ND), seq_len, seen_BS), dropout, key
+        )
 
-    def feed(self, x_ND: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None) -> jax.Array:
+    def feed(
+        self, x_ND: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None
+    ) -> jax.Array:
         """Returns the residual stream after the MLP, of that after attention."""
         key = None if key is None else jax.random.split(key)[1]
         return x_ND + drop(self.mlp(self.norm_mlp(x_ND)), dropout, key)
@@ -287,10 +339,16 @@ class Block(nnx.Module):
         dropout: float = 0.0,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the new residual stream. Without a `key` nothing is dropped; `seen_BS` is that of `Attention`."""
-        return self.feed(self.attend(x_ND, seq_len, seen_BS, dropout=dropout, key=key), dropout=dropout, key=key)
+        """Returns the new residual stream. Without a `key` nothing is dropped; `seen_BS` is that of
+        `Attention`.
+        """
+        return self.feed(
+            self.attend(x_ND, seq_len, seen_BS, dropout=dropout, key=key), dropout=dropout, key=key
+        )
 
-    def prefill(self, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def prefill(
+        self, x_ND: jax.Array, seq_len: int
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """As `Attention.prefill`, for the whole block."""
         attended, cache = self.attention.prefill(self.norm_attention(x_ND), seq_len)
         return self.feed(x_ND + attended), cache
@@ -306,8 +364,8 @@ class Block(nnx.Module):
     def importance(
         self, x_ND: jax.Array, seq_len: int, seen_BS: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream: the mean norm of its
-        part of the branch's output over tokens."""
+        """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream: the
+        mean norm of its part of the branch's output over tokens."""
         mixed_NKHE = self.attention.mix(self.norm_attention(x_ND), seq_len, seen_BS)
         parts_NKHD = jnp.einsum("nkhe,khed->nkhd", mixed_NKHE, self.attention.w_out[...])
         x_ND = self.attend(x_ND, seq_len, seen_BS)
@@ -341,7 +399,9 @@ class Embed(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """A decoder-only language model, one scanned stack of blocks for each run of layers of equal width."""
+    """A decoder-only language model, one scanned stack of blocks for each run of layers of equal
+    width.
+    """
 
     def __init__(self, architecture: Architecture, rngs: nnx.Rngs):
         sizes = {
@@ -365,6 +425,8 @@ class GPT(nnx.Module):
 
 
 def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
-    """Returns float32 logits [N, V] of hidden states under the tied embedding, of which the first D columns count."""
+    """Returns float32 logits [N, V] of hidden states under the tied embedding, of which the first D
+    columns count.
+    """
     table = table_VD[:, : hidden_ND.shape[-1]].astype(hidden_ND.dtype)
     return jnp.einsum("nd,vd->nv", hidden_ND, table, preferred_element_type=jnp.float32)

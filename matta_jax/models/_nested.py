@@ -1,9 +1,10 @@
 """The joint forward pass: all sub-models of a step in one scan over the TA's layers.
 
-The scanned body gathers a layer's weights once, in the compute type, and slices them for each sub-model (gather, then
-slice: architecture.md, decision 2). Sub-models with the same sizes in all layers so far share their hidden states, so a
-prefix Student of a purely deeper TA costs nothing extra (decision 7). Widths that are data, not shapes, are branches
-of a `lax.switch` over the nest's widths: one compile serves every mix (decision 5).
+The scanned body gathers a layer's weights once, in the compute type, and slices them for each
+sub-model (gather, then slice: architecture.md, decision 2). Sub-models with the same sizes in all
+layers so far share their hidden states, so a prefix Student of a purely deeper TA costs nothing
+extra (decision 7). Widths that are data, not shapes, are branches of a `lax.switch` over the nest's
+widths: one compile serves every mix (decision 5).
 
 Shape letters: B batch, T sequence, N tokens (= B·T), D d_model, L layers, M mixes.
 """
@@ -23,7 +24,9 @@ from matta_jax.models._plain import logical_axes
 from matta_jax.models._scorer import Categories, Dense, Extras, Head, seen_positions, with_features
 from matta_jax.nesting import Names, Nest, SubModel, Tree, fan_in, join_granules, narrow, sizes_of
 
-_MAX_STATIC_RUNS = 4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
+_MAX_STATIC_RUNS = (
+    4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
+)
 _POLICIES: dict[str, Callable[..., Any] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -114,13 +117,19 @@ def _graphdef(kind: str) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(makers[kind]))[0]
 
 
-def module_apply(kind: str, weights: Tree, *inputs: Any, method: str = "__call__", **options: Any) -> Any:
-    """Runs one module of whatever size its weights have: `embed`, `block` (without a stack of layers) or `norm`."""
+def module_apply(
+    kind: str, weights: Tree, *inputs: Any, method: str = "__call__", **options: Any
+) -> Any:
+    """Runs one module of whatever size its weights have: `embed`, `block` (without a stack of
+    layers) or `norm`.
+    """
     return getattr(nnx.merge(_graphdef(kind), weights), method)(*inputs, **options)
 
 
 def block_importance(weights: Tree, x_ND: jax.Array, seq_len: int) -> tuple[jax.Array, jax.Array]:
-    """The importance of a block's heads [K, H] and neurons [G, F] on these inputs (`Block.importance`)."""
+    """The importance of a block's heads [K, H] and neurons [G, F] on these inputs
+    (`Block.importance`).
+    """
     return nnx.merge(_graphdef("block"), weights).importance(x_ND, seq_len)
 
 
@@ -128,11 +137,17 @@ Branch = Callable[[Tree, jax.Array, jax.Array | None], jax.Array]
 
 
 def _lean_switch(
-    choice: jax.Array, branches: Sequence[Branch], weights: Tree, x_ND: jax.Array, key: jax.Array | None
+    choice: jax.Array,
+    branches: Sequence[Branch],
+    weights: Tree,
+    x_ND: jax.Array,
+    key: jax.Array | None,
 ) -> jax.Array:
-    """`lax.switch` that keeps its operands alone, and runs the chosen branch again in the backward pass.
+    """`lax.switch` that keeps its operands alone, and runs the chosen branch again in the backward
+    pass.
 
-    By itself a switch keeps what all its branches would, also within a `jax.checkpoint`, whose policy counts for all.
+    By itself a switch keeps what all its branches would, also within a `jax.checkpoint`, whose
+    policy counts for all.
     """
 
     @jax.custom_vjp
@@ -143,9 +158,15 @@ def _lean_switch(
         choice, *others = operands
 
         def pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:
-            return lambda weights, x_ND, key, d_out: jax.vjp(lambda w, x: branch(w, x, key), weights, x_ND)[1](d_out)
+            return lambda weights, x_ND, key, d_out: jax.vjp(
+                lambda w, x: branch(w, x, key), weights, x_ND
+            )[1](d_out)
 
-        return None, *jax.lax.switch(choice, [pullback(branch) for branch in branches], *others, d_out), None
+        return (
+            None,
+            *jax.lax.switch(choice, [pullback(branch) for branch in branches], *others, d_out),
+            None,
+        )
 
     run.defvjp(lambda *operands: (run(*operands), operands), backward)
     return run(choice, weights, x_ND, key)
@@ -158,9 +179,10 @@ class Placement:
     Attributes:
       gather: `(weight, axis names) -> weight`, to where layers compute with it.
       scatter: `(gradient, axis names) -> gradient`, to where the weight is kept.
-      joins: whether a weight's granules are joined before it is used. With them apart, matrix products on a CPU or GPU
-        move their operands about (a layer takes 1.2 times as long); but shards of each granule must stay apart, and on
-        a TPU joining keeps the compiler from rounding weights before it gathers them.
+      joins: whether a weight's granules are joined before it is used. With them apart, matrix
+        products on a CPU or GPU move their operands about (a layer takes 1.2 times as long); but
+        shards of each granule must stay apart, and on a TPU joining keeps the compiler from
+        rounding weights before it gathers them.
     """
 
     gather: Callable[[jax.Array, Names], jax.Array] = lambda weight, names: weight
@@ -168,11 +190,14 @@ class Placement:
     joins: bool = True
 
 
-def _for_compute(weight: jax.Array, names: Names, placement: Placement, dtype: str, reduce_dtype: str) -> jax.Array:
+def _for_compute(
+    weight: jax.Array, names: Names, placement: Placement, dtype: str, reduce_dtype: str
+) -> jax.Array:
     """A weight as layers use it: rounded to `dtype`, then gathered.
 
-    Its gradient is scattered before anything else, so that it is summed over devices only for where it goes. A matrix
-    or table whose gradient is to be summed in a wider type is handed on in that type, with its rounded values.
+    Its gradient is scattered before anything else, so that it is summed over devices only for where
+    it goes. A matrix or table whose gradient is to be summed in a wider type is handed on in that
+    type, with its rounded values.
     """
     wide = reduce_dtype != "compute" and bool(fan_in(names))
 
@@ -212,24 +237,29 @@ def joint_apply(
       sub_models: the static sub-models.
       nest: the nest that they lie in.
       axes: the weights' axis names.
-      mix_choice_ML: random mixes of the TA's depth and d_model, each layer an index into `nest.widths`; may be traced.
+      mix_choice_ML: random mixes of the TA's depth and d_model, each layer an index into
+        `nest.widths`; may be traced.
       extras: of a scorer's batch; None for a language model.
       dtype: compute type of activations and matmuls.
-      reduce_dtype: type in which gradients of matrices and tables are summed: "compute" for `dtype`, or float32.
-      remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing is).
+      reduce_dtype: type in which gradients of matrices and tables are summed: "compute" for
+        `dtype`, or float32.
+      remat: what a layer keeps for its backward pass: dots, none (all is kept) or full (nothing
+        is).
       dropout: rate on the embeddings and each residual branch; needs `key`.
       key: of dropout; None to drop nothing.
       placement: where weights lie; they are gathered before they are sliced (decision 2).
 
     Returns:
-      The normed hidden states [B·T, d_model of the sub-model]: of the static sub-models, then of the mixes. Of a
-      scorer the logits [B, classes], or [B] of a sigmoid.
+      The normed hidden states [B·T, d_model of the sub-model]: of the static sub-models, then of
+      the mixes. Of a scorer the logits [B, classes], or [B] of a sigmoid.
     """
     seen_BS = _seen(params, tokens_BT, extras)
     seq_len = tokens_BT.shape[1] if seen_BS is None else seen_BS.shape[1]
     num_layers = nest.ta.num_layers
     streams, choices_SL = _streams(nest, sub_models, mix_choice_ML)
-    layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
+    layer_axes = jax.tree.map(
+        lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple
+    )
 
     def ready(weights: Tree, axes: Tree) -> Tree:
         use = lambda weight, names: _for_compute(weight, names, placement, dtype, reduce_dtype)
@@ -259,15 +289,21 @@ def joint_apply(
         if 0 not in stream.widths:  # Attention is the same in all.
             x_ND = run_layer(stream, stream.widths[0], weights, x_ND, key, "attend")
             method = "feed"
-        branches = [functools.partial(run_layer, stream, width, method=method) for width in stream.widths]
+        branches = [
+            functools.partial(run_layer, stream, width, method=method) for width in stream.widths
+        ]
         if remat == "none":
             return jax.lax.switch(choice, branches, weights, x_ND, key)
         return _lean_switch(choice, branches, weights, x_ND, key)
 
-    def segment(start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]) -> list[jax.Array]:
+    def segment(
+        start: int, stop: int, running: list[_Stream], hidden: list[jax.Array]
+    ) -> list[jax.Array]:
         """Runs layers start to stop of all `running` streams."""
 
-        def body(carry: tuple[jax.Array, ...], layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[Any, None]:
+        def body(
+            carry: tuple[jax.Array, ...], layer: tuple[Tree, jax.Array, jax.Array]
+        ) -> tuple[Any, None]:
             weights, choice_S, index = layer
             weights = ready(weights, layer_axes)
             layer_key = None if key is None else jax.random.fold_in(key, index)
@@ -277,7 +313,9 @@ def joint_apply(
                     width = stream.sub_model.width_of(start)
                     results.append(run_layer(stream, width, weights, x_ND, layer_key))
                     continue
-                results.append(run_chosen(stream, choice_S[stream.choice], weights, x_ND, layer_key))
+                results.append(
+                    run_chosen(stream, choice_S[stream.choice], weights, x_ND, layer_key)
+                )
             return tuple(results), None
 
         if remat != "none":
@@ -292,8 +330,12 @@ def joint_apply(
 
     # One look-up for all: columns of a table's rows are rows of its columns.
     widest = max((stream.sub_model for stream in streams), key=lambda sub_model: sub_model.d_model)
-    x_ND = _enter(narrow(outer, {name: axes[name] for name in outer}, sizes_of(widest)), tokens_BT, extras)
-    x_ND = drop(x_ND.astype(dtype), dropout, None if key is None else jax.random.fold_in(key, num_layers))
+    x_ND = _enter(
+        narrow(outer, {name: axes[name] for name in outer}, sizes_of(widest)), tokens_BT, extras
+    )
+    x_ND = drop(
+        x_ND.astype(dtype), dropout, None if key is None else jax.random.fold_in(key, num_layers)
+    )
     hidden = [x_ND[:, : stream.sub_model.d_model] for stream in streams]
     cuts = _cuts(streams, num_layers)
     for start, stop in itertools.pairwise(cuts):
@@ -304,16 +346,25 @@ def joint_apply(
         running = list(leaders.values())
         moved = segment(start, stop, [streams[i] for i in running], [hidden[i] for i in running])
         after = dict(zip(leaders, moved, strict=True))
-        hidden = [after.get(stream.history(stop), x_ND) for stream, x_ND in zip(streams, hidden, strict=True)]
+        hidden = [
+            after.get(stream.history(stop), x_ND)
+            for stream, x_ND in zip(streams, hidden, strict=True)
+        ]
     ends = {name: outer[name] for name in ("norm", "head") if name in outer}
     return [
-        _leave(narrow(ends, {name: axes[name] for name in ends}, sizes_of(stream.sub_model)), x_ND, seen_BS)
+        _leave(
+            narrow(ends, {name: axes[name] for name in ends}, sizes_of(stream.sub_model)),
+            x_ND,
+            seen_BS,
+        )
         for stream, x_ND in zip(streams, hidden, strict=True)
     ]
 
 
 def _seen(params: Tree, tokens_BT: jax.Array, extras: Extras | None) -> jax.Array | None:
-    """The positions [B, S] that a scorer attends to; None for a language model, whose attention is causal."""
+    """The positions [B, S] that a scorer attends to; None for a language model, whose attention is
+    causal.
+    """
     if extras is None:
         return None
     has_features = "dense" in params or "categories" in params
@@ -339,14 +390,22 @@ def _leave(outer: Tree, x_ND: jax.Array, seen_BS: jax.Array | None) -> jax.Array
 
 
 def candidate_apply(
-    params: Tree, tokens_BT: jax.Array, choice_L: jax.Array, sub_model: SubModel, *, nest: Nest, axes: Tree
+    params: Tree,
+    tokens_BT: jax.Array,
+    choice_L: jax.Array,
+    sub_model: SubModel,
+    *,
+    nest: Nest,
+    axes: Tree,
 ) -> jax.Array:
-    """Runs one sub-model in place whose layers are data, so that one program runs all of a depth and width.
+    """Runs one sub-model in place whose layers are data, so that one program runs all of a depth
+    and width.
 
     Args:
       params: the TA's weights.
       tokens_BT: token ids.
-      choice_L: for each layer of the TA 0 to skip it, or 1 + an index into `nest.widths`; may be traced.
+      choice_L: for each layer of the TA 0 to skip it, or 1 + an index into `nest.widths`; may be
+        traced.
       sub_model: tells d_model and heads.
       nest: the nest.
       axes: the weights' axis names.
@@ -355,7 +414,9 @@ def candidate_apply(
       The normed hidden states [B·T, d_model], in float32.
     """
     seq_len, sizes = tokens_BT.shape[1], sizes_of(sub_model)
-    layer_axes = jax.tree.map(lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple)
+    layer_axes = jax.tree.map(
+        lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple
+    )
 
     def run(width: int, weights: Tree, x_ND: jax.Array) -> jax.Array:
         own = join_granules(narrow(weights, layer_axes, sizes | {"d_ff": width}), layer_axes)
@@ -386,7 +447,9 @@ def sub_model_apply(
     dtype: str = "float32",
 ) -> jax.Array:
     """Runs one sub-model in place, as a slice of its TA; returns what `joint_apply` does of it."""
-    run = functools.partial(joint_apply, nest=nest, axes=axes, extras=extras, dtype=dtype, remat="none")
+    run = functools.partial(
+        joint_apply, nest=nest, axes=axes, extras=extras, dtype=dtype, remat="none"
+    )
     return run(params, tokens_BT, [sub_model])[0]
 
 
@@ -399,8 +462,8 @@ def apply(
     dtype: str = "float32",
     placement: Placement = Placement(),
 ) -> jax.Array:
-    """Runs the plain model of `params`, a layer cast and gathered when it runs. Not made to be differentiated: it keeps
-    what `joint_apply` would compute again.
+    """Runs the plain model of `params`, a layer cast and gathered when it runs. Not made to be
+    differentiated: it keeps what `joint_apply` would compute again.
 
     Args:
       architecture: of the model.
@@ -411,11 +474,14 @@ def apply(
       placement: where weights lie.
 
     Returns:
-      The normed hidden states [B·T, D] in the compute type; of a scorer the logits [B, classes], or [B].
+      The normed hidden states [B·T, D] in the compute type; of a scorer the logits [B, classes], or
+      [B].
     """
 
     def ready(weights: Tree, axes: Tree) -> Tree:
-        return jax.tree.map(lambda weight, names: placement.gather(weight.astype(dtype), names), weights, axes)
+        return jax.tree.map(
+            lambda weight, names: placement.gather(weight.astype(dtype), names), weights, axes
+        )
 
     axes = logical_axes(architecture)
     seen_BS = _seen(params, tokens_BT, extras)
@@ -423,7 +489,11 @@ def apply(
     outer = {name: ready(params[name], axes[name]) for name in params if name != "blocks"}
     x_ND = _enter(outer, tokens_BT, extras).astype(dtype)
     for i in range(len(params["blocks"])):
-        own = jax.tree.map(lambda names: names[1:], axes["blocks"][str(i)], is_leaf=lambda node: type(node) is tuple)
+        own = jax.tree.map(
+            lambda names: names[1:],
+            axes["blocks"][str(i)],
+            is_leaf=lambda node: type(node) is tuple,
+        )
 
         def body(x_ND: jax.Array, weights: Tree, own: Tree = own) -> tuple[jax.Array, None]:
             weights = ready(weights, own)

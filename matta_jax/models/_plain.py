@@ -35,7 +35,9 @@ def logical_axes(architecture: Architecture) -> Tree:
 
 
 def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = None) -> Tree:
-    """Returns fresh weights. With a nest, each part has the scale of the smallest sub-model that it belongs to."""
+    """Returns fresh weights. With a nest, each part has the scale of the smallest sub-model that it
+    belongs to.
+    """
     params = nnx.to_pure_dict(nnx.state(module_of(architecture)(architecture, nnx.Rngs(key))))
     if nest is None:
         return params

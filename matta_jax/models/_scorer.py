@@ -1,10 +1,13 @@
-"""The scorer: the GPT's blocks as an encoder, with a sigmoid or softmax head (the paper's Relevance, Quality models).
+"""The scorer: the GPT's blocks as an encoder, with a sigmoid or softmax head (the paper's
+Relevance, Quality models).
 
-Every position sees all others. Dense and categorical features become one more position, before the text: each block's
-MLP works on them, attention mixes them with the text, and they are nested as everything else is, by width, depth and
-d_model. The head reads the mean over positions; without a text that is the features' own, and the blocks are an MLP.
+Every position sees all others. Dense and categorical features become one more position, before the
+text: each block's MLP works on them, attention mixes them with the text, and they are nested as
+everything else is, by width, depth and d_model. The head reads the mean over positions; without a
+text that is the features' own, and the blocks are an MLP.
 
-Shape letters: B batch, T tokens, S positions (T, or T + 1 with features), D d_model, N positions of a batch (= B·S),
+Shape letters: B batch, T tokens, S positions (T, or T + 1 with features), D d_model, N positions of
+a batch (= B·S),
   F dense features, C categorical features.
 """
 
@@ -17,7 +20,9 @@ from flax import nnx
 from matta_jax.models._gpt import GPT, Architecture, weight
 
 Extras = Mapping[str, jax.Array]
-"""Of a scorer's batch, beside its tokens: `length` [B], `dense` [B, F] and `categorical` [B, C] where it has them."""
+"""Of a scorer's batch, beside its tokens: `length` [B], `dense` [B, F] and `categorical` [B, C]
+where it has them.
+"""
 
 
 class Dense(nnx.Module):
@@ -53,7 +58,9 @@ class Head(nnx.Module):
         x_BSD = x_ND.reshape(*seen_BS.shape, -1)
         counted_BS1 = seen_BS[..., None].astype(jnp.float32)
         mean_BD = (x_BSD * counted_BS1).sum(1) / counted_BS1.sum(1)
-        logits = jnp.einsum("bd,dc->bc", mean_BD, self.w[...].astype(jnp.float32)) + self.b[...].astype(jnp.float32)
+        logits = jnp.einsum("bd,dc->bc", mean_BD, self.w[...].astype(jnp.float32)) + self.b[
+            ...
+        ].astype(jnp.float32)
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
@@ -76,7 +83,9 @@ class Scorer(GPT):
 
 
 def seen_positions(extras: Extras, seq_len: int, *, has_features: bool) -> jax.Array:
-    """Which positions [B, S] of a batch count: the features, and the tokens of the text, at least one."""
+    """Which positions [B, S] of a batch count: the features, and the tokens of the text, at least
+    one.
+    """
     seen_BT = jnp.arange(seq_len) < jnp.maximum(extras["length"], 1)[:, None]
     if not has_features:
         return seen_BT
@@ -89,4 +98,6 @@ def with_features(x_ND: jax.Array, features_BD: jax.Array | None, seq_len: int) 
     if features_BD is None:
         return x_ND
     x_BTD = x_ND.reshape(-1, seq_len, x_ND.shape[-1])
-    return jnp.concatenate([features_BD[:, None].astype(x_BTD.dtype), x_BTD], axis=1).reshape(-1, x_ND.shape[-1])
+    return jnp.concatenate([features_BD[:, None].astype(x_BTD.dtype), x_BTD], axis=1).reshape(
+        -1, x_ND.shape[-1]
+    )

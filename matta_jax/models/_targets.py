@@ -1,6 +1,7 @@
 """What a batch asks of a model: its inputs, and what these should give.
 
-Shape letters: B batch, T sequence, N targets: tokens of a language model (= B·T), examples of a scorer (= B).
+Shape letters: B batch, T sequence, N targets: tokens of a language model (= B·T), examples of a
+scorer (= B).
 """
 
 import dataclasses
@@ -30,11 +31,16 @@ class Targets:
 
 
 def targets_of(batch: Mapping[str, jax.Array]) -> Targets:
-    """Reads a batch of windows (`tokens` [B, T + 1], `length` [B]), or of examples (`tokens` [B, T], `length`, `label`
-    and `weight` [B], and features)."""
+    """Reads a batch of windows (`tokens` [B, T + 1], `length` [B]), or of examples (`tokens` [B,
+    T], `length`, `label` and `weight` [B], and features)."""
     if "label" in batch:
         extras = {name: batch[name] for name in ("length", "dense", "categorical") if name in batch}
         return Targets(batch["tokens"], extras, batch["label"], batch["weight"])
     tokens_BT = batch["tokens"]
     counted_BT = jnp.arange(tokens_BT.shape[1] - 1) < batch["length"][:, None]
-    return Targets(tokens_BT[:, :-1], None, tokens_BT[:, 1:].reshape(-1), counted_BT.reshape(-1).astype(jnp.float32))
+    return Targets(
+        tokens_BT[:, :-1],
+        None,
+        tokens_BT[:, 1:].reshape(-1),
+        counted_BT.reshape(-1).astype(jnp.float32),
+    )

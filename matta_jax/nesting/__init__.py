@@ -1,4 +1,6 @@
-"""Nesting: SubModel and Nest, M-nesting, the spec grammar, slicing and counting. Pure: no flax, no checkpoints."""
+"""Nesting: SubModel and Nest, M-nesting, the spec grammar, slicing and counting. Pure: no flax, no
+checkpoints.
+"""
 
 from matta_jax.nesting._narrow import Counts as Counts
 from matta_jax.nesting._narrow import Names as Names

@@ -1,9 +1,9 @@
 """Slicing and counting, derived from logical axes and a SubModel and from nothing else.
 
-A tree of weights goes with a tree of the same structure whose leaves are the weights' axis names. A nested axis that
-may be sharded over tensor-parallel devices is stored as two axes, `X_granules` and `X`: the logical axis X is their
-product, a prefix of granules is a prefix of X, and only the inner axis is ever sharded, so that slicing moves nothing
-between devices.
+A tree of weights goes with a tree of the same structure whose leaves are the weights' axis names. A
+nested axis that may be sharded over tensor-parallel devices is stored as two axes, `X_granules` and
+`X`: the logical axis X is their product, a prefix of granules is a prefix of X, and only the inner
+axis is ever sharded, so that slicing moves nothing between devices.
 """
 
 import dataclasses
@@ -28,11 +28,13 @@ _TABLES = frozenset({"vocab", "positions", "categories"})
 
 
 def narrow_array(array: ArrayT, names: Names, sizes: Mapping[str, Size]) -> ArrayT:
-    """Keeps of each named axis the first `sizes[name]` entries, or the entries of that tuple of indices.
+    """Keeps of each named axis the first `sizes[name]` entries, or the entries of that tuple of
+    indices.
 
     Args:
       array: anything with `shape` that slices as numpy arrays do.
-      names: the name of each axis. A granulated axis is cut by its logical name: `sizes["d_ff"]` counts neurons.
+      names: the name of each axis. A granulated axis is cut by its logical name: `sizes["d_ff"]`
+        counts neurons.
       sizes: logical axis to size. Axes without an entry are kept whole.
 
     Raises:
@@ -42,8 +44,12 @@ def narrow_array(array: ArrayT, names: Names, sizes: Mapping[str, Size]) -> Arra
     return array[_index(shape, names, sizes)]  # type: ignore[index]
 
 
-def place_array(part: np.ndarray, whole: np.ndarray, names: Names, sizes: Mapping[str, Size]) -> None:
-    """Undoes `narrow_array`: writes a part to its place in the whole, a numpy array, which it changes."""
+def place_array(
+    part: np.ndarray, whole: np.ndarray, names: Names, sizes: Mapping[str, Size]
+) -> None:
+    """Undoes `narrow_array`: writes a part to its place in the whole, a numpy array, which it
+    changes.
+    """
     whole[_index(whole.shape, names, sizes)] = part
 
 
@@ -64,7 +70,9 @@ def _index(shape: tuple[int, ...], names: Names, sizes: Mapping[str, Size]) -> t
                 index[position] = np.array(size)
             continue
         if size % inner or size // inner > shape[position]:
-            raise ValueError(f"{logical}={size} must be a multiple of {inner}, at most {shape[position] * inner}")
+            raise ValueError(
+                f"{logical}={size} must be a multiple of {inner}, at most {shape[position] * inner}"
+            )
         index[position] = slice(0, size // inner)
     return tuple(index)
 
@@ -75,7 +83,9 @@ def logical_names(names: Names) -> Names:
 
 
 def merge_granules(weight: ArrayT, names: Names) -> ArrayT:
-    """Joins each granulated axis with its granules: an array with one axis for each of `logical_names`."""
+    """Joins each granulated axis with its granules: an array with one axis for each of
+    `logical_names`.
+    """
     order, shape = [], []
     for name in logical_names(names):
         parts = [i for i, axis in enumerate(names) if axis in (name + _GRANULES, name)]
@@ -134,7 +144,11 @@ def slice_model(params: Tree, axes: Tree, sub_model: SubModel) -> Tree:
     sizes = sizes_of(sub_model)
     sliced = {name: narrow(params[name], axes[name], sizes) for name in params if name != "blocks"}
     sliced["blocks"] = {
-        str(i): narrow(params["blocks"]["0"], axes["blocks"]["0"], sizes | {_STACK: run.layers, "d_ff": run.d_ff})
+        str(i): narrow(
+            params["blocks"]["0"],
+            axes["blocks"]["0"],
+            sizes | {_STACK: run.layers, "d_ff": run.d_ff},
+        )
         for i, run in enumerate(sub_model.runs)
     }
     return sliced
@@ -147,7 +161,9 @@ def slice_axes(axes: Tree, sub_model: SubModel) -> Tree:
 
 
 def units(names: Names, nest: Nest) -> tuple[int, ...]:
-    """The steps in which sub-models may cut each axis of a weight; 0 for an axis that is always whole."""
+    """The steps in which sub-models may cut each axis of a weight; 0 for an axis that is always
+    whole.
+    """
 
     def unit(name: str) -> int:
         if name == _STACK or name.endswith(_GRANULES):
@@ -159,10 +175,12 @@ def units(names: Names, nest: Nest) -> tuple[int, ...]:
 
 
 def matrix_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The positions of the (input, output) axes of a weight that multiplies activations, or None for all others.
+    """The positions of the (input, output) axes of a weight that multiplies activations, or None
+    for all others.
 
-    A matrix joins d_model with other axes. Axes before d_model's end of the contraction are its inputs: d_model itself
-    unless it stands last. Embedding tables, norms and biases are no matrices.
+    A matrix joins d_model with other axes. Axes before d_model's end of the contraction are its
+    inputs: d_model itself unless it stands last. Embedding tables, norms and biases are no
+    matrices.
     """
     own = [i for i, name in enumerate(names) if name != _STACK]
     if "d_model" not in names or len(own) < 2 or _TABLES & set(names):
@@ -179,7 +197,9 @@ def table_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 
 
 def fan_in(names: Names) -> tuple[int, ...]:
-    """The positions of the axes that a weight sums over: a matrix's inputs, a table's d_model (as the tied head)."""
+    """The positions of the axes that a weight sums over: a matrix's inputs, a table's d_model (as
+    the tied head).
+    """
     view = matrix_view(names)
     if view is not None:
         return view[0]
@@ -194,9 +214,10 @@ def is_decayed(names: Names) -> bool:
 def fan_in_scales(shape: tuple[int, ...], names: Names, nest: Nest) -> jax.Array | None:
     """Factors that give each part of a matrix the scale of the smallest model that it belongs to.
 
-    A matrix initialised with variance 1/N for its whole fan-in N is multiplied, on each nested input axis, by
-    sqrt(N/n) over the entries that first appear in the model of fan-in n. The Student's slice then has exactly the
-    Student's own scale, and the TA's output variance stays below twice its own.
+    A matrix initialised with variance 1/N for its whole fan-in N is multiplied, on each nested
+    input axis, by sqrt(N/n) over the entries that first appear in the model of fan-in n. The
+    Student's slice then has exactly the Student's own scale, and the TA's output variance stays
+    below twice its own.
 
     Returns:
       An array that broadcasts to `shape`, or None where nothing is to scale.
@@ -209,8 +230,12 @@ def fan_in_scales(shape: tuple[int, ...], names: Names, nest: Nest) -> jax.Array
             continue
         inner = shape[names.index(logical)] if logical != names[position] else 1
         entries = jnp.arange(shape[position]) * inner
-        own = jnp.asarray(boundaries)[jnp.searchsorted(jnp.asarray(boundaries), entries, side="right")]
-        scale = jnp.sqrt(boundaries[-1] / own).reshape([-1 if i == position else 1 for i in range(len(shape))])
+        own = jnp.asarray(boundaries)[
+            jnp.searchsorted(jnp.asarray(boundaries), entries, side="right")
+        ]
+        scale = jnp.sqrt(boundaries[-1] / own).reshape(
+            [-1 if i == position else 1 for i in range(len(shape))]
+        )
         factor = scale if factor is None else factor * scale
     return factor
 
@@ -222,8 +247,9 @@ class Counts:
     Attributes:
       parameters: numbers in its weights.
       bytes: at the storage type of the weights.
-      flops_per_token: of one forward pass at a given sequence length: matmuls and the head (2 per weight), and causal
-        attention counted at half. Norms, biases and activations are left out. A scorer's is counted whole.
+      flops_per_token: of one forward pass at a given sequence length: matmuls and the head (2 per
+        weight), and causal attention counted at half. Norms, biases and activations are left out. A
+        scorer's is counted whole.
     """
 
     parameters: int
@@ -247,8 +273,8 @@ def count(shapes: Tree, axes: Tree, sub_model: SubModel, *, head_dim: int, seq_l
 
 
 def count_weights(weights: Tree, axes: Tree, *, attended: int, seq_len: int) -> Counts:
-    """Counts a plain model: its weights or their shapes, their axis names, and `attended`, the width of all layers'
-    heads together."""
+    """Counts a plain model: its weights or their shapes, their axis names, and `attended`, the
+    width of all layers' heads together."""
     parameters = bytes_ = flops = 0
     scorer = "head" in axes  # With a head of its own, and without a causal mask.
     for leaf, names in zip(jax.tree.leaves(weights), _names(axes), strict=True):
@@ -272,7 +298,9 @@ def path_name(key_path: Any) -> str:
 
 def flatten(tree: Tree) -> dict[str, Any]:
     """Flattens nested dicts to `{"blocks/0/mlp/w_in": leaf}`, tuples being leaves."""
-    paths = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, tuple))[0]
+    paths = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda node: isinstance(node, tuple)
+    )[0]
     return {path_name(path): leaf for path, leaf in paths}
 
 

@@ -1,12 +1,13 @@
 """The one grammar in which every binary names a sub-model.
 
     student | ta                        the two ends of the nest
-    layers=12                           a depth: the first 12 layers (or 12 spread evenly, as the nest says)
-    layers=0,2,4                        these layers of the TA
+    layers=12                           a depth: the first 12 layers (or 12 spread evenly, as the
+    nest says) layers=0,2,4                        these layers of the TA
     d_model=512, num_heads=8            sizes of the nest
     d_ff=1024                           one width for every layer
     d_ff=4096*6,1024*12,4096*6          a width for each layer that runs
-    d_ff=wide-narrow-wide:8             a named pattern with 8 wide layers (the TA's width), the others narrow
+    d_ff=wide-narrow-wide:8             a named pattern with 8 wide layers (the TA's width), the
+    others narrow
 
 Parts join with `;`. An axis that is not named is the TA's.
 """
@@ -35,17 +36,24 @@ def parse_spec(spec: str, nest: Nest) -> SubModel:
         if not equals or axis not in _AXES:
             hint = did_you_mean(axis, ("student", "ta", *_AXES))
             raise UserError(
-                f"sub_model {spec!r}: {part!r} is not student, ta or AXIS=VALUE with {', '.join(_AXES)}{hint}"
+                f"sub_model {spec!r}: {part!r} is not student, ta or AXIS=VALUE with "
+                f"{', '.join(_AXES)}{hint}"
             )
         if axis in parts:
             raise UserError(f"sub_model {spec!r}: {axis} is named twice; name it once")
         parts[axis] = value
     layers = _layers(parts["layers"], spec, nest) if "layers" in parts else nest.ta.layers
     sub_model = SubModel(
-        d_model=_number(parts["d_model"], "d_model", spec) if "d_model" in parts else nest.ta.d_model,
-        num_heads=_number(parts["num_heads"], "num_heads", spec) if "num_heads" in parts else nest.ta.num_heads,
+        d_model=_number(parts["d_model"], "d_model", spec)
+        if "d_model" in parts
+        else nest.ta.d_model,
+        num_heads=_number(parts["num_heads"], "num_heads", spec)
+        if "num_heads" in parts
+        else nest.ta.num_heads,
         layers=layers,
-        d_ff=_widths(parts["d_ff"], len(layers), spec, nest) if "d_ff" in parts else (nest.widths[-1],) * len(layers),
+        d_ff=_widths(parts["d_ff"], len(layers), spec, nest)
+        if "d_ff" in parts
+        else (nest.widths[-1],) * len(layers),
     )
     nest.check(sub_model, spec)
     return sub_model
@@ -94,7 +102,10 @@ def _layers(text: str, spec: str, nest: Nest) -> tuple[int, ...]:
         return tuple(_number(item.strip(), "layers", spec) for item in text.rstrip(", ").split(","))
     count = _number(text, "layers", spec)
     if not 1 <= count <= nest.ta.num_layers:
-        raise UserError(f"sub_model {spec!r}: layers={count} is outside the nest; allowed: 1 to {nest.ta.num_layers}")
+        raise UserError(
+            f"sub_model {spec!r}: layers={count} is outside the nest; allowed: 1 to "
+            f"{nest.ta.num_layers}"
+        )
     return nest.layers_of(count)
 
 
@@ -103,11 +114,19 @@ def _widths(text: str, num_layers: int, spec: str, nest: Nest) -> tuple[int, ...
         name, _, count = text.partition(":")
         if name not in PATTERNS:
             hint = did_you_mean(name, PATTERNS)
-            raise UserError(f"sub_model {spec!r}: d_ff pattern {name!r} must be one of {', '.join(PATTERNS)}{hint}")
+            raise UserError(
+                f"sub_model {spec!r}: d_ff pattern {name!r} must be one of "
+                f"{', '.join(PATTERNS)}{hint}"
+            )
         num_wide = _number(count, "d_ff", spec)
         if num_wide > num_layers:
-            raise UserError(f"sub_model {spec!r}: d_ff has {num_wide} wide layers, but {num_layers} layers run")
-        return tuple(nest.widths[-1] if wide else nest.widths[0] for wide in PATTERNS[name](num_layers, num_wide))
+            raise UserError(
+                f"sub_model {spec!r}: d_ff has {num_wide} wide layers, but {num_layers} layers run"
+            )
+        return tuple(
+            nest.widths[-1] if wide else nest.widths[0]
+            for wide in PATTERNS[name](num_layers, num_wide)
+        )
     widths: list[int] = []
     for item in text.split(","):
         width, star, count = item.strip().partition("*")
@@ -116,6 +135,7 @@ def _widths(text: str, num_layers: int, spec: str, nest: Nest) -> tuple[int, ...
         widths *= num_layers
     if len(widths) != num_layers:
         raise UserError(
-            f"sub_model {spec!r}: d_ff names {len(widths)} widths, but {num_layers} layers run; name one each"
+            f"sub_model {spec!r}: d_ff names {len(widths)} widths, but {num_layers} layers run; "
+            "name one each"
         )
     return tuple(widths)

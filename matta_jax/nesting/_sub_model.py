@@ -1,4 +1,6 @@
-"""SubModel: how much of each axis a model uses. Nest: the Student inside its TA, and the sizes between."""
+"""SubModel: how much of each axis a model uses. Nest: the Student inside its TA, and the sizes
+between.
+"""
 
 import dataclasses
 import itertools
@@ -19,8 +21,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class SubModel:
-    """How much of each axis of the TA a model uses: the first d_model dimensions, num_heads heads and, in each of the
-    kept `layers` (rising indices into the TA's), the first d_ff neurons.
+    """How much of each axis of the TA a model uses: the first d_model dimensions, num_heads heads
+    and, in each of the kept `layers` (rising indices into the TA's), the first d_ff neurons.
     """
 
     d_model: int
@@ -53,7 +55,10 @@ class SubModel:
         return (
             self.d_model <= other.d_model
             and self.num_heads <= other.num_heads
-            and all(width <= other.width_of(layer) for layer, width in zip(self.layers, self.d_ff, strict=True))
+            and all(
+                width <= other.width_of(layer)
+                for layer, width in zip(self.layers, self.d_ff, strict=True)
+            )
         )
 
 
@@ -96,11 +101,17 @@ class Nest:
         return math.gcd(*self.head_counts)
 
     def boundaries(self, axis: str) -> tuple[int, ...]:
-        """The sizes at which a logical axis may be cut, rising; empty for an axis that is never nested."""
-        return {"d_model": self.d_models, "heads": self.head_counts, "d_ff": self.widths}.get(axis, ())
+        """The sizes at which a logical axis may be cut, rising; empty for an axis that is never
+        nested.
+        """
+        return {"d_model": self.d_models, "heads": self.head_counts, "d_ff": self.widths}.get(
+            axis, ()
+        )
 
     def layers_of(self, count: int) -> tuple[int, ...]:
-        """The `count` layers that a model of that depth runs: a prefix, or an even spread with first and last."""
+        """The `count` layers that a model of that depth runs: a prefix, or an even spread with
+        first and last.
+        """
         return _layers_of(count, self.ta.num_layers, self.spread)
 
     def mix(self, d_ff: Sequence[int]) -> SubModel:
@@ -108,7 +119,9 @@ class Nest:
         return dataclasses.replace(self.ta, d_ff=tuple(d_ff))
 
     def check(self, sub_model: SubModel, spec: str = "") -> None:
-        """Raises UserError, naming the axis, the value and what is allowed, unless the model lies in the nest."""
+        """Raises UserError, naming the axis, the value and what is allowed, unless the model lies
+        in the nest.
+        """
         where = f"sub_model {spec!r}: " if spec else ""
 
         def require(axis: str, value: int, allowed: Sequence[int]) -> None:
@@ -120,11 +133,15 @@ class Nest:
         require("num_heads", sub_model.num_heads, self.head_counts)
         if not sub_model.layers:
             raise UserError(
-                f"{where}layers=0 is outside the nest; keep at least one of the {self.ta.num_layers} layers"
+                f"{where}layers=0 is outside the nest; keep at least one of the "
+                f"{self.ta.num_layers} layers"
             )
         for layer in sub_model.layers:
             if not 0 <= layer < self.ta.num_layers:
-                raise UserError(f"{where}layers={layer} is outside the nest; allowed: 0 to {self.ta.num_layers - 1}")
+                raise UserError(
+                    f"{where}layers={layer} is outside the nest; allowed: 0 to "
+                    f"{self.ta.num_layers - 1}"
+                )
         if any(a >= b for a, b in itertools.pairwise(sub_model.layers)):
             listed = ",".join(map(str, sub_model.layers))
             raise UserError(f"{where}layers={listed} must rise; sort and deduplicate them")
@@ -151,7 +168,8 @@ def expand(
     widths: Sequence[int] = (),
     spread: bool = False,
 ) -> Nest:
-    """M-nesting (MatTA, section 3): makes the TA around a Student by Layer, Depth or d_model nesting, or several.
+    """M-nesting (MatTA, section 3): makes the TA around a Student by Layer, Depth or d_model
+    nesting, or several.
 
     Args:
       num_layers, d_model, num_heads, d_ff: the Student's sizes.
@@ -162,8 +180,15 @@ def expand(
     total = ta_num_layers or num_layers
     ta_width = ta_d_ff or d_ff
     return Nest(
-        student=SubModel(d_model, num_heads, _layers_of(num_layers, total, spread), (d_ff,) * num_layers),
-        ta=SubModel(ta_d_model or d_model, ta_num_heads or num_heads, tuple(range(total)), (ta_width,) * total),
+        student=SubModel(
+            d_model, num_heads, _layers_of(num_layers, total, spread), (d_ff,) * num_layers
+        ),
+        ta=SubModel(
+            ta_d_model or d_model,
+            ta_num_heads or num_heads,
+            tuple(range(total)),
+            (ta_width,) * total,
+        ),
         head_dim=d_model // num_heads,
         widths=tuple(widths) or tuple(sorted({d_ff, ta_width})),
         spread=spread,

@@ -10,22 +10,36 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from matta_jax.config import OptimizerConfig, ShampooConfig
-from matta_jax.nesting import Names, Nest, Tree, flatten, is_decayed, matrix_view, path_name, table_view
+from matta_jax.nesting import (
+    Names,
+    Nest,
+    Tree,
+    flatten,
+    is_decayed,
+    matrix_view,
+    path_name,
+    table_view,
+)
 from matta_jax.optim._blocks import MatrixView
 from matta_jax.optim._shampoo import BlockState, Shampoo, block_sharding, scale_by_shampoo
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine down to `final_fraction` of it, or a constant."""
+    """Linear warm-up from 0 to the peak, then a cosine down to `final_fraction` of it, or a
+    constant.
+    """
     peak = config.learning_rate
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, num_steps - config.warmup_steps, alpha=config.final_fraction)
+        after = optax.cosine_decay_schedule(
+            peak, num_steps - config.warmup_steps, alpha=config.final_fraction
+        )
     else:
         after = optax.constant_schedule(peak)
     if not config.warmup_steps:
         return after
     return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, config.warmup_steps), after], boundaries=[config.warmup_steps]
+        [optax.linear_schedule(0.0, peak, config.warmup_steps), after],
+        boundaries=[config.warmup_steps],
     )
 
 
@@ -40,15 +54,21 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Builds the chain of `config` for weights with these axis names.
 
-    Decay applies to matrices and tables; muon orthogonalises and decays matrices (in the view that their axes give) and
-    updates all else by Adam, undecayed. Shampoo's momentum is Nesterov's, scaled by 1 - b1, so that AdamW's learning
-    rates carry over; its blocks end at the nest's boundaries and are shared by the devices of the mesh.
+    Decay applies to matrices and tables; muon orthogonalises and decays matrices (in the view that
+    their axes give) and updates all else by Adam, undecayed. Shampoo's momentum is Nesterov's,
+    scaled by 1 - b1, so that AdamW's learning rates carry over; its blocks end at the nest's
+    boundaries and are shared by the devices of the mesh.
     """
     schedule = make_schedule(config, num_steps)
     decayed = _map_names(is_decayed, axes)
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    clip = (
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm)
+    )
     if config.name == "muon":
-        # contrib.muon brings its own decay and learning rate. A consistent RMS lets AdamW's learning rates carry over.
+        # contrib.muon brings its own decay and learning rate. A consistent RMS lets AdamW's
+        # learning rates carry over.
         return optax.chain(
             clip,
             optax.contrib.muon(
@@ -64,9 +84,15 @@ def make_optimizer(
     rules = {
         "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
         "lion": lambda: optax.scale_by_lion(config.b1, config.b2),
-        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+        "adafactor": lambda: optax.chain(
+            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+        ),
         "shampoo": lambda: optax.chain(
-            scale_by_shampoo(shampoo_settings(shampoo or ShampooConfig()), views=matrix_views(axes, nest), mesh=mesh),
+            scale_by_shampoo(
+                shampoo_settings(shampoo or ShampooConfig()),
+                views=matrix_views(axes, nest),
+                mesh=mesh,
+            ),
             optax.trace(config.b1, nesterov=True),
             optax.scale(1 - config.b1),
         ),
@@ -99,8 +125,10 @@ def shampoo_advice(config: ShampooConfig, nest: Nest) -> str | None:
     if len(nest.widths) < 2 or granule % config.block_size == 0:
         return None
     return (
-        f"shampoo.block_size={config.block_size} does not divide {granule}, the common granule of nest.widths="
-        f"{nest.widths}: blocks are cut at every {granule}; widths that are multiples of {config.block_size} make "
+        f"shampoo.block_size={config.block_size} does not divide {granule}, the common granule of "
+        "nest.widths="
+        f"{nest.widths}: blocks are cut at every {granule}; widths that are multiples of "
+        f"{config.block_size} make "
         "fewer and fuller ones"
     )
 
@@ -108,8 +136,9 @@ def shampoo_advice(config: ShampooConfig, nest: Nest) -> str | None:
 def matrix_views(axes: Tree, nest: Nest | None = None) -> Tree:
     """Returns a `MatrixView` for each weight with these axis names, or None for norms and biases.
 
-    Inputs are rows and outputs columns; of a table, its entries are rows. Granules are a stack, which cuts their axis
-    at every boundary of a nest, and so are query, key and value; other nested axes are cut at the nest's boundaries.
+    Inputs are rows and outputs columns; of a table, its entries are rows. Granules are a stack,
+    which cuts their axis at every boundary of a nest, and so are query, key and value; other nested
+    axes are cut at the nest's boundaries.
     """
 
     def view(names: Names) -> MatrixView | None:
@@ -133,8 +162,8 @@ def matrix_views(axes: Tree, nest: Nest | None = None) -> Tree:
 def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params: Tree) -> Any:
     """Maps `function(leaf, path)` over an optimiser state.
 
-    `path` is that of the weight whose moment the leaf is, known by the end of the leaf's path and by an equal shape;
-    None for all other leaves, such as counters and factored moments.
+    `path` is that of the weight whose moment the leaf is, known by the end of the leaf's path and
+    by an equal shape; None for all other leaves, such as counters and factored moments.
     """
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
 
@@ -155,7 +184,9 @@ def weights_of(opt_state: Any, params: Tree) -> dict[str, str]:
 
 
 def state_shardings(opt_state: Any, params: Tree, shardings: Tree, mesh: Mesh) -> Any:
-    """Returns how an optimiser state lies on the mesh: moments as their weights, Shampoo's blocks over all devices."""
+    """Returns how an optimiser state lies on the mesh: moments as their weights, Shampoo's blocks
+    over all devices.
+    """
     by_path, whole = flatten(shardings), NamedSharding(mesh, P())
     placed = map_state(lambda leaf, path: by_path[path] if path else whole, opt_state, params)
 

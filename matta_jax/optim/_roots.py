@@ -22,9 +22,10 @@ def inverse_pth_root(
 
     Returns:
       Roots [K, N, N], finite for matrices that are; residuals [K]: the largest entry of
-      |root^p (A + ε λ_max I) - I| for newton, and for eigh that of |V Λ Vᵀ - A| with A scaled to a largest entry of 1
-      (at ε = 1e-6 float32 itself makes the former 0.1 for matrices of low rank); and which matrices are zero, whose
-      root is meaningless.
+      |root^p (A + ε λ_max I) - I| for newton, and for eigh that of |V Λ Vᵀ - A| with A scaled to a
+      largest entry of 1
+      (at ε = 1e-6 float32 itself makes the former 0.1 for matrices of low rank); and which matrices
+      are zero, whose root is meaningless.
     """
     scale_K = jnp.max(jnp.abs(matrices_KNN), axis=(1, 2))
     is_zero_K = scale_K < _TINY
@@ -53,7 +54,9 @@ def _error(a_KNN: jax.Array) -> jax.Array:
 
 def largest_eigenvalue(matrices_KNN: jax.Array, *, iterations: int = 100) -> jax.Array:
     """Returns the largest eigenvalues [K] by power iteration, from below."""
-    start_N = jnp.asarray(np.random.default_rng(0).normal(size=matrices_KNN.shape[-1]), matrices_KNN.dtype)
+    start_N = jnp.asarray(
+        np.random.default_rng(0).normal(size=matrices_KNN.shape[-1]), matrices_KNN.dtype
+    )
 
     def step(_: int, v_KN: jax.Array) -> jax.Array:
         w_KN = _matmul(matrices_KNN, v_KN[..., None])[..., 0]
@@ -66,9 +69,9 @@ def largest_eigenvalue(matrices_KNN: jax.Array, *, iterations: int = 100) -> jax
 def _newton(a_KNN: jax.Array, p: int, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """The coupled Newton iteration (Guo & Higham 2006; Anil et al. 2020, algorithm 4).
 
-    H_{i+1} = H_i W, M_{i+1} = W^p M_i, W = ((p + 1) I - M_i) / p, from M_0 = z A, H_0 = z^(1/p) I: M goes to I and H to
-    the root. Each matrix stops by itself. A growing error stops it only when it is small already: matrices of low rank
-    begin with errors that grow.
+    H_{i+1} = H_i W, M_{i+1} = W^p M_i, W = ((p + 1) I - M_i) / p, from M_0 = z A, H_0 = z^(1/p) I:
+    M goes to I and H to the root. Each matrix stops by itself. A growing error stops it only when
+    it is small already: matrices of low rank begin with errors that grow.
     """
     eye_NN = jnp.eye(a_KNN.shape[-1], dtype=a_KNN.dtype)
     largest_K = largest_eigenvalue(a_KNN)
@@ -103,5 +106,7 @@ def _newton(a_KNN: jax.Array, p: int, epsilon: float) -> tuple[jax.Array, jax.Ar
 def _eigh(a_KNN: jax.Array, p: int, epsilon: float) -> tuple[jax.Array, jax.Array]:
     values_KN, vectors_KNN = jnp.linalg.eigh(a_KNN)
     powers_KN = (jnp.maximum(values_KN, 0.0) + epsilon * values_KN[:, -1:]) ** (-1.0 / p)
-    of = lambda spectrum_KN: _matmul(vectors_KNN * spectrum_KN[:, None, :], vectors_KNN.swapaxes(1, 2))
+    of = lambda spectrum_KN: _matmul(
+        vectors_KNN * spectrum_KN[:, None, :], vectors_KNN.swapaxes(1, 2)
+    )
     return of(powers_KN), jnp.max(jnp.abs(of(values_KN) - a_KNN), axis=(1, 2))

@@ -6,12 +6,14 @@ For each block G [m, n] of a matrix, at step t:
     every k steps:  P_L = (L + ε λ_max(L) I)^(-1/4),  P_R = (R + ε λ_max(R) I)^(-1/4)
     U = P_L G P_R, rescaled to the norm of the grafting update
 
-All of it is done block by block in one `shard_map`, in which each device has its share of the blocks: gradients come in
-whole, and one all-gather for each bucket of equal blocks returns the updates. (Left to itself, the partitioner computes
-every root on every device.) Blocks end at a nest's boundaries and norms are taken per block, so the Student's
-preconditioners are a subset of the TA's blocks and the slice of the TA's update is the Student's own.
+All of it is done block by block in one `shard_map`, in which each device has its share of the
+blocks: gradients come in whole, and one all-gather for each bucket of equal blocks returns the
+updates. (Left to itself, the partitioner computes every root on every device.) Blocks end at a
+nest's boundaries and norms are taken per block, so the Student's preconditioners are a subset of
+the TA's blocks and the slice of the TA's update is the Student's own.
 
-Shape letters: K blocks of a bucket (on this device, inside the step), m and n rows and columns of a block.
+Shape letters: K blocks of a bucket (on this device, inside the step), m and n rows and columns of a
+block.
 """
 
 import dataclasses
@@ -36,7 +38,9 @@ _GRAFT_B1 = 0.9
 
 
 class Moments(NamedTuple):
-    """The grafting update's own moments: `mu` of adam, `nu` of rmsprop and adam; None where there is none."""
+    """The grafting update's own moments: `mu` of adam, `nu` of rmsprop and adam; None where there
+    is none.
+    """
 
     mu: Any
     nu: Any
@@ -101,7 +105,9 @@ class Shampoo:
         leaves, treedef = jax.tree.flatten(params)
         default = jax.tree.unflatten(treedef, [default_view(leaf.shape) for leaf in leaves])
         given: list[MatrixView | None] = []
-        jax.tree.map(lambda _, view: given.append(view), params, default if views is None else views)
+        jax.tree.map(
+            lambda _, view: given.append(view), params, default if views is None else views
+        )
         return make_blocking(
             leaves,
             given,
@@ -130,32 +136,40 @@ def scale_by_shampoo(
         epsilon: ε, relative to the largest eigenvalue of a block's statistics.
         precondition_every: k, steps between two computations of the roots.
         start_step: steps that take the grafting update alone.
-        staggered: compute the roots of every k-th block in each step, in place of all of them in every k-th.
+        staggered: compute the roots of every k-th block in each step, in place of all of them in
+          every k-th.
         root: `newton` (coupled Newton, matmuls only) or `eigh`.
         root_dtype: type that roots are kept in: float32 or bfloat16.
-        grafting: whose norm the update takes: `rmsprop`, `adam` (both with bias correction) or `sgd`.
+        grafting: whose norm the update takes: `rmsprop`, `adam` (both with bias correction) or
+          `sgd`.
         graft_scope: whether norms are taken of each `block` or of each whole matrix, `parameter`.
-        max_dim: matrices with a longer side take the grafting update alone (`beyond_max_dim="graft"`), or are
-          preconditioned on the other side, to the power -1/2 (`one_sided`).
-        block_multiple: what the number of blocks of one shape is padded to; devices share blocks of one shape when
-          their number divides it.
-      views: a tree like the weights with a `MatrixView` or None (no blocks) for each; by default the last two axes of
-        each weight are its matrix, and those before them a stack.
+        max_dim: matrices with a longer side take the grafting update alone
+          (`beyond_max_dim="graft"`), or are preconditioned on the other side, to the power -1/2
+          (`one_sided`).
+        block_multiple: what the number of blocks of one shape is padded to; devices share blocks of
+          one shape when their number divides it.
+      views: a tree like the weights with a `MatrixView` or None (no blocks) for each; by default
+        the last two axes of each weight are its matrix, and those before them a stack.
       mesh: devices to share the work; the state's blocks lie as `block_sharding` says.
 
-    References: Gupta et al. 2018; Anil et al. 2020 (blocks, grafting); Shi et al. 2023 (distribution).
+    References: Gupta et al. 2018; Anil et al. 2020 (blocks, grafting); Shi et al. 2023
+      (distribution).
     """
     settings = settings or Shampoo()
 
     def init(params: Any) -> ShampooState:
         blocking = settings.blocking(params, views)
         rest = {}
-        for path, leaf, view in zip(tree_paths(params), jax.tree.leaves(params), blocking.views, strict=True):
+        for path, leaf, view in zip(
+            tree_paths(params), jax.tree.leaves(params), blocking.views, strict=True
+        ):
             if view is None:
                 rest[path] = jnp.zeros(leaf.shape)
         return ShampooState(
             count=jnp.zeros((), jnp.int32),
-            buckets={name: _init_bucket(settings, bucket) for name, bucket in blocking.buckets.items()},
+            buckets={
+                name: _init_bucket(settings, bucket) for name, bucket in blocking.buckets.items()
+            },
             rest=_init_moments(settings, rest),
             failures=jnp.zeros((), jnp.int32),
         )
@@ -164,18 +178,25 @@ def scale_by_shampoo(
         del params
         blocking = settings.blocking(updates, views)
         leaves, treedef = jax.tree.flatten(updates)
-        whole = [_replicated(leaf, mesh) if view else leaf for leaf, view in zip(leaves, blocking.views, strict=True)]
+        whole = [
+            _replicated(leaf, mesh) if view else leaf
+            for leaf, view in zip(leaves, blocking.views, strict=True)
+        ]
         buckets, blocks, squares = {}, {}, {}
         for name, bucket in blocking.buckets.items():
             step = _shared(settings, bucket, mesh)
             cut_KMN = blocking.cut(name, whole).astype(jnp.float32)
-            blocks[name], squares[name], buckets[name] = step(cut_KMN, state.buckets[name], state.count)
+            blocks[name], squares[name], buckets[name] = step(
+                cut_KMN, state.buckets[name], state.count
+            )
         if settings.graft_scope == "parameter":
             blocks = _rescale_matrices(blocking, blocks, squares)
         # Replicated on both sides, or the partitioner permutes pieces between devices.
         results = {i: _replicated(leaf, mesh) for i, leaf in blocking.join(blocks).items()}
         rest = {
-            path: i for i, (path, view) in enumerate(zip(tree_paths(updates), blocking.views, strict=True)) if not view
+            path: i
+            for i, (path, view) in enumerate(zip(tree_paths(updates), blocking.views, strict=True))
+            if not view
         }
         own, moments, failures = _graft_rest(
             settings, {path: leaves[i].astype(jnp.float32) for path, i in rest.items()}, state
@@ -203,13 +224,17 @@ def _block_axes(num_blocks: int, mesh: Mesh) -> tuple[str, ...]:
 
 
 def diagnostics(opt_state: Any) -> dict[str, jax.Array]:
-    """Returns the sum of `failures` and the largest `residual` of the Shampoo in a chain; {} where there is none."""
+    """Returns the sum of `failures` and the largest `residual` of the Shampoo in a chain; {} where
+    there is none.
+    """
     state = find_shampoo(opt_state)
     if state is None:
         return {}
     blocks = state.buckets.values()
     failures = sum((jnp.sum(block.failures) for block in blocks), state.failures)
-    worst = functools.reduce(jnp.maximum, [jnp.max(block.residual) for block in blocks], jnp.zeros(()))
+    worst = functools.reduce(
+        jnp.maximum, [jnp.max(block.residual) for block in blocks], jnp.zeros(())
+    )
     return {"shampoo_failures": failures.astype(jnp.float32), "shampoo_residual": worst}
 
 
@@ -256,7 +281,9 @@ def _init_bucket(settings: Shampoo, bucket: Bucket) -> BlockState:
 
 
 def _shared(settings: Shampoo, bucket: Bucket, mesh: Mesh | None):
-    """Returns the step of a bucket, each device doing its share: whole gradients in, whole updates out."""
+    """Returns the step of a bucket, each device doing its share: whole gradients in, whole updates
+    out.
+    """
     axes = () if mesh is None else _block_axes(bucket.size, mesh)
     if mesh is None or not axes:
         return lambda cut_KMN, state, count: _step_blocks(settings, cut_KMN, state, count, first=0)
@@ -270,19 +297,26 @@ def _shared(settings: Shampoo, bucket: Bucket, mesh: Mesh | None):
         return gather(updates_KMN), None if squares_K2 is None else gather(squares_K2), state
 
     return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(P(), P(axes), P()), out_specs=(P(), P(), P(axes)), check_vma=False
+        on_device,
+        mesh=mesh,
+        in_specs=(P(), P(axes), P()),
+        out_specs=(P(), P(), P(axes)),
+        check_vma=False,
     )
 
 
-def _step_blocks(settings: Shampoo, gradient_KMN: jax.Array, state: BlockState, count: jax.Array, *, first):
+def _step_blocks(
+    settings: Shampoo, gradient_KMN: jax.Array, state: BlockState, count: jax.Array, *, first
+):
     """Steps the blocks `first` and following.
 
     Returns:
-      The updates; with norms per matrix, the squared norms [K, 2] of these and of the grafting update, by which they
-      have yet to be rescaled (None with norms per block); and the state.
+      The updates; with norms per matrix, the squared norms [K, 2] of these and of the grafting
+      update, by which they have yet to be rescaled (None with norms per block); and the state.
     """
     statistics = {
-        side: _decayed(settings.beta2, old, _outer(gradient_KMN, side)) for side, old in state.statistics.items()
+        side: _decayed(settings.beta2, old, _outer(gradient_KMN, side))
+        for side, old in state.statistics.items()
     }
     moments = _update_moments(settings, gradient_KMN, state.moments)
     # A block whose gradient is not finite, or overflows, keeps its state and stands still.
@@ -327,13 +361,17 @@ def _refresh(settings: Shampoo, state: BlockState, count: jax.Array, *, first) -
         new = jax.tree.map(put, parts[1:], new)
     else:
         due = count % every == 0
-        new = jax.lax.cond(due, lambda parts: _new_roots(settings, *parts), lambda parts: parts[1:], parts)
+        new = jax.lax.cond(
+            due, lambda parts: _new_roots(settings, *parts), lambda parts: parts[1:], parts
+        )
     roots, age, failures, residual = new
     return state._replace(roots=roots, age=age, failures=failures, residual=residual)
 
 
 def _new_roots(settings: Shampoo, statistics, roots, age, failures, residual):
-    """Returns roots, age, failures and residuals after computing roots. A root that is no good leaves the old one."""
+    """Returns roots, age, failures and residuals after computing roots. A root that is no good
+    leaves the old one.
+    """
     p = 2 * len(statistics)
     computed = {
         side: inverse_pth_root(matrices, p, epsilon=settings.epsilon, method=settings.root)
@@ -377,11 +415,15 @@ def _rescale_matrices(
 def _graft_rest(
     settings: Shampoo, gradients: dict[str, jax.Array], state: ShampooState
 ) -> tuple[dict[str, jax.Array], Moments, jax.Array]:
-    """Returns the grafting updates of the weights without blocks, their moments, and how many were not finite."""
+    """Returns the grafting updates of the weights without blocks, their moments, and how many were
+    not finite.
+    """
     moments = _update_moments(settings, gradients, state.rest)
     updates, failures = {}, jnp.zeros((), jnp.int32)
     for path, gradient in gradients.items():
-        own, old = (Moments(*(part and part[path] for part in both)) for both in (moments, state.rest))
+        own, old = (
+            Moments(*(part and part[path] for part in both)) for both in (moments, state.rest)
+        )
         finite = jnp.all(_all_finite(jax.tree.map(jnp.atleast_1d, (gradient, own))))
         for part, new, kept in zip(moments, own, old, strict=True):
             if part is not None:
@@ -417,7 +459,11 @@ def _decayed(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
 
 def _outer(x_KMN: jax.Array, side: str) -> jax.Array:
     """G Gᵀ, or Gᵀ G."""
-    return _matmul(x_KMN, x_KMN.swapaxes(1, 2)) if side == "L" else _matmul(x_KMN.swapaxes(1, 2), x_KMN)
+    return (
+        _matmul(x_KMN, x_KMN.swapaxes(1, 2))
+        if side == "L"
+        else _matmul(x_KMN.swapaxes(1, 2), x_KMN)
+    )
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""A look at Shampoo's preconditioners: the blocks of a weight, whose they are, and their spectra."""
+"""A look at Shampoo's preconditioners: the blocks of a weight, whose they are, and
+their spectra.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,12 +32,16 @@ class Block:
     age: int
 
     def spectrum(self, side: str) -> np.ndarray:
-        """Eigenvalues of the statistics, falling, relative to the largest; zeros where there are none."""
+        """Eigenvalues of the statistics, falling, relative to the largest; zeros where there are
+        none.
+        """
         values = np.maximum(np.linalg.eigvalsh(np.float64(self.statistics[side]))[::-1], 0.0)
         return values / values[0] if values[0] > 0 else values
 
     def effective_rank(self, side: str) -> float:
-        """exp of the entropy of the spectrum (Roy & Vetterli 2007): 1 for one direction, m for all alike."""
+        """exp of the entropy of the spectrum (Roy & Vetterli 2007): 1 for one direction, m for all
+        alike.
+        """
         values = self.spectrum(side)
         share = values[values > 0] / max(values.sum(), 1e-300)
         return float(np.exp(-np.sum(share * np.log(share)))) if share.size else 0.0
@@ -74,7 +80,11 @@ def blocks_of(
         raise KeyError(weight)
     own = by_path[weight][layer] if by_path[weight].ndim > 2 else by_path[weight]
     numbers, first = np.unique(own, return_index=True)
-    student = set(np.unique(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(narrow(owners))])).tolist())
+    student = set(
+        np.unique(
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(narrow(owners))])
+        ).tolist()
+    )
     result = []
     for number in numbers[np.argsort(first)]:
         name, place = where[int(number)]
@@ -82,7 +92,9 @@ def blocks_of(
         result.append(
             Block(
                 in_student=int(number) in student,
-                statistics={side: np.asarray(stack[place]) for side, stack in bucket.statistics.items()},
+                statistics={
+                    side: np.asarray(stack[place]) for side, stack in bucket.statistics.items()
+                },
                 residual=float(bucket.residual[place]),
                 failures=int(bucket.failures[place]),
                 age=int(bucket.age[place]),

@@ -1,4 +1,6 @@
-"""Sharding: the mesh, the one rule table from logical axes to mesh axes, and placement; processes that share a run."""
+"""Sharding: the mesh, the one rule table from logical axes to mesh axes, and placement; processes
+that share a run.
+"""
 
 from matta_jax.sharding._collectives import KINDS as KINDS
 from matta_jax.sharding._collectives import Collective as Collective

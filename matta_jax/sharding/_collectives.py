@@ -1,4 +1,6 @@
-"""What crosses devices in a compiled program, read from its HLO text (architecture.md, decision 12)."""
+"""What crosses devices in a compiled program, read from its HLO text (architecture.md, decision
+12).
+"""
 
 import dataclasses
 import math
@@ -6,7 +8,18 @@ import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
@@ -45,16 +58,20 @@ class Collective:
     def sent(self) -> float:
         """Bytes that a device sends each time, in the best algorithm."""
         others = self.group - 1
-        share = {"all-reduce": 2 * others / self.group, "reduce-scatter": others, "collective-permute": 1}
+        share = {
+            "all-reduce": 2 * others / self.group,
+            "reduce-scatter": others,
+            "collective-permute": 1,
+        }
         return self.bytes * share.get(self.kind, others / self.group)
 
 
 def collectives(hlo: str) -> list[Collective]:
     """Returns the collectives of a compiled program, from `compiled.as_text()`.
 
-    One that the compiler fuses into several computations in stages counts once, as one with a `-start` and a `-done`.
-    An all-reduce that it fuses with the slice of its result is a reduce-scatter. Of the branches of a conditional the
-    one that moves most counts.
+    One that the compiler fuses into several computations in stages counts once, as one with a
+    `-start` and a `-done`. An all-reduce that it fuses with the slice of its result is a
+    reduce-scatter. Of the branches of a conditional the one that moves most counts.
     """
     lines_of: dict[str, list[str]] = {}
     entry = name = ""
@@ -67,7 +84,9 @@ def collectives(hlo: str) -> list[Collective]:
             lines_of[name].append(line)
 
     def trips(line: str) -> int:
-        """How often the body of a while loop runs: stated, or read from a condition that counts up to a constant."""
+        """How often the body of a while loop runs: stated, or read from a condition that counts up
+        to a constant.
+        """
         if stated := _TRIP_COUNT.search(line):
             return int(stated[1])
         condition = _CONDITION.search(line)
@@ -76,33 +95,45 @@ def collectives(hlo: str) -> list[Collective]:
         counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
         return int(limits[0]) if len(limits) == 1 and counts_up else 1
 
-    def found_in(name: str, times: int, in_loop: bool, fused: bool = False) -> dict[str, Collective]:
+    def found_in(
+        name: str, times: int, in_loop: bool, fused: bool = False
+    ) -> dict[str, Collective]:
         result: dict[str, Collective] = {}
         for line in lines_of.get(name, []):
             if match := _COLLECTIVE.search(line):
                 kind, shown = match[2], match[1]
                 if name.startswith("all-reduce-scatter"):
-                    root = next(line for line in lines_of[name] if line.lstrip().startswith("ROOT "))
+                    root = next(
+                        line for line in lines_of[name] if line.lstrip().startswith("ROOT ")
+                    )
                     kind, shown = "reduce-scatter", root.partition(" dynamic-slice(")[0]
                 shapes = _SHAPE.findall(shown)
-                if match[3] and kind != "all-reduce":  # Operands, results, and what tells that they are there.
+                if (
+                    match[3] and kind != "all-reduce"
+                ):  # Operands, results, and what tells that they are there.
                     shapes = [shape for shape in shapes if shape[1]]
                     shapes = shapes[len(shapes) // 2 :]
                 sizes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in shapes)
                 size = sum(
-                    _BYTES.get(dtype, 4) * math.prod(dims) for (dtype, _), dims in zip(shapes, sizes, strict=True)
+                    _BYTES.get(dtype, 4) * math.prod(dims)
+                    for (dtype, _), dims in zip(shapes, sizes, strict=True)
                 )
-                # Stages share their channel and source; others may share a channel, but stand in one computation.
+                # Stages share their channel and source; others may share a channel, but stand in
+                # one computation.
                 source = _SOURCE.findall(line)
                 key = str(source) if fused and source else f"{name}: {line}"
-                result.setdefault(key, Collective(kind, sizes, size, times, in_loop, _group_size(line)))
+                result.setdefault(
+                    key, Collective(kind, sizes, size, times, in_loop, _group_size(line))
+                )
                 continue
             is_loop = " while(" in line
             runs = times * (trips(line) if is_loop else 1)
             inside = in_loop or is_loop
             for callee in _CALLED.findall(line):
                 result = found_in(callee, runs, inside, fused or " fusion(" in line) | result
-            branches = _BRANCH.findall(line) + [one for many in _BRANCHES.findall(line) for one in _NAME.findall(many)]
+            branches = _BRANCH.findall(line) + [
+                one for many in _BRANCHES.findall(line) for one in _NAME.findall(many)
+            ]
             options = [found_in(branch, runs, inside, fused) for branch in branches]
             if options:
                 largest: dict[str, Collective] = max(options, key=_total)

@@ -1,4 +1,6 @@
-"""TPU topologies that are not there: what their chips can do, and meshes over them to compile for."""
+"""TPU topologies that are not there: what their chips can do, and meshes over them to
+compile for.
+"""
 
 import dataclasses
 import os
@@ -11,7 +13,8 @@ from matta_jax.sharding._collectives import Collective
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a TPU chip can do at most; from Google Cloud's pages on each generation (docs.cloud.google.com/tpu).
+    """What a TPU chip can do at most; from Google Cloud's pages on each generation
+    (docs.cloud.google.com/tpu).
 
     Attributes:
       hbm_gb: memory, in 10⁹ bytes.
@@ -40,20 +43,25 @@ def topology_devices(topology: str) -> Sequence[Any]:
     chip, colon, _ = topology.partition(":")
     if chip not in CHIPS or not colon:
         raise UserError(
-            f"topology={topology!r} must be a chip ({', '.join(CHIPS)}) and a shape, such as v5e:4x4 or v5p:2x2x2"
+            f"topology={topology!r} must be a chip ({', '.join(CHIPS)}) and a shape, such as "
+            "v5e:4x4 or v5p:2x2x2"
             f"{'' if chip in CHIPS else did_you_mean(chip, CHIPS)}"
         )
-    # No metadata server is asked, and several processes may compile at once. Read when libtpu is loaded.
+    # No metadata server is asked, and several processes may compile at once. Read when libtpu is
+    # loaded.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # JAX and libtpu raise many kinds, for a missing library as for a bad shape.
+    except (
+        Exception
+    ) as error:  # JAX and libtpu raise many kinds, for a missing library as for a bad shape.
         shown = " ".join(str(error).split())[:160]
         raise UserError(
-            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {shown}); the shape must be one "
+            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {shown}); the "
+            "shape must be one "
             "that the chip has, and compiling needs libtpu: pip install 'matta_jax[tpu]'"
         ) from None
 

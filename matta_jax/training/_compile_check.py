@@ -1,4 +1,6 @@
-"""Whether a run fits a TPU slice that nobody has here: its step compiled ahead of time for a named topology."""
+"""Whether a run fits a TPU slice that nobody has here: its step compiled ahead of time for a named
+topology.
+"""
 
 import collections
 import dataclasses
@@ -24,7 +26,8 @@ _REALISTIC_MFU = 0.45  # What published runs reach on these chips (v6e 8B 45.5 %
 
 @dataclasses.dataclass(frozen=True)
 class CompileReport:
-    """What the compiler says of a run's step on a topology. Bytes and FLOPs are per device and step.
+    """What the compiler says of a run's step on a topology. Bytes and FLOPs are per device and
+    step.
 
     Attributes:
       topology: its name.
@@ -57,7 +60,9 @@ class CompileReport:
 
     @property
     def bound_seconds(self) -> float:
-        """The roofline: computation at the peak and collectives at full speed, wholly overlapped."""
+        """The roofline: computation at the peak and collectives at full speed, wholly
+        overlapped.
+        """
         return max(self.compute_seconds, self.collective_seconds)
 
     @property
@@ -77,20 +82,30 @@ class CompileReport:
         }
         lines = [f"{self.topology}, mesh data={data} fsdp={fsdp} tensor={tensor}; per device:"]
         for name, size in rows.items():
-            lines.append(f"  HBM {name:<12} " + ("     unknown" if size is None else f"{size / 1e9:>9.3f} GB"))
+            lines.append(
+                f"  HBM {name:<12} "
+                + ("     unknown" if size is None else f"{size / 1e9:>9.3f} GB")
+            )
         if self.temporary_bytes is not None:
             for kind, size in sorted(self.collective_bytes.items()):
                 lines.append(f"  {kind:<16} {size / 1e9:>9.3f} GB a step")
         lines.append(f"  computation      {self.flops / 1e12:>9.3f} TFLOP a step")
         if self.temporary_bytes is not None:
             lines.append(
-                f"  step time        {1e3 * self.expected_seconds:>9.1f} ms: the larger of computation at "
-                f"{_REALISTIC_MFU:.0%} of the peak ({1e3 * self.compute_seconds / _REALISTIC_MFU:.1f} ms) and "
+                f"  step time        {1e3 * self.expected_seconds:>9.1f} ms: the larger of "
+                "computation at "
+                f"{_REALISTIC_MFU:.0%} of the peak "
+                f"({1e3 * self.compute_seconds / _REALISTIC_MFU:.1f} ms) and "
                 f"collectives at the links' full speed ({1e3 * self.collective_seconds:.1f} ms)"
             )
-            lines.append(f"  at least         {1e3 * self.bound_seconds:>9.1f} ms: the same at 100 % of the peak")
+            lines.append(
+                f"  at least         {1e3 * self.bound_seconds:>9.1f} ms: the same at 100 % of the "
+                "peak"
+            )
         lines.append(
-            "fits" if self.fits else "does not fit: raise mesh.fsdp or train.microbatches, or take a larger slice"
+            "fits"
+            if self.fits
+            else "does not fit: raise mesh.fsdp or train.microbatches, or take a larger slice"
         )
         return "\n".join(lines)
 
@@ -113,7 +128,10 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     by_kind: dict[str, int] = collections.defaultdict(int)
     found: list[Collective] = []
     temporaries: int | None = None
-    parameters, optimizer = device_bytes(setup.abstract.params), device_bytes(setup.abstract.opt_state)
+    parameters, optimizer = (
+        device_bytes(setup.abstract.params),
+        device_bytes(setup.abstract.opt_state),
+    )
     try:
         compiled = compile_step(setup)
     except Exception as error:
@@ -123,13 +141,20 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     else:
         memory = compiled.memory_analysis()
         temporaries = memory.temp_size_in_bytes
-        kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        kept = (
+            memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        )
         needed = kept + temporaries + memory.generated_code_size_in_bytes
         found = collectives(compiled.as_text())
         for one in found:
             by_kind[one.kind] += one.bytes * one.times
     tokens = config.data.batch_size * config.data.seq_len
-    flops = step_flops_per_token(config, setup.nest, static_sub_models(setup), num_mixes(setup), setup.teacher) * tokens
+    flops = (
+        step_flops_per_token(
+            config, setup.nest, static_sub_models(setup), num_mixes(setup), setup.teacher
+        )
+        * tokens
+    )
     flops /= setup.mesh.size
     return CompileReport(
         topology=topology,
@@ -147,7 +172,9 @@ def compile_check(config: Config, topology: str) -> CompileReport:
 
 
 def _bytes_of_refusal(message: str, kept: int) -> int | None:
-    """What a compiler that refuses for want of memory says that it would have needed, beside the `kept` state."""
+    """What a compiler that refuses for want of memory says that it would have needed, beside the
+    `kept` state.
+    """
     for pattern, more in (
         (r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", 0),
         (r"HLO temporaries \(([\d.]+)([KMGT])", kept),

@@ -61,8 +61,14 @@ from matta_jax.training._step import make_eval_step, make_train_step, num_mixes,
 # These fields may change between a run and its continuation: they do not change what is computed.
 _FREE_FIELDS = frozenset(
     {
-        *(f"train.{name}" for name in ("log_every", "eval_every", "eval_batches", "checkpoint_every")),
-        *(f"train.{name}" for name in ("keep_checkpoints", "peak_tflops", "tensorboard", "wandb_project")),
+        *(
+            f"train.{name}"
+            for name in ("log_every", "eval_every", "eval_batches", "checkpoint_every")
+        ),
+        *(
+            f"train.{name}"
+            for name in ("keep_checkpoints", "peak_tflops", "tensorboard", "wandb_project")
+        ),
         "train.max_skipped_steps",
         *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
         *(f"data.{name}" for name in ("cache_dir", "tfds_dir", "prefetch_batches", "read_threads")),
@@ -70,7 +76,15 @@ _FREE_FIELDS = frozenset(
 )
 
 
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,23 +114,27 @@ def train(
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
-    Start-up order: the newest checkpoint of `workdir`, else the model of `init.model`, else from scratch. A run killed
-    at any moment and started again ends with the same bits as one that was not. SIGTERM saves and returns. Of several
-    processes (`jax.distributed`), each calls this with the same arguments and a `workdir` that all of them see; the
-    first one writes and logs. A run may go on with other processes and another mesh.
+    Start-up order: the newest checkpoint of `workdir`, else the model of `init.model`, else from
+    scratch. A run killed at any moment and started again ends with the same bits as one that was
+    not. SIGTERM saves and returns. Of several processes (`jax.distributed`), each calls this with
+    the same arguments and a `workdir` that all of them see; the first one writes and logs. A run
+    may go on with other processes and another mesh.
 
     Args:
       config: the run.
       workdir: its folder; made when absent.
-      resume: `auto` continues a run that is there, `must` fails without one, `never` fails with one.
-      fallback: where the newest checkpoint is damaged, go on from the newest healthy one, and keep the damaged ones in
-        `workdir/damaged`.
+      resume: `auto` continues a run that is there, `must` fails without one, `never` fails with
+        one.
+      fallback: where the newest checkpoint is damaged, go on from the newest healthy one, and keep
+        the damaged ones in `workdir/damaged`.
       log: takes progress lines.
 
     Raises:
-      UserError: the config does not fit the devices, the data or the run in `workdir`; or nothing can be written.
+      UserError: the config does not fit the devices, the data or the run in `workdir`; or nothing
+        can be written.
       DamageError: the newest checkpoint is damaged, or with `fallback` all are.
-      DivergenceError: more than `train.max_skipped_steps` losses or gradients in a row are not finite.
+      DivergenceError: more than `train.max_skipped_steps` losses or gradients in a row are not
+        finite.
     """
     workdir = pathlib.Path(workdir).resolve()
     if resume not in ("auto", "must", "never"):
@@ -133,17 +151,27 @@ def train(
     tokenizer = make_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"model.vocab_size={config.model.vocab_size} must be at least the {tokenizer.vocab_size} ids of "
+            f"model.vocab_size={config.model.vocab_size} must be at least the "
+            f"{tokenizer.vocab_size} ids of "
             f"data.tokenizer={config.data.tokenizer!r}"
         )
     package = None if _has_checkpoint(workdir) else check_init(config)
     setup = make_setup(config, make_mesh(sizes))
-    if config.optimizer.name == "shampoo" and (advice := shampoo_advice(config.shampoo, setup.nest)) and is_first():
+    if (
+        config.optimizer.name == "shampoo"
+        and (advice := shampoo_advice(config.shampoo, setup.nest))
+        and is_first()
+    ):
         logging.warning("%s", advice)
-    windows, eval_windows = (split_data(config, tokenizer, held_out=held_out) for held_out in (False, True))
+    windows, eval_windows = (
+        split_data(config, tokenizer, held_out=held_out) for held_out in (False, True)
+    )
     labels = _check_teacher(setup, windows)
     if isinstance(windows, ExampleSet) and windows.truncated:
-        log(f"{windows.truncated} of {len(windows)} examples are longer than data.seq_len, and lost their start")
+        log(
+            f"{windows.truncated} of {len(windows)} examples are longer than data.seq_len, and "
+            "lost their start"
+        )
     resolved = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     check_agreement(
         {
@@ -153,21 +181,26 @@ def train(
             "the held-out text": eval_windows.fingerprint,
         }
     )
-    wait_for_all("matta_jax/checked")  # Nothing is written before every process has found all in order.
+    wait_for_all(
+        "matta_jax/checked"
+    )  # Nothing is written before every process has found all in order.
     with _one_line_for_full_disks(workdir):
         if is_first():
             workdir.mkdir(parents=True, exist_ok=True)
             replace_text(workdir / "config.json", resolved)
         wait_for_all("matta_jax/workdir")
         log(resolved.rstrip())
-        with Checkpoints(workdir / "checkpoints", keep=config.train.keep_checkpoints) as checkpoints:
+        with Checkpoints(
+            workdir / "checkpoints", keep=config.train.keep_checkpoints
+        ) as checkpoints:
             if package is None:
                 state = _restore(setup, checkpoints, windows, fallback, log)
             else:
                 state = _start_from(setup, package, windows, log)
             with open_writers(config, workdir, int(state.step)) as writers:
                 run = _Run(setup, checkpoints, windows, eval_windows, labels, writers, log)
-                # A model is known before its training goes on; a stream's first examples, too, are scored before it.
+                # A model is known before its training goes on; a stream's first examples, too, are
+                # scored before it.
                 if package is not None or (config.data.stream and int(state.step) == 0):
                     run.report_evaluation(int(state.step), run.evaluate(state))
                 return run.steps_from(state, workdir)
@@ -190,17 +223,23 @@ def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
     file = workdir / "config.json"
     if not file.exists():
         if resume == "must":
-            raise UserError(f"resume=must, but workdir={str(workdir)!r} holds no run; name one, or use resume=auto")
+            raise UserError(
+                f"resume=must, but workdir={str(workdir)!r} holds no run; name one, or use "
+                "resume=auto"
+            )
         return
     if resume == "never":
         raise UserError(
-            f"resume=never, but workdir={str(workdir)!r} holds a run; name an empty one, or use resume=auto"
+            f"resume=never, but workdir={str(workdir)!r} holds a run; name an empty one, or use "
+            "resume=auto"
         )
     try:
         other = json.loads(file.read_text())
         lines = config_lib.differences(other, config_lib.to_dict(config))
     except (ValueError, AttributeError):
-        raise UserError(f"{file} cannot be read as the config of a run; name another workdir") from None
+        raise UserError(
+            f"{file} cannot be read as the config of a run; name another workdir"
+        ) from None
     lines = [line for line in lines if line.partition(":")[0] not in _FREE_FIELDS]
     if lines:
         raise UserError(
@@ -210,9 +249,15 @@ def _check_workdir(config: Config, workdir: pathlib.Path, resume: str) -> None:
 
 
 def _restore(
-    setup: Setup, checkpoints: Checkpoints, windows: Windows | ExampleSet, fallback: bool, log: Callable[[str], None]
+    setup: Setup,
+    checkpoints: Checkpoints,
+    windows: Windows | ExampleSet,
+    fallback: bool,
+    log: Callable[[str], None],
 ) -> TrainState:
-    """The state of the newest checkpoint, or with `fallback` of the newest healthy one; without any, a fresh one."""
+    """The state of the newest checkpoint, or with `fallback` of the newest healthy one; without
+    any, a fresh one.
+    """
     steps = checkpoints.steps
     if not steps:
         return setup.init()
@@ -220,7 +265,10 @@ def _restore(
     for step, older in reversed(list(zip(steps, [None, *steps], strict=False))):
         mend = "bring its files back, or start in another workdir"
         if older is not None:
-            mend = f"start again with --fallback, to go on from step {older} or the newest healthy one before it"
+            mend = (
+                f"start again with --fallback, to go on from step {older} or the newest healthy "
+                "one before it"
+            )
         try:
             state = _restore_step(setup, checkpoints, step, windows, mend)
         except DamageError as error:
@@ -234,7 +282,8 @@ def _restore(
         log(f"resumed from step {step} of {checkpoints.directory}")
         return state
     raise DamageError(
-        f"every checkpoint of {checkpoints.directory} is damaged (steps {', '.join(map(str, steps))}); bring files "
+        f"every checkpoint of {checkpoints.directory} is damaged (steps "
+        f"{', '.join(map(str, steps))}); bring files "
         "back, or start in another workdir"
     )
 
@@ -247,18 +296,24 @@ def _restore_step(
     lines = [line for line in lines if line.partition(":")[0] not in _FREE_FIELDS]
     if lines:
         raise UserError(
-            f"checkpoint {step} of {checkpoints.directory} is of another config ({'; '.join(lines)}); "
+            f"checkpoint {step} of {checkpoints.directory} is of another config "
+            f"({'; '.join(lines)}); "
             "name another workdir, or set these fields back"
         )
     if meta["data"]["fingerprint"] != windows.fingerprint:
         raise UserError(
-            f"data.source={setup.config.data.source!r} has changed since checkpoint {step} of {checkpoints.directory}; "
+            f"data.source={setup.config.data.source!r} has changed since checkpoint {step} of "
+            f"{checkpoints.directory}; "
             "bring the old text back, or start in another workdir"
         )
     abstract = setup.abstract
     trees = checkpoints.restore(
         step,
-        {"params": abstract.params, "opt_state": abstract.opt_state, "step": {"step": abstract.step}},
+        {
+            "params": abstract.params,
+            "opt_state": abstract.opt_state,
+            "step": {"step": abstract.step},
+        },
         mend=mend,
     )
     return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
@@ -277,7 +332,10 @@ def _start_from(
     params = place(params, setup.shardings.params)
     found = initial_opt_state(setup.config, package, setup.abstract.opt_state)
     if found is None:
-        step, opt_state = 0, jax.jit(setup.optimizer.init, out_shardings=setup.shardings.opt_state)(params)
+        step, opt_state = (
+            0,
+            jax.jit(setup.optimizer.init, out_shardings=setup.shardings.opt_state)(params),
+        )
     else:
         step, opt_state = found[1], place(found[0], setup.shardings.opt_state)
     log(f"{words}, step {step}")
@@ -298,7 +356,12 @@ class _Run:
         log: Callable[[str], None],
     ):
         self.setup, self.config, self.checkpoints = setup, setup.config, checkpoints
-        self.windows, self.eval_windows, self.writers, self.log = windows, eval_windows, writers, log
+        self.windows, self.eval_windows, self.writers, self.log = (
+            windows,
+            eval_windows,
+            writers,
+            log,
+        )
         self.examples: Examples = windows
         if labels is not None:
             assert isinstance(windows, Windows)
@@ -309,10 +372,13 @@ class _Run:
             self.config, setup.nest, static_sub_models(setup), num_mixes(setup), setup.teacher
         )
         stated = self.config.train.peak_tflops
-        self.peak_flops = (stated * 1e12 if stated else measure_peak_flops(self.config.model.compute_dtype)) * (
-            setup.mesh.size
+        self.peak_flops = (
+            stated * 1e12 if stated else measure_peak_flops(self.config.model.compute_dtype)
+        ) * (setup.mesh.size)
+        log(
+            f"MFU is against {self.peak_flops / 1e12:.3f} TFLOP/s "
+            f"({'stated' if stated else 'measured'})"
         )
-        log(f"MFU is against {self.peak_flops / 1e12:.3f} TFLOP/s ({'stated' if stated else 'measured'})")
         self.warned = False
         self.since: list[dict[str, float]] = []  # Metrics of the steps since the last line.
         self.skipped = self.skipped_in_row = 0  # Steps since the last line; up to this one.
@@ -343,7 +409,9 @@ class _Run:
                 before = time.perf_counter()
                 rows = next(batches)
                 waited = time.perf_counter() - before
-                state, metrics = self.train_step(state, place_batch(rows, self.setup.mesh, batch_size), *self.teacher)
+                state, metrics = self.train_step(
+                    state, place_batch(rows, self.setup.mesh, batch_size), *self.teacher
+                )
                 step += 1
                 if pending is not None:  # The previous step is read while this one runs.
                     self.account(*pending)
@@ -375,7 +443,9 @@ class _Run:
             self.skipped_in_row = 0
             self.since.append(values)
         self.timed += 1
-        if not self.compiled and self.config.train.log_every > 1:  # The first step compiles: it tells no speed.
+        if (
+            not self.compiled and self.config.train.log_every > 1
+        ):  # The first step compiles: it tells no speed.
             self.compiled = True
             self._restart_clock()
         if step % self.config.train.log_every == 0:
@@ -389,9 +459,13 @@ class _Run:
             if is_first():
                 logging.warning("%s=%s at step %d: the update is skipped", name, values[name], step)
             return
-        row = f"the {self.skipped_in_row} updates up to it are skipped, and train.max_skipped_steps={limit}"
+        row = (
+            f"the {self.skipped_in_row} updates up to it are skipped, and "
+            f"train.max_skipped_steps={limit}"
+        )
         raise DivergenceError(
-            f"{name}={values[name]} at step {step}, {row}: training diverged; last good checkpoint: "
+            f"{name}={values[name]} at step {step}, {row}: training diverged; last good "
+            "checkpoint: "
             f"{self._last_good()}; lower optimizer.learning_rate or optimizer.clip_norm, or raise "
             "optimizer.warmup_steps"
         )
@@ -401,7 +475,9 @@ class _Run:
         return f"{self.checkpoints.directory / str(saved[-1])}" if saved else "none yet"
 
     def _log_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the means over the steps since the last line; speed is that of all steps, skipped or not."""
+        """Writes the means over the steps since the last line; speed is that of all steps, skipped
+        or not.
+        """
         skipped, self.skipped = self.skipped, 0
         if not self.since:
             self.write(step, {"skipped_steps": skipped})
@@ -415,11 +491,19 @@ class _Run:
         mean["data_wait_share"] = min(mean["data_wait_seconds"] / seconds, 1.0)
         mean["mfu"] = self.flops_per_token * tokens / seconds / self.peak_flops
         self.write(step, mean)
-        self.log(progress_line(step, self.config.train.num_steps, mean, seconds * (self.config.train.num_steps - step)))
+        self.log(
+            progress_line(
+                step,
+                self.config.train.num_steps,
+                mean,
+                seconds * (self.config.train.num_steps - step),
+            )
+        )
         if is_first() and not self.warned and mean.get("gap", 1.0) <= 0 < mean["distill_weight"]:
             self.warned = True
             logging.warning(
-                "capacity mismatch: at step %d the TA is no better than the Student (CE_S - CE_TA = %.4f) while "
+                "capacity mismatch: at step %d the TA is no better than the Student (CE_S - CE_TA "
+                "= %.4f) while "
                 "distillation has weight %.3f; it has nothing to teach: widen nest.*, or lengthen "
                 "objective.distill_ramp",
                 step,
@@ -441,15 +525,20 @@ class _Run:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over held-out targets of Student's and TA's terms, by name with `eval/` before it.
 
-        Of a stream: over what training reads until the next evaluation; at the end, over what is left.
+        Of a stream: over what training reads until the next evaluation; at the end, over what is
+        left.
         """
         sums: dict[str, float] = {}
         mine = own_rows(self.setup.mesh, self.config.data.batch_size)
         step, size = int(state.step), self.config.data.batch_size
         if self.config.data.stream and step < self.config.train.num_steps:
-            batches = sequential_batches(self.windows, batch_size=size, within=next_window(self.config, step))
+            batches = sequential_batches(
+                self.windows, batch_size=size, within=next_window(self.config, step)
+            )
         else:
-            batches = sequential_batches(self.eval_windows, batch_size=size, limit=self.config.train.eval_batches)
+            batches = sequential_batches(
+                self.eval_windows, batch_size=size, limit=self.config.train.eval_batches
+            )
         for batch in batches:
             own = {name: rows[mine] for name, rows in batch.items()}
             placed = place_batch(own, self.setup.mesh, len(batch["length"]))
@@ -459,21 +548,29 @@ class _Run:
         return {f"eval/{name}": value / targets for name, value in sums.items() if name != "loss"}
 
     def save(self, step: int, state: TrainState, evaluation: Mapping[str, float]) -> None:
-        """Starts to write a checkpoint. Raises DivergenceError when the weights are not fit to be kept."""
+        """Starts to write a checkpoint. Raises DivergenceError when the weights are not fit to be
+        kept.
+        """
         if not math.isfinite(evaluation["eval/student"]):
             raise DivergenceError(
-                f"eval/student={evaluation['eval/student']} at step {step}: the weights have diverged, and are not "
+                f"eval/student={evaluation['eval/student']} at step {step}: the weights have "
+                "diverged, and are not "
                 f"saved; last good checkpoint: {self._last_good()}; lower optimizer.learning_rate"
             )
         meta = {
             "step": step,
             "config": config_lib.to_dict(self.config),
             "axes": {path: list(names) for path, names in flatten(self.setup.axes).items()},
-            "data": {"fingerprint": self.windows.fingerprint, "next_example": step * self.config.data.batch_size},
+            "data": {
+                "fingerprint": self.windows.fingerprint,
+                "next_example": step * self.config.data.batch_size,
+            },
             "evaluation": dict(evaluation),
         }
         trees = {"params": state.params, "opt_state": state.opt_state, "step": {"step": state.step}}
-        self.checkpoints.save(step, trees, meta, loss=evaluation["eval/student"], units=self.setup.units)
+        self.checkpoints.save(
+            step, trees, meta, loss=evaluation["eval/student"], units=self.setup.units
+        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for writer in self.writers:
@@ -489,9 +586,11 @@ def next_window(config: Config, step: int) -> range:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yields `asked(step)`: whether a SIGTERM asks the run to stop after this step, the same on every process.
+    """Yields `asked(step)`: whether a SIGTERM asks the run to stop after this step, the same on
+    every process.
 
-    With several processes JAX's preemption service takes the signal, and finds a step that all can stop at.
+    With several processes JAX's preemption service takes the signal, and finds a step that all can
+    stop at.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -517,7 +616,9 @@ def _one_line_for_full_disks(workdir: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         reason: str | None = None
         cause: BaseException | None = error
-        while reason is None and cause is not None:  # tensorstore's errors are no OSErrors, but quote them.
+        while (
+            reason is None and cause is not None
+        ):  # tensorstore's errors are no OSErrors, but quote them.
             text = str(cause)
             reason = next((own for own in map(os.strerror, _CANNOT_WRITE) if own in text), None)
             missing = cause.filename if isinstance(cause, FileNotFoundError) else None
@@ -527,6 +628,7 @@ def _one_line_for_full_disks(workdir: pathlib.Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"workdir={str(workdir)!r} cannot be written ({reason}); make room or name another, and "
+            f"workdir={str(workdir)!r} cannot be written ({reason}); make room or name another, "
+            "and "
             "start again: the run goes on from its last checkpoint"
         ) from None

@@ -52,7 +52,9 @@ class _TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UserError("train.tensorboard=True needs tensorboardX: pip install 'matta_jax[tensorboard]'") from None
+            raise UserError(
+                "train.tensorboard=True needs tensorboardX: pip install 'matta_jax[tensorboard]'"
+            ) from None
         self._writer = SummaryWriter(str(folder))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -68,7 +70,9 @@ class _WandB:
         try:
             import wandb
         except ImportError:
-            raise UserError(f"train.wandb_project={project!r} needs wandb: pip install 'matta_jax[wandb]'") from None
+            raise UserError(
+                f"train.wandb_project={project!r} needs wandb: pip install 'matta_jax[wandb]'"
+            ) from None
         self._run = wandb.init(project=project, dir=str(folder), resume="allow", id=folder.name)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -98,21 +102,27 @@ def open_writers(config: Config, workdir: pathlib.Path, start_step: int) -> Iter
 def step_flops_per_token(
     config: Config, nest: Nest, sub_models: list[SubModel], mixes: int, teacher: Teacher | None
 ) -> float:
-    """Analytic FLOPs of a training step for each token: three times the forward passes of all that it runs.
+    """Analytic FLOPs of a training step for each token: three times the forward passes of all that
+    it runs.
 
-    Recomputation is not counted. A mix counts at the mean of the nest's widths. A Student that is a plain prefix of its
-    TA shares the trunk, and counts with its head alone. A Teacher that runs along counts with one forward pass.
+    Recomputation is not counted. A mix counts at the mean of the nest's widths. A Student that is a
+    plain prefix of its TA shares the trunk, and counts with its head alone. A Teacher that runs
+    along counts with one forward pass.
     """
     architecture = architecture_of(config.model, nest, nest.ta)
     shapes, axes = abstract_params(architecture), logical_axes(architecture)
 
     def forward(sub_model: SubModel) -> int:
-        return count(shapes, axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len).flops_per_token
+        return count(
+            shapes, axes, sub_model, head_dim=nest.head_dim, seq_len=config.data.seq_len
+        ).flops_per_token
 
     total = sum(forward(sub_model) for sub_model in sub_models)
     if len(sub_models) > 1:
         student, ta = nest.student, nest.ta
-        prefix = SubModel(ta.d_model, ta.num_heads, ta.layers[: student.num_layers], ta.d_ff[: student.num_layers])
+        prefix = SubModel(
+            ta.d_model, ta.num_heads, ta.layers[: student.num_layers], ta.d_ff[: student.num_layers]
+        )
         if student == prefix:
             total += 2 * config.model.vocab_size * student.d_model - forward(student)
     uniform = [forward(nest.mix([width] * nest.ta.num_layers)) for width in nest.widths]
@@ -121,7 +131,9 @@ def step_flops_per_token(
         own = teacher.architecture
         attended = len(own.d_ff) * own.num_heads * own.head_dim
         seq_len = config.data.seq_len
-        taught = count_weights(teacher.abstract, teacher.axes, attended=attended, seq_len=seq_len).flops_per_token
+        taught = count_weights(
+            teacher.abstract, teacher.axes, attended=attended, seq_len=seq_len
+        ).flops_per_token
     return 3 * (total + mixes * sum(uniform) / len(uniform)) + taught
 
 
@@ -139,15 +151,23 @@ def measure_peak_flops(dtype: str) -> float:
     return 2 * size**3 / best
 
 
-def progress_line(step: int, num_steps: int, metrics: Mapping[str, float], eta_seconds: float) -> str:
+def progress_line(
+    step: int, num_steps: int, metrics: Mapping[str, float], eta_seconds: float
+) -> str:
     """One line of a run: step, share done, losses in nats, speed, and the time left."""
     names = ("student", "ta", "distill", "teacher_student", "teacher_ta", "gap", "agreement")
     shown = [name for name in names if name in metrics]
     losses = " ".join(f"{name} {metrics[name]:.4f}" for name in shown)
     minutes, seconds = divmod(round(eta_seconds), 60)
-    wait = f" waits for data {metrics['data_wait_share']:.0%}" if metrics["data_wait_share"] >= 0.02 else ""
+    wait = (
+        f" waits for data {metrics['data_wait_share']:.0%}"
+        if metrics["data_wait_share"] >= 0.02
+        else ""
+    )
     return (
-        f"step {step}/{num_steps} ({100 * step / num_steps:.1f}%) {losses} w {metrics['distill_weight']:.3f} "
+        f"step {step}/{num_steps} ({100 * step / num_steps:.1f}%) {losses} w "
+        f"{metrics['distill_weight']:.3f} "
         f"lr {metrics['learning_rate']:.2e} grad_norm {metrics['grad_norm']:.2f} | "
-        f"{metrics['tokens_per_second']:,.0f} tok/s MFU {100 * metrics['mfu']:.1f}%{wait} | ETA {minutes}:{seconds:02d}"
+        f"{metrics['tokens_per_second']:,.0f} tok/s MFU {100 * metrics['mfu']:.1f}%{wait} | ETA "
+        f"{minutes}:{seconds:02d}"
     )

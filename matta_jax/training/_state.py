@@ -35,7 +35,8 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that is known of a run before an array exists: the order is abstract shapes, shardings, then arrays.
+    """All that is known of a run before an array exists: the order is abstract shapes, shardings,
+    then arrays.
 
     Attributes:
       config: the run.
@@ -57,13 +58,17 @@ class Setup:
 
     @property
     def abstract_teacher(self) -> Tree:
-        """Shapes and shardings of the Teacher's weights, which are kept in the compute type; () without one."""
+        """Shapes and shardings of the Teacher's weights, which are kept in the compute type; ()
+        without one.
+        """
         if self.teacher is None:
             return ()
         dtype, abstract = self.config.model.compute_dtype, self.teacher.abstract
         shardings = param_shardings(abstract, self.teacher.axes, self.mesh, uneven_whole=True)
         return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding), abstract, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+            abstract,
+            shardings,
         )
 
     def load_teacher(self) -> Tree:
@@ -75,10 +80,15 @@ class Setup:
 
     @property
     def units(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """How a checkpoint of the state is cut: weights as sub-models may cut them, and moments as their weights."""
+        """How a checkpoint of the state is cut: weights as sub-models may cut them, and moments as
+        their weights.
+        """
         params = {path: units(names, self.nest) for path, names in flatten(self.axes).items()}
         moments = weights_of(self.abstract.opt_state, self.abstract.params)
-        return {"params": params, "opt_state": {path: params[owner] for path, owner in moments.items()}}
+        return {
+            "params": params,
+            "opt_state": {path: params[owner] for path, owner in moments.items()},
+        }
 
     @property
     def shardings(self) -> TrainState:
@@ -97,13 +107,18 @@ class Setup:
 
 
 def make_setup(config: Config, mesh: Mesh) -> Setup:
-    """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit the model,
-    or its Teacher is missing."""
+    """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit
+    the model, or its Teacher is missing."""
     nest = nest_of(config)
     architecture = architecture_of(config.model, nest, nest.ta)
     axes = logical_axes(architecture)
     optimizer = make_optimizer(
-        config.optimizer, num_steps=config.train.num_steps, axes=axes, shampoo=config.shampoo, nest=nest, mesh=mesh
+        config.optimizer,
+        num_steps=config.train.num_steps,
+        axes=axes,
+        shampoo=config.shampoo,
+        nest=nest,
+        mesh=mesh,
     )
     params = abstract_params(architecture)
     shardings = param_shardings(params, axes, mesh)

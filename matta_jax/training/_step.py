@@ -34,24 +34,32 @@ def num_mixes(setup: Setup) -> int:
 
 
 def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's memory.
+    """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's
+    memory.
 
     Where a Teacher runs along, its weights are a third argument.
 
-    Random numbers depend on the seed and the step alone: a resumed run repeats them. A step whose loss or gradient is
-    not finite leaves weights and optimiser as they were (`skipped` is True), and goes on to the next data. Metrics are
-    float32 scalars: the loss, each term, `gap` (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`,
-    `learning_rate`, and what the optimiser has to say of itself (`optim.diagnostics`).
+    Random numbers depend on the seed and the step alone: a resumed run repeats them. A step whose
+    loss or gradient is not finite leaves weights and optimiser as they were (`skipped` is True),
+    and goes on to the next data. Metrics are float32 scalars: the loss, each term, `gap` (CE_S -
+    CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`, and what the
+    optimiser has to say of itself (`optim.diagnostics`).
     """
     config = setup.config
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    loss_and_gradient = jax.value_and_grad(_make_loss(setup, num_mixes(setup), training=True), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(
+        _make_loss(setup, num_mixes(setup), training=True), has_aux=True
+    )
 
     def step(state: TrainState, batch: Batch, *teacher: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         mix_key, dropout_key = jax.random.split(key)
         choice_ML = jax.random.randint(
-            mix_key, (num_mixes(setup), setup.nest.ta.num_layers), 0, len(setup.nest.widths), jnp.int32
+            mix_key,
+            (num_mixes(setup), setup.nest.ta.num_layers),
+            0,
+            len(setup.nest.widths),
+            jnp.int32,
         )
         scale = ramp(
             state.step,
@@ -62,7 +70,9 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
         total = jnp.maximum(jnp.sum(targets_of(batch).weights_N), 1.0)
 
         def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
-            (_, metrics), gradient = loss_and_gradient(state.params, rows, choice_ML, key, scale, total, *teacher)
+            (_, metrics), gradient = loss_and_gradient(
+                state.params, rows, choice_ML, key, scale, total, *teacher
+            )
             return metrics, gradient
 
         metrics, gradient = _accumulate(part, batch, dropout_key, config.train.microbatches)
@@ -71,7 +81,9 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
         metrics["grad_norm"] = optax.tree.norm(gradient)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
         )
         metrics["skipped"] = ~good
         if "ta" in metrics:
@@ -90,7 +102,9 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
 
 
 def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
-    """Returns the compiled `(params, batch) -> sums`: Student's and TA's terms summed over targets, and `targets`."""
+    """Returns the compiled `(params, batch) -> sums`: Student's and TA's terms summed over targets,
+    and `targets`.
+    """
     loss = _make_loss(setup, 0, training=False)
 
     def step(params: Tree, batch: Batch) -> Metrics:
@@ -111,7 +125,9 @@ def _teacher_shardings(setup: Setup) -> list[Any]:
 
 
 def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a training batch. Raises UserError when the labels that it holds are missing."""
+    """Shapes and shardings of a training batch. Raises UserError when the labels that it holds are
+    missing.
+    """
     config, rows = setup.config, batch_sharding(setup.mesh)
     size, length = config.data.batch_size, config.data.seq_len
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -130,7 +146,10 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         shapes["teacher_ids"] = ((size, length, top_k), jnp.int32)
         shapes["teacher_log_probs"] = ((size, length, top_k), jnp.float32)
         shapes["teacher_tail"] = ((size, length), jnp.float32)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, (shape, dtype) in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any]:
@@ -150,8 +169,14 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
         if not taught:
             return None
         if setup.teacher is None:
-            flat = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in batch if "teacher" in name}
-            ids, log_probs, tail = (flat[f"teacher_{name}"] for name in ("ids", "log_probs", "tail"))
+            flat = {
+                name: batch[name].reshape(-1, *batch[name].shape[2:])
+                for name in batch
+                if "teacher" in name
+            }
+            ids, log_probs, tail = (
+                flat[f"teacher_{name}"] for name in ("ids", "log_probs", "tail")
+            )
             return TopKTeacher(ids, log_probs, tail, temperature=config.teacher.temperature)
         targets = targets_of(batch)
         output = apply(
@@ -210,15 +235,23 @@ def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any
 
 
 def _accumulate(
-    part: Callable[[jax.Array, Batch], tuple[Metrics, Tree]], batch: Batch, key: jax.Array, microbatches: int
+    part: Callable[[jax.Array, Batch], tuple[Metrics, Tree]],
+    batch: Batch,
+    key: jax.Array,
+    microbatches: int,
 ) -> tuple[Metrics, Tree]:
-    """Adds up `part` over microbatches. Each takes every A-th row, so that all devices have rows in each."""
+    """Adds up `part` over microbatches. Each takes every A-th row, so that all devices have rows in
+    each.
+    """
     if microbatches == 1:
         return part(key, batch)
-    parts_A = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1), batch)
+    parts_A = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1), batch
+    )
     keys_A = jax.random.split(key, microbatches)
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, keys_A[0], jax.tree.map(lambda x: x[0], parts_A))
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(part, keys_A[0], jax.tree.map(lambda x: x[0], parts_A)),
     )
 
     def add(total: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# One child imports the libraries, and forks for each command line: what a user runs, without the wait.
+# One child imports the libraries, and forks for each command line: what a user runs, without the
+# wait.
 CHILD = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
@@ -43,9 +44,12 @@ for line in sys.stdin:
 def call(tmp_path_factory):
     out = tmp_path_factory.mktemp("bin") / "out"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", CHILD, str(ROOT / "tests")], cwd=ROOT, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", CHILD, str(ROOT / "tests")],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
     def run(name, *arguments):
         process.stdin.write(json.dumps([name, list(arguments), str(out)]) + "\n")
@@ -60,54 +64,146 @@ def call(tmp_path_factory):
 
 
 SMALL = [
-    "--config=configs/quickstart.py", "--config.model.d_model=16", "--config.model.d_ff=16", "--config.nest.d_ff=32",
-    "--config.nest.widths=(16,32)", "--config.model.num_heads=2", "--config.train.num_steps=2",
-    "--config.optimizer.warmup_steps=0", "--config.train.peak_tflops=1", "--config.data.eval_fraction=0.2",
+    "--config=configs/quickstart.py",
+    "--config.model.d_model=16",
+    "--config.model.d_ff=16",
+    "--config.nest.d_ff=32",
+    "--config.nest.widths=(16,32)",
+    "--config.model.num_heads=2",
+    "--config.train.num_steps=2",
+    "--config.optimizer.warmup_steps=0",
+    "--config.train.peak_tflops=1",
+    "--config.data.eval_fraction=0.2",
     "--config.mesh.data=1",
-]  # fmt: skip
+]
 QUICK = "--config=configs/quickstart.py"
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("train", [QUICK, "--workdir=W", "--config.optimizer.learning_rat=1"],
-         ["optimizer.learning_rat", "did you mean 'optimizer.learning_rate'"]),
-        ("train", [QUICK, "--workdir=W", "--config.optimiser.learning_rate=1"], ["optimiser", "did you mean"]),
-        ("train", [QUICK, "--workdir=W", "--config.train.num_steps=many"], ["train.num_steps", "many"]),
-        ("train", [QUICK, "--workdir=W", "--config.nest.num_layers=2.5"], ["nest.num_layers", "2.5"]),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.optimizer.learning_rat=1"],
+            ["optimizer.learning_rat", "did you mean 'optimizer.learning_rate'"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.optimiser.learning_rate=1"],
+            ["optimiser", "did you mean"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.train.num_steps=many"],
+            ["train.num_steps", "many"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.nest.num_layers=2.5"],
+            ["nest.num_layers", "2.5"],
+        ),
         ("train", [QUICK, "--workdir=W", "--config.nest.widths=0.5"], ["nest.widths=(0.5,)"]),
-        ("train", [QUICK, "--workdir=W", "--config.optimizer.learning_rate=-1"], ["optimizer.learning_rate=-1.0"]),
-        ("train", [QUICK, "--workdir=W", "--config.objective.temperature=0"], ["objective.temperature=0.0"]),
-        ("train", [QUICK, "--workdir=W", "--config.model.num_heads=5"], ["model.num_heads=5", "model.d_model"]),
-        ("train", [QUICK, "--workdir=W", "--config.nest.d_ff=64"], ["nest.d_ff=64", "model.d_ff=128"]),
-        ("train", [QUICK, "--workdir=W", "--config.optimizer.name=adamv"], ["did you mean 'adamw'"]),
-        ("train", [QUICK, "--workdir=W", "--config.mesh.fsdp=64"], ["mesh.fsdp=64 needs 64", "fits: mesh.fsdp=8"]),
-        ("train", ["--config=configs/quikstart.py", "--workdir=W"], ["quikstart.py'", "does not exist"]),
-        ("train", ["--config=configs/quickstart.py:two_pint", "--workdir=W"], ["did you mean 'two_point'"]),
-        ("train", ["--config", "configs/nowhere.py", "--workdir=W"], ["configs/nowhere.py", "does not exist"]),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.optimizer.learning_rate=-1"],
+            ["optimizer.learning_rate=-1.0"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.objective.temperature=0"],
+            ["objective.temperature=0.0"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.model.num_heads=5"],
+            ["model.num_heads=5", "model.d_model"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.nest.d_ff=64"],
+            ["nest.d_ff=64", "model.d_ff=128"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.optimizer.name=adamv"],
+            ["did you mean 'adamw'"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.mesh.fsdp=64"],
+            ["mesh.fsdp=64 needs 64", "fits: mesh.fsdp=8"],
+        ),
+        (
+            "train",
+            ["--config=configs/quikstart.py", "--workdir=W"],
+            ["quikstart.py'", "does not exist"],
+        ),
+        (
+            "train",
+            ["--config=configs/quickstart.py:two_pint", "--workdir=W"],
+            ["did you mean 'two_point'"],
+        ),
+        (
+            "train",
+            ["--config", "configs/nowhere.py", "--workdir=W"],
+            ["configs/nowhere.py", "does not exist"],
+        ),
         ("train", ["--workdir=W"], ["--config is missing"]),
         ("train", [QUICK], ["--workdir is missing"]),
         ("train", [QUICK, "--workdir=W", "--resume=sometimes"], ["resume", "sometimes", "auto"]),
         ("train", [QUICK, "--workdr=W"], ["--workdr", "did you mean 'workdir'"]),
         ("train", [QUICK, "--workdir=W", "extra"], ["'extra'"]),
-        ("train", [QUICK, "--workdir=W", "--config.mesh.data=1", "--config.data.source=text:/nowhere/*.txt"],
-         ["/nowhere/*.txt", "matches no file"]),
-        ("train", [QUICK, "--workdir=/proc/none", "--config.mesh.data=1"], ["/proc/none", "cannot be written"]),
-        ("extract", ["--checkpoint=/nowhere", "--sub_model=student", "--output=W"], ["/nowhere", "does not exist"]),
+        (
+            "train",
+            [
+                QUICK,
+                "--workdir=W",
+                "--config.mesh.data=1",
+                "--config.data.source=text:/nowhere/*.txt",
+            ],
+            ["/nowhere/*.txt", "matches no file"],
+        ),
+        (
+            "train",
+            [QUICK, "--workdir=/proc/none", "--config.mesh.data=1"],
+            ["/proc/none", "cannot be written"],
+        ),
+        (
+            "extract",
+            ["--checkpoint=/nowhere", "--sub_model=student", "--output=W"],
+            ["/nowhere", "does not exist"],
+        ),
         ("extract", ["--sub_model=student", "--output=W"], ["--checkpoint is missing"]),
-        ("evaluate", ["--model=/nowhere", "--tasks=perplexity:held_out"], ["/nowhere", "not an extracted model"]),
+        (
+            "evaluate",
+            ["--model=/nowhere", "--tasks=perplexity:held_out"],
+            ["/nowhere", "not an extracted model"],
+        ),
         ("report", ["--workdir=/nowhere"], ["/nowhere", "holds no run"]),
-        ("quickstart", ["--workdir=W", "--config.train.seed=x"], ["train.seed=x", "must be a whole number"]),
-        ("sweep", ["--config=configs/gpt2_small.py", "--workdir=W"], ["gpt2_small.py'", "has no sweep()"]),
-        ("compile_check", [QUICK, "--topology=v5f:4x4"], ["topology='v5f:4x4'", "did you mean 'v5"]),
+        (
+            "quickstart",
+            ["--workdir=W", "--config.train.seed=x"],
+            ["train.seed=x", "must be a whole number"],
+        ),
+        (
+            "sweep",
+            ["--config=configs/gpt2_small.py", "--workdir=W"],
+            ["gpt2_small.py'", "has no sweep()"],
+        ),
+        (
+            "compile_check",
+            [QUICK, "--topology=v5f:4x4"],
+            ["topology='v5f:4x4'", "did you mean 'v5"],
+        ),
         ("compile_check", [QUICK], ["--topology is missing"]),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_ends_in_one_line_and_exit_code_2(call, tmp_path, name, arguments, words):
     target = tmp_path / "W"
     code, output = call(name, *(argument.replace("=W", f"={target}") for argument in arguments))
-    lines = [line for line in output.splitlines() if not line.startswith(("I", "W")) and line.strip()]
+    lines = [
+        line for line in output.splitlines() if not line.startswith(("I", "W")) and line.strip()
+    ]
     assert code == 2, output
     assert len(lines) == 1 and lines[0].startswith("error: "), output
     for word in words:
@@ -123,9 +219,13 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     assert code == 0 and '"learning_rate": 0.004' in output, output
     code, output = call("train", *SMALL, f"--workdir={workdir}", "--config.train.seed=5")
     assert code == 2 and "train.seed: 0 -> 5" in output
-    code, output = call("extract", f"--checkpoint={workdir}@2", "--sub_model=d_ff=32,16*3", f"--output={model}")
+    code, output = call(
+        "extract", f"--checkpoint={workdir}@2", "--sub_model=d_ff=32,16*3", f"--output={model}"
+    )
     assert code == 0 and "difference to the TA's slice 0.0" in output, output
-    code, output = call("extract", f"--checkpoint={workdir}", "--sub_model=d_ff=20", f"--output={tmp_path}/bad")
+    code, output = call(
+        "extract", f"--checkpoint={workdir}", "--sub_model=d_ff=20", f"--output={tmp_path}/bad"
+    )
     assert code == 2 and "d_ff=20 is outside the nest; allowed: 16, 32" in output
     scores = tmp_path / "scores.json"
     text = tmp_path / "a.txt"
@@ -136,7 +236,9 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     code, output = call("evaluate", f"--checkpoint={workdir}", "--sub_model=student", tasks)
     assert code == 0 and "perplexity:" in output
     code, output = call("report", f"--workdir={workdir}")
-    assert code == 0 and (workdir / "report.md").exists() and (workdir / "curves.png").exists(), output
+    assert code == 0 and (workdir / "report.md").exists() and (workdir / "curves.png").exists(), (
+        output
+    )
 
 
 SWEEP = """
@@ -160,7 +262,9 @@ def test_a_sweep_prints_the_commands_that_it_runs(call, tmp_path):
     code, output = call("train", *commands[1][1:])
     assert code == 0, output
     code, output = call("sweep", *flags, f"--workdir={workdir}")
-    assert code == 0 and "sweep 2/2: nest.widths=16-32,optimizer.clip_norm=2.0, is finished" in output, output
+    assert (
+        code == 0 and "sweep 2/2: nest.widths=16-32,optimizer.clip_norm=2.0, is finished" in output
+    ), output
     code, output = call("sweep", *flags, f"--workdir={workdir}", "--gather")
     assert code == 0 and output.count("finished |") == 2, output
     config.write_text(SWEEP.replace("yield", "assert False; yield", 1))

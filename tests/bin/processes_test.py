@@ -14,7 +14,8 @@ def relayed(text):
 def test_pieces_of_gloos_lines_are_left_out():
     text = (
         b"step 1/6 loss 3.2\n"
-        b"[Gloo] Rank 1 is connected to 3 peer ranks. Expected number of connected peer ranks is : 3\n"
+        b"[Gloo] Rank 1 is connected to 3 peer ranks. Expected number of connected peer ranks is : "
+        b"3\n"
         b"[Gloo] Rank [Gloo] Rank 10 is connected to  is connected to 3\n3\n peer ranks. \n 3 1\n"
         b"evaluation 3\n\n"
     )
@@ -22,7 +23,9 @@ def test_pieces_of_gloos_lines_are_left_out():
 
 
 def test_the_runtimes_last_words_name_who_died():
-    text = b"step 2\nF coordination_service.cc:99 (stopped sending heartbeats):\n1\n 2\nmore of it\n"
+    text = (
+        b"step 2\nF coordination_service.cc:99 (stopped sending heartbeats):\n1\n 2\nmore of it\n"
+    )
     assert relayed(text) == ((False, "1, 2"), b"step 2\n")
 
 

@@ -25,7 +25,9 @@ BYTES = data.ByteTokenizer()
 
 def windows_of(text, folder, seq_len=8, **fields):
     (folder / "a.txt").write_text(text)
-    config = DataConfig(source=f"text:{folder}/a.txt", seq_len=seq_len, cache_dir=str(folder / "cache"), **fields)
+    config = DataConfig(
+        source=f"text:{folder}/a.txt", seq_len=seq_len, cache_dir=str(folder / "cache"), **fields
+    )
     return data.split_windows(config, BYTES, held_out=False)
 
 
@@ -37,14 +39,19 @@ def test_bytes_round_trip(text):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not here")
-@pytest.mark.parametrize("spec", [f"gpt2:{SHARED}/gpt2_bpe", f"hf:{SHARED}/bpe/books_bpe_4096.json"])
+@pytest.mark.parametrize(
+    "spec", [f"gpt2:{SHARED}/gpt2_bpe", f"hf:{SHARED}/bpe/books_bpe_4096.json"]
+)
 def test_bpe_round_trips(spec):
     tokenizer = data.make_tokenizer(spec)
     text = "Hello world, it's <|endoftext|> 1984! naïve — 東京\n\n  indented"
     ids = tokenizer.encode(text)
     assert ids.max() < tokenizer.vocab_size
     if spec.startswith("gpt2"):
-        assert tokenizer.decode(ids) == text and list(tokenizer.encode("Hello world")) == [15496, 995]
+        assert tokenizer.decode(ids) == text and list(tokenizer.encode("Hello world")) == [
+            15496,
+            995,
+        ]
         assert tokenizer.eos_id == 50256 and tokenizer.eos_id not in ids
 
 
@@ -64,9 +71,12 @@ def test_each_token_but_the_first_is_predicted_once(length, seq_len):
 def test_stdlib_skips_tests_and_splits_by_path():
     corpus = data.Corpus("stdlib")
     names = [path.as_posix() for path in corpus.files()]
-    assert len(names) > 300 and not any("/test/" in name or "site-packages" in name for name in names)
+    assert len(names) > 300 and not any(
+        "/test/" in name or "site-packages" in name for name in names
+    )
     keys = {
-        held_out: {d.key for d in data.split_documents(corpus, 0.05, held_out=held_out)} for held_out in (True, False)
+        held_out: {d.key for d in data.split_documents(corpus, 0.05, held_out=held_out)}
+        for held_out in (True, False)
     }
     assert not keys[True] & keys[False] and len(keys[True] | keys[False]) == len(names)
     assert 0.01 < len(keys[True]) / len(names) < 0.1 and all(key[0] != "/" for key in keys[True])
@@ -76,14 +86,18 @@ def test_the_held_out_split_never_leaks(tmp_path):
     for i in range(60):  # Each text twice: equal documents fall on one side.
         (tmp_path / f"{i}.txt").write_text(f"text number {i % 30}")
     corpus = data.Corpus(f"text:{tmp_path}/*.txt")
-    train, held = ([d.text for d in data.split_documents(corpus, 0.3, held_out=side)] for side in (False, True))
+    train, held = (
+        [d.text for d in data.split_documents(corpus, 0.3, held_out=side)] for side in (False, True)
+    )
     assert len(train) + len(held) == 60 and not set(train) & set(held) and held and train
 
 
 def test_a_single_document_is_cut_in_two(tmp_path):
     (tmp_path / "one.txt").write_text("0123456789")
     corpus = data.Corpus(f"text:{tmp_path}/one.txt")
-    train, held = (next(data.split_documents(corpus, 0.2, held_out=side)).text for side in (False, True))
+    train, held = (
+        next(data.split_documents(corpus, 0.2, held_out=side)).text for side in (False, True)
+    )
     assert (train, held) == ("01234567", "89")
 
 
@@ -100,7 +114,11 @@ def test_json_lines_plain_and_gzipped(tmp_path):
     [
         ("a.txt", b"fine \xff\xfe", ["a.txt", "not UTF-8 at byte 5"]),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl line 2", "not JSON"]),
-        ("a.jsonl", b'{"body": "x"}\n', ["line 1", "no text field 'text'", "body", "data.text_field"]),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            ["line 1", "no text field 'text'", "body", "data.text_field"],
+        ),
         ("a.jsonl.gz", b"not gzip", ["a.jsonl.gz", "cannot be read"]),
         ("a.csv", b"x", ["a.csv", ".txt, .jsonl, .jsonl.gz"]),
         ("a.txt", b"", ["has no training text"]),
@@ -142,7 +160,9 @@ def test_no_match_and_unknown_sources_are_named(tmp_path):
 
 def test_a_changed_source_or_tokenizer_is_another_cache(tmp_path):
     first = windows_of("hello " * 20, tmp_path)
-    again = windows_of("hello " * 20, tmp_path)  # Written anew: another time, another cache, the same tokens.
+    again = windows_of(
+        "hello " * 20, tmp_path
+    )  # Written anew: another time, another cache, the same tokens.
     assert first.fingerprint == again.fingerprint
     changed = windows_of("hallo " * 20, tmp_path)
     assert changed.fingerprint != first.fingerprint
@@ -151,7 +171,9 @@ def test_a_changed_source_or_tokenizer_is_another_cache(tmp_path):
         fingerprint = "other"
 
     folders = len(list((tmp_path / "cache").iterdir()))
-    config = DataConfig(source=f"text:{tmp_path}/a.txt", seq_len=8, cache_dir=str(tmp_path / "cache"))
+    config = DataConfig(
+        source=f"text:{tmp_path}/a.txt", seq_len=8, cache_dir=str(tmp_path / "cache")
+    )
     data.split_windows(config, Other(), held_out=False)
     assert len(list((tmp_path / "cache").iterdir())) == folders + 1
     data.split_windows(config, Other(), held_out=False)
@@ -172,7 +194,9 @@ def test_a_crash_while_writing_leaves_no_half_cache(tmp_path, monkeypatch):
 
 
 def take(windows, count, **options):
-    with data.training_batches(windows, batch_size=4, seed=options.pop("seed", 0), **options) as batches:
+    with data.training_batches(
+        windows, batch_size=4, seed=options.pop("seed", 0), **options
+    ) as batches:
         return [next(batches)["tokens"] for _ in range(count)]
 
 
@@ -189,12 +213,18 @@ def test_the_order_depends_on_seed_and_step_alone(tmp_path):
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(
     launches=st.lists(
-        st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=4
+        st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 5), st.integers(0, 3)),
+        min_size=1,
+        max_size=4,
     )
 )
 def test_restarts_on_any_processes_lose_no_sample_and_repeat_none(tmp_path_factory, launches):
-    """Each launch runs some steps beyond its last checkpoint, which the next one, on other processes, takes up."""
-    windows = windows_of("".join(f"line {i:03d}; " for i in range(64)), tmp_path_factory.mktemp("data"), seq_len=9)
+    """Each launch runs some steps beyond its last checkpoint, which the next one, on other
+    processes, takes up.
+    """
+    windows = windows_of(
+        "".join(f"line {i:03d}; " for i in range(64)), tmp_path_factory.mktemp("data"), seq_len=9
+    )
     batch_size, step, kept = 4, 0, []
     for processes, steps, lost in launches:
         own = np.split(np.arange(batch_size), processes)
@@ -222,7 +252,9 @@ def test_the_buffer_hides_a_reader_that_stalls_for_as_long_as_it_lasts(tmp_path)
     def served(batches):
         """Batches that come while the reader stands still."""
         count, results = 0, queue.Queue()
-        reader = threading.Thread(target=lambda: [results.put(next(batches)) for _ in range(40)], daemon=True)
+        reader = threading.Thread(
+            target=lambda: [results.put(next(batches)) for _ in range(40)], daemon=True
+        )
         reader.start()
         with contextlib.suppress(queue.Empty):
             while True:
@@ -235,7 +267,9 @@ def test_the_buffer_hides_a_reader_that_stalls_for_as_long_as_it_lasts(tmp_path)
     for buffer in (1, 8):
         stalled.clear()
         released.clear()
-        with data.training_batches(Stalling(), batch_size=4, seed=0, prefetch=buffer, num_threads=1) as batches:
+        with data.training_batches(
+            Stalling(), batch_size=4, seed=0, prefetch=buffer, num_threads=1
+        ) as batches:
             next(batches)
             time.sleep(0.5)  # The buffer fills.
             stalled.set()
@@ -248,13 +282,19 @@ def test_each_epoch_holds_every_window_once_in_another_order(tmp_path):
     seen = np.concatenate(take(windows, 2 * len(windows) // 4))
     first = [row.tobytes() for row in seen[: len(windows)]]
     second = [row.tobytes() for row in seen[len(windows) : 2 * count]]
-    assert len(set(first)) == len(windows) and first[: len(second)] != second and set(second) <= set(first)
+    assert (
+        len(set(first)) == len(windows)
+        and first[: len(second)] != second
+        and set(second) <= set(first)
+    )
 
 
 def test_the_order_is_grains_shuffle_of_the_windows_so_that_older_runs_go_on():
     windows = data.Windows(np.arange(1000) % 250, 7, 0, 1000, 1, "")
     ordered = grain.MapDataset.source(windows).seed(3).shuffle().repeat()
-    with data.training_batches(windows, batch_size=10, seed=3, start_step=2, rows=np.array([1, 4])) as batches:
+    with data.training_batches(
+        windows, batch_size=10, seed=3, start_step=2, rows=np.array([1, 4])
+    ) as batches:
         for i in range(2, 30):  # Over the end of an epoch.
             expected = [ordered[i * 10 + row]["tokens"] for row in (1, 4)]
             np.testing.assert_array_equal(next(batches)["tokens"], expected)
@@ -267,7 +307,9 @@ def test_sequential_batches_fill_up_and_spread(tmp_path):
     assert all(batch["tokens"].shape == (4, 9) for batch in batches)
     starts = [
         b["tokens"]
-        for b in data.sequential_batches(windows_of("".join(map(str, range(200))), tmp_path), batch_size=2, limit=2)
+        for b in data.sequential_batches(
+            windows_of("".join(map(str, range(200))), tmp_path), batch_size=2, limit=2
+        )
     ]
     assert len(starts) == 2 and not np.array_equal(starts[0], starts[1])
 
@@ -282,11 +324,15 @@ def test_tfds_reads_array_records_without_tensorflow(tmp_path):
     for i in range(12):
         (texts / f"{i}.txt").write_text(f"wörd {i}")
     builder = LocalText(data_dir=str(tmp_path / "tfds"), file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(texts)))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(texts))
+    )
     corpus = data.Corpus("tfds:local_text", tfds_dir=str(tmp_path / "tfds"))
     assert sorted(document.text for document in corpus) == sorted(f"wörd {i}" for i in range(12))
     assert "tensorflow" not in sys.modules
-    stock = tmp_path / "tfds" / "c4" / "en" / "3.1.0"  # A stock set, as another machine prepared it.
+    stock = (
+        tmp_path / "tfds" / "c4" / "en" / "3.1.0"
+    )  # A stock set, as another machine prepared it.
     shutil.copytree(tmp_path / "tfds" / "local_text" / "1.0.0", stock)
     for file in list(stock.iterdir()):
         file.rename(file.with_name(file.name.replace("local_text", "c4")))

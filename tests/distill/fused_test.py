@@ -17,11 +17,15 @@ N, V = 37, 51  # Neither a multiple of the chunk nor of the devices.
 
 
 def make_plan(num_streams, *, temperature=1.0, teacher=None, chunk_size=8, **fields):
-    """Cross-entropy of each stream, distillation into all but the last, and a Teacher's terms where one is named."""
+    """Cross-entropy of each stream, distillation into all but the last, and a Teacher's terms where
+    one is named.
+    """
     terms = [Term(f"ce_{k}", k, 1.0) for k in range(num_streams)]
     terms += [Term(f"distill_{k}", k, 1.0, "ta", temperature) for k in range(num_streams - 1)]
     if teacher is not None:
-        terms += [Term(f"teacher_{k}", k, 1.0, "teacher", temperature) for k in (0, num_streams - 1)]
+        terms += [
+            Term(f"teacher_{k}", k, 1.0, "teacher", temperature) for k in (0, num_streams - 1)
+        ]
     return Plan(tuple(terms), student=0, ta=num_streams - 1, chunk_size=chunk_size, **fields)
 
 
@@ -39,7 +43,14 @@ class Case:
         total = jnp.sum(self.weights)
         weights = self.term_weights[: len(plan.terms)]
         return nested_loss(
-            plan, hidden, table, self.labels, self.weights, term_weights_M=weights, total=total, teacher=teacher
+            plan,
+            hidden,
+            table,
+            self.labels,
+            self.weights,
+            term_weights_M=weights,
+            total=total,
+            teacher=teacher,
         )
 
     def value_and_gradients(self, plan, teacher=None, dtype=jnp.float32):
@@ -54,7 +65,9 @@ class Case:
 
             return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, table)
 
-        (loss, losses), (d_hidden, d_table) = compute(hidden, jnp.asarray(self.table, jnp.float32), teacher)
+        (loss, losses), (d_hidden, d_table) = compute(
+            hidden, jnp.asarray(self.table, jnp.float32), teacher
+        )
         return float(loss), d_hidden, d_table, losses
 
     def expected(self, plan, teacher=None, dtype=jnp.float32):
@@ -62,7 +75,9 @@ class Case:
         hidden = [np.asarray(jnp.asarray(h, dtype), np.float64) for h in self.hidden]
         table = np.asarray(jnp.asarray(self.table, jnp.float32).astype(dtype), np.float64)
         with jax.enable_x64(True):
-            value, gradients = jax.value_and_grad(functools.partial(self.naive, plan, teacher), (0, 1))(hidden, table)
+            value, gradients = jax.value_and_grad(
+                functools.partial(self.naive, plan, teacher), (0, 1)
+            )(hidden, table)
             return float(value), *jax.tree.map(np.asarray, gradients)
 
     def naive(self, plan, teacher, hidden, table):
@@ -123,12 +138,16 @@ def top_k_teacher(k, temperature=1.0, seed=3, sharpness=2.0):
     np.put_along_axis(outside, ids, 0.0, -1)
     with np.errstate(divide="ignore"):
         tail = np.log(outside.sum(-1))
-    return TopKTeacher(jnp.asarray(ids), jnp.float32(inside), jnp.float32(tail), temperature=temperature)
+    return TopKTeacher(
+        jnp.asarray(ids), jnp.float32(inside), jnp.float32(tail), temperature=temperature
+    )
 
 
 def online_teacher(seed=4):
     rng = np.random.default_rng(seed)
-    return OnlineTeacher(jnp.float32(rng.normal(size=(N, 10))), jnp.float32(rng.normal(size=(V, 10))))
+    return OnlineTeacher(
+        jnp.float32(rng.normal(size=(N, 10))), jnp.float32(rng.normal(size=(V, 10)))
+    )
 
 
 def assert_close(ours, expected, rtol=5e-6):
@@ -168,7 +187,9 @@ def test_all_divergences_are_those_of_the_naive_form(divergence, temperature):
 
 @pytest.mark.parametrize("widths", [(8, 12), (12, 12)], ids=str)
 def test_bf16_hidden_states_are_summed_in_float32(widths):
-    """The value is exact for the rounded operands; gradients pass through a bf16 dz and, for hidden states, result."""
+    """The value is exact for the rounded operands; gradients pass through a bf16 dz and, for hidden
+    states, result.
+    """
     case, plan = make_case(widths), make_plan(2, temperature=2.0)
     loss, d_hidden, d_table, _ = case.value_and_gradients(plan, dtype=jnp.bfloat16)
     value, *expected = case.expected(plan, dtype=jnp.bfloat16)
@@ -202,10 +223,14 @@ def test_a_student_that_is_the_ta_has_no_divergence_no_gradient_and_full_agreeme
 def test_agreement_counts_equal_argmaxes():
     case = make_case((8, 12))
     case.hidden[1][:, :8] = 2 * case.hidden[0]
-    losses = case.losses(make_plan(2), [jnp.float32(h) for h in case.hidden], jnp.float32(case.table))
+    losses = case.losses(
+        make_plan(2), [jnp.float32(h) for h in case.hidden], jnp.float32(case.table)
+    )
     tops = [np.argmax(h @ case.table[:, : h.shape[1]].T, -1) for h in case.hidden]
     assert 0 < float(losses.agreement) < float(losses.count)
-    assert float(losses.agreement) == pytest.approx(float(((tops[0] == tops[1]) * case.weights).sum()), rel=1e-6)
+    assert float(losses.agreement) == pytest.approx(
+        float(((tops[0] == tops[1]) * case.weights).sum()), rel=1e-6
+    )
 
 
 def test_distillation_reaches_neither_the_ta_nor_its_own_columns():
@@ -233,7 +258,9 @@ def test_a_tail_of_hardly_any_mass_keeps_its_digits():
     case.hidden[0] *= 12
     z = case.hidden[0] @ case.table.T
     ids = np.argsort(-z, -1)[:, :3]
-    teacher = TopKTeacher(jnp.asarray(ids), jnp.full((N, 3), np.log(0.3), jnp.float32), jnp.full(N, np.log(0.1)))
+    teacher = TopKTeacher(
+        jnp.asarray(ids), jnp.full((N, 3), np.log(0.3), jnp.float32), jnp.full(N, np.log(0.1))
+    )
     plan = make_plan(1, teacher=teacher)
     p = np.exp(z - z.max(-1, keepdims=True))
     assert np.median(1 - np.take_along_axis(p / p.sum(-1, keepdims=True), ids, -1).sum(-1)) < 1e-6
@@ -246,7 +273,9 @@ def test_a_tail_of_hardly_any_mass_keeps_its_digits():
 def test_all_ids_cached_equal_the_online_teacher():
     case, online = make_case((8, 12)), online_teacher()
     log_p = jax.nn.log_softmax(online.hidden @ online.head.T / 2.0)
-    cached = TopKTeacher(jnp.tile(jnp.arange(V), (N, 1)), log_p, jnp.full(N, -jnp.inf), temperature=2.0)
+    cached = TopKTeacher(
+        jnp.tile(jnp.arange(V), (N, 1)), log_p, jnp.full(N, -jnp.inf), temperature=2.0
+    )
     plan = make_plan(2, temperature=2.0, teacher=online)
     loss, *gradients, _ = case.value_and_gradients(plan, online)
     other, *others, _ = case.value_and_gradients(plan, cached)
@@ -278,7 +307,9 @@ def test_weights_that_move_do_not_recompile():
     @jax.jit
     def gradient(hidden, weights):
         case.term_weights = weights
-        return jax.grad(lambda hidden: case.losses(plan, hidden, jnp.float32(case.table)).loss)(hidden)
+        return jax.grad(lambda hidden: case.losses(plan, hidden, jnp.float32(case.table)).loss)(
+            hidden
+        )
 
     hidden = [jnp.float32(h) for h in case.hidden]
     results = [np.asarray(gradient(hidden, jnp.float32([1, 1, w]))[0]) for w in (0.0, 0.3, 1.0)]
@@ -313,14 +344,21 @@ def compiled(num_tokens, widths, vocab_size, function, chunk_size=256):
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
     plan = make_plan(len(widths), chunk_size=chunk_size)
     labels = jax.ShapeDtypeStruct((num_tokens,), jnp.int32)
-    operands = ([shape(num_tokens, d) for d in widths], shape(vocab_size, max(widths)), labels, shape(num_tokens))
+    operands = (
+        [shape(num_tokens, d) for d in widths],
+        shape(vocab_size, max(widths)),
+        labels,
+        shape(num_tokens),
+    )
     jitted = jax.jit(jax.value_and_grad(functools.partial(function, plan), (0, 1)))
     return jitted.lower(*operands).compile().memory_analysis().temp_size_in_bytes
 
 
 def fused(plan, hidden, table, labels, weights):
     ones = jnp.ones(len(plan.terms))
-    return nested_loss(plan, hidden, table, labels, weights, term_weights_M=ones, total=weights.sum()).loss
+    return nested_loss(
+        plan, hidden, table, labels, weights, term_weights_M=ones, total=weights.sum()
+    ).loss
 
 
 def naive(plan, hidden, table, labels, weights):
@@ -339,11 +377,15 @@ def test_temporary_memory_is_an_eighth_of_the_naive_form():
 def test_temporary_memory_is_a_fifth_of_one_array_of_logits_and_constant_in_the_number_of_tokens():
     small, large = (compiled(n, (1024, 1024), 50257, fused) for n in (2048, 16384))
     assert large <= 0.20 * 16384 * 50257 * 4
-    assert large - small < 64 * (16384 - 2048)  # Labels, weights: a few bytes a token; a hidden state has 4,096.
+    assert large - small < 64 * (
+        16384 - 2048
+    )  # Labels, weights: a few bytes a token; a hidden state has 4,096.
 
 
 def place(case, mesh):
-    """The operands as training has them: tokens over the data axes, the table's columns over fsdp."""
+    """The operands as training has them: tokens over the data axes, the table's
+    columns over fsdp.
+    """
     tokens, columns = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P(None, "fsdp"))
     hidden = [jax.device_put(jnp.float32(h), tokens) for h in case.hidden]
     return hidden, jax.device_put(jnp.float32(case.table), columns), tokens, columns
@@ -360,7 +402,12 @@ def test_any_mesh_gives_the_result_of_one_device(sizes, kind):
     if teacher is not None:  # 40 tokens divide over 8 devices.
         grow = lambda leaf: jnp.concatenate([leaf, leaf[:3]]) if leaf.shape[0] == N else leaf
         teacher = jax.tree.map(grow, teacher)
-    plan = make_plan(3, teacher=teacher, chunk_size=3, divergence="jensen_shannon" if kind == "none" else "forward_kl")
+    plan = make_plan(
+        3,
+        teacher=teacher,
+        chunk_size=3,
+        divergence="jensen_shannon" if kind == "none" else "forward_kl",
+    )
     loss, *gradients, losses = case.value_and_gradients(plan, teacher)
     mesh = make_mesh(sizes)
     many = dataclasses.replace(plan, layout=loss_layout(mesh))
@@ -380,8 +427,12 @@ def test_any_mesh_gives_the_result_of_one_device(sizes, kind):
 
 
 def loss_collectives(mesh, layout):
-    """What crosses devices in the loss and its gradient: 4,096 tokens, widths 32 and 64, 1,001 ids, chunks of 128."""
-    shape = lambda spec, *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(mesh, spec))
+    """What crosses devices in the loss and its gradient: 4,096 tokens, widths 32 and 64, 1,001 ids,
+    chunks of 128.
+    """
+    shape = lambda spec, *sizes: jax.ShapeDtypeStruct(
+        sizes, jnp.float32, sharding=NamedSharding(mesh, spec)
+    )
     tokens, columns = P(("data", "fsdp")), P(None, "fsdp")
     hidden, table = [shape(tokens, 4096, 32), shape(tokens, 4096, 64)], shape(columns, 1001, 64)
     labels = jax.ShapeDtypeStruct((4096,), jnp.int32, sharding=NamedSharding(mesh, tokens))
@@ -390,15 +441,24 @@ def loss_collectives(mesh, layout):
 
     def loss(hidden, table, labels, weights, total):
         ones = jnp.ones(len(plan.terms))
-        return nested_loss(plan, hidden, table, labels, weights, term_weights_M=ones, total=total).loss
+        return nested_loss(
+            plan, hidden, table, labels, weights, term_weights_M=ones, total=total
+        ).loss
 
-    shardings = (NamedSharding(mesh, P()), jax.tree.map(lambda leaf: leaf.sharding, (hidden, table)))
+    shardings = (
+        NamedSharding(mesh, P()),
+        jax.tree.map(lambda leaf: leaf.sharding, (hidden, table)),
+    )
     jitted = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=shardings)
-    return collectives(jitted.lower(hidden, table, labels, shape(tokens, 4096), total).compile().as_text())
+    return collectives(
+        jitted.lower(hidden, table, labels, shape(tokens, 4096), total).compile().as_text()
+    )
 
 
 def check_collectives(mesh):
-    """One gather of the table, one reduction of its gradient, one of scalars; [chunk] vectors alone in the loop."""
+    """One gather of the table, one reduction of its gradient, one of scalars; [chunk] vectors alone
+    in the loop.
+    """
     data, fsdp, tensor = mesh.devices.shape
     found = loss_collectives(mesh, loss_layout(mesh))
     inside = [c for c in found if c.in_loop]
@@ -428,12 +488,16 @@ def test_only_chunk_vectors_cross_devices_in_the_loop(sizes):
 def test_plain_jit_fails_this_check():
     """The reason for shard_map: without it every device gathers, or the loop does."""
     found = loss_collectives(make_mesh((8, 1, 1)), None)
-    hidden = [c for c in found if c.kind == "all-gather" and any(4096 in s or 128 in s for s in c.shapes)]
+    hidden = [
+        c for c in found if c.kind == "all-gather" and any(4096 in s or 128 in s for s in c.shapes)
+    ]
     assert hidden or any(c.in_loop and c.bytes > 128 * 4 * 6 for c in found)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
+)
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_only_chunk_vectors_cross_devices_in_the_loop_on_a_tpu(sizes, tpu_mesh):
     check_collectives(tpu_mesh(sizes))
@@ -441,11 +505,16 @@ def test_only_chunk_vectors_cross_devices_in_the_loop_on_a_tpu(sizes, tpu_mesh):
 
 def test_logits_without_a_table_are_a_sigmoid_or_a_softmax():
     rng = np.random.default_rng(0)
-    z, labels = [jnp.float32(rng.normal(size=N)) for _ in range(2)], jnp.asarray(rng.integers(0, 2, N))
+    z, labels = (
+        [jnp.float32(rng.normal(size=N)) for _ in range(2)],
+        jnp.asarray(rng.integers(0, 2, N)),
+    )
     plan, weights = make_plan(2), jnp.ones(N)
 
     def loss(z):
-        return nested_loss(plan, z, None, labels, weights, term_weights_M=jnp.ones(3), total=weights.sum()).loss
+        return nested_loss(
+            plan, z, None, labels, weights, term_weights_M=jnp.ones(3), total=weights.sum()
+        ).loss
 
     def expected(z):
         ce = [jnp.mean(jnp.logaddexp(0, x) - labels * x) for x in z]
@@ -467,7 +536,10 @@ def bad_calls():
     foreign = OnlineTeacher(jnp.ones((N, 4)), jnp.ones((V + 1, 4)))
     beyond = dataclasses.replace(top_k_teacher(5), ids=jnp.full((N, 5), V))
     one = Plan((Term("distill", 0, 1.0, "ta"),), 0, 0)
-    yield (lambda: Term("distill", 0, 1.0, "ta", 0.0)), ["temperature=0.0", "'distill'", "greater than 0"]
+    yield (
+        (lambda: Term("distill", 0, 1.0, "ta", 0.0)),
+        ["temperature=0.0", "'distill'", "greater than 0"],
+    )
     yield (lambda: Term("distill", 0, 1.0, "ta", float("nan"))), ["temperature=nan"]
     yield (lambda: case.losses(one, hidden[:1], table)), ["'distill'", "stream 0 of 1", "nest"]
     for teacher, words in (
@@ -480,7 +552,9 @@ def bad_calls():
         yield (lambda plan=plan, teacher=teacher: case.losses(plan, hidden, table, teacher)), words
 
 
-@pytest.mark.parametrize(("call", "words"), list(bad_calls()), ids=lambda x: str(x[0]) if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("call", "words"), list(bad_calls()), ids=lambda x: str(x[0]) if isinstance(x, list) else ""
+)
 def test_what_a_user_gets_wrong_is_named(call, words):
     with pytest.raises(UserError) as error:
         call()
@@ -491,5 +565,7 @@ def test_what_a_user_gets_wrong_is_named(call, words):
 def test_a_layout_is_part_of_the_plan():
     mesh = make_mesh((1, 1, 1))
     assert loss_layout(mesh) is None
-    assert loss_layout(make_mesh((2, 2, 2))) == Layout(make_mesh((2, 2, 2)), ("data", "fsdp"), "fsdp", "tensor")
+    assert loss_layout(make_mesh((2, 2, 2))) == Layout(
+        make_mesh((2, 2, 2)), ("data", "fsdp"), "fsdp", "tensor"
+    )
     assert loss_layout(make_mesh((8, 1, 1))).vocab is None

@@ -12,7 +12,14 @@ from matta_jax.config import ModelConfig, ObjectiveConfig
 
 V = 7
 NEST = nesting.expand(
-    num_layers=2, d_model=16, num_heads=2, d_ff=16, ta_num_layers=3, ta_d_model=24, ta_num_heads=3, ta_d_ff=48
+    num_layers=2,
+    d_model=16,
+    num_heads=2,
+    d_ff=16,
+    ta_num_layers=3,
+    ta_d_model=24,
+    ta_num_heads=3,
+    ta_d_ff=48,
 )
 CONFIG = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, d_ff=16, max_len=8)
 ARCHITECTURE = models.architecture_of(CONFIG, NEST, NEST.ta)
@@ -25,12 +32,16 @@ def numpy_softmax(z):
     return e / e.sum(-1, keepdims=True)
 
 
-@hypothesis.given(st.floats(0.01, 1.0), st.integers(10, 1000), st.sampled_from(["linear", "cosine"]))
+@hypothesis.given(
+    st.floats(0.01, 1.0), st.integers(10, 1000), st.sampled_from(["linear", "cosine"])
+)
 def test_ramps_rise_from_zero_to_one(fraction, num_steps, shape):
     steps = np.linspace(0, num_steps, 33, dtype=np.float32)
     values = distill.ramp(steps, num_steps=num_steps, fraction=fraction, shape=shape)
     assert values[0] == 0 and values[-1] == pytest.approx(1) and np.all(np.diff(values) >= -1e-6)
-    middle = distill.ramp(jnp.float32(fraction * num_steps / 2), num_steps=num_steps, fraction=fraction, shape=shape)
+    middle = distill.ramp(
+        jnp.float32(fraction * num_steps / 2), num_steps=num_steps, fraction=fraction, shape=shape
+    )
     assert float(middle) == pytest.approx(0.5, abs=1e-3)
 
 
@@ -62,7 +73,9 @@ def only_distillation(**fields):
     return distill.make_objective(ObjectiveConfig(distill_weight=1.0, **off, **fields), num_mixes=1)
 
 
-_SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("reverse_kl", "jensen_shannon")]
+_SLOW_KINDS = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("reverse_kl", "jensen_shannon")
+]
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", *_SLOW_KINDS])
@@ -72,7 +85,8 @@ def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
     shared = nesting.slice_model(gradient, AXES, NEST.student)
     magnitude = lambda tree: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
     assert magnitude(shared) > 1e-3
-    # Everything outside the Student's slice is exactly zero: cut the slice out, and nothing is left.
+    # Everything outside the Student's slice is exactly zero: cut the slice out, and nothing is
+    # left.
     zeroed = zero_slice(gradient)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(zeroed))
     # The check can fail: with the TA's own loss the same parts have gradient.
@@ -81,7 +95,9 @@ def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
 
 
 def zero_slice(gradient):
-    """The gradient with the Student's part set to zero, by a mask made without the code under test."""
+    """The gradient with the Student's part set to zero, by a mask made without the
+    code under test.
+    """
     student, ta = NEST.student, NEST.ta
     keep = {
         "layers": student.num_layers / ta.num_layers,
@@ -91,7 +107,10 @@ def zero_slice(gradient):
     }
 
     def cut(leaf, names):
-        index = tuple(slice(0, round(keep.get(name, 1) * size)) for name, size in zip(names, leaf.shape, strict=True))
+        index = tuple(
+            slice(0, round(keep.get(name, 1) * size))
+            for name, size in zip(names, leaf.shape, strict=True)
+        )
         return leaf.at[index].set(0)
 
     return jax.tree.map(cut, gradient, AXES)
@@ -118,9 +137,15 @@ def test_the_distillation_gradient_on_shared_parameters_ignores_the_ta_path():
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     config = ObjectiveConfig(
-        student_weight=0.7, ta_weight=1.3, distill_weight=0.4, mix_weight=0.2, mix_distill_weight=0.1
+        student_weight=0.7,
+        ta_weight=1.3,
+        distill_weight=0.4,
+        mix_weight=0.2,
+        mix_distill_weight=0.1,
     )
-    loss, m = jax.jit(lambda p: joint_loss(distill.make_objective(config, num_mixes=1), p, ramp=0.25))(PARAMS)
+    loss, m = jax.jit(
+        lambda p: joint_loss(distill.make_objective(config, num_mixes=1), p, ramp=0.25)
+    )(PARAMS)
     expected = 0.7 * m["student"] + 1.3 * m["ta"] + 0.25 * 0.4 * m["distill"]
     expected += 0.2 * m["mix_0"] + 0.25 * 0.1 * m["mix_0_distill"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(m["distill"]) > 0
@@ -133,11 +158,15 @@ def test_masked_tokens_count_for_nothing():
     metrics = jax.jit(lambda weights: joint_loss(objective, PARAMS, weights)[1])
     first, second, both = metrics(half), metrics(1 - half), metrics(jnp.ones(16))
     for name in both:
-        assert float(both[name]) == pytest.approx((float(first[name]) + float(second[name])) / 2, rel=1e-5)
+        assert float(both[name]) == pytest.approx(
+            (float(first[name]) + float(second[name])) / 2, rel=1e-5
+        )
 
 
 def test_terms_of_no_weight_are_left_out_and_a_trivial_nest_has_one():
     config = dataclasses.replace(ObjectiveConfig(), distill_weight=0.0, mix_weight=0.0)
     names = [term.name for term in distill.make_objective(config, num_mixes=2).plan.terms]
     assert names == ["student", "ta", "mix_0_distill", "mix_1_distill"]
-    assert [t.name for t in distill.make_objective(config, num_mixes=0, nested=False).plan.terms] == ["student"]
+    assert [
+        t.name for t in distill.make_objective(config, num_mixes=0, nested=False).plan.terms
+    ] == ["student"]

@@ -11,7 +11,13 @@ from matta_jax import elastic, extract, nesting
 from matta_jax.elastic import _extract
 from matta_jax.errors import UserError
 
-SPECS = ["student", "ta", "d_ff=48,16,48", "layers=2;d_ff=32", "layers=0,2;d_model=16;num_heads=2;d_ff=16,48"]
+SPECS = [
+    "student",
+    "ta",
+    "d_ff=48,16,48",
+    "layers=2;d_ff=32",
+    "layers=0,2;d_model=16;num_heads=2;d_ff=16,48",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,10 @@ def test_extracted_weights_are_the_slices_of_the_ta(run, family):
 def test_the_extracted_model_computes_what_the_ta_computes_in_place(run, family):
     tokens = jax.random.randint(jax.random.key(5), (2, 20), 0, 256)
     for spec, one in zip(SPECS, family, strict=True):
-        plain, in_place = elastic.load_model(one.path), elastic.load_in_place(str(run[1]), [spec])[0]
+        plain, in_place = (
+            elastic.load_model(one.path),
+            elastic.load_in_place(str(run[1]), [spec])[0],
+        )
         a, b = (jax.jit(model.logits)(model.params, tokens) for model in (plain, in_place))
         np.testing.assert_array_equal(a, b)
         assert plain.counts == in_place.counts and plain.spec == in_place.spec
@@ -44,13 +53,23 @@ def test_the_extracted_model_computes_what_the_ta_computes_in_place(run, family)
 
 def test_the_manifest_tells_parent_step_spec_slices_and_hashes(run, family):
     manifest = json.loads((family[4].path / "manifest.json").read_text())
-    assert manifest["parent"]["step"] == 6 and manifest["parent"]["checkpoint"] == str(run[1] / "checkpoints")
+    assert manifest["parent"]["step"] == 6 and manifest["parent"]["checkpoint"] == str(
+        run[1] / "checkpoints"
+    )
     assert manifest["spec"] == "layers=0,2;d_model=16;num_heads=2;d_ff=16,48"
     taken = manifest["tensors"]["blocks/1/mlp/w_in"]
     assert taken["parent"] == "blocks/0/mlp/w_in"
     assert taken["kept"] == {"layers": [2], "d_ff_granules": 3, "d_model": 16, "d_ff": 16}
-    assert taken["axes"] == ["layers", "d_ff_granules", "d_model", "d_ff"] and taken["shape"] == [1, 3, 16, 16]
-    assert all(about["fingerprint"] == about["parent_fingerprint"] for about in manifest["tensors"].values())
+    assert taken["axes"] == ["layers", "d_ff_granules", "d_model", "d_ff"] and taken["shape"] == [
+        1,
+        3,
+        16,
+        16,
+    ]
+    assert all(
+        about["fingerprint"] == about["parent_fingerprint"]
+        for about in manifest["tensors"].values()
+    )
     assert manifest["certificate"] == {"max_difference": 0, "batch": [2, 32], "backend": "cpu"}
 
 
@@ -121,7 +140,9 @@ def test_damaged_models_are_named(run, tmp_path):
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"tensor \w+/.* differs from its fingerprint; extract it again"):
+    with pytest.raises(
+        UserError, match=r"tensor \w+/.* differs from its fingerprint; extract it again"
+    ):
         elastic.load_model(one.path)
     with pytest.raises(UserError, match="not an extracted model"):
         elastic.load_model(tmp_path)
@@ -133,7 +154,9 @@ def test_a_sub_model_reads_its_own_bytes_and_no_others(run):
     read = []
     for array in jax.tree.leaves(source.stored):
         whole = array.read
-        object.__setattr__(array, "read", lambda index, whole=whole: read.append(part := whole(index)) or part)
+        object.__setattr__(
+            array, "read", lambda index, whole=whole: read.append(part := whole(index)) or part
+        )
     for spec in SPECS:
         read.clear()
         sub_model = nesting.parse_spec(spec, source.nest)
@@ -160,12 +183,16 @@ def test_what_lies_outside_the_slice_may_be_damaged(run, tmp_path):
             content[position + 5] ^= 1
             file.write_bytes(bytes(content))
     extract(str(workdir), ["student"], tmp_path / "student")
-    with pytest.raises(UserError, match="array params/embed/tokens differs from its fingerprint; use another step"):
+    with pytest.raises(
+        UserError, match="array params/embed/tokens differs from its fingerprint; use another step"
+    ):
         extract(str(workdir), ["ta"], tmp_path / "ta")
 
 
 def test_pieces_of_the_checkpoint_are_chunks_of_the_file(run):
-    """Orbax cuts what `nesting.units` says, for weights and moments; else a sub-model would read its neighbours."""
+    """Orbax cuts what `nesting.units` says, for weights and moments; else a sub-model would read
+    its neighbours.
+    """
     path = run[1] / "checkpoints" / "6"
     for name, leaf, chunk in (
         ("params", "blocks.0.mlp.w_in", (1, 1, 1, 8, 16)),

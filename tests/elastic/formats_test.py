@@ -33,14 +33,18 @@ SCORES = [{"task": "prose", "value": 1.25, "corpus": "c0ffee", "date": "2026-01-
 
 @pytest.fixture(scope="module")
 def models(run, tmp_path_factory):
-    """`models(format, dtype)`: the folders of SPECS, by spec. They are shared: copy one before changing it."""
+    """`models(format, dtype)`: the folders of SPECS, by spec. They are shared: copy one before
+    changing it.
+    """
     made = {}
 
     def get(format="orbax", dtype="fp32"):
         if (format, dtype) not in made:
             folder = tmp_path_factory.mktemp("models") / "all"
             extracted = extract(str(run[1]), SPECS, folder, packaging=Packaging(format, dtype))
-            made[format, dtype] = {spec: one.path for spec, one in zip(SPECS, extracted, strict=True)}
+            made[format, dtype] = {
+                spec: one.path for spec, one in zip(SPECS, extracted, strict=True)
+            }
         return made[format, dtype]
 
     return get
@@ -64,7 +68,10 @@ def place(tmp_path):
 
 
 def weights(folder):
-    return {path: np.asarray(leaf) for path, leaf in nesting.flatten(elastic.load_model(folder).params).items()}
+    return {
+        path: np.asarray(leaf)
+        for path, leaf in nesting.flatten(elastic.load_model(folder).params).items()
+    }
 
 
 def assert_same_bits(found, expected):
@@ -140,10 +147,13 @@ def test_every_format_and_type_holds_the_weights_of_the_ta_s_slice(run, models, 
         sub_model = nesting.parse_spec(spec, source.nest)
         expected = nesting.flatten(nesting.slice_model(ta, source.axes, sub_model))
         assert_same_bits(
-            weights(folder), {path: rounded(leaf) if dtype == "bf16" else leaf for path, leaf in expected.items()}
+            weights(folder),
+            {path: rounded(leaf) if dtype == "bf16" else leaf for path, leaf in expected.items()},
         )
         package = elastic.verify(folder)
-        assert {array.whole().dtype.name for array in package.stored.values()} == {elastic.DTYPES[dtype]}
+        assert {array.whole().dtype.name for array in package.stored.values()} == {
+            elastic.DTYPES[dtype]
+        }
         parameters = sum(leaf.size for leaf in expected.values())
         manifest = package.manifest
         assert (manifest["format"], manifest["dtype"], manifest["spec"]) == (format, dtype, spec)
@@ -160,18 +170,26 @@ def test_the_files_hold_no_more_than_the_weights_and_the_padding(models, dtype):
         for spec, folder in models(format, dtype).items():
             tensors = safetensors.numpy.load_file(folder / "model.safetensors")
             assert {tensor.dtype.name for tensor in tensors.values()} == {elastic.DTYPES[dtype]}
-            size, own = sum(tensor.nbytes for tensor in tensors.values()), elastic.open_model(folder).counts.bytes
+            size, own = (
+                sum(tensor.nbytes for tensor in tensors.values()),
+                elastic.open_model(folder).counts.bytes,
+            )
             assert size > own if format == "hf" and PADDED[spec] else size == own
 
 
 @pytest.mark.parametrize(("format", "dtype"), ONE_DTYPE_EACH)
 def test_an_exported_model_is_imported_bit_for_bit(models, tmp_path, format, dtype):
     for i, folder in enumerate(models("hf", dtype).values()):
-        package = matta_jax.import_hf(folder, tmp_path / str(i), tokenizer="byte", packaging=Packaging(format, dtype))
+        package = matta_jax.import_hf(
+            folder, tmp_path / str(i), tokenizer="byte", packaging=Packaging(format, dtype)
+        )
         assert_same_bits(weights(package.path), weights(folder))
         exported = elastic.open_model(folder)
         assert package.architecture == exported.architecture and package.counts == exported.counts
-        assert package.manifest["parent"] == {"hf": str(folder)} and package.config.data.tokenizer == "byte"
+        assert (
+            package.manifest["parent"] == {"hf": str(folder)}
+            and package.config.data.tokenizer == "byte"
+        )
         assert (package.manifest["format"], package.manifest["dtype"]) == (format, dtype)
         assert elastic.verify(package.path).path == tmp_path / str(i)
 
@@ -187,7 +205,9 @@ def test_models_are_converted_between_all_formats_bit_for_bit(models, tmp_path, 
     for i, folder in enumerate(models(formats[0], dtype).values()):
         first, expected = elastic.open_model(folder), weights(folder)
         for j, format in enumerate(formats[1:]):
-            package = matta_jax.convert(folder, tmp_path / f"{i}_{j}", packaging=Packaging(format, dtype))
+            package = matta_jax.convert(
+                folder, tmp_path / f"{i}_{j}", packaging=Packaging(format, dtype)
+            )
             folder = package.path
             assert_same_bits(weights(folder), expected)
             assert (package.architecture, package.config, package.counts) == (
@@ -196,18 +216,28 @@ def test_models_are_converted_between_all_formats_bit_for_bit(models, tmp_path, 
                 first.counts,
             )
             assert package.manifest | {"format": format, "dtype": dtype} == package.manifest
-            assert all(package.manifest[field] == first.manifest[field] for field in ("spec", "parent", "scores"))
+            assert all(
+                package.manifest[field] == first.manifest[field]
+                for field in ("spec", "parent", "scores")
+            )
             elastic.verify(folder)
 
 
 def test_a_conversion_rounds_as_the_extraction_does_and_cannot_undo_it(models, tmp_path):
     spec = "num_heads=2;d_ff=48,16,48"
-    low = matta_jax.convert(models()[spec], tmp_path / "low", packaging=Packaging("safetensors", "bf16"))
+    low = matta_jax.convert(
+        models()[spec], tmp_path / "low", packaging=Packaging("safetensors", "bf16")
+    )
     assert_same_bits(weights(low.path), weights(models("safetensors", "bf16")[spec]))
     high = matta_jax.convert(low.path, tmp_path / "high")
     assert_same_bits(weights(high.path), weights(low.path))
-    assert not np.array_equal(weights(high.path)["embed/tokens"], weights(models()[spec])["embed/tokens"])
-    assert (low.counts.bytes, high.counts.bytes) == (2 * low.counts.parameters, 4 * low.counts.parameters)
+    assert not np.array_equal(
+        weights(high.path)["embed/tokens"], weights(models()[spec])["embed/tokens"]
+    )
+    assert (low.counts.bytes, high.counts.bytes) == (
+        2 * low.counts.parameters,
+        4 * low.counts.parameters,
+    )
 
 
 def test_the_card_mentions_padding_exactly_where_there_is_some(models, tmp_path):
@@ -243,8 +273,13 @@ def test_scores_stay_with_a_model_and_stand_in_its_card(run, models, tmp_path):
         assert again.manifest["scores"] == [SCORES[0] | {"task": "code"}, *SCORES]
         card = (again.path / "README.md").read_text()
         assert row in card and "| code |" in card and "9.0000" not in card
-    one = extract(str(run[1]), ["student"], tmp_path / "one", scores={"student": SCORES, "ta": []})[0]
-    assert row in (one.path / "README.md").read_text() and elastic.open_model(one.path).manifest["scores"] == SCORES
+    one = extract(str(run[1]), ["student"], tmp_path / "one", scores={"student": SCORES, "ta": []})[
+        0
+    ]
+    assert (
+        row in (one.path / "README.md").read_text()
+        and elastic.open_model(one.path).manifest["scores"] == SCORES
+    )
 
 
 def test_an_import_keeps_the_tokenizer_of_the_folder(hf_folder, tmp_path):
@@ -270,7 +305,9 @@ def test_shards_old_names_buffers_and_a_tied_head_are_imported(models, hf_folder
     for file in names:
         own = {name: tensor for name, tensor in tensors.items() if places[name] == file}
         safetensors.numpy.save_file(own, hf_folder / file)
-    (hf_folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (hf_folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
     package = matta_jax.import_hf(hf_folder, tmp_path / "model", tokenizer="byte")
     assert_same_bits(weights(package.path), weights(models("hf")["ta"]))
     (hf_folder / names[1]).unlink()
@@ -282,34 +319,82 @@ def test_shards_old_names_buffers_and_a_tied_head_are_imported(models, hf_folder
     ("spoil", "words"),
     [
         pytest.param(shutil.rmtree, "is not a Hugging Face model", id="no folder"),
-        pytest.param(lambda folder: (folder / "config.json").unlink(), "no config.json", id="no config"),
-        pytest.param(config_text('{"model_type": '), "cannot be read as GPT-2's config", id="half a config"),
+        pytest.param(
+            lambda folder: (folder / "config.json").unlink(), "no config.json", id="no config"
+        ),
+        pytest.param(
+            config_text('{"model_type": '), "cannot be read as GPT-2's config", id="half a config"
+        ),
         pytest.param(config_text("[]"), "cannot be read as GPT-2's config", id="a list"),
         pytest.param(config_without("n_embd"), "config.json.*'n_embd'", id="no n_embd"),
         pytest.param(config_without("model_type"), "config.json.*'model_type'", id="no model_type"),
-        pytest.param(config_with(model_type="llama"), "model_type='llama'.*import a GPT-2 model", id="llama"),
-        pytest.param(config_with(activation_function="relu"), "activation_function='relu'", id="relu"),
-        pytest.param(config_with(tie_word_embeddings=False), "tie_word_embeddings=False", id="untied config"),
-        pytest.param(config_with(layer_norm_epsilon=1e-6), "layer_norm_epsilon=1e-06", id="epsilon"),
-        pytest.param(config_with(scale_attn_weights=False), "scale_attn_weights=False", id="unscaled"),
-        pytest.param(config_with(n_head=0), "cannot be read as GPT-2's config", id="no heads"),
-        pytest.param(config_with(n_positions=16), r"wpe.weight has shape \(32, 24\)", id="positions"),
         pytest.param(
-            config_with(n_layer=2, matta_jax={}), "there are more layers than n_layer=2 says", id="fewer layers"
+            config_with(model_type="llama"), "model_type='llama'.*import a GPT-2 model", id="llama"
         ),
-        pytest.param(config_with(n_layer=4, matta_jax={}), "tensor h.3.* is missing", id="more layers"),
-        pytest.param(config_with(n_layer=0), "n_layer=0 must be a whole number of at least 1", id="no layers"),
-        pytest.param(config_with(n_head=1.5), "n_head=1.5 must be a whole number", id="half a head"),
-        pytest.param(config_with(vocab_size="256"), "vocab_size='256' must be a whole number", id="text"),
-        pytest.param(config_with(n_head=5), "it must be that n_head divides n_embd", id="odd heads"),
-        pytest.param(config_with(matta_jax={"d_ff": [16]}), "d_ff has n_layer entries", id="own layers"),
-        pytest.param(config_with(matta_jax={"d_ff": [16, 16, 16]}), "n_inner is the largest d_ff", id="own d_ff"),
-        pytest.param(config_with(matta_jax={"num_heads": 5}), "num_heads is at most n_head", id="own heads"),
-        pytest.param(config_with(matta_jax={"num_heads": 0}), "num_heads=0 must be", id="no own heads"),
-        pytest.param(config_with(matta_jax={"head_granule": 2}), "head_granule divides num_heads", id="granules"),
-        pytest.param(config_with(matta_jax={"d_ff_granule": 36}), "d_ff_granule divides d_ff", id="d_ff granules"),
         pytest.param(
-            lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors' is missing", id="no weights"
+            config_with(activation_function="relu"), "activation_function='relu'", id="relu"
+        ),
+        pytest.param(
+            config_with(tie_word_embeddings=False), "tie_word_embeddings=False", id="untied config"
+        ),
+        pytest.param(
+            config_with(layer_norm_epsilon=1e-6), "layer_norm_epsilon=1e-06", id="epsilon"
+        ),
+        pytest.param(
+            config_with(scale_attn_weights=False), "scale_attn_weights=False", id="unscaled"
+        ),
+        pytest.param(config_with(n_head=0), "cannot be read as GPT-2's config", id="no heads"),
+        pytest.param(
+            config_with(n_positions=16), r"wpe.weight has shape \(32, 24\)", id="positions"
+        ),
+        pytest.param(
+            config_with(n_layer=2, matta_jax={}),
+            "there are more layers than n_layer=2 says",
+            id="fewer layers",
+        ),
+        pytest.param(
+            config_with(n_layer=4, matta_jax={}), "tensor h.3.* is missing", id="more layers"
+        ),
+        pytest.param(
+            config_with(n_layer=0), "n_layer=0 must be a whole number of at least 1", id="no layers"
+        ),
+        pytest.param(
+            config_with(n_head=1.5), "n_head=1.5 must be a whole number", id="half a head"
+        ),
+        pytest.param(
+            config_with(vocab_size="256"), "vocab_size='256' must be a whole number", id="text"
+        ),
+        pytest.param(
+            config_with(n_head=5), "it must be that n_head divides n_embd", id="odd heads"
+        ),
+        pytest.param(
+            config_with(matta_jax={"d_ff": [16]}), "d_ff has n_layer entries", id="own layers"
+        ),
+        pytest.param(
+            config_with(matta_jax={"d_ff": [16, 16, 16]}),
+            "n_inner is the largest d_ff",
+            id="own d_ff",
+        ),
+        pytest.param(
+            config_with(matta_jax={"num_heads": 5}), "num_heads is at most n_head", id="own heads"
+        ),
+        pytest.param(
+            config_with(matta_jax={"num_heads": 0}), "num_heads=0 must be", id="no own heads"
+        ),
+        pytest.param(
+            config_with(matta_jax={"head_granule": 2}),
+            "head_granule divides num_heads",
+            id="granules",
+        ),
+        pytest.param(
+            config_with(matta_jax={"d_ff_granule": 36}),
+            "d_ff_granule divides d_ff",
+            id="d_ff granules",
+        ),
+        pytest.param(
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "model.safetensors' is missing",
+            id="no weights",
         ),
         pytest.param(
             tensors_with(lambda tensors: tensors.pop("transformer.h.2.attn.c_proj.bias")),
@@ -317,28 +402,44 @@ def test_shards_old_names_buffers_and_a_tied_head_are_imported(models, hf_folder
             id="no tensor",
         ),
         pytest.param(
-            tensors_with(lambda tensors: tensors.update({"transformer.h.1.mlp.c_fc.bias": np.zeros(5, np.float32)})),
+            tensors_with(
+                lambda tensors: tensors.update(
+                    {"transformer.h.1.mlp.c_fc.bias": np.zeros(5, np.float32)}
+                )
+            ),
             r"tensor h.1.mlp.c_fc.bias has shape \(5,\), but config.json says \(48,\)",
             id="shape",
         ),
         pytest.param(
-            tensors_with(lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"] + 1})),
+            tensors_with(
+                lambda tensors: tensors.update(
+                    {"lm_head.weight": tensors["transformer.wte.weight"] + 1}
+                )
+            ),
             "lm_head.weight differs from wte.weight; only tied heads are supported",
             id="untied head",
         ),
         pytest.param(
-            tensors_with(lambda tensors: tensors.update({"transformer.ln_f.bias": np.full(24, np.nan, np.float32)})),
+            tensors_with(
+                lambda tensors: tensors.update(
+                    {"transformer.ln_f.bias": np.full(24, np.nan, np.float32)}
+                )
+            ),
             "norm/bias holds numbers that are not finite",
             id="not finite",
         ),
         pytest.param(
-            tensors_with(lambda tensors: tensors.update({"transformer.ln_f.bias": np.zeros(24, np.int64)})),
+            tensors_with(
+                lambda tensors: tensors.update({"transformer.ln_f.bias": np.zeros(24, np.int64)})
+            ),
             "tensor ln_f.bias is of type I64, not a float",
             id="whole numbers",
         ),
     ],
 )
-def test_a_folder_that_is_not_our_gpt2_is_refused_and_nothing_is_left(hf_folder, place, spoil, words):
+def test_a_folder_that_is_not_our_gpt2_is_refused_and_nothing_is_left(
+    hf_folder, place, spoil, words
+):
     spoil(hf_folder)
     with refused(words, place):
         matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
@@ -347,7 +448,14 @@ def test_a_folder_that_is_not_our_gpt2_is_refused_and_nothing_is_left(hf_folder,
 def test_truncated_and_foreign_weights_are_refused_and_nothing_is_left(hf_folder, place):
     file = hf_folder / "model.safetensors"
     whole = file.read_bytes()
-    for content in (whole[:0], whole[:4], whole[:100], whole[:-4000], whole[:-1], bytes(range(256)) * 40):
+    for content in (
+        whole[:0],
+        whole[:4],
+        whole[:100],
+        whole[:-4000],
+        whole[:-1],
+        bytes(range(256)) * 40,
+    ):
         file.write_bytes(content)
         with refused("hf_folder/model.safetensors' is damaged .*fetch it again", place):
             matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
@@ -356,7 +464,9 @@ def test_truncated_and_foreign_weights_are_refused_and_nothing_is_left(hf_folder
 def test_the_config_of_one_model_with_the_weights_of_another_is_refused(models, hf_folder, place):
     for spec in ("student", "layers=0,2;d_model=16;num_heads=2;d_ff=16,48"):
         shutil.copyfile(models("hf")[spec] / "model.safetensors", hf_folder / "model.safetensors")
-        with refused(r"has shape \(256, 16\), but config.json says \(256, 24\).*different models", place):
+        with refused(
+            r"has shape \(256, 16\), but config.json says \(256, 24\).*different models", place
+        ):
             matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
 
 
@@ -376,7 +486,9 @@ def test_bad_tokenizers_are_refused_and_nothing_is_left(hf_folder, place):
     (hf_folder / "vocab.json").write_text("{}")
     attempt("holds no tokenizer")
     (hf_folder / "merges.txt").write_text("")
-    attempt("hf_folder': its tokenizer cannot be used .*do not fit together.*name one by --tokenizer")
+    attempt(
+        "hf_folder': its tokenizer cannot be used .*do not fit together.*name one by --tokenizer"
+    )
     save_tokenizer(hf_folder / "tokenizer.json", 257)
     attempt("the tokenizer in .*hf_folder' has 257 ids, but the model a vocabulary of 256")
     attempt("has 257 ids", tokenizer=f"hf:{hf_folder / 'tokenizer.json'}")
@@ -420,7 +532,10 @@ def test_overwrite_replaces_a_model_and_nothing_else_is_left(models, write, plac
         write(place / "model", overwrite=True, format=format)
         assert_same_bits(weights(place / "model"), expected)
         assert [path.name for path in place.iterdir()] == ["model"]
-        of_format = {"hf": ["config.json", "model.safetensors"], "safetensors": ["model.safetensors"]}
+        of_format = {
+            "hf": ["config.json", "model.safetensors"],
+            "safetensors": ["model.safetensors"],
+        }
         names = ["README.md", "manifest.json", *of_format.get(format, ["weights"])]
         assert sorted(path.name for path in (place / "model").iterdir()) == sorted(names)
 
@@ -429,19 +544,33 @@ def test_a_model_may_be_converted_in_its_place(models, place):
     shutil.copytree(models()["d_ff=48,16,48"], place / "model")
     expected = weights(place / "model")
     for format in ("hf", "safetensors", "orbax"):
-        matta_jax.convert(place / "model", place / "model", packaging=Packaging(format, overwrite=True))
+        matta_jax.convert(
+            place / "model", place / "model", packaging=Packaging(format, overwrite=True)
+        )
         assert_same_bits(weights(place / "model"), expected)
         assert [path.name for path in place.iterdir()] == ["model"]
 
 
 def test_unknown_formats_and_types_and_optimiser_states_without_a_run_are_refused(write, place):
     for packaging, words in (
-        ({"format": "safetensor"}, "format='safetensor' must be one of orbax, safetensors, hf; did you mean"),
+        (
+            {"format": "safetensor"},
+            "format='safetensor' must be one of orbax, safetensors, hf; did you mean",
+        ),
         ({"format": ""}, "format='' must be one of"),
         ({"dtype": "fp16"}, "dtype='fp16' must be one of fp32, bf16"),
-        ({"with_optimizer": True, "format": "hf"}, "with_optimizer needs format=orbax and dtype=fp32"),
-        ({"with_optimizer": True, "format": "safetensors"}, "with_optimizer needs format=orbax and dtype=fp32"),
-        ({"with_optimizer": True, "dtype": "bf16"}, "with_optimizer needs format=orbax and dtype=fp32"),
+        (
+            {"with_optimizer": True, "format": "hf"},
+            "with_optimizer needs format=orbax and dtype=fp32",
+        ),
+        (
+            {"with_optimizer": True, "format": "safetensors"},
+            "with_optimizer needs format=orbax and dtype=fp32",
+        ),
+        (
+            {"with_optimizer": True, "dtype": "bf16"},
+            "with_optimizer needs format=orbax and dtype=fp32",
+        ),
     ):
         with refused(words, place):
             write(place / "model", **packaging)
@@ -450,7 +579,9 @@ def test_unknown_formats_and_types_and_optimiser_states_without_a_run_are_refuse
 def test_an_import_and_a_conversion_have_no_optimiser_state_to_take_along(models, place):
     own = Packaging(with_optimizer=True)
     with refused("with_optimizer: a Hugging Face folder holds no optimiser state", place):
-        matta_jax.import_hf(models("hf")["student"], place / "model", tokenizer="byte", packaging=own)
+        matta_jax.import_hf(
+            models("hf")["student"], place / "model", tokenizer="byte", packaging=own
+        )
     with refused("with_optimizer: an optimiser state stays with its model", place):
         matta_jax.convert(models()["student"], place / "model", packaging=own)
 
@@ -464,10 +595,14 @@ def test_heads_that_do_not_fit_stock_gpt2_are_refused_and_nothing_is_left(run, m
         matta_jax.convert(place / "wide", place / "model", packaging=Packaging("hf"))
     shutil.copytree(models()["student"], place / "model")
     with refused(words, place):  # The model that was to be replaced is still there.
-        extract(str(run[1]), ["d_model=16"], place / "model", packaging=Packaging("hf", overwrite=True))
+        extract(
+            str(run[1]), ["d_model=16"], place / "model", packaging=Packaging("hf", overwrite=True)
+        )
 
 
-def test_what_does_not_read_back_as_written_is_refused_and_nothing_is_left(models, place, monkeypatch):
+def test_what_does_not_read_back_as_written_is_refused_and_nothing_is_left(
+    models, place, monkeypatch
+):
     real = _import.write_weights
 
     def altered(folder, format, params, *rest, **more):
@@ -480,7 +615,9 @@ def test_what_does_not_read_back_as_written_is_refused_and_nothing_is_left(model
         with refused("differs from its fingerprint", place):
             matta_jax.convert(models()["ta"], place / "model", packaging=Packaging(format))
         with refused("differs from its fingerprint", place):
-            matta_jax.import_hf(models("hf")["ta"], place / "model", tokenizer="byte", packaging=Packaging(format))
+            matta_jax.import_hf(
+                models("hf")["ta"], place / "model", tokenizer="byte", packaging=Packaging(format)
+            )
 
 
 def test_an_interrupted_import_leaves_nothing(models, place, monkeypatch):
@@ -495,7 +632,10 @@ def test_an_interrupted_import_leaves_nothing(models, place, monkeypatch):
 
 def test_a_damaged_model_is_not_converted(models, tmp_path, place):
     shutil.copytree(models("safetensors")["ta"], tmp_path / "model")
-    edit_tensors(tmp_path / "model", lambda tensors: tensors.update({"norm/scale": tensors["norm/scale"] + 1}))
+    edit_tensors(
+        tmp_path / "model",
+        lambda tensors: tensors.update({"norm/scale": tensors["norm/scale"] + 1}),
+    )
     with refused("tensor norm/scale differs from its fingerprint", place):
         matta_jax.convert(tmp_path / "model", place / "again")
 
@@ -524,8 +664,12 @@ def test_verify_names_the_tensor_with_a_flipped_bit(models, tmp_path, format, dt
     whole = {path: array.whole() for path, array in elastic.open_model(folder).stored.items()}
     paths = [path for path in whole if not path.startswith(("blocks/0", "blocks/2"))]
     assert len(paths) == 16
-    for path in paths if format != "orbax" else ["embed/tokens"]:  # Orbax packs small tensors: see the next test.
-        with flipped_bit(folder, whole[path].reshape(-1, 8)[-1]):  # All formats keep 8 entries of an axis together.
+    for path in (
+        paths if format != "orbax" else ["embed/tokens"]
+    ):  # Orbax packs small tensors: see the next test.
+        with flipped_bit(
+            folder, whole[path].reshape(-1, 8)[-1]
+        ):  # All formats keep 8 entries of an axis together.
             with refused(rf"model='.*model': tensor {path} .*; extract it again", folder):
                 elastic.verify(folder)
             with refused(rf"tensor {path} ", folder):
@@ -537,13 +681,25 @@ def test_verify_names_the_tensor_with_a_flipped_bit(models, tmp_path, format, dt
 def test_verify_names_the_tensor_of_which_orbax_holds_another_entry(models, tmp_path, dtype):
     folder = tmp_path / "model"
     shutil.copytree(models("orbax", dtype)["num_heads=2;d_ff=48,16,48"], folder)
-    for path in ("blocks/1/attention/w_qkv", "blocks/1/mlp/b_in", "blocks/2/mlp/w_out", "norm/scale"):
-        place = {"driver": "ocdbt", "base": f"file://{folder}/weights/params/", "path": path.replace("/", ".") + "/"}
+    for path in (
+        "blocks/1/attention/w_qkv",
+        "blocks/1/mlp/b_in",
+        "blocks/2/mlp/w_out",
+        "norm/scale",
+    ):
+        place = {
+            "driver": "ocdbt",
+            "base": f"file://{folder}/weights/params/",
+            "path": path.replace("/", ".") + "/",
+        }
         store = tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True).result()
         first = store[(0,) * store.ndim]
         old = first.read().result()
         first.write(old * 2).result()
-        with refused(rf"model='.*model': tensor {path} differs from its fingerprint; extract it again", folder):
+        with refused(
+            rf"model='.*model': tensor {path} differs from its fingerprint; extract it again",
+            folder,
+        ):
             elastic.verify(folder)
         first.write(old).result()
         elastic.verify(folder)
@@ -556,7 +712,9 @@ def test_verify_notices_damage_in_the_padding(models, tmp_path):
         ("num_heads=2", "h.2.attn.c_proj.weight", "blocks/0/attention/w_out"),
     ):
         shutil.copytree(models("hf")[spec], folder)
-        edit_tensors(folder, lambda tensors, name=name: tensors[f"transformer.{name}"][-1:].__iadd__(1e-30))
+        edit_tensors(
+            folder, lambda tensors, name=name: tensors[f"transformer.{name}"][-1:].__iadd__(1e-30)
+        )
         with refused(f"tensor {ours} cannot be read .tensor {name} is not zero", folder):
             elastic.verify(folder)
         shutil.rmtree(folder)
@@ -567,7 +725,11 @@ def test_verify_notices_truncated_and_missing_files(models, tmp_path, format):
     folder = tmp_path / "model"
     shutil.copytree(models(format)["ta"], folder)
     # Where the weights are: Orbax's folder holds parts of its parts too, which are not read again.
-    stored = (file for file in folder.rglob("*") if file.name != "manifest.json" and "process_0" not in str(file))
+    stored = (
+        file
+        for file in folder.rglob("*")
+        if file.name != "manifest.json" and "process_0" not in str(file)
+    )
     largest = max((file for file in stored if file.is_file()), key=lambda file: file.stat().st_size)
     for file in (largest, folder / "manifest.json"):
         content = file.read_bytes()
@@ -602,8 +764,13 @@ def test_verify_refuses_a_manifest_of_another_architecture(models, tmp_path, for
         {"vocab_size": "256"},
         {"d_ff": [50, 50, 50]},
     ):
-        edit_json(folder / "manifest.json", lambda manifest, fields=fields: manifest["architecture"].update(fields))
-        with refused("model' is damaged .manifest.json was changed or cut off.; extract it again", folder):
+        edit_json(
+            folder / "manifest.json",
+            lambda manifest, fields=fields: manifest["architecture"].update(fields),
+        )
+        with refused(
+            "model' is damaged .manifest.json was changed or cut off.; extract it again", folder
+        ):
             elastic.verify(folder)
         (folder / "manifest.json").write_text(text)
     for edit in (
@@ -668,10 +835,14 @@ def logits_of_ours(folder, tokens):
 def test_a_model_of_transformers_is_imported_with_its_logits(tmp_path, fields, saved):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=300, n_positions=20, n_embd=24, n_layer=3, n_head=4, **fields)
+    config = transformers.GPT2Config(
+        vocab_size=300, n_positions=20, n_embd=24, n_layer=3, n_head=4, **fields
+    )
     model = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
-        for weight in model.parameters():  # As they come, biases are zeros, and all blocks do next to nothing.
+        for weight in (
+            model.parameters()
+        ):  # As they come, biases are zeros, and all blocks do next to nothing.
             weight.add_(0.3 * torch.randn_like(weight))
     model.save_pretrained(tmp_path / "theirs", **saved)
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == bool(saved)
@@ -695,7 +866,9 @@ def test_stock_transformers_computes_the_logits_of_every_exported_model(models, 
     for folder in models("hf", dtype).values():
         load = transformers.GPT2LMHeadModel.from_pretrained
         model, found = load(folder, output_loading_info=True)
-        assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert not any(
+            found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        )
         assert model.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
         ours = logits_of_ours(folder, tokens)
         assert ours.std() > 0.1
@@ -712,9 +885,13 @@ def test_stock_transformers_finds_the_tokenizer_of_an_export(hf_folder, tmp_path
     save_tokenizer(hf_folder / "tokenizer.json", 256)
     package = matta_jax.import_hf(hf_folder, tmp_path / "ours")
     matta_jax.convert(package.path, tmp_path / "theirs", packaging=Packaging("hf"))
-    assert (tmp_path / "theirs" / "tokenizer.json").read_bytes() == (hf_folder / "tokenizer.json").read_bytes()
+    assert (tmp_path / "theirs" / "tokenizer.json").read_bytes() == (
+        hf_folder / "tokenizer.json"
+    ).read_bytes()
     assert "The tokenizer is not among" not in (tmp_path / "theirs" / "README.md").read_text()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "theirs" / "tokenizer.json"))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "theirs" / "tokenizer.json")
+    )
     assert tokenizer.convert_tokens_to_ids("word7") == 7
 
 
@@ -740,11 +917,17 @@ def test_an_imported_tokenizer_goes_where_its_model_goes(hf_folder, tmp_path):
     matta_jax.convert(first.path, first.path, packaging=elastic.Packaging("hf", overwrite=True))
     (tmp_path / "first").rename(tmp_path / "moved")
     moved = elastic.open_model(tmp_path / "moved")
-    assert moved.config.data.tokenizer == f"hf:{tmp_path}/moved/./tokenizer/tokenizer.json".replace("/./", "/")
+    assert moved.config.data.tokenizer == f"hf:{tmp_path}/moved/./tokenizer/tokenizer.json".replace(
+        "/./", "/"
+    )
     assert (tmp_path / "moved" / "tokenizer.json").is_file()  # Where transformers looks for it.
     assert "tokenizer is not among" not in (tmp_path / "moved" / "README.md").read_text()
-    again = matta_jax.import_hf(tmp_path / "moved", tmp_path / "again", packaging=elastic.Packaging("hf"))
-    assert (again.path / "tokenizer.json").is_file() and pathlib.Path(again.config.data.tokenizer[3:]).is_file()
+    again = matta_jax.import_hf(
+        tmp_path / "moved", tmp_path / "again", packaging=elastic.Packaging("hf")
+    )
+    assert (again.path / "tokenizer.json").is_file() and pathlib.Path(
+        again.config.data.tokenizer[3:]
+    ).is_file()
 
 
 def test_verify_reads_the_config_that_transformers_needs(models, tmp_path):
@@ -760,4 +943,6 @@ def test_verify_reads_the_config_that_transformers_needs(models, tmp_path):
 
 def test_models_that_do_not_fit_the_format_are_refused_before_any_is_written(run, place):
     with refused("3 heads of 8 do not fit in d_model=16", place):
-        matta_jax.extract(str(run[1]), ["ta", "d_model=16"], place / "models", packaging=elastic.Packaging("hf"))
+        matta_jax.extract(
+            str(run[1]), ["ta", "d_model=16"], place / "models", packaging=elastic.Packaging("hf")
+        )

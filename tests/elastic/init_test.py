@@ -31,7 +31,9 @@ TOKENS = np.random.default_rng(0).integers(0, 256, (2, 20))
 def student(run, tmp_path_factory):
     """The Student of the run's third step, with its optimiser state."""
     packaging = elastic.Packaging(with_optimizer=True)
-    return extract(f"{run[1]}@3", ["student"], tmp_path_factory.mktemp("student") / "s", packaging=packaging)[0].path
+    return extract(
+        f"{run[1]}@3", ["student"], tmp_path_factory.mktemp("student") / "s", packaging=packaging
+    )[0].path
 
 
 def starting(run, model, nest, **fields):
@@ -52,22 +54,33 @@ def start(config):
 
 
 def outputs(architecture, params):
-    return np.asarray(models.logits(models.apply(architecture, params, TOKENS), params["embed"]["tokens"]))
+    return np.asarray(
+        models.logits(models.apply(architecture, params, TOKENS), params["embed"]["tokens"])
+    )
 
 
 def merged(params, architecture):
     """The weights by path, without granules."""
     names = nesting.flatten(models.logical_axes(architecture))
-    return {path: nesting.merge_granules(leaf, names[path]) for path, leaf in nesting.flatten(params).items()}
+    return {
+        path: nesting.merge_granules(leaf, names[path])
+        for path, leaf in nesting.flatten(params).items()
+    }
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("heads", "spread") else kind for kind in NESTS]
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("heads", "spread") else kind
+        for kind in NESTS
+    ],
 )
 def test_a_grown_ta_computes_the_students_function_and_holds_it_bit_for_bit(run, student, kind):
     old = elastic.load_model(student)
     params, architecture, nest = start(starting(run, student, NESTS[kind]))
-    np.testing.assert_allclose(outputs(architecture, params), outputs(old.architecture, old.params), atol=2e-5)
+    np.testing.assert_allclose(
+        outputs(architecture, params), outputs(old.architecture, old.params), atol=2e-5
+    )
     sliced = nesting.slice_model(params, models.logical_axes(architecture), nest.student)
     own = dataclasses.replace(architecture, d_ff=nest.student.d_ff)
     for path, leaf in merged(old.params, old.architecture).items():
@@ -79,11 +92,15 @@ def test_noisy_growth_keeps_the_student_and_moves_the_ta(run, student):
     exact = outputs(old.architecture, old.params)
     distances = []
     for noise in (0.01, 0.1):
-        config = starting(run, student, NESTS["d_ff"], init__growth="noisy", init__growth_noise=noise)
+        config = starting(
+            run, student, NESTS["d_ff"], init__growth="noisy", init__growth_noise=noise
+        )
         params, architecture, nest = start(config)
         distances.append(np.abs(outputs(architecture, params) - exact).max())
         student_part = nesting.slice_model(params, models.logical_axes(architecture), nest.student)
-        np.testing.assert_array_equal(student_part["embed"]["tokens"], old.params["embed"]["tokens"])
+        np.testing.assert_array_equal(
+            student_part["embed"]["tokens"], old.params["embed"]["tokens"]
+        )
     assert 1e-5 < distances[0] < distances[1] < 1
 
 
@@ -92,7 +109,8 @@ def test_a_grown_run_reports_both_losses_at_step_0(run, student, tmp_path):
     result = train(starting(run, student, NESTS["d_ff"]), tmp_path / "grown", log=lines.append)
     first = next(line for line in lines if line.startswith("step 0: "))
     values = dict(
-        part.rsplit(" ", 1) for part in first.removeprefix("step 0: ").replace(" eval/", "\neval/").split("\n")
+        part.rsplit(" ", 1)
+        for part in first.removeprefix("step 0: ").replace(" eval/", "\neval/").split("\n")
     )
     assert values["eval/student"] == values["eval/ta"] and float(values["eval/distill"]) == 0
     assert result.step == 3 and any(str(student) in line and "grew a TA" in line for line in lines)
@@ -119,7 +137,9 @@ def test_sorting_by_importance_keeps_the_function_and_betters_the_prefixes(run, 
 
     def distance(params):
         own = nesting.slice_model(params, models.logical_axes(architecture), narrow)
-        return np.abs(outputs(dataclasses.replace(architecture, d_ff=narrow.d_ff), own) - whole).mean()
+        return np.abs(
+            outputs(dataclasses.replace(architecture, d_ff=narrow.d_ff), own) - whole
+        ).mean()
 
     assert distance(sorted_) < 0.8 * distance(shuffled)
 
@@ -129,16 +149,27 @@ def test_a_model_of_the_tas_sizes_becomes_the_ta(run, tmp_path):
     nest = c.to_dict(run[0])["nest"]
     params, architecture, _ = start(starting(run, ta, nest))
     old = elastic.load_model(ta)
-    np.testing.assert_array_equal(outputs(architecture, params), outputs(old.architecture, old.params))
-    with pytest.raises(UserError, match="init.sort=True would scatter the sub-models of .* which was trained nested"):
+    np.testing.assert_array_equal(
+        outputs(architecture, params), outputs(old.architecture, old.params)
+    )
+    with pytest.raises(
+        UserError,
+        match="init.sort=True would scatter the sub-models of .* which was trained nested",
+    ):
         start(starting(run, ta, nest, init__sort=True))
-    exported = extract(str(run[1]), ["ta"], tmp_path / "hf", packaging=elastic.Packaging("hf"))[0].path
+    exported = extract(str(run[1]), ["ta"], tmp_path / "hf", packaging=elastic.Packaging("hf"))[
+        0
+    ].path
     foreign = elastic.import_hf(
         exported, tmp_path / "foreign", tokenizer="byte"
     ).path  # Its nest is not known any more.
     sorted_, _, _ = start(starting(run, foreign, nest, init__sort=True))
-    np.testing.assert_allclose(outputs(architecture, sorted_), outputs(old.architecture, old.params), atol=2e-5)
-    assert not np.array_equal(sorted_["blocks"]["0"]["mlp"]["b_in"], params["blocks"]["0"]["mlp"]["b_in"])
+    np.testing.assert_allclose(
+        outputs(architecture, sorted_), outputs(old.architecture, old.params), atol=2e-5
+    )
+    assert not np.array_equal(
+        sorted_["blocks"]["0"]["mlp"]["b_in"], params["blocks"]["0"]["mlp"]["b_in"]
+    )
 
 
 def test_a_plain_run_goes_on_from_the_same_step_with_the_same_moments(run, student, tmp_path):
@@ -168,14 +199,19 @@ OPTIMIZERS = {
     "adamw": {},
     "lion": {},
     "shampoo": {
-        "shampoo__block_size": 8, "shampoo__start_step": 0, "shampoo__precondition_every": 1, "shampoo__epsilon": 1e-3
+        "shampoo__block_size": 8,
+        "shampoo__start_step": 0,
+        "shampoo__precondition_every": 1,
+        "shampoo__epsilon": 1e-3,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def trained_state(tiny, tmp_path_factory):
-    """`trained_state(optimizer, **fields)`: the set-up, state and source of a checkpoint after three random updates."""
+    """`trained_state(optimizer, **fields)`: the set-up, state and source of a checkpoint after
+    three random updates.
+    """
 
     def make(name, **fields):
         setup = make_setup(tiny(optimizer__name=name, **fields), make_mesh((1, 1, 1)))
@@ -198,7 +234,9 @@ def trained_state(tiny, tmp_path_factory):
 def random_like(tree, key):
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(treedef, [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    return jax.tree.unflatten(
+        treedef, [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -215,7 +253,9 @@ def test_a_step_from_the_extracted_state_is_the_students_step_in_place(trained_s
     in_place = sliced(optax.apply_updates(params, updates))
 
     [own_state] = slice_opt_state(source, [student])
-    plain = make_setup(elastic.plain_config(setup.config, source.architecture_of(student)), make_mesh((1, 1, 1)))
+    plain = make_setup(
+        elastic.plain_config(setup.config, source.architecture_of(student)), make_mesh((1, 1, 1))
+    )
     architecture = models.architecture_of(plain.config.model, plain.nest, plain.nest.ta)
     regranulate = lambda tree: elastic.regranulate(tree, plain.axes, architecture)
     own = regranulate(sliced(params))
@@ -236,7 +276,9 @@ def test_moments_are_sliced_as_their_weights(trained_state, name):
         if "mu" in jax.tree_util.keystr(path) and "w_in" in jax.tree_util.keystr(path)
     )
     expected = moment(opt_state)[jnp.array([0, 2]), :2]  # Two of three granules of 16.
-    np.testing.assert_array_equal(moment(own)[:, 0], np.concatenate([expected[:, 0], expected[:, 1]], axis=-1))
+    np.testing.assert_array_equal(
+        moment(own)[:, 0], np.concatenate([expected[:, 0], expected[:, 1]], axis=-1)
+    )
     assert params["embed"]["tokens"].shape[1] == moment(own).shape[2] == 24
 
 
@@ -259,20 +301,30 @@ def test_a_factored_moment_is_put_together_sliced_and_factored_again(trained_sta
     setup, _, opt_state, source = trained_state("adafactor", **sizes)
     [own] = slice_opt_state(source, [setup.nest.student])
     plain = elastic.plain_config(setup.config, source.architecture_of(setup.nest.student))
-    expected = jax.eval_shape(make_setup(plain, make_mesh((1, 1, 1))).optimizer.init, start_shapes(plain))
+    expected = jax.eval_shape(
+        make_setup(plain, make_mesh((1, 1, 1))).optimizer.init, start_shapes(plain)
+    )
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, expected)
     find = lambda state, *words: next(
         np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-        if all(f"{word}" in jax.tree_util.keystr(path, simple=True, separator="/").split("/") for word in words)
+        if all(
+            f"{word}" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+            for word in words
+        )
     )
     if not sizes:  # Too small to factor: the slice itself.
         np.testing.assert_array_equal(
             find(own, "v", "embed", "tokens"), find(opt_state, "v", "embed", "tokens")[:, :16]
         )
         return
-    row, column = find(opt_state, "v_row", "embed", "tokens"), find(opt_state, "v_col", "embed", "tokens")
-    whole = np.outer(column, row / row.mean())[:, :128]  # [V, D]: V is the largest axis, D the second.
+    row, column = (
+        find(opt_state, "v_row", "embed", "tokens"),
+        find(opt_state, "v_col", "embed", "tokens"),
+    )
+    whole = np.outer(column, row / row.mean())[
+        :, :128
+    ]  # [V, D]: V is the largest axis, D the second.
     np.testing.assert_allclose(find(own, "v_row", "embed", "tokens"), whole.mean(0), rtol=1e-5)
     np.testing.assert_allclose(find(own, "v_col", "embed", "tokens"), whole.mean(1), rtol=1e-5)
 
@@ -284,7 +336,9 @@ def start_shapes(config):
 
 def test_optimiser_states_that_cannot_go_along_are_refused(run, trained_state, tmp_path):
     with_optimizer = elastic.Packaging(with_optimizer=True)
-    with pytest.raises(UserError, match="d_ff=48,16,48: a model of mixed widths cannot be trained on"):
+    with pytest.raises(
+        UserError, match="d_ff=48,16,48: a model of mixed widths cannot be trained on"
+    ):
         extract(str(run[1]), ["d_ff=48,16,48"], tmp_path / "a", packaging=with_optimizer)
     with pytest.raises(UserError, match="num_heads=3 of 8 do not make d_model=16"):
         extract(str(run[1]), ["d_model=16;d_ff=16"], tmp_path / "a", packaging=with_optimizer)
@@ -294,13 +348,18 @@ def test_optimiser_states_that_cannot_go_along_are_refused(run, trained_state, t
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model__d_ff": 32}, "neither the Student nor the TA of this run: model.d_ff=16 there, 32 here"),
+        (
+            {"model__d_ff": 32},
+            "neither the Student nor the TA of this run: model.d_ff=16 there, 32 here",
+        ),
         ({"model__vocab_size": 300}, "model.vocab_size=256 there, 300 here"),
         ({"init__sort": True}, "init.sort=True needs an init.model of the TA's sizes"),
         ({"init__model": "/nowhere"}, "'/nowhere' is not an extracted model"),
     ],
 )
-def test_models_that_do_not_fit_are_refused_before_anything_is_written(run, student, tmp_path, fields, words):
+def test_models_that_do_not_fit_are_refused_before_anything_is_written(
+    run, student, tmp_path, fields, words
+):
     with pytest.raises(UserError, match=words) as error:
         train(starting(run, student, {"d_ff": 64}, **fields), tmp_path / "w")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""The whole road of a model from elsewhere: import, grow, train, extract, export, and back to where it came from."""
+"""The whole road of a model from elsewhere: import, grow, train, extract, export, and back to where
+it came from.
+"""
 
 import json
 
@@ -13,7 +15,10 @@ NESTS = {
     "layer": ({"d_ff": 48, "num_heads": 2}, ["student", "ta"]),
     "depth": ({"num_layers": 3}, ["student", "layers=3"]),
     "d_model": ({"d_model": 32, "num_heads": 4}, ["student", "ta"]),
-    "mixed": ({"d_ff": 48, "widths": [16, 32, 48], "num_layers": 3}, ["d_ff=48,16,32", "layers=2;d_ff=32,16"]),
+    "mixed": (
+        {"d_ff": 48, "widths": [16, 32, 48], "num_layers": 3},
+        ["d_ff=48,16,32", "layers=2;d_ff=32,16"],
+    ),
 }
 
 
@@ -24,7 +29,14 @@ def test_import_grow_train_extract_export_and_load_in_transformers(run, tmp_path
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {"vocab_size": 256, "n_positions": 32, "n_embd": 16, "n_head": 2, "n_layer": 2, "n_inner": 16}
+    sizes = {
+        "vocab_size": 256,
+        "n_positions": 32,
+        "n_embd": 16,
+        "n_head": 2,
+        "n_layer": 2,
+        "n_inner": 16,
+    }
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
     theirs.save_pretrained(tmp_path / "hf")
     matta_jax.import_hf(tmp_path / "hf", tmp_path / "ours", tokenizer="byte")
@@ -47,13 +59,21 @@ def test_import_grow_train_extract_export_and_load_in_transformers(run, tmp_path
         assert first[0] == pytest.approx(first[1], abs=2e-4) and last[0] < first[0]
         for spec in specs:
             folder = workdir / "models" / str(specs.index(spec))
-            [one] = matta_jax.extract(str(workdir), [spec], folder, packaging=elastic.Packaging("hf"))
+            [one] = matta_jax.extract(
+                str(workdir), [spec], folder, packaging=elastic.Packaging("hf")
+            )
             model = elastic.load_model(one.path)
             ours = np.asarray(model.logits(model.params, tokens))
-            np.testing.assert_allclose(logits(reload(one.path)), ours, atol=1e-4, err_msg=f"{name} {spec}")
-            again = matta_jax.import_hf(one.path, folder.with_name(folder.name + "_back"), tokenizer="byte").load()
+            np.testing.assert_allclose(
+                logits(reload(one.path)), ours, atol=1e-4, err_msg=f"{name} {spec}"
+            )
+            again = matta_jax.import_hf(
+                one.path, folder.with_name(folder.name + "_back"), tokenizer="byte"
+            ).load()
             np.testing.assert_array_equal(np.asarray(again.logits(again.params, tokens)), ours)
-            assert json.loads((one.path / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+            assert json.loads((one.path / "config.json").read_text())["architectures"] == [
+                "GPT2LMHeadModel"
+            ]
 
 
 def _losses(lines, start):

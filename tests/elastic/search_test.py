@@ -17,7 +17,13 @@ from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh
 from matta_jax.training import make_setup
 
-ONE_FAMILY = {"layers": 3, "d_model": 24, "num_heads": 3, "num_windows": 16, "log": lambda line: None}
+ONE_FAMILY = {
+    "layers": 3,
+    "d_model": 24,
+    "num_heads": 3,
+    "num_windows": 16,
+    "log": lambda line: None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +53,34 @@ def test_costs_of_layers_add_up_to_the_counts_of_models(source):
     for spec in ("student", "ta", "layers=2;d_ff=48,16", "d_model=16;num_heads=3"):
         sub_model = nesting.parse_spec(spec, source.nest)
         counts, cost = source.count(sub_model), costs(sub_model)
-        assert (cost.max_params, cost.max_flops_per_token) == (counts.parameters, counts.flops_per_token)
+        assert (cost.max_params, cost.max_flops_per_token) == (
+            counts.parameters,
+            counts.flops_per_token,
+        )
         assert cost.max_mb == counts.parameters * 2 / 1e6
 
 
 @pytest.mark.parametrize(
-    "max_params", [pytest.param(17_500, marks=pytest.mark.slow), 18_500, pytest.param(21_000, marks=pytest.mark.slow)]
+    "max_params",
+    [
+        pytest.param(17_500, marks=pytest.mark.slow),
+        18_500,
+        pytest.param(21_000, marks=pytest.mark.slow),
+    ],
 )
-def test_the_pick_is_at_least_as_good_as_every_pattern_of_its_budget(run, source, output, max_params, tmp_path):
+def test_the_pick_is_at_least_as_good_as_every_pattern_of_its_budget(
+    run, source, output, max_params, tmp_path
+):
     """Each pattern is extracted and scored alone."""
     found = search(str(run[1]), output, budget=Budget(max_params=max_params), **ONE_FAMILY)
     assert found.pick.parameters <= max_params and found.pick.within
     space = _space.make_space(source.nest, layers=3, d_model=24, num_heads=3)
     specs = {nesting.format_spec(one, source.nest) for _, one in space.patterns()}
-    specs = [spec for spec in specs if source.count(nesting.parse_spec(spec, source.nest)).parameters <= max_params]
+    specs = [
+        spec
+        for spec in specs
+        if source.count(nesting.parse_spec(spec, source.nest)).parameters <= max_params
+    ]
     windows = scoring.task_windows(run[0], "held_out")
     assert specs
     for i, spec in enumerate(specs):
@@ -73,11 +93,15 @@ def test_the_methods_find_what_exhaustion_finds(run, output, tmp_path):
     budget = Budget(max_params=19_000, max_flops_per_token=1e9)
     picks = {}
     for method in ("exhaustive", "additive", "evolutionary"):
-        found = search(str(run[1]), output, budget=budget, method=method, evaluations=60, **ONE_FAMILY)
+        found = search(
+            str(run[1]), output, budget=budget, method=method, evaluations=60, **ONE_FAMILY
+        )
         picks[method] = found.pick.bits_per_byte
         assert all(row.parameters <= 19_000 for row in found.rows if row.bits_per_byte is not None)
     assert picks["evolutionary"] == picks["exhaustive"]
-    assert picks["additive"] <= picks["exhaustive"] * 1.01  # It predicts; its candidates are verified.
+    assert (
+        picks["additive"] <= picks["exhaustive"] * 1.01
+    )  # It predicts; its candidates are verified.
 
 
 def test_a_second_search_scores_nothing_again(run, output, monkeypatch):
@@ -125,11 +149,17 @@ def test_what_is_extracted_keeps_the_budget_and_carries_its_score(run, output):
     assert 1 <= len(found.extracted) <= 2 and found.extracted[0].spec == found.pick.spec
     for one in found.extracted:
         package = elastic.verify(one.path)
-        written = sum(np.prod(array.shape) * array.dtype.itemsize for array in package.stored.values())
+        written = sum(
+            np.prod(array.shape) * array.dtype.itemsize for array in package.stored.values()
+        )
         assert written == package.counts.bytes <= 40_000
         [score] = package.manifest["scores"]
         row = next(row for row in found.rows if row.spec == one.spec)
-        assert score["task"] == "bits_per_byte:held_out" and score["value"] == row.bits_per_byte and not row.dominated
+        assert (
+            score["task"] == "bits_per_byte:held_out"
+            and score["value"] == row.bits_per_byte
+            and not row.dominated
+        )
     described = json.loads((output / "search.json").read_text())
     assert described["pick"] == found.pick.spec and len(described["rows"]) == len(found.rows)
     assert {file.name for file in found.files} == {"search.json", "search.md", "search.png"}
@@ -145,7 +175,11 @@ def test_larger_and_worse_is_dominated(run, output):
             if other.parameters < row.parameters
             and other.flops_per_token <= row.flops_per_token
             and other.loss < row.loss
-            and (row.bits_per_byte is None or other.bits_per_byte is None or other.bits_per_byte < row.bits_per_byte)
+            and (
+                row.bits_per_byte is None
+                or other.bits_per_byte is None
+                or other.bits_per_byte < row.bits_per_byte
+            )
         ]
         assert row.dominated or not better or row.pick
     assert any(row.dominated for row in found.rows)
@@ -158,12 +192,16 @@ def test_a_space_that_was_never_trained_is_called_so(tiny, tmp_path):
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         checkpoints.save(0, trees, {"config": c.to_dict(setup.config)}, loss=1.0, units=setup.units)
     found = search(str(tmp_path / "run"), tmp_path / "search", **ONE_FAMILY)
-    assert any("trained no random mixes" in note and "larger models scored" in note for note in found.notes)
+    assert any(
+        "trained no random mixes" in note and "larger models scored" in note for note in found.notes
+    )
 
 
 @pytest.fixture
 def fake_clock(monkeypatch):
-    """A device on which a layer takes 1 ms for each 16 neurons and all else 2 ms; `slow` is added to whole models."""
+    """A device on which a layer takes 1 ms for each 16 neurons and all else 2 ms; `slow` is added
+    to whole models.
+    """
     slow = {"ms": 0.0}
 
     def measure(architecture, workload):
@@ -186,7 +224,10 @@ def test_latency_is_a_sum_over_layers_and_limits_the_pick(run, source, output, f
 
 def test_a_latency_that_is_not_kept_when_measured_is_refused(run, output, fake_clock):
     fake_clock["ms"] = 10.0
-    with pytest.raises(UserError, match=r"max_ms=7.5 is kept by none of the verified models: the fastest took 15 ms"):
+    with pytest.raises(
+        UserError,
+        match=r"max_ms=7.5 is kept by none of the verified models: the fastest took 15 ms",
+    ):
         search(str(run[1]), output, budget=Budget(max_ms=7.5), **ONE_FAMILY)
 
 
@@ -199,13 +240,18 @@ def test_real_models_are_timed(source, mode):
 
 
 @hypothesis.given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.floats(0.05, 1.0))
-def test_the_solver_finds_the_exact_best_of_any_additive_loss_within_any_budget(seed, depth, tightness):
+def test_the_solver_finds_the_exact_best_of_any_additive_loss_within_any_budget(
+    seed, depth, tightness
+):
     rng = np.random.default_rng(seed)
-    nest = nesting.expand(num_layers=depth, d_model=8, num_heads=2, d_ff=8, ta_d_ff=24, widths=(8, 16, 24))
+    nest = nesting.expand(
+        num_layers=depth, d_model=8, num_heads=2, d_ff=8, ta_d_ff=24, widths=(8, 16, 24)
+    )
     space = _space.make_space(nest)
     added = rng.normal(size=(depth, 3)) * [1, 1, 0]
     price = {
-        width: _space.Cost(int(rng.integers(1, 10**8)), 0.0, int(rng.integers(1, 10**11))) for width in nest.widths
+        width: _space.Cost(int(rng.integers(1, 10**8)), 0.0, int(rng.integers(1, 10**11)))
+        for width in nest.widths
     }
     base = _space.Cost(int(rng.integers(1, 10**8)), 0.0, 0)
     index = {width: i for i, width in enumerate(nest.widths)}
@@ -214,14 +260,22 @@ def test_the_solver_finds_the_exact_best_of_any_additive_loss_within_any_budget(
     flops = lambda sub: sum(price[width].max_flops_per_token for width in sub.d_ff)
     every = list(space.members())
     limit = min(map(total, every)) + tightness * (max(map(total, every)) - min(map(total, every)))
-    most_flops = min(map(flops, every)) + tightness * (max(map(flops, every)) - min(map(flops, every)))
+    most_flops = min(map(flops, every)) + tightness * (
+        max(map(flops, every)) - min(map(flops, every))
+    )
     budget = Budget(max_params=limit + 1, max_flops_per_token=most_flops + 1)
-    fitting = [one for one in every if total(one) <= budget.max_params and flops(one) <= budget.max_flops_per_token]
+    fitting = [
+        one
+        for one in every
+        if total(one) <= budget.max_params and flops(one) <= budget.max_flops_per_token
+    ]
     found = _predict.additive_candidates(space, loss, lambda _: (base, price), budget, count=3)
     assert all(one in fitting for _, one in found)
     expected = sorted(loss(one) for one in fitting)[:3]
     np.testing.assert_allclose([loss(one) for _, one in found], expected, atol=1e-5)
-    np.testing.assert_allclose([predicted for predicted, _ in found], [loss(one) for _, one in found], atol=1e-9)
+    np.testing.assert_allclose(
+        [predicted for predicted, _ in found], [loss(one) for _, one in found], atol=1e-9
+    )
 
 
 def test_the_space_has_every_depth_and_width_between_student_and_ta(source):

@@ -53,13 +53,17 @@ def test_bits_per_byte_is_that_of_a_plain_loop(student, text):
 
 def test_batch_size_changes_nothing(student, text, cache):
     model = elastic.load_model(student)
-    windows = corpus_windows(Corpus(f"text:{text}/*.txt"), ByteTokenizer(), seq_len=32, cache_dir=cache)
+    windows = corpus_windows(
+        Corpus(f"text:{text}/*.txt"), ByteTokenizer(), seq_len=32, cache_dir=cache
+    )
     a, b = (scoring.text_loss(model, windows, batch_size=size) for size in (1, 5))
     assert a.nats == pytest.approx(b.nats, rel=1e-6) and a.num_tokens == b.num_tokens == a.num_bytes
 
 
 def test_extracted_and_in_place_score_the_same(run, student, tmp_path):
-    a = evaluate(model=student, tasks=["bits_per_byte:held_out"], output=tmp_path / "deep" / "scores.json")
+    a = evaluate(
+        model=student, tasks=["bits_per_byte:held_out"], output=tmp_path / "deep" / "scores.json"
+    )
     b = evaluate(checkpoint=str(run[1]), sub_model="student", tasks=["bits_per_byte:held_out"])
     assert a.scores == b.scores and a.counts == b.counts
     assert json.loads((tmp_path / "deep" / "scores.json").read_text())["scores"] == a.scores
@@ -103,14 +107,20 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
     assert all(file.stat().st_size > 100 for file in made.files)
     markdown = (workdir / "report.md").read_text()
     assert (
-        "unigram entropy" in markdown and "text ''' more" in markdown and f"{made.rows[1]['parameters']:,}" in markdown
+        "unigram entropy" in markdown
+        and "text ''' more" in markdown
+        and f"{made.rows[1]['parameters']:,}" in markdown
     )
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     last = next(row for row in reversed(metrics) if "eval/student" in row)
-    cells = {tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in markdown.splitlines()}
+    cells = {
+        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in markdown.splitlines()
+    }
     assert ("loss of the Student, nats per token", f"{last['eval/student']:.4f}") in cells
     assert ("steps", "6 of 6, of 4 x 32 tokens") in cells
-    assert dict(cell for cell in cells if len(cell) == 2)["TA"].endswith(f"{made.rows[1]['parameters']:,} parameters")
+    assert dict(cell for cell in cells if len(cell) == 2)["TA"].endswith(
+        f"{made.rows[1]['parameters']:,} parameters"
+    )
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
     assert sorted(pictures) == ["accuracy_vs_size.png", "curves.png"]
     again = report(workdir)  # The notes of the last report stay.
@@ -130,14 +140,36 @@ def test_report_of_a_damaged_config_is_named(tmp_path):
 
 
 def test_a_panel_holds_one_kind_and_what_the_run_has(tmp_path):
-    config = c.from_dict({"nest": {"mix_per_step": 2}, "objective": {"divergence": "reverse_kl", "temperature": 2.0}})
+    config = c.from_dict(
+        {"nest": {"mix_per_step": 2}, "objective": {"divergence": "reverse_kl", "temperature": 2.0}}
+    )
     metrics = [
-        {"step": step, "student": 2.0, "ta": 1.9, "mix_0": 1.95, "gap": 0.1, "grad_norm": 1.0, "learning_rate": 1e-3}
+        {
+            "step": step,
+            "student": 2.0,
+            "ta": 1.9,
+            "mix_0": 1.95,
+            "gap": 0.1,
+            "grad_norm": 1.0,
+            "learning_rate": 1e-3,
+        }
         for step in (1, 2)
     ]
     figure = new_figure((4, 4))
-    plot_curves(tmp_path / "curves.png", figure, config, [*metrics, {"step": 2, "eval/student": 2.1, "distill": 0.3}])
-    drawn = [[line.get_label() for line in axes.lines if line.get_xdata()[0] > 0] for axes in figure.axes]
-    assert drawn[0] == ["Student, training", "TA, training", "random mix 1, training", "Student, held out"]
+    plot_curves(
+        tmp_path / "curves.png",
+        figure,
+        config,
+        [*metrics, {"step": 2, "eval/student": 2.1, "distill": 0.3}],
+    )
+    drawn = [
+        [line.get_label() for line in axes.lines if line.get_xdata()[0] > 0] for axes in figure.axes
+    ]
+    assert drawn[0] == [
+        "Student, training",
+        "TA, training",
+        "random mix 1, training",
+        "Student, held out",
+    ]
     assert drawn[1] == ["loss of the Student minus loss of the TA", "T² KL(Student ‖ TA), T = 2"]
     assert [axes.get_ylabel() for axes in figure.axes][2:] == ["gradient norm", "learning rate"]

@@ -15,7 +15,9 @@ EOS = 0
 @pytest.fixture(scope="module")
 def model(run, tmp_path_factory):
     """A mix: several runs of layers."""
-    return elastic.load_model(extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("mix") / "m")[0].path)
+    return elastic.load_model(
+        extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("mix") / "m")[0].path
+    )
 
 
 def test_prefill_and_decode_compute_what_the_forward_pass_does(model):
@@ -44,7 +46,9 @@ def test_greedy_text_is_that_without_a_cache(model, run):
     ids = evaluation.generate_ids(
         model, np.array([start, start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
     )
-    assert ids.shape == (2, 33) and list(ids[0]) == list(ids[1]) == greedy_without_cache(model, start, 23)
+    assert ids.shape == (2, 33) and list(ids[0]) == list(ids[1]) == greedy_without_cache(
+        model, start, 23
+    )
     in_place = elastic.load_in_place(str(run[1]), ["d_ff=16,48,32"])[0]
     again = evaluation.generate_ids(
         in_place, np.array([start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
@@ -59,12 +63,17 @@ def test_a_longer_text_goes_on_from_half_a_sequence(model):
     assert len(ids) == 66
     first = 16 + 17  # 16 read, and 17 drawn: the last one is not read.
     assert list(ids[:first]) == greedy_without_cache(model, ids[:16], 17)
-    assert list(ids[first : first + 17]) == greedy_without_cache(model, ids[first - 16 : first], 17)[16:]
+    assert (
+        list(ids[first : first + 17])
+        == greedy_without_cache(model, ids[first - 16 : first], 17)[16:]
+    )
 
 
 def test_draws_follow_the_model(model):
     start = np.tile([0, *b"the"], (4096, 1))
-    drawn = evaluation.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=Sampling(0.8, seed=3))[:, -1]
+    drawn = evaluation.generate_ids(
+        model, start, num_tokens=1, eos_id=300, sampling=Sampling(0.8, seed=3)
+    )[:, -1]
     z = model.logits(model.params, jnp.asarray(start[:1]))[-1] / 0.8
     p = np.asarray(jax.nn.softmax(z))
     seen = np.bincount(drawn, minlength=256) / len(drawn)
@@ -74,7 +83,9 @@ def test_draws_follow_the_model(model):
         Sampling(0.8, top_p=0.3): nucleus(p, 0.3),
         Sampling(0.8, top_k=1, top_p=0.9): {int(np.argmax(p))},
     }.items():
-        drawn = evaluation.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)[:, -1]
+        drawn = evaluation.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)[
+            :, -1
+        ]
         assert set(drawn) == allowed, sampling
 
 
@@ -86,7 +97,9 @@ def nucleus(p, mass):
 def test_top_p_counts_among_the_top_k():
     z = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
     kept = lambda k, p: list(
-        jnp.isfinite(_generate._cut(z, (k is not None, p is not None), jnp.float32(1), k or 1, p or 1))[0]
+        jnp.isfinite(
+            _generate._cut(z, (k is not None, p is not None), jnp.float32(1), k or 1, p or 1)
+        )[0]
     )
     assert kept(None, 0.4) == [True, False, False, False]
     assert kept(None, 0.41) == [True, True, False, False]
@@ -108,7 +121,9 @@ def test_a_text_ends_at_the_separator(model):
 
 def test_samples_depend_on_the_seed_alone(model):
     a, b, other = (
-        evaluation.generate(model, "the ", num_tokens=40, num_samples=2, sampling=Sampling(0.7, seed=seed))
+        evaluation.generate(
+            model, "the ", num_tokens=40, num_samples=2, sampling=Sampling(0.7, seed=seed)
+        )
         for seed in (0, 0, 1)
     )
     assert a == b != other and a[0].startswith("the ") and a[0] != a[1]
@@ -117,8 +132,14 @@ def test_samples_depend_on_the_seed_alone(model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temperature": -1.0}, "temperature=-1.0 must be 0, which takes the most likely token, or a finite"),
-        ({"temperature": float("inf")}, "temperature=inf must be 0, .* or a finite number from 1e-06 up"),
+        (
+            {"temperature": -1.0},
+            "temperature=-1.0 must be 0, which takes the most likely token, or a finite",
+        ),
+        (
+            {"temperature": float("inf")},
+            "temperature=inf must be 0, .* or a finite number from 1e-06 up",
+        ),
         ({"temperature": 1e-38}, "temperature=1e-38 must be 0"),
         ({"seed": -1}, "seed=-1 must be from 0"),
         ({"seed": 2**32}, "seed=4294967296 must be from 0"),
@@ -145,6 +166,10 @@ def test_too_many_samples_and_half_a_character_are_named(model):
 
 
 def test_more_than_all_tokens_are_all_and_less_than_any_share_is_the_first(model):
-    write = lambda **how: evaluation.generate(model, "the ", num_tokens=8, sampling=Sampling(1.0, seed=3, **how))
+    write = lambda **how: evaluation.generate(
+        model, "the ", num_tokens=8, sampling=Sampling(1.0, seed=3, **how)
+    )
     assert write(top_k=10**10) == write()
-    assert write(top_p=1e-300) == evaluation.generate(model, "the ", num_tokens=8, sampling=Sampling(0.0))
+    assert write(top_p=1e-300) == evaluation.generate(
+        model, "the ", num_tokens=8, sampling=Sampling(0.0)
+    )

@@ -26,7 +26,8 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/sat.jsonl}}}}
 output_type: multiple_choice
 test_split: test
-doc_to_text: "{{{{passage}}}}Q: {{{{question}}}} Answer Choices: {{{{options|join(' ')}}}}\\nA: Among A through \
+doc_to_text: "{{{{passage}}}}Q: {{{{question}}}} Answer Choices: \
+{{{{options|join(' ')}}}}\\nA: Among A through \
 {{{{'ABCDEFG'[options|length - 1]}}}}, the answer is"
 doc_to_choice: "{{{{options}}}}"
 doc_to_target: "{{{{'ABCDEFG'.index(label)}}}}"
@@ -44,14 +45,27 @@ def test_our_figures_are_the_harnesss(tiny, tmp_path):
 
     from matta_jax.evaluation import lm_eval as ours
 
-    texts = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "a the"]
-    config = tiny(train__num_steps=150, train__eval_every=150, train__checkpoint_every=150, train__log_every=50)
+    texts = [
+        "the quick brown fox jumps over the lazy dog",
+        "pack my box with five dozen liquor jugs",
+        "a the",
+    ]
+    config = tiny(
+        train__num_steps=150,
+        train__eval_every=150,
+        train__checkpoint_every=150,
+        train__log_every=50,
+    )
     train(config, tmp_path / "run", log=lambda _: None)  # Long enough to know some words.
     model = extract(str(tmp_path / "run"), ["ta"], tmp_path / "model")[0].path
-    sentence = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs."
+    sentence = (
+        "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs."
+    )
     words = sentence.split()
     texts += [" ".join(words[: 2 + i]) for i in range(len(words) - 2)]
-    (tmp_path / "lambada.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "lambada.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )
     rows = [
         {
             "passage": "some. " * (i % 2),
@@ -65,7 +79,9 @@ def test_our_figures_are_the_harnesss(tiny, tmp_path):
     (tmp_path / "tasks").mkdir()
     for name, text in (("lambada", LAMBADA), ("sat", SAT)):
         (tmp_path / "tasks" / f"{name}.yaml").write_text(text.format(folder=tmp_path))
-    mine = evaluate(model=model, tasks=[f"lambada:{tmp_path}/lambada.jsonl", f"sat_math:{tmp_path}/sat.jsonl"]).scores
+    mine = evaluate(
+        model=model, tasks=[f"lambada:{tmp_path}/lambada.jsonl", f"sat_math:{tmp_path}/sat.jsonl"]
+    ).scores
     found = lm_eval.simple_evaluate(
         model=ours.MattaLM(model=str(model)),
         tasks=["our_lambada", "our_sat"],

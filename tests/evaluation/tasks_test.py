@@ -14,30 +14,53 @@ from matta_jax.data import ByteTokenizer
 from matta_jax.errors import UserError
 from matta_jax.evaluation import _evaluate, _likelihood, _tasks
 
-PASSAGES = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen\nliquor jugs", "a bc"]
+PASSAGES = [
+    "the quick brown fox jumps over the lazy dog",
+    "pack my box with five dozen\nliquor jugs",
+    "a bc",
+]
 PASSAGES += ["Tom met, as ever, Tom and then Tom", "long " * 20 + "dog"]
 QUESTIONS = [
-    {"passage": "", "question": "what is 1+1?", "options": ["(A)2", "(B)three", "(C)4 or so"], "label": "A"},
+    {
+        "passage": "",
+        "question": "what is 1+1?",
+        "options": ["(A)2", "(B)three", "(C)4 or so"],
+        "label": "A",
+    },
     {"passage": None, "question": "x?", "options": ["(A)the", "(B)fox"], "label": "B"},
-    {"passage": "some text. ", "question": "y?", "options": ["(A)dog", "(B)q", "(C)over"], "label": "A"},
+    {
+        "passage": "some text. ",
+        "question": "y?",
+        "options": ["(A)dog", "(B)q", "(C)over"],
+        "label": "A",
+    },
 ]
 
 
 @pytest.fixture(scope="module")
 def models(run, tmp_path_factory):
-    return [one.path for one in extract(str(run[1]), ["student", "ta"], tmp_path_factory.mktemp("models"))]
+    return [
+        one.path
+        for one in extract(str(run[1]), ["student", "ta"], tmp_path_factory.mktemp("models"))
+    ]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    (folder / "lambada.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in PASSAGES))
-    (folder / "sat.jsonl").write_text("".join(json.dumps(question) + "\n\n" for question in QUESTIONS))
+    (folder / "lambada.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in PASSAGES)
+    )
+    (folder / "sat.jsonl").write_text(
+        "".join(json.dumps(question) + "\n\n" for question in QUESTIONS)
+    )
     return folder
 
 
 def plain_score(model, context, target):
-    """Of bytes, one at a time: the log-probability of a target, and which of its tokens are the most likely."""
+    """Of bytes, one at a time: the log-probability of a target, and which of its tokens are the
+    most likely.
+    """
     log_prob, top, logits = 0.0, [], jax.jit(model.logits)
     for i in range(len(target)):
         whole = [*context, *target][-33:]
@@ -56,7 +79,9 @@ def test_lambada_is_that_of_a_plain_loop(models, files):
     model = elastic.load_model(models[0])
     found = [plain_score(model, *(part.encode() for part in split(text))) for text in PASSAGES]
     assert result.scores[task] == np.mean([all(top) for _, top in found])
-    assert result.scores[f"lambada_last_token:{files}/lambada.jsonl"] == np.mean([top[-1] for _, top in found])
+    assert result.scores[f"lambada_last_token:{files}/lambada.jsonl"] == np.mean(
+        [top[-1] for _, top in found]
+    )
     perplexity = result.scores[f"lambada_perplexity:{files}/lambada.jsonl"]
     assert perplexity == pytest.approx(math.exp(-np.mean([nats for nats, _ in found])), rel=1e-4)
     assert result.truncated == {task: sum(len(text.encode()) > 33 for text in PASSAGES)}
@@ -85,13 +110,19 @@ def test_sat_math_scores_options_by_sum_and_by_character(models, files):
     for one in QUESTIONS:
         last = "ABCDEFG"[len(one["options"]) - 1]
         prompt = (
-            f"{one['passage'] or ''}Q: {one['question']} Answer Choices: {' '.join(one['options'])}\n"
+            f"{one['passage'] or ''}Q: {one['question']} Answer Choices: "
+            f"{' '.join(one['options'])}\n"
             f"A: Among A through {last}, the answer is"
         )
-        sums = [plain_score(model, prompt.encode(), f" {option}".encode())[0] for option in one["options"]]
+        sums = [
+            plain_score(model, prompt.encode(), f" {option}".encode())[0]
+            for option in one["options"]
+        ]
         label = "ABC".index(one["label"])
         right.append(int(np.argmax(sums)) == label)
-        norm.append(int(np.argmax(np.array(sums) / [len(option) for option in one["options"]])) == label)
+        norm.append(
+            int(np.argmax(np.array(sums) / [len(option) for option in one["options"]])) == label
+        )
     assert result.scores[task] == np.mean(right)
     assert result.scores[f"sat_math_norm:{files}/sat.jsonl"] == np.mean(norm)
     assert result.truncated[task] == 3
@@ -129,16 +160,32 @@ def test_paired_test_is_mcnemars():
         ("lambada", '{"text": "a \\ud800 b"}', r"line 1 holds '\\ud800', half a character"),
         ("lambada", "[" * 100_000, "line 1 is not JSON"),
         ("lambada", '{"text": ' + "1" * 5000 + "}", "line 1 is not JSON .*4300 digits"),
-        ("lambada", '{"text": "a b"}\n{"text": "word"}', "line 2 must be words, with a space before the last"),
+        (
+            "lambada",
+            '{"text": "a b"}\n{"text": "word"}',
+            "line 2 must be words, with a space before the last",
+        ),
         ("lambada", "[1]", "line 1 is list, and must be an object"),
         ("lambada", '{"text": ', "line 1 is not JSON"),
         ("sat_math", "", "holds no question"),
         ("sat_math", '{"question": "q", "label": "A"}', "options=None must be a list"),
-        ("sat_math", '{"question": "q", "options": [], "label": "A"}', r"options=\[\] must be a list"),
+        (
+            "sat_math",
+            '{"question": "q", "options": [], "label": "A"}',
+            r"options=\[\] must be a list",
+        ),
         ("sat_math", '{"questio": "q"}', "no text field 'question'"),
         ("sat_math", '{"question": "q", "passage": 5}', "passage=5 must be a text"),
-        ("sat_math", '{"question": "q", "options": ["(A)1", "2"], "label": "A"}', r"option '2' must begin with \(B\)"),
-        ("sat_math", '{"question": "q", "options": ["(A)1", "(B)2"], "label": "C"}', "label='C' must be one of A, B"),
+        (
+            "sat_math",
+            '{"question": "q", "options": ["(A)1", "2"], "label": "A"}',
+            r"option '2' must begin with \(B\)",
+        ),
+        (
+            "sat_math",
+            '{"question": "q", "options": ["(A)1", "(B)2"], "label": "C"}',
+            "label='C' must be one of A, B",
+        ),
     ],
 )
 def test_bad_files_end_in_one_line(models, tmp_path, task, lines, words):
@@ -159,13 +206,18 @@ def test_a_task_without_a_file_is_told_so(models, task):
 
 
 def test_nothing_is_scored_before_all_is_in_order(models, files, tmp_path):
-    """Neither a bad task of a later model, nor an output that cannot be, comes after hours of scoring."""
+    """Neither a bad task of a later model, nor an output that cannot be, comes after hours of
+    scoring.
+    """
     manifest = models[0] / "manifest.json"
     before = manifest.read_bytes()
     (tmp_path / "file").touch()
     for arguments, words in (
         ({"tasks": [f"lambada:{files}/lambada.jsonl", "lambada:/no.jsonl"]}, "does not exist"),
-        ({"tasks": [f"lambada:{files}/lambada.jsonl"], "output": tmp_path / "file" / "a.json"}, "cannot be written"),
+        (
+            {"tasks": [f"lambada:{files}/lambada.jsonl"], "output": tmp_path / "file" / "a.json"},
+            "cannot be written",
+        ),
         ({"tasks": [f"lambada:{files}/lambada.jsonl"] * 2}, "tasks='lambada:.*' is named twice"),
     ):
         with pytest.raises(UserError, match=words):
@@ -182,7 +234,9 @@ def test_models_of_several_runs_go_by_their_folders_and_tokens_do_not_compare(mo
     assert _evaluate._names([one, other], ["a", "b"]) == [one.spec, other.spec]
     assert _evaluate._names([one, foreign], ["a", "b"]) == ["a", "b"]
     scores = [mock.Mock(scores={"perplexity:x": 1.0, "bits_per_byte:x": 1.0})]
-    assert "(byte, gpt2:somewhere): figures of a token" in _evaluate._note_on_tokenizers([one, foreign], scores)
+    assert "(byte, gpt2:somewhere): figures of a token" in _evaluate._note_on_tokenizers(
+        [one, foreign], scores
+    )
     assert _evaluate._note_on_tokenizers([one, other], scores) == ""
 
 
@@ -197,4 +251,6 @@ def test_batches_change_nothing(models, files):
     requests = [_likelihood.encode_request(ByteTokenizer(), *split(text)) for text in PASSAGES]
     a, b = (evaluation.likelihoods(model, requests, batch_size=size) for size in (1, 4))
     for one, other in zip(a, b, strict=True):
-        assert one.log_prob == pytest.approx(other.log_prob, rel=1e-5) and list(one.is_top) == list(other.is_top)
+        assert one.log_prob == pytest.approx(other.log_prob, rel=1e-5) and list(one.is_top) == list(
+            other.is_top
+        )

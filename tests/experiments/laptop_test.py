@@ -1,4 +1,6 @@
-"""The experiments: their statistics, the runs that they ask for, and the tables that their READMEs show."""
+"""The experiments: their statistics, the runs that they ask for, and the tables that their READMEs
+show.
+"""
 
 import gzip
 import importlib
@@ -24,7 +26,9 @@ def experiment(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
 
     def load(name):
-        for known in [key for key in sys.modules if key.partition(".")[0] in (*NAMES, "laptop", "scorers")]:
+        for known in [
+            key for key in sys.modules if key.partition(".")[0] in (*NAMES, "laptop", "scorers")
+        ]:
             monkeypatch.delitem(sys.modules, known)
         return importlib.import_module(f"{name}.experiment" if name in NAMES else name)
 
@@ -42,18 +46,30 @@ def test_a_comparison_is_paired_by_seed(experiment):
     rows = [
         {"condition": name, "seed": seed, "steps": 5, "tflops": 1.0, "student": value + offset}
         for name, offset in (("a", 0.0), ("b", 0.5))
-        for seed, value in ((2, 7.0), (0, 1.0), (1, 3.0))  # Seeds differ by far more than conditions do.
+        for seed, value in (
+            (2, 7.0),
+            (0, 1.0),
+            (1, 3.0),
+        )  # Seeds differ by far more than conditions do.
     ]
-    table = laptop.comparison(rows, [laptop.Line("a"), laptop.Line("b", "student", ("a", "student"))])
+    table = laptop.comparison(
+        rows, [laptop.Line("a"), laptop.Line("b", "student", ("a", "student"))]
+    )
     assert "+0.5000 (+0.5000 to +0.5000)" in table
     assert laptop.of(rows, "a", "student") == [1.0, 3.0, 7.0]
 
 
 def test_a_model_has_a_name_where_its_condition_has_two(experiment):
     laptop = experiment("laptop")
-    of_one = [{"condition": "alone", "seed": seed, "steps": 5, "tflops": 1.0, "student": 3.0 + seed} for seed in (0, 1)]
+    of_one = [
+        {"condition": "alone", "seed": seed, "steps": 5, "tflops": 1.0, "student": 3.0 + seed}
+        for seed in (0, 1)
+    ]
     of_two = [row | {"condition": "MatTA", "ta": 2.0 + row["seed"]} for row in of_one]
-    lines = [laptop.Line("MatTA", "ta", ("alone", "student")), laptop.Line("MatTA", "student", ("MatTA", "ta"))]
+    lines = [
+        laptop.Line("MatTA", "ta", ("alone", "student")),
+        laptop.Line("MatTA", "student", ("MatTA", "ta")),
+    ]
     table = laptop.comparison(of_one + of_two, lines).splitlines()
     cells = [[cell.strip() for cell in line.split("|")] for line in table]
     assert [(row[2], row[5]) for row in cells[2:4]] == [("TA", "alone"), ("Student", "MatTA TA")]
@@ -73,10 +89,17 @@ class PlannedLab:
                 found = {}
                 for seed in seeds:
                     for i, (name, own) in enumerate(conditions.items()):
-                        run = plan_sweep(self.config, [dict(own) | {"train.seed": seed}], self.workdir)[0]
+                        run = plan_sweep(
+                            self.config, [dict(own) | {"train.seed": seed}], self.workdir
+                        )[0]
                         self.asked[run.name] = run.config
-                        off = abs(run.config.optimizer.learning_rate - 4e-3)  # The usual rate is the best.
-                        figures = {"student": 3 + off + 1e-4 * i * (1 + seed % 7), "ta": 2 + 1e-4 * i * seed}
+                        off = abs(
+                            run.config.optimizer.learning_rate - 4e-3
+                        )  # The usual rate is the best.
+                        figures = {
+                            "student": 3 + off + 1e-4 * i * (1 + seed % 7),
+                            "ta": 2 + 1e-4 * i * seed,
+                        }
                         if run.config.nest.d_ff is None and run.config.nest.num_layers is None:
                             figures.pop("ta") if run.config.nest.d_model is None else None
                         found[name, seed] = laptop.Trained(run.workdir, figures)
@@ -86,7 +109,9 @@ class PlannedLab:
 
 
 @pytest.mark.parametrize("name", ["baseline", "nesting_axes", "sensitivity", "super_additivity"])
-def test_an_experiment_asks_for_valid_runs_of_which_others_share_some(experiment, name, tmp_path, monkeypatch):
+def test_an_experiment_asks_for_valid_runs_of_which_others_share_some(
+    experiment, name, tmp_path, monkeypatch
+):
     module, laptop = experiment(name), sys.modules["laptop"]
     if name == "super_additivity":
         monkeypatch.setattr(module, "_picture", lambda workdir: None)
@@ -98,12 +123,16 @@ def test_an_experiment_asks_for_valid_runs_of_which_others_share_some(experiment
         flops = {row["condition"]: row["tflops"] for row in results["rows"]}
         assert flops["Student alone, FLOPs of MatTA"] == pytest.approx(flops["MatTA"], rel=0.003)
         assert flops["TA alone, FLOPs of MatTA"] == pytest.approx(flops["MatTA"], rel=0.003)
-        assert flops["Student alone"] < flops["TA alone"] < flops["MatTA"] < flops["MatTA and a mix"]
+        assert (
+            flops["Student alone"] < flops["TA alone"] < flops["MatTA"] < flops["MatTA and a mix"]
+        )
     if name == "super_additivity":
         tuned = [config for run, config in lab.asked.items() if "train.seed=100" in run]
         others = [config for run, config in lab.asked.items() if "train.seed=100" not in run]
         assert len(tuned) == 12 and all("validation" in one.data.eval_source for one in tuned)
-        assert all("test" in one.data.eval_source for one in others)  # Nothing is tuned to the text that is reported.
+        assert all(
+            "test" in one.data.eval_source for one in others
+        )  # Nothing is tuned to the text that is reported.
         loss = {row["condition"]: row["student"] for row in results["rows"] if row["seed"] == 0}
         a, am, s, sm = (loss[cell] for cell in module.CELLS)
         assert f"{(a - sm) - (a - s) - (a - am):+.4f}" in module.show(results, tmp_path)
@@ -115,7 +144,9 @@ def test_excerpts_are_written_once_and_mistakes_end_in_a_line(experiment, tmp_pa
     (data / "books").mkdir(parents=True)
     book = gzip.compress(json.dumps({"text": "word " * 20_000}).encode() + b"\n")
     (data / "books" / "validation.jsonl.gz").write_bytes(book)
-    with pytest.raises(UserError, match="has no books/test.jsonl.gz; name the folder that has books/ and bpe/"):
+    with pytest.raises(
+        UserError, match="has no books/test.jsonl.gz; name the folder that has books/ and bpe/"
+    ):
         laptop.write_excerpts(data, workdir)
     for damaged in (book[:-20], b"no gzip", gzip.compress(b'{"title": 1}\n')):
         (data / "books" / "test.jsonl.gz").write_bytes(damaged)
@@ -124,7 +155,9 @@ def test_excerpts_are_written_once_and_mistakes_end_in_a_line(experiment, tmp_pa
     assert not workdir.exists()
     (data / "books" / "test.jsonl.gz").write_bytes(book)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--workdir=.*/file/runs' cannot be written .*; name another"):
+    with pytest.raises(
+        UserError, match="--workdir=.*/file/runs' cannot be written .*; name another"
+    ):
         laptop.write_excerpts(data, tmp_path / "file" / "runs")
     laptop.write_excerpts(data, workdir)
     written = laptop.excerpt(workdir, "test")
@@ -141,7 +174,9 @@ def test_the_taught_text_is_the_first_characters_of_the_books(experiment, tmp_pa
     teacher = experiment("teacher")
     data, workdir = tmp_path / "data", tmp_path / "runs"
     (data / "books").mkdir(parents=True)
-    books = lambda *texts: gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    books = lambda *texts: gzip.compress(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    )
     for side in ("validation", "test"):
         (data / "books" / f"{side}.jsonl.gz").write_bytes(books("held out"))
     with pytest.raises(UserError, match=r"has no books/train-00000\*.jsonl.gz; name the folder"):
@@ -163,8 +198,14 @@ def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path,
         config_of=lambda data, workdir: folders.update(config=workdir),
         write_data=lambda data, workdir: folders.update(data=workdir),
     )
-    monkeypatch.setattr(laptop, "write_excerpts", lambda data, workdir: folders.update(excerpts=workdir))
-    for flag, value in {"_WORKDIR": tmp_path / "runs", "_DATA_DIR": tmp_path, "_SEEDS": None}.items():
+    monkeypatch.setattr(
+        laptop, "write_excerpts", lambda data, workdir: folders.update(excerpts=workdir)
+    )
+    for flag, value in {
+        "_WORKDIR": tmp_path / "runs",
+        "_DATA_DIR": tmp_path,
+        "_SEEDS": None,
+    }.items():
         monkeypatch.setattr(run, flag, types.SimpleNamespace(value=value))
     monkeypatch.setattr(run, "FOLDER", tmp_path)
     for name, module in (("usual", usual), ("other", other)):
@@ -180,7 +221,9 @@ def test_runs_of_another_config_have_a_folder_of_their_own(experiment, tmp_path,
     }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if (FOLDER / name / "results.json").is_file()])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if (FOLDER / name / "results.json").is_file()]
+)
 def test_a_readme_shows_the_stored_figures(experiment, name, tmp_path):
     module = experiment(name)
     folder = tmp_path / name
@@ -189,13 +232,17 @@ def test_a_readme_shows_the_stored_figures(experiment, name, tmp_path):
     readme = (FOLDER / name / "README.md").read_text()
     assert f"<!-- results -->\n\n{table}\n\n<!-- /results -->" in readme
     pictures = sorted(path.name for path in folder.glob("*.png"))
-    assert pictures and all(f"({picture})" in readme and (FOLDER / name / picture).is_file() for picture in pictures)
+    assert pictures and all(
+        f"({picture})" in readme and (FOLDER / name / picture).is_file() for picture in pictures
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_experiment_runs_from_its_command(experiment, tmp_path, corpus, cache, monkeypatch):
-    """The longest road: runs, search, scores, table and picture; a second call trains nothing again."""
+    """The longest road: runs, search, scores, table and picture; a second call trains nothing
+    again.
+    """
     module, laptop = experiment("elasticity"), sys.modules["laptop"]
     for side in (laptop.TUNED_ON, laptop.REPORTED_ON):
         text = "".join(json.dumps({"text": "the quick brown fox " * 30}) + "\n" for _ in range(2))
@@ -205,14 +252,29 @@ def test_an_experiment_runs_from_its_command(experiment, tmp_path, corpus, cache
         monkeypatch.setattr(module, name, value)
     words = tmp_path / "lambada" / "lambada_test.jsonl"
     words.parent.mkdir()
-    words.write_text("".join(json.dumps({"text": f"a passage about foxes {i} fox"}) + "\n" for i in range(4)))
-    small = {"vocab_size": 256, "num_layers": 4, "d_model": 16, "num_heads": 2, "d_ff": 128, "max_len": 32}
+    words.write_text(
+        "".join(json.dumps({"text": f"a passage about foxes {i} fox"}) + "\n" for i in range(4))
+    )
+    small = {
+        "vocab_size": 256,
+        "num_layers": 4,
+        "d_model": 16,
+        "num_heads": 2,
+        "d_ff": 128,
+        "max_len": 32,
+    }
     config = c.from_dict(
         {
             "model": small,
             "nest": {"d_ff": 1024, "widths": [128, 256, 512, 1024], "mix_per_step": 0},
             "optimizer": {"warmup_steps": 0},
-            "data": {"source": corpus, "seq_len": 32, "batch_size": 2, "cache_dir": cache, "eval_fraction": 0.2},
+            "data": {
+                "source": corpus,
+                "seq_len": 32,
+                "batch_size": 2,
+                "cache_dir": cache,
+                "eval_fraction": 0.2,
+            },
             "train": {"num_steps": 2, "eval_every": 2, "eval_batches": 1, "peak_tflops": 1.0},
             "mesh": {"data": 1},
         }

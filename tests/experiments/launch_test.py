@@ -1,4 +1,6 @@
-"""The launchers of `experiments/launch/`: linted, their commands checked, run with stand-ins for a cluster's tools."""
+"""The launchers of `experiments/launch/`: linted, their commands checked, run with stand-ins for a
+cluster's tools.
+"""
 
 import json
 import os
@@ -75,7 +77,10 @@ def test_the_configs_say_what_the_table_says_that_they_cost():
         config = runpy.run_path(str(LAUNCH.parents[1] / "configs" / f"{name}.py"))
         assert row["steps"] == config["get_config"]().train.num_steps
         lines = [line.split() for line in config["__doc__"].splitlines()]
-        assert [topology, *(cell.strip() for cell in script["row_of"](key, row).split("|")[-3:-1])] in lines
+        assert [
+            topology,
+            *(cell.strip() for cell in script["row_of"](key, row).split("|")[-3:-1]),
+        ] in lines
 
 
 def test_the_image_holds_what_the_package_needs():
@@ -87,7 +92,9 @@ def test_the_image_holds_what_the_package_needs():
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """`stand_in(name, script)` puts a command on the path; `calls()` returns the arguments of all calls so far."""
+    """`stand_in(name, script)` puts a command on the path; `calls()` returns the arguments of all
+    calls so far.
+    """
     folder, log = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
     log.touch()
@@ -96,7 +103,9 @@ def stand_in(tmp_path, monkeypatch):
     def add(name, script=""):
         file = folder / name
         write = "import json, sys; print(json.dumps(sys.argv[1:]))"
-        file.write_text(f"#!/usr/bin/env bash\npython3 -c '{write}' {name} \"$@\" >> {log}\n{script}\n")
+        file.write_text(
+            f"#!/usr/bin/env bash\npython3 -c '{write}' {name} \"$@\" >> {log}\n{script}\n"
+        )
         file.chmod(0o755)
 
     add.calls = lambda: [json.loads(line) for line in log.read_text().splitlines()]
@@ -105,13 +114,19 @@ def stand_in(tmp_path, monkeypatch):
 
 def launch(name, *arguments, **environment):
     return subprocess.run(
-        [LAUNCH / name, *arguments], env=os.environ | environment, capture_output=True, text=True, timeout=200
+        [LAUNCH / name, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
 
 
 def test_tpu_vm_starts_the_same_command_on_every_worker(stand_in, tmp_path):
     stand_in(
-        "gcloud", 'for a in "$@"; do case "$a" in --command=*) HOME=/nowhere bash -n -c "${a#--command=}";; esac; done'
+        "gcloud",
+        'for a in "$@"; do case "$a" in --command=*) HOME=/nowhere bash -n -c "${a#--command=}";; '
+        "esac; done",
     )
     slice_ = {"TPU": "mine", "ZONE": "here"}
     assert launch("tpu_vm.sh", "install", **slice_).returncode == 0
@@ -120,7 +135,11 @@ def test_tpu_vm_starts_the_same_command_on_every_worker(stand_in, tmp_path):
     copy, install, start, stop = stand_in.calls()
     assert copy[1:5] == ["compute", "tpus", "tpu-vm", "scp"] and "--worker=all" in copy
     assert ".[tpu,tokenizers]" in install[-1]
-    assert start[4:7] == ["ssh", "mine", "--zone=here"] and "--worker=all" in start and "--worker=0" in stop
+    assert (
+        start[4:7] == ["ssh", "mine", "--zone=here"]
+        and "--worker=all" in start
+        and "--worker=0" in stop
+    )
     command = re.search(r"nohup (.*) > \.\./matta\.log", start[-1])[1]
     assert shlex.split(command) == [*TRAIN, "--distributed"]
     assert launch("tpu_vm.sh", "begin", **slice_).returncode == 2
@@ -132,7 +151,11 @@ def test_xpk_gets_the_command_as_one_argument(stand_in):
     names = {"CLUSTER": "c", "TPU_TYPE": "v5litepod-16", "IMAGE": "i"}
     assert launch("xpk.sh", "mine", *TRAIN, **names).returncode == 0
     (call,) = stand_in.calls()
-    assert call[1:3] == ["workload", "create"] and "--workload=mine" in call and "--tpu-type=v5litepod-16" in call
+    assert (
+        call[1:3] == ["workload", "create"]
+        and "--workload=mine" in call
+        and "--tpu-type=v5litepod-16" in call
+    )
     assert shlex.split(call[-1].removeprefix("--command=")) == [*TRAIN, "--distributed"]
     assert "name a command" in launch("xpk.sh", "mine", **names).stderr
 
@@ -151,7 +174,10 @@ def test_slurm_puts_a_job_back_when_a_process_died(stand_in, checkout, code, req
     stand_in("srun", f"exit {code}")
     stand_in("scontrol")
     done = subprocess.run(
-        [LAUNCH / "slurm.sh", *TRAIN], cwd=checkout, env=os.environ | {"SLURM_JOB_ID": "7"}, capture_output=True
+        [LAUNCH / "slurm.sh", *TRAIN],
+        cwd=checkout,
+        env=os.environ | {"SLURM_JOB_ID": "7"},
+        capture_output=True,
     )
     assert done.returncode == code, done.stderr
     run, *more = stand_in.calls()
@@ -160,10 +186,16 @@ def test_slurm_puts_a_job_back_when_a_process_died(stand_in, checkout, code, req
 
 
 def test_slurm_lets_all_save_before_the_time_limit_and_puts_the_job_back(stand_in, checkout):
-    stand_in("srun", "trap 'sleep 0.5; echo saved; exit 0' TERM\necho running\nwhile :; do sleep 0.05; done")
+    stand_in(
+        "srun",
+        "trap 'sleep 0.5; echo saved; exit 0' TERM\necho running\nwhile :; do sleep 0.05; done",
+    )
     stand_in("scontrol")
     process = subprocess.Popen(
-        [LAUNCH / "slurm.sh", *TRAIN], cwd=checkout, env=os.environ | {"SLURM_JOB_ID": "7"}, stdout=subprocess.PIPE
+        [LAUNCH / "slurm.sh", *TRAIN],
+        cwd=checkout,
+        env=os.environ | {"SLURM_JOB_ID": "7"},
+        stdout=subprocess.PIPE,
     )
     with process:
         assert process.stdout.readline() == b"running\n"
@@ -173,18 +205,34 @@ def test_slurm_lets_all_save_before_the_time_limit_and_puts_the_job_back(stand_i
 
 
 SHORT = [
-    "--config=configs/quickstart.py", "--config.model.d_model=16", "--config.model.d_ff=16", "--config.nest.d_ff=32",
-    "--config.nest.widths=(16,32)", "--config.model.num_heads=2", "--config.train.num_steps=4",
-    "--config.optimizer.warmup_steps=0", "--config.train.peak_tflops=1", "--config.data.eval_fraction=0.2",
-    "--config.train.eval_batches=2", "--config.mesh.data=-1",
-]  # fmt: skip
+    "--config=configs/quickstart.py",
+    "--config.model.d_model=16",
+    "--config.model.d_ff=16",
+    "--config.nest.d_ff=32",
+    "--config.nest.widths=(16,32)",
+    "--config.model.num_heads=2",
+    "--config.train.num_steps=4",
+    "--config.optimizer.warmup_steps=0",
+    "--config.train.peak_tflops=1",
+    "--config.data.eval_fraction=0.2",
+    "--config.train.eval_batches=2",
+    "--config.mesh.data=-1",
+]
 
 
 @pytest.mark.slow
 def test_two_processes_run_here(tmp_path):
-    done = launch("two_processes.sh", "matta-train", *SHORT, "--config.mesh.fsdp=2", f"--workdir={tmp_path}/run")
+    done = launch(
+        "two_processes.sh",
+        "matta-train",
+        *SHORT,
+        "--config.mesh.fsdp=2",
+        f"--workdir={tmp_path}/run",
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 4: eval") == 1 and (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    assert (
+        done.stdout.count("step 4: eval") == 1 and (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    )
 
 
 SRUN = """
@@ -206,7 +254,13 @@ def test_slurm_tasks_find_each_other(stand_in, tmp_path):
     (tmp_path / ".venv" / "bin" / "activate").write_text(f"cd {root}")
     done = subprocess.run(
         [LAUNCH / "slurm.sh", "matta-train", *SHORT, f"--workdir={tmp_path}/run"],
-        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 4: eval") == 1 and (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    assert (
+        done.stdout.count("step 4: eval") == 1 and (tmp_path / "run" / "checkpoints" / "4").is_dir()
+    )

@@ -16,7 +16,13 @@ NESTS = {
     "depth": {"ta_num_layers": 4},
     "spread": {"ta_num_layers": 5, "spread": True},
     "d_model": {"ta_d_model": 24},
-    "all": {"ta_num_layers": 4, "ta_d_model": 24, "ta_num_heads": 3, "ta_d_ff": 48, "widths": (16, 32, 48)},
+    "all": {
+        "ta_num_layers": 4,
+        "ta_d_model": 24,
+        "ta_num_heads": 3,
+        "ta_d_ff": 48,
+        "widths": (16, 32, 48),
+    },
 }
 
 
@@ -36,13 +42,15 @@ def tokens(batch=3, length=12):
 def plain(nest, params, axes, sub_model):
     """The plain model of the sliced weights: (function, weights)."""
     architecture = models.architecture_of(CONFIG, nest, sub_model)
-    return jax.jit(lambda weights, ids: models.apply(architecture, weights, ids)), nesting.slice_model(
-        params, axes, sub_model
-    )
+    return jax.jit(
+        lambda weights, ids: models.apply(architecture, weights, ids)
+    ), nesting.slice_model(params, axes, sub_model)
 
 
 def numpy_gpt2(params, ids):
-    """GPT-2 written from its description in float64 numpy, over flat [D, 3·H·E] and [D, F] weights."""
+    """GPT-2 written from its description in float64 numpy, over flat [D, 3·H·E] and
+    [D, F] weights.
+    """
     get = lambda *path: np.asarray(_at(params, path), np.float64)
     norm = lambda x, scale, bias: (
         (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
@@ -54,7 +62,10 @@ def numpy_gpt2(params, ids):
         for layer in range(get(*stack, "norm_mlp", "scale").shape[0]):
             own = lambda *path, stack=stack, layer=layer: get(*stack, *path)[layer]
             y = norm(x, own("norm_attention", "scale"), own("norm_attention", "bias"))
-            w, b = own("attention", "w_qkv"), own("attention", "b_qkv")  # [K, D, 3, H, E], [K, 3, H, E]
+            w, b = (
+                own("attention", "w_qkv"),
+                own("attention", "b_qkv"),
+            )  # [K, D, 3, H, E], [K, 3, H, E]
             heads, head_dim = w.shape[0] * w.shape[3], w.shape[4]
             mixed = np.zeros((*ids.shape, heads * head_dim))
             for h in range(heads):
@@ -64,7 +75,11 @@ def numpy_gpt2(params, ids):
                 scores[:, np.triu(np.ones(scores.shape[1:], bool), 1)] = -np.inf
                 p = np.exp(scores - scores.max(-1, keepdims=True))
                 mixed[..., h * head_dim : (h + 1) * head_dim] = p / p.sum(-1, keepdims=True) @ v_
-            x = x + mixed @ own("attention", "w_out").reshape(heads * head_dim, -1) + own("attention", "b_out")
+            x = (
+                x
+                + mixed @ own("attention", "w_out").reshape(heads * head_dim, -1)
+                + own("attention", "b_out")
+            )
             y = norm(x, own("norm_mlp", "scale"), own("norm_mlp", "bias"))
             w_in = np.concatenate(own("mlp", "w_in"), axis=1)
             h = y @ w_in + own("mlp", "b_in").reshape(-1)
@@ -83,12 +98,19 @@ def perturbed(params):
     """No weight is at a value, such as 0 or 1, at which a mistake would not show."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    noisy = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(treedef, noisy)
 
 
 @pytest.mark.parametrize(
-    "spec", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("student", "ta")), "layers=3;d_ff=48,16,32"]
+    "spec",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("student", "ta")),
+        "layers=3;d_ff=48,16,32",
+    ],
 )
 def test_agrees_with_an_independent_gpt2_in_numpy(spec):
     nest, params, axes = make("all")
@@ -109,7 +131,9 @@ JOINT += [
 @pytest.mark.parametrize(("name", "remat"), JOINT)
 def test_the_joint_pass_equals_each_plain_model_bit_for_bit(name, remat):
     nest, params, axes = make(name)
-    specs = ["student", "ta", "layers=1"] + (["d_ff=48,16,16,48", "d_ff=16,48,16,32"] if name == "all" else [])
+    specs = ["student", "ta", "layers=1"] + (
+        ["d_ff=48,16,16,48", "d_ff=16,48,16,32"] if name == "all" else []
+    )
     sub_models = [nesting.parse_spec(spec, nest) for spec in specs]
     num_layers, num_widths = nest.ta.num_layers, len(nest.widths)
     choice = jax.random.randint(jax.random.key(2), (2, num_layers), 0, num_widths)
@@ -138,7 +162,9 @@ def test_alternating_static_widths_go_by_switch_and_are_exact():
     np.testing.assert_array_equal(ours(params, tokens()), function(weights, tokens()))
 
 
-@pytest.mark.parametrize("remat", ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none"))])
+@pytest.mark.parametrize(
+    "remat", ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none"))]
+)
 def test_a_mix_has_the_gradient_of_its_plain_model(remat):
     """Both of a random mix and of a static one that goes by switch, with layers left out."""
     nest, params, axes = make("all")
@@ -150,14 +176,18 @@ def test_a_mix_has_the_gradient_of_its_plain_model(remat):
     by_switch = jax.jit(jax.grad(loss))(params)
     function, weights = plain(nest, params, axes, mix)
     expected = jax.jit(jax.grad(lambda w: jnp.sum(function(w, tokens()) ** 3)))(weights)
-    for ours, own in zip(*map(jax.tree.leaves, (nesting.slice_model(by_switch, axes, mix), expected)), strict=True):
+    for ours, own in zip(
+        *map(jax.tree.leaves, (nesting.slice_model(by_switch, axes, mix), expected)), strict=True
+    ):
         np.testing.assert_allclose(ours, own, rtol=1e-4, atol=1e-4)  # Of gradients up to 100.
     deep = nesting.expand(num_layers=7, d_model=16, num_heads=2, d_ff=16, ta_d_ff=32)
     architecture = models.architecture_of(CONFIG, deep, deep.ta)
     params = jax.jit(lambda: perturbed(models.init_params(architecture, jax.random.key(0))))()
     axes = models.logical_axes(architecture)
     sub_model = nesting.parse_spec("layers=0,2,4,6;d_ff=16,32,16,32", deep)
-    loss = lambda p: jnp.sum(models.joint_apply(p, tokens(), [sub_model], nest=deep, axes=axes, remat=remat)[0] ** 3)
+    loss = lambda p: jnp.sum(
+        models.joint_apply(p, tokens(), [sub_model], nest=deep, axes=axes, remat=remat)[0] ** 3
+    )
     assert "stablehlo.case" in jax.jit(loss).lower(params).as_text()
     by_switch = nesting.slice_model(jax.jit(jax.grad(loss))(params), axes, sub_model)
     function, weights = plain(deep, params, axes, sub_model)
@@ -169,7 +199,9 @@ def test_a_mix_has_the_gradient_of_its_plain_model(remat):
 def test_one_compile_serves_every_mix():
     nest, params, axes = make("all")
     joint = jax.jit(
-        lambda choice: models.joint_apply(params, tokens(), [nest.ta], nest=nest, axes=axes, mix_choice_ML=choice)[1]
+        lambda choice: models.joint_apply(
+            params, tokens(), [nest.ta], nest=nest, axes=axes, mix_choice_ML=choice
+        )[1]
     )
     results = [joint(jnp.full((1, 4), width)) for width in range(3)]
     assert joint._cache_size() == 1
@@ -180,11 +212,15 @@ def test_a_prefix_student_shares_the_trunk():
     nest, params, axes = make("depth")
 
     def flops(sub_models):
-        function = jax.jit(lambda p, t: models.joint_apply(p, t, sub_models, nest=nest, axes=axes, remat="none"))
+        function = jax.jit(
+            lambda p, t: models.joint_apply(p, t, sub_models, nest=nest, axes=axes, remat="none")
+        )
         text = function.lower(params, tokens()).as_text()
         return text.count("stablehlo.dot_general")
 
-    assert flops([nest.student, nest.ta]) == 2 * flops([nest.ta])  # Two segments of one stream, not three.
+    assert flops([nest.student, nest.ta]) == 2 * flops(
+        [nest.ta]
+    )  # Two segments of one stream, not three.
 
 
 @pytest.mark.parametrize("name", ["layer", "all"])
@@ -198,7 +234,9 @@ def test_causal_by_gradient(name):
         return jnp.sum(hidden.reshape(3, 12, -1)[:, position] ** 3)
 
     for sub_model in (nest.student, nest.ta):
-        gradient = jax.jit(jax.grad(earlier), static_argnums=1)(params["embed"]["positions"], sub_model)
+        gradient = jax.jit(jax.grad(earlier), static_argnums=1)(
+            params["embed"]["positions"], sub_model
+        )
         assert np.all(gradient[position + 1 :] == 0)
         assert np.all(np.abs(gradient[: position + 1, : sub_model.d_model]).sum(-1) > 0)
 
@@ -206,14 +244,19 @@ def test_causal_by_gradient(name):
 def test_each_sub_model_uses_exactly_its_own_weights():
     nest, params, axes = make("all")
     mix = nesting.parse_spec("layers=3;d_model=16;num_heads=2;d_ff=32", nest)
-    gradient = jax.grad(lambda p: jnp.sum(models.sub_model_apply(p, tokens(), mix, nest=nest, axes=axes) ** 3))(
-        perturbed(params)
-    )
+    gradient = jax.grad(
+        lambda p: jnp.sum(models.sub_model_apply(p, tokens(), mix, nest=nest, axes=axes) ** 3)
+    )(perturbed(params))
     used = nesting.slice_model(jax.tree.map(jnp.ones_like, params), axes, mix)
     inside = nesting.slice_model(gradient, axes, mix)
-    total, own = (sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree)) for tree in (gradient, inside))
+    total, own = (
+        sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+        for tree in (gradient, inside)
+    )
     assert total == pytest.approx(own, rel=1e-6) and own > 0
-    assert sum(leaf.size for leaf in jax.tree.leaves(used)) < sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(used)) < sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
 
 
 def test_initialisation_has_each_models_own_scale():
@@ -233,7 +276,9 @@ def test_initialisation_has_each_models_own_scale():
     student = nesting.slice_model(params, axes, nest.student)["blocks"]["0"]
     residual = 0.25 / math.sqrt(2 * 2)
     assert float(student["mlp"]["w_in"].std()) == pytest.approx(1 / 8, rel=0.05)
-    assert float(student["mlp"]["w_out"].std()) == pytest.approx(residual / math.sqrt(128), rel=0.05)
+    assert float(student["mlp"]["w_out"].std()) == pytest.approx(
+        residual / math.sqrt(128), rel=0.05
+    )
     assert float(student["attention"]["w_out"].std()) == pytest.approx(residual / 8, rel=0.05)
     assert float(params["embed"]["tokens"][:, :64].std()) == pytest.approx(1 / 8, rel=0.1)
     whole = params["blocks"]["0"]["mlp"][
@@ -247,7 +292,9 @@ def test_bfloat16_compute_is_close_and_dropout_drops():
     nest, params, axes = make("all")
 
     def run(**options):
-        joint = lambda p: models.joint_apply(p, tokens(), [nest.student, nest.ta], nest=nest, axes=axes, **options)
+        joint = lambda p: models.joint_apply(
+            p, tokens(), [nest.student, nest.ta], nest=nest, axes=axes, **options
+        )
         return jax.jit(joint)(params)
 
     exact, rough = run(), run(dtype="bfloat16")
@@ -282,10 +329,22 @@ def test_decoding_token_by_token_gives_what_the_whole_sequence_gives(d_ff):
 
 
 def test_one_program_runs_every_candidate_of_a_depth_and_width():
-    nest = nesting.expand(num_layers=2, d_model=16, num_heads=2, d_ff=8, ta_num_layers=3, ta_d_model=24, ta_num_heads=3,
-                          ta_d_ff=24, widths=(8, 16, 24))  # fmt: skip
+    nest = nesting.expand(
+        num_layers=2,
+        d_model=16,
+        num_heads=2,
+        d_ff=8,
+        ta_num_layers=3,
+        ta_d_model=24,
+        ta_num_heads=3,
+        ta_d_ff=24,
+        widths=(8, 16, 24),
+    )
     architecture = models.Architecture(32, 12, 24, 3, 8, (24,) * 3, 1, 8)
-    params, axes = models.init_params(architecture, jax.random.key(0)), models.logical_axes(architecture)
+    params, axes = (
+        models.init_params(architecture, jax.random.key(0)),
+        models.logical_axes(architecture),
+    )
     tokens_BT = jax.random.randint(jax.random.key(1), (2, 12), 0, 32)
     for base, specs in {
         nest.ta: ["ta", "d_ff=24,8,16", "layers=0,2;d_ff=16,8", "layers=1;d_ff=8"],
@@ -301,7 +360,9 @@ def test_one_program_runs_every_candidate_of_a_depth_and_width():
         for spec in specs:
             sub_model = nesting.parse_spec(spec, nest)
             widths = [sub_model.width_of(layer) for layer in range(3)]
-            choice_L = jnp.array([0 if not width else 1 + nest.widths.index(width) for width in widths])
+            choice_L = jnp.array(
+                [0 if not width else 1 + nest.widths.index(width) for width in widths]
+            )
             expected = models.sub_model_apply(params, tokens_BT, sub_model, nest=nest, axes=axes)
             np.testing.assert_allclose(run(choice_L), expected, atol=1e-5)
         assert len(traces) == 1

@@ -24,7 +24,12 @@ def scorer(examples, tiny):
     source = examples()
 
     def make(**fields):
-        own = {"model__name": "scorer", "model__num_dense": 2, "model__categories": [3, 5], "data__source": source}
+        own = {
+            "model__name": "scorer",
+            "model__num_dense": 2,
+            "model__categories": [3, 5],
+            "data__source": source,
+        }
         return tiny(**own | {"data__pair_field": "pair", "data__batch_size": 8} | fields)
 
     return make
@@ -40,7 +45,11 @@ def trained(scorer, tmp_path_factory):
 def setup_of(config):
     nest = nest_of(config)
     architecture = models.architecture_of(config.model, nest, nest.ta)
-    return nest, models.logical_axes(architecture), models.init_params(architecture, jax.random.key(0), nest)
+    return (
+        nest,
+        models.logical_axes(architecture),
+        models.init_params(architecture, jax.random.key(0), nest),
+    )
 
 
 def batch_of(config, rows=range(6)):
@@ -51,7 +60,9 @@ def batch_of(config, rows=range(6)):
 def run_ta(config, batch):
     nest, axes, params = setup_of(config)
     targets = models.targets_of(batch)
-    return models.sub_model_apply(params, targets.tokens_BT, nest.ta, nest=nest, axes=axes, extras=targets.extras)
+    return models.sub_model_apply(
+        params, targets.tokens_BT, nest.ta, nest=nest, axes=axes, extras=targets.extras
+    )
 
 
 def test_padding_says_nothing_and_every_input_counts(scorer):
@@ -63,7 +74,9 @@ def test_padding_says_nothing_and_every_input_counts(scorer):
     padded = run_ta(config, batch | {"tokens": jnp.where(beyond, 77, batch["tokens"])})
     np.testing.assert_allclose(padded, whole, atol=1e-6)
     for name, changed in {
-        "tokens": batch["tokens"].at[:, 0].add(1),  # Seen by the positions after it, and before those by none.
+        "tokens": batch["tokens"]
+        .at[:, 0]
+        .add(1),  # Seen by the positions after it, and before those by none.
         "dense": batch["dense"] + 1,
         "categorical": batch["categorical"].at[:, 1].set((batch["categorical"][:, 1] - 2) % 5 + 3),
     }.items():
@@ -87,7 +100,9 @@ def test_an_empty_text_is_scored_by_its_features(scorer):
     empty = batch | {"length": jnp.zeros(6, jnp.int32)}
     first = run_ta(config, empty)
     assert np.isfinite(first).all()
-    np.testing.assert_allclose(run_ta(config, empty | {"tokens": batch["tokens"] + 1}), first, atol=1e-6)
+    np.testing.assert_allclose(
+        run_ta(config, empty | {"tokens": batch["tokens"] + 1}), first, atol=1e-6
+    )
     assert np.isfinite(run_ta(scorer(model__num_dense=0, model__categories=[]), empty)).all()
 
 
@@ -105,7 +120,9 @@ def test_extracted_and_in_place_score_the_same(trained, tmp_path):
     again = elastic.verify(made[1].path)
     assert again.architecture.categories == (3, 5)
     with pytest.raises(UserError, match="format='hf' is for language models"):
-        extract(str(trained), ["student"], tmp_path / "hf", packaging=elastic.Packaging(format="hf"))
+        extract(
+            str(trained), ["student"], tmp_path / "hf", packaging=elastic.Packaging(format="hf")
+        )
     for task in ("lambada:x", "sat_math:x", "bits_per_byte:held_out"):
         with pytest.raises(UserError, match="is for language models|has no loss of a text"):
             evaluate(model=made[0].path, tasks=[task])
@@ -123,18 +140,33 @@ def test_a_softmax_of_two_is_a_sigmoid(scorer):
     labels, weights = jnp.array([1, 0, 1]), jnp.ones(3)
     objective = make_objective(one.objective, nested=False)
     for logits in (z, jnp.stack([jnp.zeros(3), z], -1)):
-        loss, _ = objective([logits], None, labels, weights, ramp=jnp.ones(()), total=jnp.float32(3))
-        assert float(loss) == pytest.approx(float(np.mean(np.logaddexp(0, np.where(labels, -z, z)))), rel=1e-6)
+        loss, _ = objective(
+            [logits], None, labels, weights, ramp=jnp.ones(()), total=jnp.float32(3)
+        )
+        assert float(loss) == pytest.approx(
+            float(np.mean(np.logaddexp(0, np.where(labels, -z, z)))), rel=1e-6
+        )
     assert run_ta(two, batch_of(two)).shape == (6, 2)
 
 
 def test_a_scorer_may_be_the_teacher(scorer, trained, tmp_path):
-    config = scorer(teacher__model=str(trained), teacher__student_weight=1.0, teacher__temperature=2.0)
+    config = scorer(
+        teacher__model=str(trained), teacher__student_weight=1.0, teacher__temperature=2.0
+    )
     train(config, tmp_path / "run", log=lambda _: None)
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["teacher_student"] > 0
     with pytest.raises(UserError, match="num_dense=2, and must have the run's 0"):
-        train(scorer(**{"teacher__model": str(trained), "teacher__student_weight": 1.0, "model__num_dense": 0}), "x")
+        train(
+            scorer(
+                **{
+                    "teacher__model": str(trained),
+                    "teacher__student_weight": 1.0,
+                    "model__num_dense": 0,
+                }
+            ),
+            "x",
+        )
 
 
 def test_auc_is_the_share_of_pairs_in_order():
@@ -142,7 +174,9 @@ def test_auc_is_the_share_of_pairs_in_order():
     labels, scores = rng.integers(0, 2, 60), rng.integers(0, 9, 60).astype(float)
     pairs = [np.sign(a - b) for a in scores[labels == 1] for b in scores[labels == 0]]
     value, (low, high) = _auc.auc(labels, scores)
-    assert value == pytest.approx(np.mean([(sign + 1) / 2 for sign in pairs])) and low < value < high
+    assert (
+        value == pytest.approx(np.mean([(sign + 1) / 2 for sign in pairs])) and low < value < high
+    )
     assert scipy.stats.norm.ppf(0.975) * 0.04 < high - low < 0.4
 
 
@@ -172,7 +206,9 @@ def test_long_examples_lose_their_start_and_are_counted(scorer, example_rows, tm
     row = example_rows(1)[0] | {"text": "x" * 40}
     (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
     found = data.glob_data(scorer(), f"{tmp_path}/b.jsonl")
-    assert found.truncated == 1 and bytes(found[0]["tokens"].astype(np.uint8)) == b"x" * 28 + b"\0a b"
+    assert (
+        found.truncated == 1 and bytes(found[0]["tokens"].astype(np.uint8)) == b"x" * 28 + b"\0a b"
+    )
 
 
 def test_scorer_fields_of_a_gpt_are_named(tiny):
@@ -184,7 +220,9 @@ def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monke
     """Of every example, the run reads it for an evaluation before it reads it for a step."""
     from matta_jax.training import _loop
 
-    config = scorer(data__stream=True, train__num_steps=7, train__eval_every=3, train__checkpoint_every=2)
+    config = scorer(
+        data__stream=True, train__num_steps=7, train__eval_every=3, train__checkpoint_every=2
+    )
     examples, events = data.split_data(config, held_out=False), []
     index_of = {examples[i]["tokens"].tobytes(): i for i in range(len(examples))}
 
@@ -196,7 +234,9 @@ def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monke
 
     for name, kind in (("make_train_step", "train"), ("make_eval_step", "score")):
         make = getattr(_loop, name)
-        monkeypatch.setattr(_loop, name, lambda setup, make=make, kind=kind: wrapped(make(setup), kind))
+        monkeypatch.setattr(
+            _loop, name, lambda setup, make=make, kind=kind: wrapped(make(setup), kind)
+        )
     train(config, tmp_path / "run", log=lambda _: None)
     steps = [i for kind, i in events if kind == "train"]
     assert steps == list(range(56))  # Once, in order.
@@ -205,7 +245,9 @@ def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monke
     assert all(i >= 56 for kind, i in events[-24:] if kind == "score")  # At the end: what is left.
     held_out = data.split_data(config, held_out=True)
     assert len(held_out) == len(examples) - 56
-    with pytest.raises(UserError, match="train.num_steps=20 x data.batch_size=8 need 160 of the 160"):
+    with pytest.raises(
+        UserError, match="train.num_steps=20 x data.batch_size=8 need 160 of the 160"
+    ):
         train(scorer(data__stream=True, train__num_steps=20), tmp_path / "long")
 
 

@@ -77,7 +77,11 @@ def test_the_student_lies_in_its_ta(nest):
     nest.check(nest.ta)
     for count in range(1, nest.ta.num_layers + 1):
         layers = nest.layers_of(count)
-        assert len(set(layers)) == count and list(layers) == sorted(layers) and set(layers) <= set(nest.ta.layers)
+        assert (
+            len(set(layers)) == count
+            and list(layers) == sorted(layers)
+            and set(layers) <= set(nest.ta.layers)
+        )
 
 
 @hypothesis.given(nests_with())
@@ -90,7 +94,9 @@ def test_counts_are_exact_and_shapes_are_those_of_the_plain_model(case):
     assert counts.parameters == sum(leaf.size for leaf in leaves)
     assert counts.bytes == sum(leaf.nbytes for leaf in leaves)
     plain = models.abstract_params(models.architecture_of(config, nest, sub_model))
-    assert jax.tree.map(lambda leaf: leaf.shape, plain) == jax.tree.map(lambda leaf: leaf.shape, sliced)
+    assert jax.tree.map(lambda leaf: leaf.shape, plain) == jax.tree.map(
+        lambda leaf: leaf.shape, sliced
+    )
 
 
 def test_counted_flops_are_those_of_the_formula():
@@ -145,7 +151,9 @@ def test_slices_are_the_first_entries_of_the_flat_axes(case):
         part = part.reshape(part.shape[0], -1, *part.shape[3:])
         expected = flat[list(run.layers), : sub_model.num_heads, :, : sub_model.d_model]
         np.testing.assert_array_equal(part, expected)
-    np.testing.assert_array_equal(sliced["embed"]["tokens"], params["embed"]["tokens"][:, : sub_model.d_model])
+    np.testing.assert_array_equal(
+        sliced["embed"]["tokens"], params["embed"]["tokens"][:, : sub_model.d_model]
+    )
 
 
 def test_narrow_refuses_what_does_not_fit():
@@ -237,5 +245,7 @@ def test_matrix_views():
     assert view(("layers", "d_ff_granules", "d_ff", "d_model")) == ((1, 2), (3,))
     assert view(("vocab", "d_model")) is None
     assert view(("layers", "heads_granules", "qkv", "heads", "head_dim")) is None
-    assert nesting.is_decayed(("vocab", "d_model")) and not nesting.is_decayed(("layers", "d_model"))
+    assert nesting.is_decayed(("vocab", "d_model")) and not nesting.is_decayed(
+        ("layers", "d_model")
+    )
     assert not nesting.is_decayed(("layers", "d_ff_granules", "d_ff"))

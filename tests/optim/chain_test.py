@@ -14,10 +14,16 @@ PARAMS = jax.jit(lambda: models.init_params(ARCHITECTURE, jax.random.key(0), NES
 
 
 def test_schedule_warms_up_and_decays():
-    schedule = optim.make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.2), 110)
+    schedule = optim.make_schedule(
+        OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.2), 110
+    )
     assert [float(schedule(step)) for step in (0, 5, 10)] == pytest.approx([0.0, 0.5, 1.0])
-    assert float(schedule(60)) == pytest.approx(0.6, abs=1e-6) and float(schedule(110)) == pytest.approx(0.2)
-    constant = optim.make_schedule(OptimizerConfig(learning_rate=0.3, warmup_steps=0, schedule="constant"), 10)
+    assert float(schedule(60)) == pytest.approx(0.6, abs=1e-6) and float(
+        schedule(110)
+    ) == pytest.approx(0.2)
+    constant = optim.make_schedule(
+        OptimizerConfig(learning_rate=0.3, warmup_steps=0, schedule="constant"), 10
+    )
     assert float(constant(0)) == float(constant(9)) == pytest.approx(0.3)
 
 
@@ -28,7 +34,8 @@ def test_each_rule_lowers_a_quadratic(name):
     params, state = PARAMS, optimizer.init(PARAMS)
     target = jax.tree.map(lambda leaf: leaf + 0.1, PARAMS)
     loss = lambda p: sum(
-        jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target), strict=True)
+        jnp.sum((a - b) ** 2)
+        for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target), strict=True)
     )
 
     @jax.jit
@@ -51,13 +58,17 @@ def test_norms_and_biases_do_not_decay(name):
     updates = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p)[0])(params)
     names = nesting.flatten(AXES)
     for path, update in nesting.flatten(updates).items():
-        decays = nesting.is_decayed(names[path]) and not (name == "muon" and path.startswith("embed"))
+        decays = nesting.is_decayed(names[path]) and not (
+            name == "muon" and path.startswith("embed")
+        )
         assert bool(jnp.any(update != 0)) == decays, path
 
 
 @pytest.mark.slow
 def test_the_clip_bounds_the_global_norm():
-    config = OptimizerConfig(name="adamw", clip_norm=1.0, learning_rate=1.0, warmup_steps=0, eps=1e6, weight_decay=0.0)
+    config = OptimizerConfig(
+        name="adamw", clip_norm=1.0, learning_rate=1.0, warmup_steps=0, eps=1e6, weight_decay=0.0
+    )
     gradient = jax.tree.map(lambda leaf: 100 * jnp.ones_like(leaf), PARAMS)
 
     def moment(clip_norm):

@@ -1,4 +1,5 @@
-"""Writes golden.npz: gradients, and the updates that Shampoo made of them when it was checked against its references.
+"""Writes golden.npz: gradients, and the updates that Shampoo made of them when it was checked
+against its references.
 
 python tests/optim/golden.py
 """
@@ -14,11 +15,18 @@ from matta_jax.optim import Shampoo, scale_by_shampoo
 def main():
     """Six steps of a matrix of 2 x 2 blocks and a vector."""
     rng = np.random.default_rng(0)
-    w, b = rng.normal(size=(6, 10, 12)).astype(np.float32), rng.normal(size=(6, 7)).astype(np.float32)
-    transform = scale_by_shampoo(Shampoo(block_size=6, precondition_every=2, start_step=1, beta2=0.95))
+    w, b = (
+        rng.normal(size=(6, 10, 12)).astype(np.float32),
+        rng.normal(size=(6, 7)).astype(np.float32),
+    )
+    transform = scale_by_shampoo(
+        Shampoo(block_size=6, precondition_every=2, start_step=1, beta2=0.95)
+    )
     state, updates = transform.init({"w": jnp.asarray(w[0]), "b": jnp.asarray(b[0])}), []
     for gradient in zip(w, b, strict=True):
-        update, state = transform.update({"w": jnp.asarray(gradient[0]), "b": jnp.asarray(gradient[1])}, state)
+        update, state = transform.update(
+            {"w": jnp.asarray(gradient[0]), "b": jnp.asarray(gradient[1])}, state
+        )
         updates.append(update)
     np.savez_compressed(
         pathlib.Path(__file__).with_name("golden.npz"),

@@ -45,7 +45,9 @@ def assert_close(ours, expected, rtol):
 
 
 def reference(settings, gradients):
-    """One matrix in float64 numpy: parts of equal size, eigendecompositions, norms of each block."""
+    """One matrix in float64 numpy: parts of equal size, eigendecompositions, norms of
+    each block.
+    """
 
     def parts(length):
         size = -(-length // -(-length // settings.block_size))
@@ -53,7 +55,9 @@ def reference(settings, gradients):
 
     def root(a):
         values, vectors = np.linalg.eigh(a)
-        return vectors * (np.maximum(values, 0) + settings.epsilon * values[-1]) ** -0.25 @ vectors.T
+        return (
+            vectors * (np.maximum(values, 0) + settings.epsilon * values[-1]) ** -0.25 @ vectors.T
+        )
 
     rows, columns = gradients[0].shape
     state, updates, beta2 = {}, [], settings.beta2
@@ -77,16 +81,30 @@ def reference(settings, gradients):
 
 @pytest.mark.parametrize(
     ("every", "start", "block", "method"),
-    [(1, 0, 8, "newton"), (1, 5, 8, "eigh"), (1, 3, 5, "newton"), (4, 4, 8, "newton"), (4, 0, 16, "eigh")],
+    [
+        (1, 0, 8, "newton"),
+        (1, 5, 8, "eigh"),
+        (1, 3, 5, "newton"),
+        (4, 4, 8, "newton"),
+        (4, 0, 16, "eigh"),
+    ],
 )
 def test_updates_are_those_of_a_float64_reference_over_25_steps(every, start, block, method):
     settings = dataclasses.replace(
-        SMALL, precondition_every=every, start_step=start, block_size=block, root=method, epsilon=1e-3
+        SMALL,
+        precondition_every=every,
+        start_step=start,
+        block_size=block,
+        root=method,
+        epsilon=1e-3,
     )
     gradients = randoms((16, 11), 25)
     ours, state = run(settings, gradients)
     assert_close(ours, reference(settings, gradients), rtol=5e-6 if every == 1 else 1e-3)
-    assert all(int(b.failures.sum()) == 0 and float(b.residual.max()) < 1e-4 for b in state.buckets.values())
+    assert all(
+        int(b.failures.sum()) == 0 and float(b.residual.max()) < 1e-4
+        for b in state.buckets.values()
+    )
 
 
 PRECONDITION = importlib.util.find_spec("precondition") is not None
@@ -95,7 +113,9 @@ PRECONDITION = importlib.util.find_spec("precondition") is not None
 @pytest.mark.skipif(not PRECONDITION, reason="precondition-opt is not installed (extra: test)")
 @pytest.mark.parametrize("every", [1, 4])
 def test_agrees_with_the_public_distributed_shampoo(every, monkeypatch):
-    """The oracle starts its statistics at ε I, grafts per parameter, and has its own power iteration."""
+    """The oracle starts its statistics at ε I, grafts per parameter, and has its own power
+    iteration.
+    """
     for name in ("tree_map", "tree_flatten", "tree_unflatten"):
         monkeypatch.setattr(jax, name, getattr(jax.tree_util, name), raising=False)
     with warnings.catch_warnings():
@@ -122,7 +142,12 @@ def test_agrees_with_the_public_distributed_shampoo(every, monkeypatch):
             update, state = step(gradient, state, params)
             theirs.append(-update)
     settings = dataclasses.replace(
-        SMALL, precondition_every=every, start_step=3, grafting="sgd", graft_scope="parameter", epsilon=1e-4
+        SMALL,
+        precondition_every=every,
+        start_step=3,
+        grafting="sgd",
+        graft_scope="parameter",
+        epsilon=1e-4,
     )
     state = scale_by_shampoo(settings).init(gradients[0])
     ridge = jax.tree.map(lambda x: x + 1e-4 * jnp.eye(8), state.buckets["8x8"].statistics)
@@ -134,7 +159,10 @@ def test_agrees_with_the_public_distributed_shampoo(every, monkeypatch):
 def test_golden_updates():
     """A file of `tests/optim/golden.py`: what changes these numbers changes everybody's runs."""
     golden = np.load(pathlib.Path(__file__).with_name("golden.npz"))
-    gradients = [{"w": jnp.asarray(w), "b": jnp.asarray(b)} for w, b in zip(golden["w"], golden["b"], strict=True)]
+    gradients = [
+        {"w": jnp.asarray(w), "b": jnp.asarray(b)}
+        for w, b in zip(golden["w"], golden["b"], strict=True)
+    ]
     settings = Shampoo(block_size=6, precondition_every=2, start_step=1, beta2=0.95)
     ours, _ = run(settings, gradients)
     # Early statistics have low rank, whose roots differ by 3e-4 between one CPU and another.
@@ -147,7 +175,9 @@ def nest_views(cuts, aligned=True):
 
 
 def nest_difference(student, ta, *, aligned, scope="block", steps=4, block=4):
-    """Largest relative difference between the Student's slice of the TA's update and the Student's own update."""
+    """Largest relative difference between the Student's slice of the TA's update and the Student's
+    own update.
+    """
     settings = dataclasses.replace(SMALL, block_size=block, graft_scope=scope)
     gradients = [{"w": g} for g in randoms(ta, steps, seed=sum(ta))]
     small = [{"w": g["w"][: student[0], : student[1]]} for g in gradients]
@@ -162,7 +192,10 @@ def nest_difference(student, ta, *, aligned, scope="block", steps=4, block=4):
 @hypothesis.settings(max_examples=5)
 @hypothesis.given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 7), st.integers(1, 7))
 def test_the_slice_of_the_tas_update_is_the_students_own(rows, columns, more_rows, more_columns):
-    assert nest_difference((rows, columns), (rows + more_rows, columns + more_columns), aligned=True) <= 1e-5
+    assert (
+        nest_difference((rows, columns), (rows + more_rows, columns + more_columns), aligned=True)
+        <= 1e-5
+    )
 
 
 @pytest.mark.slow
@@ -179,11 +212,15 @@ def test_the_direction_does_not_depend_on_the_gradients_scale(scale):
     ours = direction(run(SMALL, [g * scale for g in gradients])[0])
     expected = direction(run(SMALL, gradients)[0])
     assert_close(ours[1:], expected[1:], rtol=1e-5)
-    assert_close(ours, expected, rtol=1e-3)  # Statistics of a single gradient are ill-conditioned: rounding shows.
+    assert_close(
+        ours, expected, rtol=1e-3
+    )  # Statistics of a single gradient are ill-conditioned: rounding shows.
 
 
 def orthogonal(size, seed):
-    return jnp.asarray(np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0], jnp.float32)
+    return jnp.asarray(
+        np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0], jnp.float32
+    )
 
 
 def test_one_block_is_equivariant_to_rotations_and_transposition():
@@ -191,7 +228,9 @@ def test_one_block_is_equivariant_to_rotations_and_transposition():
     gradients = [g / 10 for g in randoms((6, 8), 4)]
     updates, _ = run(settings, gradients)
     a, b = orthogonal(6, 1), orthogonal(8, 2)
-    assert_close(run(settings, [a @ g @ b for g in gradients])[0], [a @ u @ b for u in updates], rtol=1e-4)
+    assert_close(
+        run(settings, [a @ g @ b for g in gradients])[0], [a @ u @ b for u in updates], rtol=1e-4
+    )
     assert_close(run(settings, [g.T for g in gradients])[0], [u.T for u in updates], rtol=1e-4)
 
 
@@ -202,10 +241,14 @@ def test_blocks_may_be_permuted_and_padding_changes_nothing():
     assert_close(run(SMALL, [swap(g) for g in gradients])[0], [swap(u) for u in updates], rtol=1e-5)
     padded = lambda g: jnp.pad(g[:6, :7], ((0, 2), (0, 1)))
     alone, _ = run(SMALL, [g[:6, :7] for g in gradients])
-    assert_close([u[:6, :7] for u in run(SMALL, [padded(g) for g in gradients])[0]], alone, rtol=1e-4)
+    assert_close(
+        [u[:6, :7] for u in run(SMALL, [padded(g) for g in gradients])[0]], alone, rtol=1e-4
+    )
     # 9 rows are two parts of five, the second padded by one row.
     split = [jnp.concatenate([g[:9], jnp.zeros((1, 8))]) for g in gradients]
-    assert_close([u[:9] for u in run(SMALL, split)[0]], run(SMALL, [g[:9] for g in gradients])[0], rtol=1e-4)
+    assert_close(
+        [u[:9] for u in run(SMALL, split)[0]], run(SMALL, [g[:9] for g in gradients])[0], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("scope", ["block", "parameter"])
@@ -232,7 +275,11 @@ def test_any_tree_goes(grafting):
     settings = dataclasses.replace(SMALL, grafting=grafting)
     updates, state = run(settings, [tree] * 3)
     for update in updates:
-        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail("shape"), update, tree)
+        jax.tree.map(
+            lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail("shape"),
+            update,
+            tree,
+        )
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(update))
     assert int(state.failures) == 0 and scale_by_shampoo(settings).init({}).buckets == {}
     run(settings, [{}])
@@ -269,10 +316,16 @@ def test_staggered_blocks_take_turns_and_equal_every_k_for_k_of_one():
     # Block i was last refreshed in the last step t <= 6 with t = i (mod 3).
     assert state.buckets["8x8"].age[:5].tolist() == [(6 - i) % 3 for i in range(5)]
     one = dataclasses.replace(SMALL, precondition_every=1)
-    assert_close(run(dataclasses.replace(one, staggered=True), gradients)[0], run(one, gradients)[0], rtol=1e-6)
+    assert_close(
+        run(dataclasses.replace(one, staggered=True), gradients)[0],
+        run(one, gradients)[0],
+        rtol=1e-6,
+    )
     # A block that every-k and staggered refresh in the same steps has the same updates.
     assert_close(
-        [u[:, :8] for u in run(staggered, gradients)[0]], [u[:, :8] for u in run(every, gradients)[0]], rtol=1e-6
+        [u[:, :8] for u in run(staggered, gradients)[0]],
+        [u[:, :8] for u in run(every, gradients)[0]],
+        rtol=1e-6,
     )
 
 
@@ -297,7 +350,9 @@ def test_a_block_without_gradient_stays_finite_for_three_thousand_steps():
     gradient = jnp.zeros((16, 8)).at[:8].set(randoms((8, 8), 1)[0])
     # The first block has a gradient for ten steps, then none; the second never has one.
     step = lambda state, t: (transform.update(jnp.where(t < 10, gradient, 0.0), state)[1], None)
-    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000)))(transform.init(gradient))
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(3000)))(
+        transform.init(gradient)
+    )
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
     block = state.buckets["8x8"]
     assert block.failures[:2].tolist() == [0, 0] and int(block.age[1]) == -1
@@ -309,12 +364,14 @@ def test_a_block_without_gradient_stays_finite_for_three_thousand_steps():
 @pytest.mark.parametrize("rank", [1, 3, 12])
 @pytest.mark.parametrize("method", ["newton", "eigh"])
 def test_roots_of_any_rank_and_scale_converge(method, rank, scale):
-    """Newton's error first grows where the rank is low: to stop there would leave the root 96 % off."""
+    """Newton's error first grows where the rank is low: to stop there would leave the root 96 %
+    off.
+    """
     x = np.random.default_rng(rank).normal(size=(3, 12, rank))
     a = x @ x.swapaxes(1, 2) * scale
-    root, residual, is_zero = jax.jit(functools.partial(optim.inverse_pth_root, p=4, epsilon=1e-4, method=method))(
-        jnp.asarray(a, jnp.float32)
-    )
+    root, residual, is_zero = jax.jit(
+        functools.partial(optim.inverse_pth_root, p=4, epsilon=1e-4, method=method)
+    )(jnp.asarray(a, jnp.float32))
     values, vectors = np.linalg.eigh(np.float64(jnp.asarray(a, jnp.float32)))
     powers = (np.maximum(values, 0) + 1e-4 * values[:, -1:]) ** -0.25
     expected = vectors * powers[:, None, :] @ vectors.swapaxes(1, 2)
@@ -340,10 +397,14 @@ TREE = {"a": (24, 40), "b": (3, 16, 16), "c": (5,), "d": (50, 8)}
 
 
 def tree_of(seed):
-    return {name: randoms(shape, 1, seed=seed + i)[0] for i, (name, shape) in enumerate(TREE.items())}
+    return {
+        name: randoms(shape, 1, seed=seed + i)[0] for i, (name, shape) in enumerate(TREE.items())
+    }
 
 
-@pytest.mark.parametrize("settings", [{}, {"staggered": True}, {"graft_scope": "parameter"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"staggered": True}, {"graft_scope": "parameter"}], ids=str
+)
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_give_the_updates_of_one(sizes, settings):
     settings = dataclasses.replace(SMALL, precondition_every=3, **settings)
@@ -368,22 +429,35 @@ def compile_update(mesh, root="newton"):
     """Two weights of 16 blocks, split over fsdp as training has them."""
     settings = Shampoo(block_size=32, root=root)
     transform = scale_by_shampoo(settings, mesh=mesh)
-    place = lambda spec, shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+    place = lambda spec, shape: jax.ShapeDtypeStruct(
+        shape, jnp.float32, sharding=NamedSharding(mesh, spec)
+    )
     gradients = {"a": place(P("fsdp"), (128, 128)), "b": place(P(None, "fsdp"), (4, 64, 64))}
     state = jax.eval_shape(transform.init, gradients)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, gradients)
     placed = optim.state_shardings(state, gradients, shardings, mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
-    return jax.jit(transform.update, out_shardings=(shardings, placed)).lower(gradients, state).compile()
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
+    )
+    return (
+        jax.jit(transform.update, out_shardings=(shardings, placed))
+        .lower(gradients, state)
+        .compile()
+    )
 
 
 def check_distribution(eight, one):
     """Each device does its share, and what crosses is whole gradients in and whole updates out."""
     # XLA counts the body of a loop once, for one device and for eight.
     assert eight.cost_analysis()["flops"] <= one.cost_analysis()["flops"] / 6
-    assert eight.memory_analysis().argument_size_in_bytes <= one.memory_analysis().argument_size_in_bytes / 6
+    assert (
+        eight.memory_analysis().argument_size_in_bytes
+        <= one.memory_analysis().argument_size_in_bytes / 6
+    )
     found = [(c.kind, c.in_loop) for c in collectives(eight.as_text())]
-    assert {kind for kind, _ in found} == {"all-gather"} and not any(in_loop for _, in_loop in found)
+    assert {kind for kind, _ in found} == {"all-gather"} and not any(
+        in_loop for _, in_loop in found
+    )
     assert len(found) <= 3  # Two gradients and one bucket's updates; XLA may join the first two.
 
 
@@ -392,14 +466,18 @@ def test_the_work_is_shared_and_only_gradients_and_updates_are_gathered():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
+)
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_the_work_is_shared_on_a_tpu(sizes, tpu_mesh):
     check_distribution(compile_update(tpu_mesh(sizes)), compile_update(tpu_mesh((1, 1, 1))))
 
 
 def test_the_state_of_a_small_model_has_the_size_that_is_promised():
-    """2.88 M parameters: an embedding, and layers of 12 d² weights at d = 128 with a d_ff of 512."""
+    """2.88 M parameters: an embedding, and layers of 12 d² weights at d = 128 with a
+    d_ff of 512.
+    """
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
     tree = {
         "embed": shape(10000, 128),
@@ -411,13 +489,18 @@ def test_the_state_of_a_small_model_has_the_size_that_is_promised():
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) == 2_852_864
     state = jax.eval_shape(scale_by_shampoo(Shampoo(block_size=128)).init, tree)
     size = sum(
-        x.size * x.dtype.itemsize for b in state.buckets.values() for x in jax.tree.leaves((b.statistics, b.roots))
+        x.size * x.dtype.itemsize
+        for b in state.buckets.values()
+        for x in jax.tree.leaves((b.statistics, b.roots))
     )
     assert size <= 46 * 2**20
 
 
 def test_blocks_of_a_bucket_are_cut_and_joined_without_loss():
-    leaves = [jnp.arange(n, dtype=jnp.float32).reshape(shape) + 1 for shape, n in (((2, 9, 13), 234), ((13, 7), 91))]
+    leaves = [
+        jnp.arange(n, dtype=jnp.float32).reshape(shape) + 1
+        for shape, n in (((2, 9, 13), 234), ((13, 7), 91))
+    ]
     views = [MatrixView((2,), (1,), (4,), (5,)), MatrixView((0,), (1,), (4, 12), (3,))]
     blocking = Shampoo(block_size=3).blocking(leaves, views)
     blocks = {name: blocking.cut(name, leaves) for name in blocking.buckets}

@@ -1,8 +1,10 @@
+# ruff: noqa: E501  Programs are as compilers write them.
 import pytest
 
 from matta_jax.sharding import Collective, collectives
 
-# As compilers print it: a loop that counts to 6 in its condition, a conditional, stages of one gather, a scatter.
+# As compilers print it: a loop that counts to 6 in its condition, a conditional, stages of one
+# gather, a scatter.
 HLO = """
 HloModule step
 
@@ -67,7 +69,13 @@ def test_every_collective_counts_once_for_each_time_that_it_runs():
 
 @pytest.mark.parametrize(
     ("kind", "sent"),
-    [("all-gather", 75), ("all-reduce", 150), ("reduce-scatter", 300), ("all-to-all", 75), ("collective-permute", 100)],
+    [
+        ("all-gather", 75),
+        ("all-reduce", 150),
+        ("reduce-scatter", 300),
+        ("all-to-all", 75),
+        ("collective-permute", 100),
+    ],
 )
 def test_what_a_device_sends(kind, sent):
     assert Collective(kind, ((25,),), 100, 7, False, 4).sent == sent

@@ -38,10 +38,26 @@ def test_minus_one_takes_the_devices_that_are_left(mesh, sizes):
 @pytest.mark.parametrize(
     ("mesh", "batch", "words"),
     [
-        (c.MeshConfig(data=4, fsdp=4), 16, ["mesh.data=4 x mesh.fsdp=4 needs 16", "there are 8", "fits: mesh.data=2"]),
-        (c.MeshConfig(fsdp=16), 16, ["mesh.fsdp=16", "divide the 8", "nearest that fits: mesh.fsdp=8"]),
-        (c.MeshConfig(fsdp=3), 6, ["mesh.fsdp=3 needs 3", "divide the 8", "nearest that fits: mesh.fsdp=2"]),
-        (c.MeshConfig(data=16, fsdp=16), 256, ["mesh.data=16 x mesh.fsdp=16 needs 256", "lower two of them"]),
+        (
+            c.MeshConfig(data=4, fsdp=4),
+            16,
+            ["mesh.data=4 x mesh.fsdp=4 needs 16", "there are 8", "fits: mesh.data=2"],
+        ),
+        (
+            c.MeshConfig(fsdp=16),
+            16,
+            ["mesh.fsdp=16", "divide the 8", "nearest that fits: mesh.fsdp=8"],
+        ),
+        (
+            c.MeshConfig(fsdp=3),
+            6,
+            ["mesh.fsdp=3 needs 3", "divide the 8", "nearest that fits: mesh.fsdp=2"],
+        ),
+        (
+            c.MeshConfig(data=16, fsdp=16),
+            256,
+            ["mesh.data=16 x mesh.fsdp=16 needs 256", "lower two of them"],
+        ),
         (c.MeshConfig(data=4), 6, ["data.batch_size=6", "multiple of 4", "use 8"]),
     ],
 )
@@ -54,10 +70,27 @@ def test_impossible_meshes_say_which_number_is_wrong(mesh, batch, words):
 
 def test_an_axis_that_does_not_divide_is_named(tiny):
     for fields, sizes, words in (
-        ({}, (1, 1, 2), "mesh.tensor=2 must divide the common granule of 1 of heads .*; use mesh.tensor=1, or sizes"),
-        (WIDE | {"model__vocab_size": 257}, (1, 1, 2), r"tensor=2 must divide the vocab of 257 .*, or vocab of 258"),
-        (WIDE | {"model__d_ff": 18, "nest__d_ff": 36, "nest__widths": []}, (1, 1, 4), "granule of 18 of d_ff"),
-        ({}, (1, 5, 1), r"mesh.fsdp=5 must divide the d_model of 24 .*use mesh.fsdp=4, or d_model of 25"),
+        (
+            {},
+            (1, 1, 2),
+            "mesh.tensor=2 must divide the common granule of 1 of heads .*; use mesh.tensor=1, or "
+            "sizes",
+        ),
+        (
+            WIDE | {"model__vocab_size": 257},
+            (1, 1, 2),
+            r"tensor=2 must divide the vocab of 257 .*, or vocab of 258",
+        ),
+        (
+            WIDE | {"model__d_ff": 18, "nest__d_ff": 36, "nest__widths": []},
+            (1, 1, 4),
+            "granule of 18 of d_ff",
+        ),
+        (
+            {},
+            (1, 5, 1),
+            r"mesh.fsdp=5 must divide the d_model of 24 .*use mesh.fsdp=4, or d_model of 25",
+        ),
     ):
         if "d_ff" in words:
             fields = fields | {"model__num_heads": 4, "nest__num_heads": 8}
@@ -75,7 +108,9 @@ def test_a_batch_lies_where_its_rows_belong(sizes):
         np.testing.assert_array_equal(array, rows[name])
         assert array.sharding == batch_sharding(mesh)
     weight = np.arange(16.0).reshape(4, 4)
-    put = place({"w": weight}, {"w": param_shardings({"w": weight}, {"w": ("d_model", "d_ff")}, mesh)["w"]})
+    put = place(
+        {"w": weight}, {"w": param_shardings({"w": weight}, {"w": ("d_model", "d_ff")}, mesh)["w"]}
+    )
     np.testing.assert_array_equal(put["w"], weight)
 
 
@@ -141,13 +176,18 @@ def test_a_run_and_its_student_are_the_same_on_any_mesh(tiny, sizes, nesting, op
     assert one_eval == pytest.approx(many_eval, rel=1e-5)
     setup = make_setup(config, make_mesh(sizes))
     students = [
-        narrow(jax.device_get(each.params), setup.axes, sizes_of(setup.nest.student)) for each in (state, expected)
+        narrow(jax.device_get(each.params), setup.axes, sizes_of(setup.nest.student))
+        for each in (state, expected)
     ]
-    for student in students:  # Keys' biases have a gradient of zero; RMSProp makes steps of its rounding.
+    for (
+        student
+    ) in students:  # Keys' biases have a gradient of zero; RMSProp makes steps of its rounding.
         for block in student["blocks"].values():
             block["attention"]["b_qkv"] = block["attention"]["b_qkv"][:, :, 0::2]
     for a, b in zip(*map(jax.tree.leaves, students), strict=True):
-        np.testing.assert_allclose(a, b, atol={"adamw": 1e-5, "shampoo": 1e-4}[optimizer])  # Of steps of 1e-2, 1e-2.
+        np.testing.assert_allclose(
+            a, b, atol={"adamw": 1e-5, "shampoo": 1e-4}[optimizer]
+        )  # Of steps of 1e-2, 1e-2.
     weight = state.params["blocks"]["0"]["mlp"]["w_in"]  # [layers, granules, d_model, d_ff]
     shard = weight.sharding.shard_shape(weight.shape)
     assert shard[2:] == (weight.shape[2] // sizes[1], weight.shape[3] // sizes[2])
@@ -214,21 +254,28 @@ def check_collectives(tiny, make, *kinds):
     joint, alone = (step_collectives(tiny(**fields), make((1, 2, 4))) for fields in (NESTED, ALONE))
     for kind in ("collective-permute", "all-to-all"):
         assert moved(joint, kind) == moved(alone, kind)
-    # The Student's activations: after attention and MLP of each layer, forwards and backwards; its embedding, its loss.
+    # The Student's activations: after attention and MLP of each layer, forwards and backwards; its
+    # embedding, its loss.
     tokens, layers, d_model = 8 * 32 // 2, 3, 32
     own = tokens * d_model * 4 * (4 * layers + 4)
     assert moved(joint, *kinds) <= 1.05 * moved(alone, *kinds) + own
-    assert not [one for one in joint if one.kind == "all-gather" and (256, d_model) in one.shapes], "the whole table"
+    assert not [
+        one for one in joint if one.kind == "all-gather" and (256, d_model) in one.shapes
+    ], "the whole table"
 
 
 @pytest.mark.slow
 def test_a_joint_step_gathers_what_its_ta_gathers(tiny):
-    """The CPU's compiler adds up the gradients of Student and TA only after it has summed them over devices."""
+    """The CPU's compiler adds up the gradients of Student and TA only after it has summed them over
+    devices.
+    """
     check_collectives(tiny, make_mesh, "all-gather")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
+)
 def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh):
     check_collectives(tiny, tpu_mesh)
 
@@ -236,21 +283,31 @@ def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh):
 @pytest.mark.slow
 def test_fp32_reductions_change_the_sum_and_nothing_else(tiny):
     """In float32 they change nothing; in bfloat16 the gradient comes closer to that of float32."""
-    batch = {"tokens": np.arange(8 * 33, dtype=np.int32).reshape(8, 33) % 251, "length": np.full(8, 32, np.int32)}
+    batch = {
+        "tokens": np.arange(8 * 33, dtype=np.int32).reshape(8, 33) % 251,
+        "length": np.full(8, 32, np.int32),
+    }
 
     def gradient_norm(**fields):
         setup = make_setup(tiny(**WIDE, nest__mix_per_step=0, **fields), make_mesh((2, 2, 2)))
-        return float(make_train_step(setup)(setup.init(), place_batch(batch, setup.mesh))[1]["grad_norm"])
+        return float(
+            make_train_step(setup)(setup.init(), place_batch(batch, setup.mesh))[1]["grad_norm"]
+        )
 
     exact = gradient_norm()
     assert gradient_norm(model__reduce_dtype="float32") == pytest.approx(exact, rel=1e-6)
     half = {"model__compute_dtype": "bfloat16"}
-    errors = {name: abs(gradient_norm(**half, model__reduce_dtype=name) - exact) for name in ("compute", "float32")}
+    errors = {
+        name: abs(gradient_norm(**half, model__reduce_dtype=name) - exact)
+        for name in ("compute", "float32")
+    }
     assert errors["float32"] < 0.02 * exact
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
+)
 def test_fp32_reductions_are_fp32_on_a_tpu(tiny, tpu_mesh):
     """On CPUs every reduction of bfloat16 is one of float32."""
 
@@ -261,4 +318,6 @@ def test_fp32_reductions_are_fp32_on_a_tpu(tiny, tpu_mesh):
 
     wide = {"model__reduce_dtype": "float32"}
     assert moved_by((8, 1, 1), "all-reduce", **wide) > 1.9 * moved_by((8, 1, 1), "all-reduce")
-    assert moved_by((1, 8, 1), "all-gather", **wide) == moved_by((1, 8, 1), "all-gather")  # Still in bfloat16.
+    assert moved_by((1, 8, 1), "all-gather", **wide) == moved_by(
+        (1, 8, 1), "all-gather"
+    )  # Still in bfloat16.

@@ -30,14 +30,23 @@ REPORT = CompileReport(
 
 def test_the_roofline_is_the_larger_of_computation_and_collectives():
     chip = CHIPS["v5e"]
-    kinds = {"all-gather": 7 / 8, "all-reduce": 2 * 7 / 8, "reduce-scatter": 7, "collective-permute": 1}
+    kinds = {
+        "all-gather": 7 / 8,
+        "all-reduce": 2 * 7 / 8,
+        "reduce-scatter": 7,
+        "collective-permute": 1,
+    }
     for kind, sent in kinds.items():  # Of 1 GB, in groups of eight, three times.
         found = Collective(kind, (), 10**9, 3, True, 8)
         assert collective_seconds(chip, [found, found]) == pytest.approx(2 * 3 * sent / 200), kind
     assert REPORT.bound_seconds == 0.5 and REPORT.expected_seconds == pytest.approx(0.5 / 0.45)
     slow = dataclasses.replace(REPORT, collective_seconds=3.0)
     assert slow.bound_seconds == slow.expected_seconds == 3.0
-    assert "1111.1 ms" in REPORT.text() and "9.000 GB" in REPORT.text() and REPORT.text().endswith("\nfits")
+    assert (
+        "1111.1 ms" in REPORT.text()
+        and "9.000 GB" in REPORT.text()
+        and REPORT.text().endswith("\nfits")
+    )
 
 
 @pytest.mark.parametrize("fields", [{"needed_bytes": 17 * 10**9}, {"temporary_bytes": None}])
@@ -47,16 +56,23 @@ def test_what_is_too_large_does_not_fit(fields):
 
 
 def test_a_compiler_that_refuses_tells_what_it_needed():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.30G of 15.75G hbm. Exceeded hbm"
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. "
+        "Used 21.30G of 15.75G hbm. Exceeded hbm"
+    )
     assert _bytes_of_refusal(message, 7) == int(21.30 * 1024**3)
-    message = "the total memory required for HLO temporaries (512.5M) exceeds available HBM (15.75G)."
+    message = (
+        "the total memory required for HLO temporaries (512.5M) exceeds available HBM (15.75G)."
+    )
     assert _bytes_of_refusal(message, 7) == int(512.5 * 1024**2) + 7
     assert _bytes_of_refusal("INTERNAL: else", 7) is None
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v4:2x2", ""])
 def test_an_unknown_chip_is_refused(tiny, topology):
-    with pytest.raises(UserError, match=r"topology='.*' must be a chip \(v5e, v5p, v6e\) and a shape"):
+    with pytest.raises(
+        UserError, match=r"topology='.*' must be a chip \(v5e, v5p, v6e\) and a shape"
+    ):
         compile_check(tiny(), topology)
 
 
@@ -73,17 +89,34 @@ def test_a_step_is_compiled_for_a_slice_that_is_not_there(tiny, tpu_mesh):
     report = compile_check(config, "v5e:2x4")
     assert report.mesh == (4, 2, 1) and report.fits
     assert report.hbm_bytes == 16e9 and set(report.collective_bytes) >= {"all-gather", "all-reduce"}
-    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(make_setup(config, tpu_mesh((1, 1, 1))).abstract.params))
-    assert 0.5 * whole <= report.parameter_bytes < 0.6 * whole  # Norms and biases are whole on every device.
+    whole = sum(
+        leaf.size * 4
+        for leaf in jax.tree.leaves(make_setup(config, tpu_mesh((1, 1, 1))).abstract.params)
+    )
+    assert (
+        0.5 * whole <= report.parameter_bytes < 0.6 * whole
+    )  # Norms and biases are whole on every device.
     assert 2 * report.parameter_bytes <= report.optimizer_bytes < 2.01 * report.parameter_bytes
     assert report.needed_bytes > report.parameter_bytes + report.optimizer_bytes
     alone = compile_check(dataclasses.replace(config, mesh=tiny(mesh__data=8).mesh), "v5e:2x4")
-    assert alone.flops == report.flops and alone.parameter_bytes == whole and "all-gather" not in alone.collective_bytes
+    assert (
+        alone.flops == report.flops
+        and alone.parameter_bytes == whole
+        and "all-gather" not in alone.collective_bytes
+    )
     with pytest.raises(UserError, match=r"topology='v5e:3x3' cannot be compiled for"):
         compile_check(config, "v5e:3x3")
     with pytest.raises(UserError, match=r"mesh.fsdp=3"):
-        compile_check(dataclasses.replace(config, mesh=tiny(mesh__data=1, mesh__fsdp=3).mesh), "v5e:2x4")
+        compile_check(
+            dataclasses.replace(config, mesh=tiny(mesh__data=1, mesh__fsdp=3).mesh), "v5e:2x4"
+        )
     large = ModelConfig(num_layers=2, d_model=8192, num_heads=64, d_ff=65536, max_len=32)
-    nest = tiny(nest__num_layers=2, nest__d_model=None, nest__num_heads=None, nest__d_ff=None, nest__widths=[]).nest
+    nest = tiny(
+        nest__num_layers=2,
+        nest__d_model=None,
+        nest__num_heads=None,
+        nest__d_ff=None,
+        nest__widths=[],
+    ).nest
     refused = compile_check(dataclasses.replace(config, model=large, nest=nest), "v5e:2x4")
     assert not refused.fits and refused.needed_bytes > 16e9

@@ -1,4 +1,6 @@
-"""Real processes on this machine, as a pod's launcher starts them; each with four simulated devices."""
+"""Real processes on this machine, as a pod's launcher starts them; each with four simulated
+devices.
+"""
 
 import json
 import os
@@ -29,7 +31,9 @@ QUIET = lambda line: None
 class Launch:
     """The processes of one run, as the console scripts start them."""
 
-    def __init__(self, config, workdir, logs, *, binary="train", processes=2, flags=(), own_flags=None):
+    def __init__(
+        self, config, workdir, logs, *, binary="train", processes=2, flags=(), own_flags=None
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -37,10 +41,15 @@ class Launch:
         file = logs / "run_config.py"
         file.write_text(
             "import json\nfrom matta_jax import config as c\n\n\ndef get_config():\n"
-            f"    return c.to_config_dict(c.from_dict(json.loads({json.dumps(c.to_dict(config))!r})))\n"
+            f"    values = json.loads({json.dumps(c.to_dict(config))!r})\n"
+            "    return c.to_config_dict(c.from_dict(values))\n"
         )
         self.logs = [(logs / f"{i}.out", logs / f"{i}.err") for i in range(processes)]
-        together = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", "--heartbeat_seconds=5"]
+        together = [
+            f"--coordinator=localhost:{port}",
+            f"--num_processes={processes}",
+            "--heartbeat_seconds=5",
+        ]
         self.processes = []
         for i, (out, err) in enumerate(self.logs):
             script = f"from matta_jax.bin.{binary} import run; run()"
@@ -50,7 +59,9 @@ class Launch:
             command += [*together, f"--process_id={i}"] if processes > 1 else []
             with out.open("w") as out_file, err.open("w") as err_file:
                 environment = os.environ | {"XLA_FLAGS": FLAGS}
-                self.processes.append(subprocess.Popen(command, env=environment, stdout=out_file, stderr=err_file))
+                self.processes.append(
+                    subprocess.Popen(command, env=environment, stdout=out_file, stderr=err_file)
+                )
 
     def out(self, i=0):
         return self.logs[i][0].read_text()
@@ -63,7 +74,9 @@ class Launch:
         while words not in self.out():
             assert time.monotonic() < deadline, f"{words!r} never came: {self.out()} {self.err()}"
             ended = [process.poll() for process in self.processes]
-            assert not any(ended), f"{ended}: {self.out()} {[self.err(i) for i in range(len(ended))]}"
+            assert not any(ended), (
+                f"{ended}: {self.out()} {[self.err(i) for i in range(len(ended))]}"
+            )
             time.sleep(0.02)
 
     def wait(self, seconds=300):
@@ -93,9 +106,20 @@ def assert_same_run(workdir, other, atol=1e-5):
     for row, expected in zip(rows_of(workdir), rows_of(other), strict=True):
         assert set(row) == set(expected)
         for name in row:
-            if name in ("loss", "student", "ta", "distill", "mix_0", "eval/student", "eval/ta", "step"):
+            if name in (
+                "loss",
+                "student",
+                "ta",
+                "distill",
+                "mix_0",
+                "eval/student",
+                "eval/ta",
+                "step",
+            ):
                 assert row[name] == pytest.approx(expected[name], rel=1e-5), (row["step"], name)
-    for a, b in zip(jax.tree.leaves(final_params(workdir)), jax.tree.leaves(final_params(other)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(final_params(workdir)), jax.tree.leaves(final_params(other)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=atol)
 
 
@@ -155,7 +179,9 @@ def test_shampoo_and_a_model_to_start_from_on_two_processes(wide, one, tmp_path)
     fields = {"optimizer__name": "shampoo", "shampoo__block_size": 8, "shampoo__start_step": 1}
     fields |= {"init__model": str(tmp_path / "models" / "student"), "train__num_steps": 4}
     train(wide(**fields), tmp_path / "alone", log=QUIET)
-    launch = Launch(wide(**fields, mesh__data=-1, mesh__fsdp=2), tmp_path / "run", tmp_path / "logs")
+    launch = Launch(
+        wide(**fields, mesh__data=-1, mesh__fsdp=2), tmp_path / "run", tmp_path / "logs"
+    )
     assert launch.wait() == [0, 0], launch.err()
     for row, expected in zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "alone"), strict=True):
         for name in set(row) & {"loss", "eval/student", "eval/ta"}:
@@ -168,20 +194,33 @@ def test_two_processes_share_the_files_of_labels(wide, one, tmp_path):
     config = wide(data__seq_len=8)  # Windows for three files.
     label(config, str(one), tmp_path / "alone", top_k=4, batch_size=2)
     launch = Launch(
-        config, tmp_path / "both", tmp_path / "logs", binary="label", flags=(f"--teacher={one}", "--top_k=4")
+        config,
+        tmp_path / "both",
+        tmp_path / "logs",
+        binary="label",
+        flags=(f"--teacher={one}", "--top_k=4"),
     )
     assert launch.wait() == [0, 0], launch.err()
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "both").iterdir()) and len(names) > 2
     mine, theirs = (data.Labels(tmp_path / name) for name in ("alone", "both"))
-    windows = data.split_windows(config.data, data.make_tokenizer(config.data.tokenizer), held_out=False)
+    windows = data.split_windows(
+        config.data, data.make_tokenizer(config.data.tokenizer), held_out=False
+    )
     for i in range(len(windows)):
         first, second = (labels.get(i, windows[i]["tokens"]) for labels in (mine, theirs))
         np.testing.assert_array_equal(first["teacher_ids"], second["teacher_ids"])
-        np.testing.assert_allclose(first["teacher_log_probs"], second["teacher_log_probs"], atol=2e-3)
+        np.testing.assert_allclose(
+            first["teacher_log_probs"], second["teacher_log_probs"], atol=2e-3
+        )
 
 
-LONG = {"train__num_steps": 3000, "train__checkpoint_every": 20, "train__eval_every": 20, "mesh__data": -1}
+LONG = {
+    "train__num_steps": 3000,
+    "train__checkpoint_every": 20,
+    "train__eval_every": 20,
+    "mesh__data": -1,
+}
 
 
 def test_sigterm_to_one_process_makes_all_save_the_same_step(wide, tmp_path):
@@ -202,9 +241,14 @@ def test_when_one_dies_the_others_stop_with_one_line_and_a_relaunch_goes_on(wide
     codes = launch.wait()
     assert time.monotonic() - start < 30  # The heartbeat is 5 s; JAX looks for it twice.
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 3
-    lines = [line for line in launch.err(1 - victim).splitlines() if "capacity mismatch" not in line]
+    lines = [
+        line for line in launch.err(1 - victim).splitlines() if "capacity mismatch" not in line
+    ]
     assert len(lines) == 1, lines
-    assert lines[0].startswith(f"error: process {victim}") and "they go on from the last checkpoint" in lines[0]
+    assert (
+        lines[0].startswith(f"error: process {victim}")
+        and "they go on from the last checkpoint" in lines[0]
+    )
     kept = steps_of(tmp_path / "run")
     assert set(committed[-1:]) <= set(kept)
     again = Launch(wide(**LONG), tmp_path / "run", tmp_path / "again")
@@ -215,16 +259,28 @@ def test_when_one_dies_the_others_stop_with_one_line_and_a_relaunch_goes_on(wide
 
 def test_mistakes_of_processes_end_in_one_line_each(wide, tmp_path):
     alone = Launch(
-        wide(mesh__data=-1), tmp_path / "run", tmp_path / "a", own_flags={1: ["--config.data.source=text:/nowhere/*"]}
+        wide(mesh__data=-1),
+        tmp_path / "run",
+        tmp_path / "a",
+        own_flags={1: ["--config.data.source=text:/nowhere/*"]},
     )
     assert alone.wait() == [3, 2]
     assert alone.err(1).startswith("error: data source 'text:/nowhere/*' matches no file")
-    assert alone.err(0).startswith("error: process 1 of this run died") and alone.err(0).count("\n") == 1
-    unlike = Launch(wide(mesh__data=-1), tmp_path / "run", tmp_path / "b", own_flags={1: ["--config.train.seed=5"]})
+    assert (
+        alone.err(0).startswith("error: process 1 of this run died")
+        and alone.err(0).count("\n") == 1
+    )
+    unlike = Launch(
+        wide(mesh__data=-1),
+        tmp_path / "run",
+        tmp_path / "b",
+        own_flags={1: ["--config.train.seed=5"]},
+    )
     assert unlike.wait() == [2, 2]
     for i in range(2):
         assert unlike.err(i) == (
-            "error: the config differs between process 0 and process 1; give all processes the same\n"
+            "error: the config differs between process 0 and process 1; give all processes the "
+            "same\n"
         )
     idle = Launch(wide(mesh__data=2), tmp_path / "run", tmp_path / "c")
     assert idle.wait() == [2, 2] and "is 2 devices, but the 2 processes have 8" in idle.err(1)
@@ -233,7 +289,12 @@ def test_mistakes_of_processes_end_in_one_line_each(wide, tmp_path):
 
 def test_twenty_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tmp_path):
     """Half of them in mid-save."""
-    fields = {"train__num_steps": 90, "train__checkpoint_every": 3, "train__eval_every": 90, "train__eval_batches": 1}
+    fields = {
+        "train__num_steps": 90,
+        "train__checkpoint_every": 3,
+        "train__eval_every": 90,
+        "train__eval_batches": 1,
+    }
     config = tiny(**fields)
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
     train(config, whole, log=QUIET)
@@ -255,7 +316,11 @@ def test_twenty_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tm
         committed = newest
     assert half_written >= 5
     train(config, workdir, log=QUIET)
-    for a, b in zip(jax.tree.leaves(final_params(workdir, 90)), jax.tree.leaves(final_params(whole, 90)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(final_params(workdir, 90)),
+        jax.tree.leaves(final_params(whole, 90)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
     steps = [row["step"] for row in rows_of(workdir) if "loss" in row]
     assert steps == list(range(1, 91))
@@ -267,20 +332,33 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_committed(tiny, tmp_pat
     disk.mkdir()
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
-    config = tiny(train__num_steps=40, train__checkpoint_every=1, train__keep_checkpoints=40, train__eval_every=40)
+    config = tiny(
+        train__num_steps=40,
+        train__checkpoint_every=1,
+        train__keep_checkpoints=40,
+        train__eval_every=40,
+    )
     (tmp_path / "config.json").write_text(json.dumps(c.to_dict(config)))
     child = (
-        "import json, sys; from matta_jax import config as c, train; from matta_jax.errors import UserError\n"
-        "try: train(c.from_dict(json.load(open(sys.argv[1]))), sys.argv[2], log=lambda line: print(line, flush=True))\n"
+        "import json, sys; from matta_jax import config as c, train; from matta_jax.errors import "
+        "UserError\n"
+        "try: train(c.from_dict(json.load(open(sys.argv[1]))), sys.argv[2], log=lambda line: "
+        "print(line, flush=True))\n"
         "except UserError as error: print('ERROR', error)\n"
     )
     (tmp_path / "child.py").write_text(child)
     script = (
-        f"mount -t tmpfs -o size=4m tmpfs {disk} && {sys.executable} {tmp_path}/child.py {tmp_path}/config.json "
+        f"mount -t tmpfs -o size=4m tmpfs {disk} && {sys.executable} {tmp_path}/child.py "
+        f"{tmp_path}/config.json "
         f"{disk}/run; cp -r {disk}/run {tmp_path}/left"
     )
-    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=environment)
+    environment = os.environ | {
+        "XLA_FLAGS": FLAGS,
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=environment
+    )
     errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1 and "No space left on device" in errors[0], done.stdout + done.stderr
     assert "goes on from its last checkpoint" in errors[0]

@@ -24,7 +24,11 @@ TAUGHT = {"teacher__student_weight": 0.7, "teacher__ta_weight": 0.3}
 @pytest.fixture(scope="module")
 def teacher(run, tmp_path_factory):
     """Another family: an extracted mix of three widths."""
-    return str(extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("teacher") / "model")[0].path)
+    return str(
+        extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("teacher") / "model")[
+            0
+        ].path
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,9 @@ def labels(tiny, teacher, tmp_path_factory):
 
 
 def windows_of(config):
-    return data.split_windows(config.data, data.make_tokenizer(config.data.tokenizer), held_out=False)
+    return data.split_windows(
+        config.data, data.make_tokenizer(config.data.tokenizer), held_out=False
+    )
 
 
 def step_of(config, sizes=(1, 1, 1), seed_step=3):
@@ -54,7 +60,9 @@ def step_of(config, sizes=(1, 1, 1), seed_step=3):
     rows = [windows[i] for i in (5, 0, len(windows) - 1, 2)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     teacher = [] if setup.teacher is None else [setup.load_teacher()]
-    state, metrics = _step.make_train_step(setup)(setup.init(), place_batch(batch, setup.mesh), *teacher)
+    state, metrics = _step.make_train_step(setup)(
+        setup.init(), place_batch(batch, setup.mesh), *teacher
+    )
     return state, jax.device_get(metrics)
 
 
@@ -66,7 +74,9 @@ def test_online_is_offline_with_all_ids(tiny, teacher, labels):
     for a, b in zip(jax.tree.leaves(online.params), jax.tree.leaves(offline.params), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-3)
     fewer = step_of(tiny(teacher__labels=labels(8), teacher__temperature=2.0, **TAUGHT))[1]
-    assert 0 < fewer["teacher_student"] < seen["teacher_student"]  # Merging ids can only lower a divergence.
+    assert (
+        0 < fewer["teacher_student"] < seen["teacher_student"]
+    )  # Merging ids can only lower a divergence.
 
 
 def test_the_teachers_terms_are_their_formula(tiny, teacher):
@@ -82,11 +92,22 @@ def test_the_teachers_terms_are_their_formula(tiny, teacher):
     for name, end in (("student", setup.nest.student), ("ta", setup.nest.ta)):
         from matta_jax import models
 
-        hidden = models.sub_model_apply(params, tokens[:, :-1], end, nest=setup.nest, axes=setup.axes)
-        p = np.asarray(jax.nn.log_softmax(models.logits(hidden, params["embed"]["tokens"]) / 2), np.float64)
+        hidden = models.sub_model_apply(
+            params, tokens[:, :-1], end, nest=setup.nest, axes=setup.axes
+        )
+        p = np.asarray(
+            jax.nn.log_softmax(models.logits(hidden, params["embed"]["tokens"]) / 2), np.float64
+        )
         kl = 4 * (np.exp(q) * (q - p)).sum(-1)
-        assert metrics[f"teacher_{name}"] == pytest.approx((kl * counted).sum() / counted.sum(), rel=1e-4)
-    whole = metrics["student"] + metrics["ta"] + 0.7 * metrics["teacher_student"] + 0.3 * metrics["teacher_ta"]
+        assert metrics[f"teacher_{name}"] == pytest.approx(
+            (kl * counted).sum() / counted.sum(), rel=1e-4
+        )
+    whole = (
+        metrics["student"]
+        + metrics["ta"]
+        + 0.7 * metrics["teacher_student"]
+        + 0.3 * metrics["teacher_ta"]
+    )
     assert metrics["loss"] == pytest.approx(whole, rel=1e-5)
 
 
@@ -107,7 +128,13 @@ def test_task_labels_of_the_teacher(tiny, teacher, labels):
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 2, 2)])
 def test_on_a_mesh_it_teaches_the_same(tiny, teacher, labels, sizes):
     for field in ({"teacher__model": teacher}, {"teacher__labels": labels(8)}):
-        fields = {"teacher__temperature": 2.0, "model__num_heads": 4, "nest__num_heads": 6, **TAUGHT, **field}
+        fields = {
+            "teacher__temperature": 2.0,
+            "model__num_heads": 4,
+            "nest__num_heads": 6,
+            **TAUGHT,
+            **field,
+        }
         mesh = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), sizes, strict=True))
         alone, spread = step_of(tiny(**fields))[1], step_of(tiny(**fields, **mesh), sizes)[1]
         for name in ("teacher_student", "teacher_ta", "loss", "grad_norm"):
@@ -116,12 +143,22 @@ def test_on_a_mesh_it_teaches_the_same(tiny, teacher, labels, sizes):
 
 @pytest.mark.slow
 def test_a_run_learns_from_it_and_resumes(tiny, teacher, labels, tmp_path):
-    for name, field in (("on", {"teacher__model": teacher}), ("off", {"teacher__labels": labels(8)})):
+    for name, field in (
+        ("on", {"teacher__model": teacher}),
+        ("off", {"teacher__labels": labels(8)}),
+    ):
         config = tiny(teacher__temperature=2.0, train__microbatches=2, **TAUGHT, **field)
         shown: list[str] = []
         whole = train(config, tmp_path / name, log=shown.append)
-        assert any("teacher_student" in line and "teacher_ta" in line for line in shown if "grad_norm" in line)
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert any(
+            "teacher_student" in line and "teacher_ta" in line
+            for line in shown
+            if "grad_norm" in line
+        )
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
         assert all("teacher_student" in line for line in lines if "loss" in line)
         assert whole.finished and "eval/teacher_student" not in whole.metrics
         shutil.rmtree(tmp_path / name / "checkpoints" / "6")
@@ -137,9 +174,13 @@ def test_labels_are_the_models_own(tiny, teacher, labels):
     for i in (0, len(windows) - 1):
         window = windows[i]
         row = found.get(i, window["tokens"])
-        log_p = np.asarray(jax.nn.log_softmax(model.logits(model.params, window["tokens"][None, :-1]) / 2))
+        log_p = np.asarray(
+            jax.nn.log_softmax(model.logits(model.params, window["tokens"][None, :-1]) / 2)
+        )
         order = np.argsort(-log_p, axis=-1)[:, :8]
-        np.testing.assert_allclose(row["teacher_log_probs"], np.take_along_axis(log_p, order, -1), atol=4e-3)
+        np.testing.assert_allclose(
+            row["teacher_log_probs"], np.take_along_axis(log_p, order, -1), atol=4e-3
+        )
         inside = np.take_along_axis(np.exp(log_p), row["teacher_ids"], -1).sum(-1)
         np.testing.assert_allclose(np.exp(row["teacher_tail"]), 1 - inside, atol=1e-5)
     size = sum(file.stat().st_size for file in pathlib.Path(folder).glob("*.array_record"))
@@ -149,7 +190,9 @@ def test_labels_are_the_models_own(tiny, teacher, labels):
 def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
     z = jnp.array([[50.0, 0.0, -1.0]])
     ids, _, tail = labelling.top_k_log_probs(z, 1, 1.0)
-    assert ids[0, 0] == 0 and float(tail[0, 0]) == pytest.approx(np.log(1 + np.exp(-1)) - 50, rel=1e-6)
+    assert ids[0, 0] == 0 and float(tail[0, 0]) == pytest.approx(
+        np.log(1 + np.exp(-1)) - 50, rel=1e-6
+    )
     assert np.isneginf(labelling.top_k_log_probs(z, 3, 1.0)[2]).all()
 
 
@@ -162,9 +205,13 @@ def test_labelling_goes_on_where_it_stopped(tiny, teacher, labels, tmp_path, mon
     before = file.read_bytes()
     file.unlink()
     (file.with_name(file.name + ".tmp")).write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"is not finished: 1 of \d+ files are missing, the first labels-00001"):
+    with pytest.raises(
+        UserError, match=r"is not finished: 1 of \d+ files are missing, the first labels-00001"
+    ):
         data.Labels(tmp_path / "a")
-    assert label(tiny(), teacher, tmp_path / "a", top_k=4).written == 1 and file.read_bytes() == before
+    assert (
+        label(tiny(), teacher, tmp_path / "a", top_k=4).written == 1 and file.read_bytes() == before
+    )
     with pytest.raises(UserError, match="holds other labels .top_k: 4 there, 5 here"):
         label(tiny(), teacher, tmp_path / "a", top_k=5)
 
@@ -196,7 +243,9 @@ def test_damaged_labels_are_named(tiny, labels, tmp_path):
             train(config, tmp_path / "run", log=lambda _: None)
         assert not (tmp_path / "run").exists()
     windows, healthy, named = windows_of(config), data.Labels(labels(8)), 0
-    for place in range(100, len(whole), len(whole) // 37):  # A flipped bit is told, or changes nothing.
+    for place in range(
+        100, len(whole), len(whole) // 37
+    ):  # A flipped bit is told, or changes nothing.
         flipped = bytearray(whole)
         flipped[place] ^= 4
         file.write_bytes(flipped)
@@ -237,7 +286,10 @@ def test_other_text_under_the_same_header_is_named(labels, tiny):
         ({"teacher__task_labels": "teacher"}, "teacher.task_labels='teacher' needs a Teacher"),
         ({"teacher__model": "x"}, "teacher.model='x' would teach nothing"),
         ({"teacher__model": "x", "teacher__labels": "y"}, "one alone teaches"),
-        ({"teacher__model": "/nowhere", **TAUGHT}, "teacher.model='/nowhere' is neither a model nor a run"),
+        (
+            {"teacher__model": "/nowhere", **TAUGHT},
+            "teacher.model='/nowhere' is neither a model nor a run",
+        ),
         ({"teacher__labels": "/nowhere", **TAUGHT}, "'/nowhere' holds no labels"),
     ],
 )
@@ -258,7 +310,9 @@ def test_a_teacher_that_does_not_fit_is_named(tiny, run, teacher):
             teacher_lib.check_teacher(opened, tiny(**fields), "teacher.model")
     other = c.override(opened.config, {"data.tokenizer": "gpt2:/nowhere"})
     with pytest.raises(UserError, match="its tokenizer cannot be compared"):
-        teacher_lib.check_teacher(dataclasses.replace(opened, config=other), tiny(), "teacher.model")
+        teacher_lib.check_teacher(
+            dataclasses.replace(opened, config=other), tiny(), "teacher.model"
+        )
 
 
 def test_tokenizers_are_compared_by_what_they_do(tmp_path):

@@ -43,9 +43,17 @@ print("DONE", flush=True)
 
 
 def start(config, workdir, hold="-"):
-    arguments = [json.dumps(c.to_dict(config)), str(workdir), hold, str(pathlib.Path(__file__).parents[1])]
+    arguments = [
+        json.dumps(c.to_dict(config)),
+        str(workdir),
+        hold,
+        str(pathlib.Path(__file__).parents[1]),
+    ]
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", CHILD, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -92,14 +100,29 @@ def test_a_run_leaves_its_config_metrics_and_checkpoints(run):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "eval/student" in row] == [3, 6]
     first = rows[0]
-    for name in ("student", "ta", "distill", "mix_0", "gap", "agreement", "grad_norm", "mfu", "tokens_per_second"):
+    for name in (
+        "student",
+        "ta",
+        "distill",
+        "mix_0",
+        "gap",
+        "agreement",
+        "grad_norm",
+        "mfu",
+        "tokens_per_second",
+    ):
         assert np.isfinite(first[name]), name
     assert first["gap"] == pytest.approx(first["student"] - first["ta"], abs=1e-6)
     assert rows[-1]["eval/student"] < 5.3 < first["student"]
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         meta = checkpoints.meta(6)
-    assert c.from_dict(meta["config"]) == config and meta["axes"]["embed/tokens"] == ["vocab", "d_model"]
-    assert any("step 6/6 (100.0%)" in line and "tok/s MFU" in line and "ETA 0:00" in line for line in lines)
+    assert c.from_dict(meta["config"]) == config and meta["axes"]["embed/tokens"] == [
+        "vocab",
+        "d_model",
+    ]
+    assert any(
+        "step 6/6 (100.0%)" in line and "tok/s MFU" in line and "ETA 0:00" in line for line in lines
+    )
 
 
 @pytest.mark.slow
@@ -118,7 +141,10 @@ def test_killed_anywhere_even_in_mid_save_a_run_ends_with_the_same_bits(tiny, ru
     process.communicate()
     assert any("resumed from step 3" in line for line in lines)
     assert_same_bits(final_params(tmp_path / "killed", 6), final_params(whole, 6))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(steps) and steps.count(4) == 1
 
 
@@ -169,9 +195,13 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_trained(run, tmp_path):
     config, whole, _ = run
     workdir = tmp_path / "damaged"
     shutil.copytree(whole, workdir)
-    flip_a_bit(workdir / "checkpoints" / "6", open_source(str(run[1])).stored["embed"]["tokens"].whole()[:, :8])
+    flip_a_bit(
+        workdir / "checkpoints" / "6",
+        open_source(str(run[1])).stored["embed"]["tokens"].whole()[:, :8],
+    )
     with pytest.raises(
-        UserError, match=r"checkpoints/6' is damaged: .*start again with --fallback, to go on from step 3"
+        UserError,
+        match=r"checkpoints/6' is damaged: .*start again with --fallback, to go on from step 3",
     ) as error:
         train(config, workdir, log=QUIET)
     assert "\n" not in str(error.value)
@@ -179,12 +209,17 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_trained(run, tmp_path):
 
 DAMAGES = {
     "a flipped bit": (None, "differs from its fingerprint"),
-    "a truncated file": (lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]), "is damaged"),
+    "a truncated file": (
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        "is damaged",
+    ),
     "a missing file": (lambda file: file.unlink(), "is damaged"),
 }
 
 
-_SLOW_DAMAGES = [pytest.param(kind, marks=pytest.mark.slow) for kind in (*list(DAMAGES)[1:], "metadata missing")]
+_SLOW_DAMAGES = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in (*list(DAMAGES)[1:], "metadata missing")
+]
 
 
 @pytest.mark.parametrize("kind", ["a flipped bit", "metadata cut short", *_SLOW_DAMAGES])
@@ -204,7 +239,9 @@ def test_fallback_goes_on_from_the_newest_healthy_step(run, tmp_path, kind):
         file, words = newest / "_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA"
         file.unlink() if "missing" in kind else file.write_text(file.read_text()[:100])
     listed = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    with pytest.raises(DamageError, match=rf"{words}.*; start again with --fallback, to go on from step 3") as error:
+    with pytest.raises(
+        DamageError, match=rf"{words}.*; start again with --fallback, to go on from step 3"
+    ) as error:
         train(config, workdir, log=QUIET)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == listed
@@ -230,7 +267,9 @@ def test_fallback_without_a_healthy_step_moves_nothing(run, tmp_path):
 def test_a_checkpoint_of_another_nest_is_refused(run, tiny, tmp_path):
     _, whole, _ = run
     shutil.copytree(whole / "checkpoints", tmp_path / "run" / "checkpoints")
-    with pytest.raises(UserError, match=r"checkpoint 6 of .* is of another config \(nest.num_layers: 3 -> 4\)"):
+    with pytest.raises(
+        UserError, match=r"checkpoint 6 of .* is of another config \(nest.num_layers: 3 -> 4\)"
+    ):
         train(tiny(nest__num_layers=4), tmp_path / "run", fallback=True, log=QUIET)
 
 
@@ -258,7 +297,9 @@ def test_changed_data_is_refused(tiny, run, tmp_path):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """`poison(steps)`: batches of these steps hold ids beyond the vocabulary, which make loss and gradient NaN."""
+    """`poison(steps)`: batches of these steps hold ids beyond the vocabulary, which make loss and
+    gradient NaN.
+    """
     real = _loop.training_batches
 
     def poison(steps):
@@ -279,10 +320,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny, run, tmp_path, p
     poison({2, 5})
     result = train(tiny(train__max_skipped_steps=1), tmp_path / "run", log=QUIET)
     assert result.finished and result.metrics["eval/student"] < 5.3
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows if row.get("skipped_steps")] == [2, 5]
     assert all(np.isfinite(value) for row in rows for value in row.values())
-    assert [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()] == [
+    assert [
+        record.getMessage() for record in caplog.records if "skipped" in record.getMessage()
+    ] == [
         "loss=nan at step 2: the update is skipped",
         "loss=nan at step 5: the update is skipped",
     ]
@@ -301,17 +346,26 @@ def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(tiny):
     assert state.step == before.step + 1
 
 
-def test_too_many_skipped_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tiny, tmp_path, poison):
+def test_too_many_skipped_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(
+    tiny, tmp_path, poison
+):
     poison({2, 4, 5})
-    words = r"loss=nan at step 5, the 2 updates .*max_skipped_steps=1: .*last good checkpoint: .*/checkpoints/3;"
+    words = (
+        r"loss=nan at step 5, the 2 updates .*max_skipped_steps=1: "
+        r".*last good checkpoint: .*/checkpoints/3;"
+    )
     with pytest.raises(DivergenceError, match=words):
         train(tiny(train__max_skipped_steps=1), tmp_path / "run", log=QUIET)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["3"]
 
 
 def test_diverged_weights_are_not_saved(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(_Run, "evaluate", lambda self, state: {"eval/student": np.inf, "eval/ta": 1.0})
-    with pytest.raises(DivergenceError, match="eval/student=inf at step 3: .*not saved; last good checkpoint: none"):
+    monkeypatch.setattr(
+        _Run, "evaluate", lambda self, state: {"eval/student": np.inf, "eval/ta": 1.0}
+    )
+    with pytest.raises(
+        DivergenceError, match="eval/student=inf at step 3: .*not saved; last good checkpoint: none"
+    ):
         train(tiny(), tmp_path / "run", log=QUIET)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -322,11 +376,17 @@ def test_capacity_mismatch_warns_once(tiny, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(
         _Run,
         "account",
-        lambda self, step, metrics, waited: real(self, step, dict(metrics) | {"gap": np.float32(-0.1)}, waited),
+        lambda self, step, metrics, waited: real(
+            self, step, dict(metrics) | {"gap": np.float32(-0.1)}, waited
+        ),
     )
     with caplog.at_level(logging.WARNING):
         train(tiny(), tmp_path / "run", log=QUIET)
-    warnings = [record.getMessage() for record in caplog.records if "capacity mismatch" in record.getMessage()]
+    warnings = [
+        record.getMessage()
+        for record in caplog.records
+        if "capacity mismatch" in record.getMessage()
+    ]
     assert len(warnings) == 1 and "at step 2 the TA is no better" in warnings[0]
 
 
@@ -340,7 +400,10 @@ def test_a_lone_student_trains(tiny, tmp_path):
         train__num_steps=3,
     )
     result = train(alone, tmp_path / "run", log=QUIET)
-    assert set(result.metrics) == {"eval/student", "eval/agreement"} and result.metrics["eval/agreement"] == 1
+    assert (
+        set(result.metrics) == {"eval/student", "eval/agreement"}
+        and result.metrics["eval/agreement"] == 1
+    )
 
 
 @pytest.mark.slow
@@ -373,12 +436,18 @@ def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, 
     many = train(tiny(**fields), tmp_path / "many", log=lines.append)
     assert any("resumed from step 3" in line for line in lines)
     assert many.metrics == pytest.approx(one.metrics, rel=1e-3)
-    metrics = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert metrics[0]["shampoo_failures"] == 0 and 0 < metrics[-2]["shampoo_residual"] < 0.1
     made = report(tmp_path / "many", weight="blocks/0/mlp/w_out", layer=1)
     assert (tmp_path / "many" / "preconditioners.png").stat().st_size > 1000
     text = (tmp_path / "many" / "report.md").read_text()
-    assert "## Preconditioners\n\nOf blocks/0/mlp/w_out, layer 1," in text and "| TA alone | R |" in text and made.files
+    assert (
+        "## Preconditioners\n\nOf blocks/0/mlp/w_out, layer 1," in text
+        and "| TA alone | R |" in text
+        and made.files
+    )
     for bad, words in (
         ({"weight": "blocks/0/mlp/w_on"}, "did you mean"),
         ({"layer": 9}, "layer=9 must be from 0 to 2"),
@@ -403,7 +472,9 @@ def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
     ta = next(line for line in text.splitlines() if line.startswith("ta "))
     assert f"{counts.parameters:,}" in ta
     parameters = next(line for line in text.splitlines() if line.startswith("parameters"))
-    assert float(parameters.split()[1]) < 0.5 * counts.bytes / 1e6  # d_model weights are split over four devices.
+    assert (
+        float(parameters.split()[1]) < 0.5 * counts.bytes / 1e6
+    )  # d_model weights are split over four devices.
     assert "wide" not in text.splitlines()[0] and "d_ff=48,16*2" in text and "temporaries" in text
 
 

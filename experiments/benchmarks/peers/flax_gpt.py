@@ -1,4 +1,6 @@
-"""The same GPT in plain Flax NNX, as its documentation would write it: a loop over layers, whole logits, optax."""
+"""The same GPT in plain Flax NNX, as its documentation would write it: a loop over layers, whole
+logits, optax.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ class Block(nnx.Module):
     def __call__(self, x_BTD):
         """Returns the new residual stream."""
         qkv = self.qkv(self.ln_1(x_BTD)).reshape(*x_BTD.shape[:2], 3, self.num_heads, -1)
-        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], is_causal=True)
+        mixed = jax.nn.dot_product_attention(
+            qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], is_causal=True
+        )
         x_BTD = x_BTD + self.out(mixed.reshape(x_BTD.shape))
         return x_BTD + self.down(jax.nn.gelu(self.up(self.ln_2(x_BTD))))
 
@@ -64,7 +68,9 @@ def load(model, weights):
     for i, block in enumerate(model.h):
         parts += [(getattr(block, ours), f"h.{i}.{theirs}") for ours, theirs in NAMES.items()]
     for part, name in parts:
-        (part.scale if hasattr(part, "scale") else part.kernel)[...] = jnp.array(found[f"{name}.weight"])
+        (part.scale if hasattr(part, "scale") else part.kernel)[...] = jnp.array(
+            found[f"{name}.weight"]
+        )
         part.bias[...] = jnp.array(found[f"{name}.bias"])
 
 

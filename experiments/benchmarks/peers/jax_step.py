@@ -6,7 +6,9 @@ import serving
 
 
 def serve(loss, params, mask=None):
-    """Serves steps of `loss(params)` from `params`; `mask` tells which of them decay (None: all)."""
+    """Serves steps of `loss(params)` from `params`; `mask` tells which of them decay
+    (None: all).
+    """
     decayed = optax.adamw(1e-3, b1=0.9, b2=0.95, weight_decay=0.1, mask=mask)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), decayed)
 

@@ -1,6 +1,7 @@
 """nanodo's model (Liu et al. 2024; its folder is the first flag), with its loss and optimiser.
 
-It has no biases, and starts from its own weights: its loss is compared with ln V and some for a fresh model.
+It has no biases, and starts from its own weights: its loss is compared with ln V and some for a
+fresh model.
 """
 
 import sys
@@ -18,8 +19,17 @@ def main():
     sys.path.insert(0, folder)
     from nanodo.model import DoConfig, TransformerDo
 
-    shape = {"D": "d_model", "H": "num_heads", "L": "max_len", "N": "num_layers", "V": "vocab_size", "F": "d_ff"}
-    model = TransformerDo(DoConfig(**{letter: sizes[name] for letter, name in shape.items()}, fsdp_enabled=False))
+    shape = {
+        "D": "d_model",
+        "H": "num_heads",
+        "L": "max_len",
+        "N": "num_layers",
+        "V": "vocab_size",
+        "F": "d_ff",
+    }
+    model = TransformerDo(
+        DoConfig(**{letter: sizes[name] for letter, name in shape.items()}, fsdp_enabled=False)
+    )
     tokens = jnp.asarray(serving.tokens(sizes), jnp.int32)
     params = model.init(jax.random.key(0), tokens[:, :-1])["params"]
 

@@ -1,5 +1,5 @@
-"""Our train step: of the Student alone, the TA alone, both together, or with a mix. `--write` writes its fresh weights
-first, in GPT-2's names, for the others to load."""
+"""Our train step: of the Student alone, the TA alone, both together, or with a mix. `--write`
+writes its fresh weights first, in GPT-2's names, for the others to load."""
 
 import jax
 import numpy as np
@@ -39,7 +39,9 @@ def main():
         flat = {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
         np.savez(weights, **to_hf(flat, flatten(setup.axes), architecture))
     length = np.full(sizes["batch_size"], sizes["max_len"], np.int32)
-    batch = place_batch({"tokens": serving.tokens(sizes).astype(np.int32), "length": length}, setup.mesh)
+    batch = place_batch(
+        {"tokens": serving.tokens(sizes).astype(np.int32), "length": length}, setup.mesh
+    )
     program = make_train_step(setup)
     holder = {"state": state}
     del state

@@ -1,4 +1,6 @@
-"""The child's side: steps when it is told to, and says what a step took. Needs the standard library and numpy alone."""
+"""The child's side: steps when it is told to, and says what a step took. Needs the standard library
+and numpy alone.
+"""
 
 import json
 import os
@@ -35,4 +37,8 @@ def serve(step: Callable[[], dict[str, Any]]) -> None:
         seconds = time.process_time() - start
         status = pathlib.Path("/proc/self/status").read_text()
         peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        print(json.dumps(found | {"seconds": seconds, "peak_mb": int(peak) / 1024}), file=_answers, flush=True)
+        print(
+            json.dumps(found | {"seconds": seconds, "peak_mb": int(peak) / 1024}),
+            file=_answers,
+            flush=True,
+        )

@@ -1,6 +1,6 @@
-"""PyTorch's contenders: nanoGPT's module (its folder is the second flag) or Hugging Face's GPT-2, eager or compiled;
-one model, or Student and TA together as plain PyTorch would do it: two passes, the Student's with slices of the TA's
-weights, whole logits, three terms."""
+"""PyTorch's contenders: nanoGPT's module (its folder is the second flag) or Hugging Face's GPT-2,
+eager or compiled; one model, or Student and TA together as plain PyTorch would do it: two passes,
+the Student's with slices of the TA's weights, whole logits, three terms."""
 
 import sys
 
@@ -18,8 +18,18 @@ def nanogpt(sizes, folder):
     sys.path.insert(0, folder)
     from model import GPT, GPTConfig
 
-    shape = {"n_layer": "num_layers", "n_head": "num_heads", "n_embd": "d_model", "block_size": "max_len"}
-    model = GPT(GPTConfig(**{theirs: sizes[ours] for theirs, ours in shape.items()}, vocab_size=sizes["vocab_size"]))
+    shape = {
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "n_embd": "d_model",
+        "block_size": "max_len",
+    }
+    model = GPT(
+        GPTConfig(
+            **{theirs: sizes[ours] for theirs, ours in shape.items()},
+            vocab_size=sizes["vocab_size"],
+        )
+    )
     for block in model.transformer.h:
         block.mlp.gelu = torch.nn.GELU(approximate="tanh")
         block.mlp.c_fc = torch.nn.Linear(sizes["d_model"], sizes["d_ff"])
@@ -31,10 +41,17 @@ def hugging_face(sizes):
     """Hugging Face's model, without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"n_layer": "num_layers", "n_head": "num_heads", "n_embd": "d_model", "n_positions": "max_len"}
+    shape = {
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "n_embd": "d_model",
+        "n_positions": "max_len",
+    }
     none = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     own = {theirs: sizes[ours] for theirs, ours in shape.items()}
-    model = GPT2LMHeadModel(GPT2Config(**own, **none, n_inner=sizes["d_ff"], vocab_size=sizes["vocab_size"]))
+    model = GPT2LMHeadModel(
+        GPT2Config(**own, **none, n_inner=sizes["d_ff"], vocab_size=sizes["vocab_size"])
+    )
     return model, lambda tokens: model(tokens, use_cache=False).logits
 
 
@@ -70,7 +87,9 @@ def main():
     model, logits = hugging_face(whole) if kind == "hf" else nanogpt(whole, folder)
     load(model, weights, transpose=kind != "hf")
     student = nanogpt(sizes, folder)[0] if joint else None
-    decayed, rest = ([p for p in model.parameters() if (p.dim() > 1) == many] for many in (True, False))
+    decayed, rest = (
+        [p for p in model.parameters() if (p.dim() > 1) == many] for many in (True, False)
+    )
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
     batch = torch.tensor(serving.tokens(sizes))
