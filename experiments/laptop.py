@@ -20,11 +20,11 @@ import scipy.stats
 import matta_jax
 from matta_jax import config as c
 from matta_jax._sweep import Overrides, SweepRun, is_finished, last_evaluation, plan_sweep
-from matta_jax.elastic.teacher import open_teacher
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import nest_of
 from matta_jax.reporting import markdown_table, new_figure, save_figure
+from matta_jax.starts.teacher import open_teacher
 from matta_jax.training._metrics import step_flops_per_token
 
 Rows = list[dict[str, Any]]

@@ -6,7 +6,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.extract(checkpoint, sub_models, output)
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
     matta_jax.label(config, teacher, output)
-    matta_jax.search(checkpoint, output, budget=elastic.Budget(max_params=...))
+    matta_jax.search(checkpoint, output, budget=selection.Budget(max_params=...))
     matta_jax.evaluate(model=..., tasks=[...]), matta_jax.compare(models=[...], tasks=[...])
     matta_jax.generate(matta_jax.load_model(folder), prompt, num_tokens=...)
     matta_jax.report(workdir)
@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart
     from matta_jax._sweep import sweep as sweep
+    from matta_jax.checkpoints import open_source as open_source
     from matta_jax.config import Config as Config
-    from matta_jax.elastic import convert as convert
     from matta_jax.elastic import extract as extract
-    from matta_jax.elastic import import_hf as import_hf
-    from matta_jax.elastic import load_model as load_model
-    from matta_jax.elastic import open_model as open_model
-    from matta_jax.elastic import open_source as open_source
     from matta_jax.elastic import verify as verify
-    from matta_jax.elastic.labelling import label as label
-    from matta_jax.elastic.search import search as search
     from matta_jax.errors import UserError as UserError
     from matta_jax.evaluation import compare as compare
     from matta_jax.evaluation import evaluate as evaluate
-    from matta_jax.evaluation import generate as generate
     from matta_jax.evaluation import report as report
+    from matta_jax.packages import convert as convert
+    from matta_jax.packages import load_model as load_model
+    from matta_jax.packages import open_model as open_model
+    from matta_jax.selection import search as search
+    from matta_jax.serving import generate as generate
+    from matta_jax.starts import import_hf as import_hf
+    from matta_jax.starts.labelling import label as label
     from matta_jax.training import compile_check as compile_check
     from matta_jax.training import dry_run as dry_run
     from matta_jax.training import train as train
@@ -47,18 +47,18 @@ _HOMES = {
     "UserError": "errors",
     "compare": "evaluation",
     "compile_check": "training",
-    "convert": "elastic",
+    "convert": "packages",
     "dry_run": "training",
     "evaluate": "evaluation",
     "extract": "elastic",
-    "generate": "evaluation",
-    "import_hf": "elastic",
-    "label": "elastic.labelling",
-    "load_model": "elastic",
-    "open_model": "elastic",
-    "open_source": "elastic",
+    "generate": "serving",
+    "import_hf": "starts",
+    "label": "starts.labelling",
+    "load_model": "packages",
+    "open_model": "packages",
+    "open_source": "checkpoints",
     "report": "evaluation",
-    "search": "elastic.search",
+    "search": "selection",
     "train": "training",
     "verify": "elastic",
     "quickstart": "_quickstart",

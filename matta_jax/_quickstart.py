@@ -8,12 +8,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from matta_jax.config import Config
-from matta_jax.data import Windows, make_tokenizer, split_data
-from matta_jax.elastic import extract, load_model
-from matta_jax.elastic.scoring import HELD_OUT
+from matta_jax.data import Windows, split_data
+from matta_jax.elastic import extract
 from matta_jax.errors import UserError
-from matta_jax.evaluation import Report, Sampling, compare, generate, report
+from matta_jax.evaluation import Report, compare, report
 from matta_jax.nesting import Nest, format_spec, nest_of, parse_spec, slug
+from matta_jax.packages import load_model
+from matta_jax.selection.scoring import HELD_OUT
+from matta_jax.serving import Sampling, generate
+from matta_jax.tokenizers import make_tokenizer
 from matta_jax.training import train
 
 

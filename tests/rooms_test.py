@@ -14,17 +14,25 @@ ROOMS = [
     "reporting",
     "config",
     "nesting",
+    "sharding",
     "models",
     "distill",
     "optim",
-    "sharding",
+    "tokenizers",
     "data",
     "checkpoints",
+    "packages",
+    "starts",
     "elastic",
+    "selection",
+    "serving",
     "training",
+    "evaluation",
+    "_quickstart",
+    "_sweep",
+    "bin",
 ]
-ROOMS += ["evaluation", "_quickstart", "_sweep", "bin"]
-FORBIDDEN = {("elastic", "training"), ("evaluation", "training")}
+WITHOUT_TRAINING = ("packages", "starts", "elastic", "selection", "serving", "evaluation")
 
 
 def imported_rooms(path):
@@ -49,7 +57,22 @@ def test_modules_import_only_from_rooms_above(path):
         return
     for imported in imported_rooms(path):
         assert ROOMS.index(imported) <= ROOMS.index(room), f"{room} imports {imported}"
-        assert (room, imported) not in FORBIDDEN
+        assert not (imported == "training" and room in WITHOUT_TRAINING)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_private_modules_are_used_in_their_own_room_alone(room):
+    modules = sorted(PACKAGE.glob(f"{room}.py")) + sorted((PACKAGE / room).rglob("*.py"))
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            parts = node.module.split(".")
+            if parts[0] == "matta_jax" and parts[1:2] not in ([room], []):
+                inner = [*parts[2:], *(alias.name for alias in node.names)]
+                assert not any(name.startswith("_") for name in inner), (
+                    f"{path} imports {node.module}"
+                )
 
 
 def test_nesting_is_pure():
@@ -65,7 +88,7 @@ def test_nesting_is_pure():
             ("matta_jax.data", "matta_jax.training", "tensorflow", "torch"),
         ),
         (
-            "matta_jax.evaluation, matta_jax.elastic.search",
+            "matta_jax.evaluation, matta_jax.selection",
             ("matta_jax.training", "tensorflow", "torch"),
         ),
     ],

@@ -81,7 +81,7 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     import jax
 
     from matta_jax import elastic
-    from matta_jax.checkpoints import Checkpoints, on_one_device
+    from matta_jax.checkpoints import Checkpoints, on_one_device, open_source
     from matta_jax.nesting import parse_spec, slice_model
 
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
@@ -89,7 +89,7 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before, resident, clock, cpu = _counted(), _resident(), time.perf_counter(), time.process_time()
     if name == "restore_and_slice":
-        source = elastic.open_source(checkpoint)
+        source = open_source(checkpoint)
         with Checkpoints(source.directory, read_only=True) as checkpoints:
             params = checkpoints.restore(source.step, {"params": on_one_device(source.abstract)})[
                 "params"
@@ -97,7 +97,7 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
         sliced = [slice_model(params, source.axes, parse_spec(spec, source.nest)) for spec in specs]
         sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in sliced]
     elif name == "read":
-        source = elastic.open_source(checkpoint)
+        source = open_source(checkpoint)
         sizes = []
         for tree in source.read_many([parse_spec(spec, source.nest) for spec in specs]):
             sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))

@@ -17,10 +17,10 @@ from laptop import (
 )
 
 import matta_jax
-from matta_jax.elastic import Budget
 from matta_jax.files import replace_text
 from matta_jax.nesting import nest_of, parse_spec
 from matta_jax.reporting import markdown_table, new_figure, save_figure
+from matta_jax.selection import Budget
 
 SEEDS = (0, 1, 2)
 NESTS = {"two points": {}, "with a mix": {"nest.mix_per_step": 1}}

@@ -10,7 +10,8 @@ from laptop import Line, comparison, plot_comparison
 
 import matta_jax
 from matta_jax import config as c
-from matta_jax.data import Labels, make_tokenizer, split_data
+from matta_jax.data import Labels, split_data
+from matta_jax.tokenizers import make_tokenizer
 
 SEEDS = (0, 1, 2)
 TEACHER = {

@@ -11,7 +11,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
-from matta_jax.elastic import DTYPES, FORMATS, Packaging
+from matta_jax.packages import DTYPES, FORMATS, Packaging
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir of a run, with @STEP for another than the newest step."

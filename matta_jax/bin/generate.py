@@ -8,8 +8,8 @@ from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
-from matta_jax.elastic import load_chosen
-from matta_jax.evaluation import Sampling
+from matta_jax.packages import load_chosen
+from matta_jax.serving import Sampling
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of an extracted or imported model.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")

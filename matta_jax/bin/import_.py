@@ -7,7 +7,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
-from matta_jax.elastic import Packaging
+from matta_jax.packages import Packaging
 
 _HF = flags.DEFINE_string("hf", None, "Folder with config.json and model.safetensors.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the model.")

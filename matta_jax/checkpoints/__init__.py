@@ -15,5 +15,8 @@ from matta_jax.checkpoints._orbax import save_folder as save_folder
 from matta_jax.checkpoints._pieces import Units as Units
 from matta_jax.checkpoints._pieces import fingerprint as fingerprint
 from matta_jax.checkpoints._pieces import fingerprints as fingerprints
+from matta_jax.checkpoints._source import Source as Source
+from matta_jax.checkpoints._source import load_opt_state as load_opt_state
+from matta_jax.checkpoints._source import open_source as open_source
 from matta_jax.checkpoints._stored import StoredArray as StoredArray
 from matta_jax.checkpoints._stored import stored_arrays as stored_arrays

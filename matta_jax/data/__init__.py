@@ -20,10 +20,6 @@ from matta_jax.data._pipeline import sequential_batches as sequential_batches
 from matta_jax.data._pipeline import training_batches as training_batches
 from matta_jax.data._split import glob_data as glob_data
 from matta_jax.data._split import split_data as split_data
-from matta_jax.data._tokenizers import ByteTokenizer as ByteTokenizer
-from matta_jax.data._tokenizers import Tokenizer as Tokenizer
-from matta_jax.data._tokenizers import make_tokenizer as make_tokenizer
-from matta_jax.data._tokenizers import tokenizer_digest as tokenizer_digest
 from matta_jax.data._windows import Windows as Windows
 from matta_jax.data._windows import corpus_windows as corpus_windows
 from matta_jax.data._windows import split_windows as split_windows

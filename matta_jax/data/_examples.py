@@ -13,8 +13,8 @@ import numpy as np
 from matta_jax.config import DataConfig, ModelConfig
 from matta_jax.data._corpora import Corpus, Document, is_held_out
 from matta_jax.data._jsonl import read_json_lines, shorten, text_of
-from matta_jax.data._tokenizers import Tokenizer
 from matta_jax.errors import UserError
+from matta_jax.tokenizers import Tokenizer
 
 _MOST = 1e30  # Of a dense feature: products with it stay float32.
 

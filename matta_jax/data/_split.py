@@ -5,9 +5,9 @@ import dataclasses
 from matta_jax.config import Config
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
-from matta_jax.data._tokenizers import Tokenizer, make_tokenizer
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
 from matta_jax.errors import UserError
+from matta_jax.tokenizers import Tokenizer, make_tokenizer
 
 
 def split_data(

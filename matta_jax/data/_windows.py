@@ -19,8 +19,8 @@ import tqdm
 
 from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
-from matta_jax.data._tokenizers import Tokenizer
 from matta_jax.errors import UserError
+from matta_jax.tokenizers import Tokenizer
 
 _FORMAT = 1  # Raise it when the files of a cache change their meaning.
 

@@ -4,7 +4,6 @@ named terms.
 
 from matta_jax.distill._objective import Objective as Objective
 from matta_jax.distill._objective import make_objective as make_objective
-from matta_jax.distill._plan import Layout as Layout
 from matta_jax.distill._plan import OnlineTeacher as OnlineTeacher
 from matta_jax.distill._plan import Plan as Plan
 from matta_jax.distill._plan import Teacher as Teacher

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.config import ObjectiveConfig, TeacherConfig
-from matta_jax.distill._plan import Layout, Plan, Teacher, Term
+from matta_jax.distill._plan import Plan, Teacher, Term
 from matta_jax.distill.fused import nested_loss
+from matta_jax.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)

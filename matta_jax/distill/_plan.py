@@ -7,9 +7,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from matta_jax.errors import UserError
+from matta_jax.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +37,6 @@ class Term:
             raise UserError(
                 f"temperature={self.temperature} of the term {self.name!r} must be greater than 0"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the operands of the loss lie on a mesh; an axis of size 1 need not be named.
-
-    Attributes:
-      mesh: the devices.
-      tokens: mesh axes over which tokens are split.
-      columns: mesh axis over which the table's d_model is split; None: nowhere.
-      vocab: mesh axis over which the vocabulary is computed in parts; None: whole on each device.
-    """
-
-    mesh: Mesh
-    tokens: tuple[str, ...]
-    columns: str | None = None
-    vocab: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

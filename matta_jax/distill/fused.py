@@ -32,9 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.distill._plan import Constants, Layout, OnlineTeacher, Plan, Teacher, TopKTeacher
+from matta_jax.distill._plan import Constants, OnlineTeacher, Plan, Teacher, TopKTeacher
 from matta_jax.distill._terms import Vocab, chunk_terms
 from matta_jax.errors import UserError
+from matta_jax.sharding import Layout
 
 
 @jax.tree_util.register_dataclass

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matta_jax.checkpoints import StoredArray, read_meta, stored_arrays
-from matta_jax.elastic._plain import plain_config, regranulate, regranulated
-from matta_jax.elastic._source import Source, load_opt_state
+from matta_jax.checkpoints import Source, StoredArray, load_opt_state, read_meta, stored_arrays
 from matta_jax.errors import UserError
 from matta_jax.models import abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import (
@@ -32,6 +30,7 @@ from matta_jax.optim import (
     slice_shampoo,
     weights_of,
 )
+from matta_jax.packages import plain_config, regranulate, regranulated
 
 
 def slice_opt_state(source: Source, sub_models: Sequence[SubModel]) -> list[Any]:

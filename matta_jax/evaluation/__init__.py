@@ -6,9 +6,6 @@ from matta_jax.evaluation._evaluate import Comparison as Comparison
 from matta_jax.evaluation._evaluate import Evaluation as Evaluation
 from matta_jax.evaluation._evaluate import compare as compare
 from matta_jax.evaluation._evaluate import evaluate as evaluate
-from matta_jax.evaluation._generate import Sampling as Sampling
-from matta_jax.evaluation._generate import generate as generate
-from matta_jax.evaluation._generate import generate_ids as generate_ids
 from matta_jax.evaluation._likelihood import Likelihood as Likelihood
 from matta_jax.evaluation._likelihood import Request as Request
 from matta_jax.evaluation._likelihood import encode_request as encode_request

@@ -9,11 +9,11 @@ import tqdm
 
 from matta_jax.config import Config
 from matta_jax.data import ExampleSet, glob_data, sequential_batches, split_data
-from matta_jax.elastic import Model
-from matta_jax.elastic.scoring import HELD_OUT
 from matta_jax.errors import UserError
 from matta_jax.evaluation._tasks import CONFIDENCE, Outcome, Score, share
 from matta_jax.models import targets_of
+from matta_jax.packages import Model
+from matta_jax.selection.scoring import HELD_OUT
 
 _RESAMPLES = 1000
 

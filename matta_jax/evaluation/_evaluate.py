@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from matta_jax.config import Config
-from matta_jax.data import Tokenizer, make_tokenizer
-from matta_jax.elastic import Model, load_chosen, record_scores
-from matta_jax.elastic.scoring import score_record
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._lambada import Lambada
@@ -18,7 +15,10 @@ from matta_jax.evaluation._sat_math import SatMath
 from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.files import replace_text
+from matta_jax.packages import Model, load_chosen, record_scores
 from matta_jax.reporting import markdown_table
+from matta_jax.selection.scoring import score_record
+from matta_jax.tokenizers import Tokenizer, make_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

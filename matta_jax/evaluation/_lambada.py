@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 
-from matta_jax.data import Tokenizer, file_fingerprint, read_json_lines, text_of
-from matta_jax.elastic import Model
+from matta_jax.data import file_fingerprint, read_json_lines, text_of
 from matta_jax.errors import UserError
 from matta_jax.evaluation._likelihood import encode_request, likelihoods
 from matta_jax.evaluation._tasks import Outcome, Score, share
+from matta_jax.packages import Model
+from matta_jax.tokenizers import Tokenizer
 
 
 class Lambada:

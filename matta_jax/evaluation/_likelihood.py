@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from matta_jax.data import Tokenizer
-from matta_jax.elastic import Model
 from matta_jax.models import logits
+from matta_jax.packages import Model
+from matta_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

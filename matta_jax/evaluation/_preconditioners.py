@@ -4,7 +4,7 @@ told apart.
 
 import numpy as np
 
-from matta_jax.elastic import load_opt_state, open_source
+from matta_jax.checkpoints import load_opt_state, open_source
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import flatten, slice_model
 from matta_jax.optim import ShampooState, find_shampoo, matrix_views, shampoo_settings

@@ -10,7 +10,6 @@ import statistics
 from typing import Any
 
 from matta_jax import config as config_lib
-from matta_jax.elastic import MANIFEST
 from matta_jax.errors import UserError
 from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
 from matta_jax.evaluation._evaluate import write_json
@@ -22,6 +21,7 @@ from matta_jax.evaluation._preconditioners import (
 from matta_jax.files import replace_text
 from matta_jax.models import abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import SubModel, count, nest_of
+from matta_jax.packages import MANIFEST
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import scipy.stats
 
-from matta_jax.elastic import Model
+from matta_jax.packages import Model
 
 CONFIDENCE = 0.95
 

@@ -3,9 +3,9 @@
 import weakref
 
 from matta_jax.config import Config
-from matta_jax.elastic import Model
-from matta_jax.elastic.scoring import TextLoss, task_windows, text_loss
 from matta_jax.evaluation._tasks import Outcome, Score
+from matta_jax.packages import Model
+from matta_jax.selection.scoring import TextLoss, task_windows, text_loss
 
 
 class Text:

@@ -13,11 +13,11 @@ import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from matta_jax.data import make_tokenizer
-from matta_jax.elastic import Model, load_chosen
 from matta_jax.errors import UserError
-from matta_jax.evaluation._generate import Sampling, generate_ids
 from matta_jax.evaluation._likelihood import Request, encode_request, likelihoods
+from matta_jax.packages import Model, load_chosen
+from matta_jax.serving import Sampling, generate_ids
+from matta_jax.tokenizers import make_tokenizer
 
 
 @register_model("matta_jax")

@@ -10,7 +10,6 @@ from matta_jax.models._gpt import GPT as GPT
 from matta_jax.models._gpt import Architecture as Architecture
 from matta_jax.models._gpt import architecture_of as architecture_of
 from matta_jax.models._gpt import logits as logits
-from matta_jax.models._nested import Placement as Placement
 from matta_jax.models._nested import apply as apply
 from matta_jax.models._nested import block_importance as block_importance
 from matta_jax.models._nested import candidate_apply as candidate_apply

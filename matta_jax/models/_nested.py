@@ -23,6 +23,7 @@ from matta_jax.models._gpt import Architecture, Block, Embed, LayerNorm, drop
 from matta_jax.models._plain import logical_axes
 from matta_jax.models._scorer import Categories, Dense, Extras, Head, seen_positions, with_features
 from matta_jax.nesting import Names, Nest, SubModel, Tree, fan_in, join_granules, narrow, sizes_of
+from matta_jax.sharding import ONE_DEVICE, Placement
 
 _MAX_STATIC_RUNS = (
     4  # Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
@@ -172,24 +173,6 @@ def _lean_switch(
     return run(choice, weights, x_ND, key)
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where a weight lies; by default there is one device.
-
-    Attributes:
-      gather: `(weight, axis names) -> weight`, to where layers compute with it.
-      scatter: `(gradient, axis names) -> gradient`, to where the weight is kept.
-      joins: whether a weight's granules are joined before it is used. With them apart, matrix
-        products on a CPU or GPU move their operands about (a layer takes 1.2 times as long); but
-        shards of each granule must stay apart, and on a TPU joining keeps the compiler from
-        rounding weights before it gathers them.
-    """
-
-    gather: Callable[[jax.Array, Names], jax.Array] = lambda weight, names: weight
-    scatter: Callable[[jax.Array, Names], jax.Array] = lambda gradient, names: gradient
-    joins: bool = True
-
-
 def _for_compute(
     weight: jax.Array, names: Names, placement: Placement, dtype: str, reduce_dtype: str
 ) -> jax.Array:
@@ -227,7 +210,7 @@ def joint_apply(
     remat: str = "dots",
     dropout: float = 0.0,
     key: jax.Array | None = None,
-    placement: Placement = Placement(),
+    placement: Placement = ONE_DEVICE,
 ) -> list[jax.Array]:
     """Runs several sub-models of a TA in one pass.
 
@@ -460,7 +443,7 @@ def apply(
     *,
     extras: Extras | None = None,
     dtype: str = "float32",
-    placement: Placement = Placement(),
+    placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
     """Runs the plain model of `params`, a layer cast and gathered when it runs. Not made to be
     differentiated: it keeps what `joint_apply` would compute again.

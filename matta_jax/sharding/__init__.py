@@ -16,6 +16,9 @@ from matta_jax.sharding._mesh import place as place
 from matta_jax.sharding._mesh import place_batch as place_batch
 from matta_jax.sharding._mesh import placement as placement
 from matta_jax.sharding._mesh import replicated as replicated
+from matta_jax.sharding._placement import ONE_DEVICE as ONE_DEVICE
+from matta_jax.sharding._placement import Layout as Layout
+from matta_jax.sharding._placement import Placement as Placement
 from matta_jax.sharding._processes import any_process as any_process
 from matta_jax.sharding._processes import check_agreement as check_agreement
 from matta_jax.sharding._processes import is_first as is_first

@@ -12,10 +12,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from matta_jax.config import MeshConfig
-from matta_jax.distill import Layout
 from matta_jax.errors import UserError
-from matta_jax.models import Placement
 from matta_jax.nesting import Names, Tree
+from matta_jax.sharding._placement import Layout, Placement
 
 RULES: dict[str, str] = {"d_model": "fsdp", "heads": "tensor", "d_ff": "tensor", "vocab": "tensor"}
 """Logical axis to mesh axis; all others are kept whole. Granules are never sharded, only what lies

@@ -27,17 +27,15 @@ from matta_jax.data import (
     LabelledWindows,
     Labels,
     Windows,
-    make_tokenizer,
     sequential_batches,
     split_data,
     training_batches,
 )
-from matta_jax.elastic import Package, check_init, initial_opt_state, initial_params
-from matta_jax.elastic.teacher import check_labels, check_teacher
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.files import replace_text
 from matta_jax.nesting import flatten
 from matta_jax.optim import shampoo_advice
+from matta_jax.packages import Package
 from matta_jax.sharding import (
     check_agreement,
     check_mesh,
@@ -48,6 +46,9 @@ from matta_jax.sharding import (
     place_batch,
     wait_for_all,
 )
+from matta_jax.starts import check_init, initial_opt_state, initial_params
+from matta_jax.starts.teacher import check_labels, check_teacher
+from matta_jax.tokenizers import make_tokenizer
 from matta_jax.training._metrics import (
     Writer,
     measure_peak_flops,

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.config import Config
-from matta_jax.elastic.teacher import Teacher
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
 from matta_jax.models import abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import Nest, SubModel, count, count_weights
+from matta_jax.starts.teacher import Teacher
 
 
 class Writer(Protocol):

@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh
 
 from matta_jax.config import Config
-from matta_jax.elastic.teacher import Teacher, open_teacher
 from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
 from matta_jax.nesting import Nest, Tree, flatten, nest_of, units
 from matta_jax.optim import make_optimizer, state_shardings, weights_of
 from matta_jax.sharding import param_shardings, place, replicated
+from matta_jax.starts.teacher import Teacher, open_teacher
 
 
 @jax.tree_util.register_dataclass

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.distill import Layout, OnlineTeacher, Plan, Term, TopKTeacher, nested_loss
+from matta_jax.distill import OnlineTeacher, Plan, Term, TopKTeacher, nested_loss
 from matta_jax.errors import UserError
-from matta_jax.sharding import collectives, loss_layout, make_mesh
+from matta_jax.sharding import Layout, collectives, loss_layout, make_mesh
 
 N, V = 37, 51  # Neither a multiple of the chunk nor of the devices.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorstore
 
-from matta_jax import elastic, extract, nesting
+from matta_jax import checkpoints, extract, nesting, packages
 from matta_jax.elastic import _extract
 from matta_jax.errors import UserError
 
@@ -27,11 +27,11 @@ def family(run, tmp_path_factory):
 
 
 def test_extracted_weights_are_the_slices_of_the_ta(run, family):
-    source = elastic.open_source(str(run[1]))
+    source = checkpoints.open_source(str(run[1]))
     ta = source.load(source.nest.ta)
     for spec, one in zip(SPECS, family, strict=True):
         sub_model = nesting.parse_spec(spec, source.nest)
-        model = elastic.load_model(one.path)
+        model = packages.load_model(one.path)
         expected = nesting.flatten(nesting.slice_model(ta, source.axes, sub_model))
         for path, leaf in nesting.flatten(model.params).items():
             np.testing.assert_array_equal(leaf, expected[path])
@@ -43,8 +43,8 @@ def test_the_extracted_model_computes_what_the_ta_computes_in_place(run, family)
     tokens = jax.random.randint(jax.random.key(5), (2, 20), 0, 256)
     for spec, one in zip(SPECS, family, strict=True):
         plain, in_place = (
-            elastic.load_model(one.path),
-            elastic.load_in_place(str(run[1]), [spec])[0],
+            packages.load_model(one.path),
+            packages.load_in_place(str(run[1]), [spec])[0],
         )
         a, b = (jax.jit(model.logits)(model.params, tokens) for model in (plain, in_place))
         np.testing.assert_array_equal(a, b)
@@ -76,8 +76,8 @@ def test_the_manifest_tells_parent_step_spec_slices_and_hashes(run, family):
 def test_an_older_step_can_be_extracted(run, tmp_path):
     one = extract(f"{run[1]}@3", ["student"], tmp_path / "old")[0]
     assert json.loads((one.path / "manifest.json").read_text())["parent"]["step"] == 3
-    other = elastic.load_model(one.path).params["norm"]["scale"]
-    newest = elastic.open_source(str(run[1])).stored["norm"]["scale"].whole()
+    other = packages.load_model(one.path).params["norm"]["scale"]
+    newest = checkpoints.open_source(str(run[1])).stored["norm"]["scale"].whole()
     assert not np.array_equal(other, newest[:16])
 
 
@@ -134,7 +134,7 @@ def test_damaged_models_are_named(run, tmp_path):
     text = manifest.read_text()
     manifest.write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"is damaged \(manifest.json"):
-        elastic.load_model(one.path)
+        packages.load_model(one.path)
     manifest.write_text(text)
     largest = max((one.path / "weights").rglob("d/*"), key=lambda file: file.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -143,14 +143,14 @@ def test_damaged_models_are_named(run, tmp_path):
     with pytest.raises(
         UserError, match=r"tensor \w+/.* differs from its fingerprint; extract it again"
     ):
-        elastic.load_model(one.path)
+        packages.load_model(one.path)
     with pytest.raises(UserError, match="not an extracted model"):
-        elastic.load_model(tmp_path)
+        packages.load_model(tmp_path)
 
 
 def test_a_sub_model_reads_its_own_bytes_and_no_others(run):
     """Every read of the store is counted: they add up to the sub-model."""
-    source = elastic.open_source(str(run[1]))
+    source = checkpoints.open_source(str(run[1]))
     read = []
     for array in jax.tree.leaves(source.stored):
         whole = array.read
@@ -165,7 +165,7 @@ def test_a_sub_model_reads_its_own_bytes_and_no_others(run):
 
 
 def test_a_family_larger_than_its_ta_reads_the_ta_once(run):
-    source = elastic.open_source(str(run[1]))
+    source = checkpoints.open_source(str(run[1]))
     sub_models = [nesting.parse_spec(spec, source.nest) for spec in SPECS]
     together, alone = list(source.read_many(sub_models)), [source.read(one) for one in sub_models]
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), together, alone))
@@ -175,7 +175,7 @@ def test_what_lies_outside_the_slice_may_be_damaged(run, tmp_path):
     """The Student's pieces are read and verified; the TA's alone are neither."""
     workdir = tmp_path / "run"
     shutil.copytree(run[1], workdir)
-    outside = elastic.open_source(str(workdir)).stored["embed"]["tokens"].whole()[:, 16:]
+    outside = checkpoints.open_source(str(workdir)).stored["embed"]["tokens"].whole()[:, 16:]
     for file in (workdir / "checkpoints" / "6").rglob("d/*"):
         content = bytearray(file.read_bytes())
         position = content.find(np.ascontiguousarray(outside).tobytes())

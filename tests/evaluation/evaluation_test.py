@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import elastic, evaluate, extract, report
-from matta_jax.data import ByteTokenizer, Corpus, corpus_windows
-from matta_jax.elastic import scoring
+from matta_jax import evaluate, extract, packages, report
+from matta_jax.data import Corpus, corpus_windows
 from matta_jax.errors import UserError
 from matta_jax.evaluation._curves import plot_curves
 from matta_jax.reporting import new_figure
+from matta_jax.selection import scoring
+from matta_jax.tokenizers import ByteTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def text(tmp_path_factory):
 
 def test_bits_per_byte_is_that_of_a_plain_loop(student, text):
     """Token by token over the stream, in numpy, with the context that each window gives."""
-    model = elastic.load_model(student)
+    model = packages.load_model(student)
     stream = [0]
     for name in ("a.txt", "b.txt"):
         stream += [*list((text / name).read_bytes()), 0]
@@ -52,7 +53,7 @@ def test_bits_per_byte_is_that_of_a_plain_loop(student, text):
 
 
 def test_batch_size_changes_nothing(student, text, cache):
-    model = elastic.load_model(student)
+    model = packages.load_model(student)
     windows = corpus_windows(
         Corpus(f"text:{text}/*.txt"), ByteTokenizer(), seq_len=32, cache_dir=cache
     )

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from matta_jax import compare, elastic, evaluate, evaluation, extract
-from matta_jax.data import ByteTokenizer
+from matta_jax import compare, evaluate, evaluation, extract, packages
 from matta_jax.errors import UserError
 from matta_jax.evaluation import _evaluate, _likelihood, _tasks
+from matta_jax.tokenizers import ByteTokenizer
 
 PASSAGES = [
     "the quick brown fox jumps over the lazy dog",
@@ -76,7 +76,7 @@ def plain_score(model, context, target):
 def test_lambada_is_that_of_a_plain_loop(models, files):
     task = f"lambada:{files}/lambada.jsonl"
     result = evaluate(model=models[0], tasks=[task])
-    model = elastic.load_model(models[0])
+    model = packages.load_model(models[0])
     found = [plain_score(model, *(part.encode() for part in split(text))) for text in PASSAGES]
     assert result.scores[task] == np.mean([all(top) for _, top in found])
     assert result.scores[f"lambada_last_token:{files}/lambada.jsonl"] == np.mean(
@@ -87,7 +87,7 @@ def test_lambada_is_that_of_a_plain_loop(models, files):
     assert result.truncated == {task: sum(len(text.encode()) > 33 for text in PASSAGES)}
     low, high = result.intervals[task]
     assert low <= result.scores[task] <= high
-    scores = {score["task"]: score for score in elastic.open_model(models[0]).manifest["scores"]}
+    scores = {score["task"]: score for score in packages.open_model(models[0]).manifest["scores"]}
     assert scores[task]["value"] == result.scores[task] and scores[task]["interval"] == [low, high]
 
 
@@ -106,7 +106,7 @@ def test_the_context_of_a_word_that_follows_a_line_break_keeps_it():
 def test_sat_math_scores_options_by_sum_and_by_character(models, files):
     task = f"sat_math:{files}/sat.jsonl"
     result = evaluate(model=models[1], tasks=[task])
-    model, right, norm = elastic.load_model(models[1]), [], []
+    model, right, norm = packages.load_model(models[1]), [], []
     for one in QUESTIONS:
         last = "ABCDEFG"[len(one["options"]) - 1]
         prompt = (
@@ -228,7 +228,7 @@ def test_nothing_is_scored_before_all_is_in_order(models, files, tmp_path):
 
 
 def test_models_of_several_runs_go_by_their_folders_and_tokens_do_not_compare(models):
-    one, other = (elastic.load_model(model) for model in models[:2])
+    one, other = (packages.load_model(model) for model in models[:2])
     data = dataclasses.replace(other.config.data, tokenizer="gpt2:somewhere")
     foreign = dataclasses.replace(other, config=dataclasses.replace(other.config, data=data))
     assert _evaluate._names([one, other], ["a", "b"]) == [one.spec, other.spec]
@@ -247,7 +247,7 @@ def test_buckets_have_room_and_are_few():
 
 
 def test_batches_change_nothing(models, files):
-    model = elastic.load_model(models[0])
+    model = packages.load_model(models[0])
     requests = [_likelihood.encode_request(ByteTokenizer(), *split(text)) for text in PASSAGES]
     a, b = (evaluation.likelihoods(model, requests, batch_size=size) for size in (1, 4))
     for one, other in zip(a, b, strict=True):

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from matta_jax import compare, data, elastic, evaluate, extract, generate, models, search, train
+from matta_jax import (
+    compare,
+    data,
+    elastic,
+    evaluate,
+    extract,
+    generate,
+    models,
+    packages,
+    search,
+    train,
+)
 from matta_jax import config as c
 from matta_jax.errors import UserError
 from matta_jax.evaluation import _auc
@@ -121,13 +132,13 @@ def test_extracted_and_in_place_score_the_same(trained, tmp_path):
     assert again.architecture.categories == (3, 5)
     with pytest.raises(UserError, match="format='hf' is for language models"):
         extract(
-            str(trained), ["student"], tmp_path / "hf", packaging=elastic.Packaging(format="hf")
+            str(trained), ["student"], tmp_path / "hf", packaging=packages.Packaging(format="hf")
         )
     for task in ("lambada:x", "sat_math:x", "bits_per_byte:held_out"):
         with pytest.raises(UserError, match="is for language models|has no loss of a text"):
             evaluate(model=made[0].path, tasks=[task])
     with pytest.raises(UserError, match="is a scorer, and writes no text"):
-        generate(elastic.load_model(made[0].path), "a", num_tokens=1)
+        generate(packages.load_model(made[0].path), "a", num_tokens=1)
     with pytest.raises(UserError, match="is a scorer's run"):
         search(str(trained), tmp_path / "search")
 

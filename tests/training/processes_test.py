@@ -19,8 +19,7 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax import data, train
-from matta_jax.checkpoints import Checkpoints
-from matta_jax.elastic import open_source
+from matta_jax.checkpoints import Checkpoints, open_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -189,7 +188,7 @@ def test_shampoo_and_a_model_to_start_from_on_two_processes(wide, one, tmp_path)
 
 
 def test_two_processes_share_the_files_of_labels(wide, one, tmp_path):
-    from matta_jax.elastic.labelling import label
+    from matta_jax.starts.labelling import label
 
     config = wide(data__seq_len=8)  # Windows for three files.
     label(config, str(one), tmp_path / "alone", top_k=4, batch_size=2)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import data, elastic, extract, label, train
-from matta_jax.elastic import labelling
-from matta_jax.elastic import teacher as teacher_lib
+from matta_jax import data, extract, label, packages, train
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh, place_batch
+from matta_jax.starts import labelling
+from matta_jax.starts import teacher as teacher_lib
 from matta_jax.training import _state, _step
 
 TAUGHT = {"teacher__student_weight": 0.7, "teacher__ta_weight": 0.3}
@@ -83,7 +83,7 @@ def test_the_teachers_terms_are_their_formula(tiny, teacher):
     config = tiny(teacher__model=teacher, teacher__temperature=2.0, nest__mix_per_step=0, **TAUGHT)
     metrics = step_of(config)[1]
     setup = _state.make_setup(config, make_mesh((1, 1, 1)))
-    windows, model = windows_of(config), elastic.load_model(teacher)
+    windows, model = windows_of(config), packages.load_model(teacher)
     rows = [windows[i] for i in (5, 0, len(windows) - 1, 2)]
     tokens = np.stack([row["tokens"] for row in rows])
     counted = (np.arange(32) < np.stack([row["length"] for row in rows])[:, None]).reshape(-1)
@@ -169,7 +169,7 @@ def test_a_run_learns_from_it_and_resumes(tiny, teacher, labels, tmp_path):
 def test_labels_are_the_models_own(tiny, teacher, labels):
     config, folder = tiny(), labels(8)
     windows, found = windows_of(config), data.Labels(folder)
-    model = elastic.load_model(teacher)
+    model = packages.load_model(teacher)
     assert found.header.top_k == 8 and found.header.num_windows == len(windows)
     for i in (0, len(windows) - 1):
         window = windows[i]

@@ -14,8 +14,7 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax import nesting, report, train
-from matta_jax.checkpoints import Checkpoints
-from matta_jax.elastic import open_source
+from matta_jax.checkpoints import Checkpoints, open_source
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.sharding import make_mesh
 from matta_jax.training import _loop, dry_run, make_setup, make_train_step

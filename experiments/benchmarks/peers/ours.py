@@ -6,9 +6,9 @@ import numpy as np
 import serving
 
 from matta_jax import config as c
-from matta_jax.elastic._hf import to_hf
 from matta_jax.models import architecture_of
 from matta_jax.nesting import flatten
+from matta_jax.packages._hf import to_hf
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.training import make_setup, make_train_step
 

@@ -9,11 +9,11 @@ import numpy as np
 import serving
 
 from matta_jax import config as c
-from matta_jax.elastic import Model
-from matta_jax.elastic._hf import to_hf
-from matta_jax.evaluation import Sampling, generate_ids
 from matta_jax.models import architecture_of, init_params, logical_axes
 from matta_jax.nesting import count, flatten, nest_of, parse_spec, slice_axes, slice_model
+from matta_jax.packages import Model
+from matta_jax.packages._hf import to_hf
+from matta_jax.serving import Sampling, generate_ids
 
 
 def main():

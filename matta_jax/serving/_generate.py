@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matta_jax.data import make_tokenizer
-from matta_jax.elastic import Model
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, decode, decoder_weights, logits, prefill
 from matta_jax.nesting import Tree
+from matta_jax.packages import Model
+from matta_jax.tokenizers import make_tokenizer
 
 _COLDEST = 1e-6  # Logits over less would overflow.
 _LEAST_TOP_P = 1e-30  # As good as any less, which float32 takes for 0.

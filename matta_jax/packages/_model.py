@@ -11,11 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax import config as config_lib
-from matta_jax.checkpoints import StoredArray
+from matta_jax.checkpoints import StoredArray, open_source
 from matta_jax.config import Config
-from matta_jax.elastic._card import CARD, model_card
-from matta_jax.elastic._formats import open_weights
-from matta_jax.elastic._source import open_source
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
 from matta_jax.models import (
@@ -36,6 +33,8 @@ from matta_jax.nesting import (
     slice_model,
     unflatten,
 )
+from matta_jax.packages._card import CARD, model_card
+from matta_jax.packages._formats import open_weights
 
 MANIFEST = "manifest.json"
 VERSION = 2

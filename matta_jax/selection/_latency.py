@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from matta_jax.elastic._source import Source
-from matta_jax.elastic._space import Family
+from matta_jax.checkpoints import Source
 from matta_jax.errors import UserError
 from matta_jax.models import (
     Architecture,
@@ -25,6 +24,7 @@ from matta_jax.models import (
     logits,
 )
 from matta_jax.nesting import SubModel
+from matta_jax.selection._space import Family
 
 MODES = ("prefill", "decode")
 _MIN_SECONDS, _MIN_REPEATS, _MAX_REPEATS = 0.3, 5, 200

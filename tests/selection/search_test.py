@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from matta_jax import checkpoints, elastic, nesting, packages, search
 from matta_jax import config as c
-from matta_jax import elastic, nesting, search
 from matta_jax.checkpoints import Checkpoints
-from matta_jax.elastic import Budget, Workload, _latency, _predict, _space, scoring
-from matta_jax.elastic import search as search_lib
-from matta_jax.elastic.scoring import InPlaceScorer
 from matta_jax.errors import UserError
+from matta_jax.selection import Budget, Workload, _latency, _predict, _space, scoring
+from matta_jax.selection import _search as search_lib
+from matta_jax.selection.scoring import InPlaceScorer
 from matta_jax.sharding import make_mesh
 from matta_jax.training import make_setup
 
@@ -34,7 +34,7 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(run):
-    return elastic.open_source(str(run[1]))
+    return checkpoints.open_source(str(run[1]))
 
 
 def test_a_score_in_place_is_the_score_of_the_extracted_model(run, source, tmp_path):
@@ -42,7 +42,7 @@ def test_a_score_in_place_is_the_score_of_the_extracted_model(run, source, tmp_p
     scorer = InPlaceScorer(source, windows, batch_size=4)
     for spec in ("student", "d_ff=48,16,32"):
         [one] = elastic.extract(str(run[1]), [spec], tmp_path / nesting.slug(spec))
-        alone = scoring.text_loss(elastic.load_model(one.path), windows, batch_size=4)
+        alone = scoring.text_loss(packages.load_model(one.path), windows, batch_size=4)
         in_place = scorer(nesting.parse_spec(spec, source.nest), len(windows))
         assert in_place.nats == pytest.approx(alone.nats, rel=1e-6)
         assert (in_place.num_tokens, in_place.num_bytes) == (alone.num_tokens, alone.num_bytes)
@@ -85,7 +85,7 @@ def test_the_pick_is_at_least_as_good_as_every_pattern_of_its_budget(
     assert specs
     for i, spec in enumerate(specs):
         [one] = elastic.extract(str(run[1]), [spec], tmp_path / str(i))
-        alone = scoring.text_loss(elastic.load_model(one.path), windows).bits_per_byte
+        alone = scoring.text_loss(packages.load_model(one.path), windows).bits_per_byte
         assert found.pick.bits_per_byte <= alone * (1 + 1e-6), spec
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import matta_jax
 from matta_jax import config as c
-from matta_jax import elastic
+from matta_jax import packages
 
 NESTS = {
     "layer": ({"d_ff": 48, "num_heads": 2}, ["student", "ta"]),
@@ -60,9 +60,9 @@ def test_import_grow_train_extract_export_and_load_in_transformers(run, tmp_path
         for spec in specs:
             folder = workdir / "models" / str(specs.index(spec))
             [one] = matta_jax.extract(
-                str(workdir), [spec], folder, packaging=elastic.Packaging("hf")
+                str(workdir), [spec], folder, packaging=packages.Packaging("hf")
             )
-            model = elastic.load_model(one.path)
+            model = packages.load_model(one.path)
             ours = np.asarray(model.logits(model.params, tokens))
             np.testing.assert_allclose(
                 logits(reload(one.path)), ours, atol=1e-4, err_msg=f"{name} {spec}"

@@ -6,14 +6,14 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from matta_jax.checkpoints import locate
+from matta_jax.checkpoints import locate, open_source
 from matta_jax.config import Config
-from matta_jax.data import LabelHeader, Tokenizer, make_tokenizer, tokenizer_digest
-from matta_jax.elastic._model import MANIFEST, Model, load_model, open_model
-from matta_jax.elastic._source import open_source
+from matta_jax.data import LabelHeader
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, architecture_of, logical_axes
 from matta_jax.nesting import Tree, nest_of
+from matta_jax.packages import MANIFEST, Model, load_model, open_model
+from matta_jax.tokenizers import Tokenizer, make_tokenizer, tokenizer_digest
 
 
 @dataclasses.dataclass(frozen=True)

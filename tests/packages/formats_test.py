@@ -11,9 +11,10 @@ import safetensors.numpy
 import tensorstore
 
 import matta_jax
-from matta_jax import elastic, extract, nesting
-from matta_jax.elastic import Packaging, _import
+from matta_jax import checkpoints, elastic, extract, nesting, packages
 from matta_jax.errors import UserError
+from matta_jax.packages import Packaging
+from matta_jax.starts import _import
 
 # Each with what the model card of format hf says of its padding.
 PADDED = {
@@ -70,7 +71,7 @@ def place(tmp_path):
 def weights(folder):
     return {
         path: np.asarray(leaf)
-        for path, leaf in nesting.flatten(elastic.load_model(folder).params).items()
+        for path, leaf in nesting.flatten(packages.load_model(folder).params).items()
     }
 
 
@@ -141,7 +142,7 @@ def save_tokenizer(file, size):
 @pytest.mark.parametrize("dtype", ITEM_SIZES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_and_type_holds_the_weights_of_the_ta_s_slice(run, models, format, dtype):
-    source = elastic.open_source(str(run[1]))
+    source = checkpoints.open_source(str(run[1]))
     ta = source.load(source.nest.ta)
     for spec, folder in models(format, dtype).items():
         sub_model = nesting.parse_spec(spec, source.nest)
@@ -152,7 +153,7 @@ def test_every_format_and_type_holds_the_weights_of_the_ta_s_slice(run, models, 
         )
         package = elastic.verify(folder)
         assert {array.whole().dtype.name for array in package.stored.values()} == {
-            elastic.DTYPES[dtype]
+            packages.DTYPES[dtype]
         }
         parameters = sum(leaf.size for leaf in expected.values())
         manifest = package.manifest
@@ -169,10 +170,10 @@ def test_the_files_hold_no_more_than_the_weights_and_the_padding(models, dtype):
     for format in ("safetensors", "hf"):
         for spec, folder in models(format, dtype).items():
             tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-            assert {tensor.dtype.name for tensor in tensors.values()} == {elastic.DTYPES[dtype]}
+            assert {tensor.dtype.name for tensor in tensors.values()} == {packages.DTYPES[dtype]}
             size, own = (
                 sum(tensor.nbytes for tensor in tensors.values()),
-                elastic.open_model(folder).counts.bytes,
+                packages.open_model(folder).counts.bytes,
             )
             assert size > own if format == "hf" and PADDED[spec] else size == own
 
@@ -184,7 +185,7 @@ def test_an_exported_model_is_imported_bit_for_bit(models, tmp_path, format, dty
             folder, tmp_path / str(i), tokenizer="byte", packaging=Packaging(format, dtype)
         )
         assert_same_bits(weights(package.path), weights(folder))
-        exported = elastic.open_model(folder)
+        exported = packages.open_model(folder)
         assert package.architecture == exported.architecture and package.counts == exported.counts
         assert (
             package.manifest["parent"] == {"hf": str(folder)}
@@ -203,7 +204,7 @@ def test_an_exported_model_is_imported_bit_for_bit(models, tmp_path, format, dty
 )
 def test_models_are_converted_between_all_formats_bit_for_bit(models, tmp_path, formats, dtype):
     for i, folder in enumerate(models(formats[0], dtype).values()):
-        first, expected = elastic.open_model(folder), weights(folder)
+        first, expected = packages.open_model(folder), weights(folder)
         for j, format in enumerate(formats[1:]):
             package = matta_jax.convert(
                 folder, tmp_path / f"{i}_{j}", packaging=Packaging(format, dtype)
@@ -255,7 +256,7 @@ def test_the_card_mentions_padding_exactly_where_there_is_some(models, tmp_path)
 def test_the_card_names_what_the_manifest_counts(models):
     for (format, dtype), spec in zip(ONE_DTYPE_EACH, SPECS[1:], strict=False):
         folder = models(format, dtype)[spec]
-        card, counts = (folder / "README.md").read_text(), elastic.open_model(folder).counts
+        card, counts = (folder / "README.md").read_text(), packages.open_model(folder).counts
         assert f"# {spec}\n" in card and f"| parameters | {counts.parameters:,} |" in card
         assert f"| bytes ({dtype}) | {counts.bytes:,} |" in card
         assert f"library_name: {'transformers' if format == 'hf' else 'matta_jax'}\n" in card
@@ -266,8 +267,8 @@ def test_scores_stay_with_a_model_and_stand_in_its_card(run, models, tmp_path):
     scored = tmp_path / "scored"
     shutil.copytree(models()["student"], scored)
     assert "| task |" not in (scored / "README.md").read_text()
-    elastic.record_scores(scored, [SCORES[0] | {"value": 9.0}, SCORES[0] | {"task": "code"}])
-    elastic.record_scores(scored, SCORES)
+    packages.record_scores(scored, [SCORES[0] | {"value": 9.0}, SCORES[0] | {"task": "code"}])
+    packages.record_scores(scored, SCORES)
     for i, format in enumerate(FORMATS):
         again = matta_jax.convert(scored, tmp_path / str(i), packaging=Packaging(format))
         assert again.manifest["scores"] == [SCORES[0] | {"task": "code"}, *SCORES]
@@ -278,7 +279,7 @@ def test_scores_stay_with_a_model_and_stand_in_its_card(run, models, tmp_path):
     ]
     assert (
         row in (one.path / "README.md").read_text()
-        and elastic.open_model(one.path).manifest["scores"] == SCORES
+        and packages.open_model(one.path).manifest["scores"] == SCORES
     )
 
 
@@ -661,7 +662,7 @@ def flipped_bit(folder, piece):
 def test_verify_names_the_tensor_with_a_flipped_bit(models, tmp_path, format, dtype):
     folder = tmp_path / "model"
     shutil.copytree(models(format, dtype)["num_heads=2;d_ff=48,16,48"], folder)
-    whole = {path: array.whole() for path, array in elastic.open_model(folder).stored.items()}
+    whole = {path: array.whole() for path, array in packages.open_model(folder).stored.items()}
     paths = [path for path in whole if not path.startswith(("blocks/0", "blocks/2"))]
     assert len(paths) == 16
     for path in (
@@ -673,7 +674,7 @@ def test_verify_names_the_tensor_with_a_flipped_bit(models, tmp_path, format, dt
             with refused(rf"model='.*model': tensor {path} .*; extract it again", folder):
                 elastic.verify(folder)
             with refused(rf"tensor {path} ", folder):
-                elastic.load_model(folder)
+                packages.load_model(folder)
     elastic.verify(folder)
 
 
@@ -791,18 +792,18 @@ def test_verify_refuses_a_manifest_of_another_architecture(models, tmp_path, for
         (folder / "manifest.json").write_text(text)
     (folder / "manifest.json").write_text(text[: len(text) // 2])
     with refused("is damaged .manifest.json cannot be read", folder):
-        elastic.record_scores(folder, [])
+        packages.record_scores(folder, [])
         (folder / "manifest.json").write_text(text)
 
 
 def test_verify_refuses_a_tensor_that_is_not_the_ta_s(models, tmp_path):
     shutil.copytree(models("safetensors")["ta"], tmp_path / "model")
-    other = elastic.open_model(models()["ta"]).manifest["tensors"]["norm/bias"]["fingerprint"]
+    other = packages.open_model(models()["ta"]).manifest["tensors"]["norm/bias"]["fingerprint"]
     edit_json(
         tmp_path / "model" / "manifest.json",
         lambda manifest: (
             manifest["tensors"]["norm/scale"].update(parent_fingerprint=other),
-            manifest.update(elastic.sealed(manifest)),
+            manifest.update(packages.sealed(manifest)),
         ),
     )
     with refused("tensor norm/scale is not its TA's norm/scale; extract it again", tmp_path):
@@ -818,7 +819,7 @@ def logits_of_theirs(model, tokens):
 
 
 def logits_of_ours(folder, tokens):
-    model = elastic.load_model(folder)
+    model = packages.load_model(folder)
     return np.asarray(model.logits(model.params, tokens)).reshape(*tokens.shape, -1)
 
 
@@ -906,7 +907,7 @@ def test_a_failed_replacement_leaves_the_old_model(models, place, monkeypatch):
 
     monkeypatch.setattr(os, "rename", fail)
     with refused("No space left on device", place):
-        packaging = elastic.Packaging("safetensors", overwrite=True)
+        packaging = packages.Packaging("safetensors", overwrite=True)
         matta_jax.convert(models()["ta"], place / "model", packaging=packaging)
 
 
@@ -914,16 +915,16 @@ def test_an_imported_tokenizer_goes_where_its_model_goes(hf_folder, tmp_path):
     save_tokenizer(hf_folder / "tokenizer.json", 200)
     first = matta_jax.import_hf(hf_folder, tmp_path / "first")
     assert pathlib.Path(first.config.data.tokenizer.removeprefix("hf:")).is_file()
-    matta_jax.convert(first.path, first.path, packaging=elastic.Packaging("hf", overwrite=True))
+    matta_jax.convert(first.path, first.path, packaging=packages.Packaging("hf", overwrite=True))
     (tmp_path / "first").rename(tmp_path / "moved")
-    moved = elastic.open_model(tmp_path / "moved")
+    moved = packages.open_model(tmp_path / "moved")
     assert moved.config.data.tokenizer == f"hf:{tmp_path}/moved/./tokenizer/tokenizer.json".replace(
         "/./", "/"
     )
     assert (tmp_path / "moved" / "tokenizer.json").is_file()  # Where transformers looks for it.
     assert "tokenizer is not among" not in (tmp_path / "moved" / "README.md").read_text()
     again = matta_jax.import_hf(
-        tmp_path / "moved", tmp_path / "again", packaging=elastic.Packaging("hf")
+        tmp_path / "moved", tmp_path / "again", packaging=packages.Packaging("hf")
     )
     assert (again.path / "tokenizer.json").is_file() and pathlib.Path(
         again.config.data.tokenizer[3:]
@@ -944,5 +945,5 @@ def test_verify_reads_the_config_that_transformers_needs(models, tmp_path):
 def test_models_that_do_not_fit_the_format_are_refused_before_any_is_written(run, place):
     with refused("3 heads of 8 do not fit in d_model=16", place):
         matta_jax.extract(
-            str(run[1]), ["ta", "d_model=16"], place / "models", packaging=elastic.Packaging("hf")
+            str(run[1]), ["ta", "d_model=16"], place / "models", packaging=packages.Packaging("hf")
         )

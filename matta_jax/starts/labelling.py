@@ -14,21 +14,14 @@ import tqdm
 from jax.sharding import NamedSharding, PartitionSpec
 
 from matta_jax.config import Config
-from matta_jax.data import (
-    LabelHeader,
-    Windows,
-    make_tokenizer,
-    split_windows,
-    tokenizer_digest,
-    write_header,
-    write_labels,
-)
-from matta_jax.elastic._model import Model
-from matta_jax.elastic.teacher import check_teacher, open_teacher
+from matta_jax.data import LabelHeader, Windows, split_windows, write_header, write_labels
 from matta_jax.errors import UserError
 from matta_jax.models import apply, logits
 from matta_jax.nesting import Tree
+from matta_jax.packages import Model
 from matta_jax.sharding import check_agreement, is_first, wait_for_all
+from matta_jax.starts.teacher import check_teacher, open_teacher
+from matta_jax.tokenizers import make_tokenizer, tokenizer_digest
 
 _CHUNK = 256  # Tokens whose logits exist at once.
 _PER_FILE = 512

@@ -1,32 +1,27 @@
-"""Models from elsewhere become ours: Hugging Face folders; and ours are written again in another
-format.
-"""
+"""Models from elsewhere become ours: Hugging Face folders."""
 
-import dataclasses
 import pathlib
 import shutil
-from typing import Any
 
 import jax.numpy as jnp
 
 from matta_jax import config as config_lib
 from matta_jax.config import Config, DataConfig, ModelConfig
-from matta_jax.elastic import _hf
-from matta_jax.elastic._extract import (
-    Packaging,
-    check_target,
-    eos_id_of,
-    finish_package,
-    new_folder,
-)
-from matta_jax.elastic._formats import cast, open_weights, write_weights
-from matta_jax.elastic._model import VERSION, Package, open_model, resolved_tokenizer
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, logical_axes
-from matta_jax.nesting import Tree, count_weights, flatten, unflatten
-
-TOKENIZER = "tokenizer"  # The folder in an imported model that keeps its tokenizer's files.
-_LINEAGE = ("parent", "spec", "config", "scores")  # What stays when a model is written again.
+from matta_jax.models import abstract_params, logical_axes
+from matta_jax.nesting import flatten, unflatten
+from matta_jax.packages import (
+    TOKENIZER,
+    Package,
+    Packaging,
+    architecture_of_hf,
+    check_target,
+    new_folder,
+    open_model,
+    readers,
+    resolved_tokenizer,
+    write_package,
+)
 
 
 def import_hf(
@@ -51,9 +46,9 @@ def import_hf(
     """
     packaging = packaging or Packaging()
     source, target = pathlib.Path(folder).resolve(), pathlib.Path(output).resolve()
-    architecture = _hf.architecture_of_hf(source)
+    architecture = architecture_of_hf(source)
     axes = flatten(logical_axes(architecture))
-    reads = _hf.readers(source, architecture, axes)
+    reads = readers(source, architecture, axes)
     shapes = flatten(abstract_params(architecture))
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
@@ -79,7 +74,7 @@ def import_hf(
     with new_folder(target) as building:
         spec = tokenizer or _keep_tokenizer(source, building)
         try:
-            from matta_jax.data import make_tokenizer  # As in _extract.py.
+            from matta_jax.tokenizers import make_tokenizer  # As in _extract.py.
 
             known = make_tokenizer(resolved_tokenizer(spec, building))
         except UserError as error:
@@ -113,75 +108,8 @@ def import_hf(
             "config": config_lib.to_dict(config),
             "scores": [],
         }
-        _write(building, params, architecture, packaging, about, eos_id=known.eos_id)
+        write_package(building, params, architecture, packaging, about, eos_id=known.eos_id)
     return open_model(target)
-
-
-def convert(
-    model: str | pathlib.Path, output: str | pathlib.Path, *, packaging: Packaging | None = None
-) -> Package:
-    """Writes an extracted or imported model again, in another format or type. Raises UserError as
-    `extract` does.
-    """
-    packaging = packaging or Packaging()
-    package, target = open_model(model), pathlib.Path(output).resolve()
-    check_target(target, overwrite=packaging.overwrite)
-    if packaging.with_optimizer:
-        raise UserError(
-            "with_optimizer: an optimiser state stays with its model; extract it again from the "
-            "checkpoint"
-        )
-    params, about = package.load().params, {name: package.manifest[name] for name in _LINEAGE}
-    with new_folder(target) as building:
-        if (package.path / TOKENIZER).is_dir():
-            shutil.copytree(package.path / TOKENIZER, building / TOKENIZER)
-        eos_id = eos_id_of(package.config.data.tokenizer)
-        _write(building, params, package.architecture, packaging, about, eos_id=eos_id)
-    return open_model(target)
-
-
-def _write(
-    building: pathlib.Path,
-    params: Tree,
-    architecture: Architecture,
-    packaging: Packaging,
-    about: dict[str, Any],
-    *,
-    eos_id: int | None,
-) -> None:
-    """Writes a model whose manifest has the lineage `about`."""
-    params = cast(params, packaging.dtype)
-    axes = logical_axes(architecture)
-    by_layer = {
-        path: tuple(int(name == "layers") for name in names)
-        for path, names in flatten(axes).items()
-    }
-    tensors = write_weights(
-        building,
-        packaging.format,
-        params,
-        architecture,
-        config=about["config"],
-        units=by_layer,
-        eos_id=eos_id,
-    )
-    for array in open_weights(building, packaging.format, architecture, tensors).values():
-        array.whole()
-    attended = len(architecture.d_ff) * architecture.num_heads * architecture.head_dim
-    counts = count_weights(
-        params, axes, attended=attended, seq_len=about["config"]["data"]["seq_len"]
-    )
-    own = {
-        "version": VERSION,
-        "format": packaging.format,
-        "dtype": packaging.dtype,
-        "architecture": dataclasses.asdict(architecture),
-        "counts": dataclasses.asdict(counts),
-        "tensors": {
-            path: tensor | {"axes": list(flatten(axes)[path])} for path, tensor in tensors.items()
-        },
-    }
-    finish_package(building, own | about)
 
 
 def _keep_tokenizer(source: pathlib.Path, building: pathlib.Path) -> str:

@@ -16,8 +16,9 @@ weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")
     "orbax": "",
 }
 _OURS = """```python
-from matta_jax import elastic
-model = elastic.load_model("THIS_FOLDER")
+import matta_jax
+
+model = matta_jax.load_model("THIS_FOLDER")
 logits = model.logits(model.params, tokens)  # ids [B, T]; float32 [B * T, vocabulary]
 ```"""
 

@@ -4,11 +4,11 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from matta_jax.elastic._space import Budget
 from matta_jax.reporting import markdown_table, new_figure, save_figure
+from matta_jax.selection._space import Budget
 
 if TYPE_CHECKING:
-    from matta_jax.elastic.search import Row
+    from matta_jax.selection._search import Row
 
 
 def table(rows: list["Row"], *, timed: bool) -> str:

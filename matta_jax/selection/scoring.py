@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
+from matta_jax.checkpoints import Source
 from matta_jax.config import Config
 from matta_jax.data import Windows, glob_data, sequential_batches, split_data
 from matta_jax.distill import make_objective
-from matta_jax.elastic._model import Model
-from matta_jax.elastic._source import Source
 from matta_jax.errors import UserError
 from matta_jax.models import candidate_apply
 from matta_jax.nesting import SubModel
+from matta_jax.packages import Model
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 
-from matta_jax.elastic._formats import DTYPES
-from matta_jax.elastic._source import Source
+from matta_jax.checkpoints import Source
 from matta_jax.errors import UserError
 from matta_jax.nesting import PATTERNS, Nest, SubModel
+from matta_jax.packages import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)

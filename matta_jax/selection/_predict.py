@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import scipy.optimize
 
-from matta_jax.elastic._space import Budget, Cost, Family, Space
 from matta_jax.errors import UserError
 from matta_jax.nesting import SubModel
+from matta_jax.selection._space import Budget, Cost, Family, Space
 
 Loss = Callable[[SubModel], float]
 

@@ -15,17 +15,32 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from matta_jax.checkpoints import Source, open_source
 from matta_jax.data import Windows
-from matta_jax.elastic._extract import Extracted, Packaging, extract
-from matta_jax.elastic._latency import LatencyModel, Workload
-from matta_jax.elastic._predict import additive_candidates, evolve, probes
-from matta_jax.elastic._search_report import plot, table
-from matta_jax.elastic._source import Source, open_source
-from matta_jax.elastic._space import Budget, Cost, Costs, Family, Space, check_feasible, make_space
-from matta_jax.elastic.scoring import HELD_OUT, InPlaceScorer, TextLoss, score_record, task_windows
+from matta_jax.elastic import Extracted, extract
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.files import replace_text
 from matta_jax.nesting import SubModel, format_spec, slug
+from matta_jax.packages import Packaging
+from matta_jax.selection._latency import LatencyModel, Workload
+from matta_jax.selection._predict import additive_candidates, evolve, probes
+from matta_jax.selection._report import plot, table
+from matta_jax.selection._space import (
+    Budget,
+    Cost,
+    Costs,
+    Family,
+    Space,
+    check_feasible,
+    make_space,
+)
+from matta_jax.selection.scoring import (
+    HELD_OUT,
+    InPlaceScorer,
+    TextLoss,
+    score_record,
+    task_windows,
+)
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
 _SLACK = 1.5  # Of predicted milliseconds.

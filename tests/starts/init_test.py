@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from matta_jax import config as c
-from matta_jax import elastic, extract, models, nesting, train
+from matta_jax import extract, models, nesting, packages, starts, train
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.errors import UserError
@@ -30,7 +30,7 @@ TOKENS = np.random.default_rng(0).integers(0, 256, (2, 20))
 @pytest.fixture(scope="module")
 def student(run, tmp_path_factory):
     """The Student of the run's third step, with its optimiser state."""
-    packaging = elastic.Packaging(with_optimizer=True)
+    packaging = packages.Packaging(with_optimizer=True)
     return extract(
         f"{run[1]}@3", ["student"], tmp_path_factory.mktemp("student") / "s", packaging=packaging
     )[0].path
@@ -49,7 +49,7 @@ def starting(run, model, nest, **fields):
 def start(config):
     """The TA's weights at the start, its architecture and the nest."""
     nest = nesting.nest_of(config)
-    params, _ = elastic.initial_params(config, elastic.check_init(config), jnp.asarray(TOKENS))
+    params, _ = starts.initial_params(config, starts.check_init(config), jnp.asarray(TOKENS))
     return params, models.architecture_of(config.model, nest, nest.ta), nest
 
 
@@ -76,7 +76,7 @@ def merged(params, architecture):
     ],
 )
 def test_a_grown_ta_computes_the_students_function_and_holds_it_bit_for_bit(run, student, kind):
-    old = elastic.load_model(student)
+    old = packages.load_model(student)
     params, architecture, nest = start(starting(run, student, NESTS[kind]))
     np.testing.assert_allclose(
         outputs(architecture, params), outputs(old.architecture, old.params), atol=2e-5
@@ -88,7 +88,7 @@ def test_a_grown_ta_computes_the_students_function_and_holds_it_bit_for_bit(run,
 
 
 def test_noisy_growth_keeps_the_student_and_moves_the_ta(run, student):
-    old = elastic.load_model(student)
+    old = packages.load_model(student)
     exact = outputs(old.architecture, old.params)
     distances = []
     for noise in (0.01, 0.1):
@@ -119,7 +119,7 @@ def test_a_grown_run_reports_both_losses_at_step_0(run, student, tmp_path):
 def test_sorting_by_importance_keeps_the_function_and_betters_the_prefixes(run, tmp_path):
     """A model whose useful neurons stand last: sorted, its Student is better than unsorted."""
     ta = extract(str(run[1]), ["ta"], tmp_path / "ta")[0].path
-    old = elastic.load_model(ta)
+    old = packages.load_model(ta)
     params = nesting.flatten(old.params)
     for path in ("w_in", "b_in", "w_out"):
         name = f"blocks/0/mlp/{path}"
@@ -128,7 +128,7 @@ def test_sorting_by_importance_keeps_the_function_and_betters_the_prefixes(run, 
     shuffled = nesting.unflatten(params)
     model, nest = run[0].model, nesting.nest_of(run[0])
     architecture = models.architecture_of(model, nest, nest.ta)
-    from matta_jax.elastic._grow import sort_by_importance
+    from matta_jax.starts._grow import sort_by_importance
 
     sorted_ = sort_by_importance(shuffled, architecture, jnp.asarray(TOKENS))
     whole = outputs(architecture, shuffled)
@@ -148,7 +148,7 @@ def test_a_model_of_the_tas_sizes_becomes_the_ta(run, tmp_path):
     ta = extract(str(run[1]), ["ta"], tmp_path / "ta")[0].path
     nest = c.to_dict(run[0])["nest"]
     params, architecture, _ = start(starting(run, ta, nest))
-    old = elastic.load_model(ta)
+    old = packages.load_model(ta)
     np.testing.assert_array_equal(
         outputs(architecture, params), outputs(old.architecture, old.params)
     )
@@ -157,10 +157,10 @@ def test_a_model_of_the_tas_sizes_becomes_the_ta(run, tmp_path):
         match="init.sort=True would scatter the sub-models of .* which was trained nested",
     ):
         start(starting(run, ta, nest, init__sort=True))
-    exported = extract(str(run[1]), ["ta"], tmp_path / "hf", packaging=elastic.Packaging("hf"))[
+    exported = extract(str(run[1]), ["ta"], tmp_path / "hf", packaging=packages.Packaging("hf"))[
         0
     ].path
-    foreign = elastic.import_hf(
+    foreign = starts.import_hf(
         exported, tmp_path / "foreign", tokenizer="byte"
     ).path  # Its nest is not known any more.
     sorted_, _, _ = start(starting(run, foreign, nest, init__sort=True))
@@ -173,7 +173,7 @@ def test_a_model_of_the_tas_sizes_becomes_the_ta(run, tmp_path):
 
 
 def test_a_plain_run_goes_on_from_the_same_step_with_the_same_moments(run, student, tmp_path):
-    config = elastic.plain_run(elastic.open_model(student))
+    config = starts.plain_run(packages.open_model(student))
     lines = []
     result = train(config, tmp_path / "plain", log=lines.append)
     assert result.step == 6 and any(line.startswith("step 4/6") for line in lines)
@@ -189,7 +189,7 @@ def test_a_resumed_run_does_not_need_its_model_any_more(run, student, tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(student, copy)
-    config = elastic.plain_run(elastic.open_model(copy))
+    config = starts.plain_run(packages.open_model(copy))
     first = train(config, tmp_path / "plain")
     shutil.rmtree(copy)
     assert train(config, tmp_path / "plain").metrics == first.metrics
@@ -226,7 +226,7 @@ def trained_state(tiny, tmp_path_factory):
         with Checkpoints(folder / "checkpoints") as checkpoints:
             meta = {"config": c.to_dict(setup.config)}
             checkpoints.save(3, trees, meta, loss=1.0, units=setup.units)
-        return setup, params, opt_state, elastic.open_source(str(folder))
+        return setup, params, opt_state, checkpoints.open_source(str(folder))
 
     return make
 
@@ -254,10 +254,10 @@ def test_a_step_from_the_extracted_state_is_the_students_step_in_place(trained_s
 
     [own_state] = slice_opt_state(source, [student])
     plain = make_setup(
-        elastic.plain_config(setup.config, source.architecture_of(student)), make_mesh((1, 1, 1))
+        packages.plain_config(setup.config, source.architecture_of(student)), make_mesh((1, 1, 1))
     )
     architecture = models.architecture_of(plain.config.model, plain.nest, plain.nest.ta)
-    regranulate = lambda tree: elastic.regranulate(tree, plain.axes, architecture)
+    regranulate = lambda tree: packages.regranulate(tree, plain.axes, architecture)
     own = regranulate(sliced(params))
     updates, _ = jax.jit(plain.optimizer.update)(regranulate(sliced(gradient)), own_state, own)
     by_path = nesting.flatten(regranulate(in_place))
@@ -300,7 +300,7 @@ def test_moments_are_sliced_as_their_weights(trained_state, name):
 def test_a_factored_moment_is_put_together_sliced_and_factored_again(trained_state, sizes):
     setup, _, opt_state, source = trained_state("adafactor", **sizes)
     [own] = slice_opt_state(source, [setup.nest.student])
-    plain = elastic.plain_config(setup.config, source.architecture_of(setup.nest.student))
+    plain = packages.plain_config(setup.config, source.architecture_of(setup.nest.student))
     expected = jax.eval_shape(
         make_setup(plain, make_mesh((1, 1, 1))).optimizer.init, start_shapes(plain)
     )
@@ -335,7 +335,7 @@ def start_shapes(config):
 
 
 def test_optimiser_states_that_cannot_go_along_are_refused(run, trained_state, tmp_path):
-    with_optimizer = elastic.Packaging(with_optimizer=True)
+    with_optimizer = packages.Packaging(with_optimizer=True)
     with pytest.raises(
         UserError, match="d_ff=48,16,48: a model of mixed widths cannot be trained on"
     ):
@@ -376,7 +376,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_written(
     ],
 )
 def test_optimiser_states_that_do_not_fit_are_refused(student, tmp_path, fields, words):
-    values = c.to_dict(elastic.plain_run(elastic.open_model(student)))
+    values = c.to_dict(starts.plain_run(packages.open_model(student)))
     for section, own in fields.items():
         values[section] |= own
     with pytest.raises(UserError, match=words):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax import elastic, evaluation, extract, models
+from matta_jax import evaluation, extract, models, packages
 from matta_jax.errors import UserError
-from matta_jax.evaluation import Sampling, _generate
+from matta_jax.serving import Sampling, _generate
 
 EOS = 0
 
@@ -15,7 +15,7 @@ EOS = 0
 @pytest.fixture(scope="module")
 def model(run, tmp_path_factory):
     """A mix: several runs of layers."""
-    return elastic.load_model(
+    return packages.load_model(
         extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("mix") / "m")[0].path
     )
 
@@ -49,7 +49,7 @@ def test_greedy_text_is_that_without_a_cache(model, run):
     assert ids.shape == (2, 33) and list(ids[0]) == list(ids[1]) == greedy_without_cache(
         model, start, 23
     )
-    in_place = elastic.load_in_place(str(run[1]), ["d_ff=16,48,32"])[0]
+    in_place = packages.load_in_place(str(run[1]), ["d_ff=16,48,32"])[0]
     again = evaluation.generate_ids(
         in_place, np.array([start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
     )
@@ -110,7 +110,7 @@ def test_top_p_counts_among_the_top_k():
 
 def test_a_text_ends_at_the_separator(model):
     params = dict(model.params)
-    ends = elastic.Model(model.spec, model.config, model.counts, params, {}, model.architecture)
+    ends = packages.Model(model.spec, model.config, model.counts, params, {}, model.architecture)
     start, sampling = np.array([[0, *b"the"]]), Sampling(temperature=0)
     going = evaluation.generate_ids(model, start, num_tokens=10, eos_id=300, sampling=sampling)[0]
     stop = int(going[6])

@@ -7,12 +7,11 @@ import jax
 
 from matta_jax.checkpoints import load_folder, on_one_device
 from matta_jax.config import Config
-from matta_jax.elastic._grow import grow, sort_by_importance
-from matta_jax.elastic._model import Package, open_model
-from matta_jax.elastic._plain import plain_config, regranulate
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, architecture_of, logical_axes
 from matta_jax.nesting import Nest, Tree, nest_of
+from matta_jax.packages import Package, open_model, plain_config, regranulate
+from matta_jax.starts._grow import grow, sort_by_importance
 
 # A plain run may take up an optimiser state when these agree; its learning rate and length are its
 # own.

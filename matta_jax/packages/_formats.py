@@ -19,11 +19,11 @@ from matta_jax.checkpoints import (
     save_folder,
     stored_arrays,
 )
-from matta_jax.elastic import _hf
 from matta_jax.errors import UserError
 from matta_jax.files import replace_text
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten
+from matta_jax.packages import _hf
 
 FORMATS = ("orbax", "safetensors", "hf")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

@@ -1,0 +1,34 @@
+"""Packages: the folder of an extracted model: manifest, formats, card; opened, loaded, written."""
+
+from matta_jax.packages._convert import TOKENIZER as TOKENIZER
+from matta_jax.packages._convert import convert as convert
+from matta_jax.packages._convert import write_package as write_package
+from matta_jax.packages._folder import Packaging as Packaging
+from matta_jax.packages._folder import at_dtype as at_dtype
+from matta_jax.packages._folder import check_target as check_target
+from matta_jax.packages._folder import eos_id_of as eos_id_of
+from matta_jax.packages._folder import finish_package as finish_package
+from matta_jax.packages._folder import new_folder as new_folder
+from matta_jax.packages._formats import DTYPES as DTYPES
+from matta_jax.packages._formats import FORMATS as FORMATS
+from matta_jax.packages._formats import cast as cast
+from matta_jax.packages._formats import open_weights as open_weights
+from matta_jax.packages._formats import write_weights as write_weights
+from matta_jax.packages._hf import architecture_of_hf as architecture_of_hf
+from matta_jax.packages._hf import hf_config as hf_config
+from matta_jax.packages._hf import readers as readers
+from matta_jax.packages._hf import to_hf as to_hf
+from matta_jax.packages._model import MANIFEST as MANIFEST
+from matta_jax.packages._model import VERSION as VERSION
+from matta_jax.packages._model import Model as Model
+from matta_jax.packages._model import Package as Package
+from matta_jax.packages._model import load_chosen as load_chosen
+from matta_jax.packages._model import load_in_place as load_in_place
+from matta_jax.packages._model import load_model as load_model
+from matta_jax.packages._model import open_model as open_model
+from matta_jax.packages._model import record_scores as record_scores
+from matta_jax.packages._model import resolved_tokenizer as resolved_tokenizer
+from matta_jax.packages._model import sealed as sealed
+from matta_jax.packages._plain import plain_config as plain_config
+from matta_jax.packages._plain import regranulate as regranulate
+from matta_jax.packages._plain import regranulated as regranulated

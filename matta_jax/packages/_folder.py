@@ -1,0 +1,133 @@
+"""The folder of a model: how it is written, put in its place, and finished."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from matta_jax.errors import UserError, did_you_mean
+from matta_jax.nesting import Counts
+from matta_jax.packages._card import CARD, copy_tokenizer, model_card
+from matta_jax.packages._formats import DTYPES, FORMATS
+from matta_jax.packages._model import MANIFEST, resolved_tokenizer, sealed
+
+
+@dataclasses.dataclass(frozen=True)
+class Packaging:
+    """How models are written.
+
+    Attributes:
+      format: `orbax`, `safetensors` or `hf`.
+      dtype: `fp32` or `bf16`.
+      with_optimizer: whether the sub-model's part of the optimiser state goes along (orbax).
+      overwrite: whether an extracted model may be replaced.
+    """
+
+    format: str = "orbax"
+    dtype: str = "fp32"
+    with_optimizer: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UserError(
+                    f"{name}={value!r} must be one of "
+                    f"{', '.join(allowed)}{did_you_mean(value, allowed)}"
+                )
+        if self.with_optimizer and (self.format, self.dtype) != ("orbax", "fp32"):
+            raise UserError(
+                "with_optimizer needs format=orbax and dtype=fp32: training goes on from these "
+                "alone"
+            )
+
+
+def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises UserError when a model may not be written there."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UserError(
+            f"output={str(target)!r} exists; name another folder, remove it, or give --overwrite"
+        )
+    if not (target / MANIFEST).is_file():
+        raise UserError(
+            f"output={str(target)!r} is not an extracted model, and is not overwritten; name "
+            "another"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a folder beside `target` that takes its place at the end, and is removed when that is
+    not reached.
+    """
+    building = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield building
+        building.chmod(0o755)
+        _move(building, target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"output={str(target)!r} cannot be written ({reason}); name another"
+        ) from None
+    finally:
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _move(building: pathlib.Path, target: pathlib.Path) -> None:
+    """Puts a folder in the place of another; what was there goes last, and comes back when that
+    fails.
+    """
+    if not target.exists():
+        os.rename(building, target)
+        return
+    old = building.with_name(building.name + ".old")
+    os.rename(target, old)
+    try:
+        os.rename(building, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_package(building: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's
+    files where known.
+    """
+    if manifest["format"] == "hf":
+        copy_tokenizer(
+            resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building), building
+        )
+    manifest = sealed(manifest)
+    (building / CARD).write_text(model_card(manifest, building), encoding="utf-8")
+    (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def at_dtype(counts: Counts, params: Any) -> Counts:
+    return dataclasses.replace(counts, bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+
+
+def eos_id_of(tokenizer: str) -> int | None:
+    """The end-of-text id of a tokenizer, where its files are at hand."""
+    try:
+        from matta_jax.tokenizers import (
+            make_tokenizer,  # Other formats need no tokenizer, and no data code.
+        )
+
+        return make_tokenizer(tokenizer).eos_id
+    except UserError:
+        return None  # Its files are elsewhere now; a model can be extracted without them.

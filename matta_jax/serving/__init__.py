@@ -1,0 +1,5 @@
+"""Serving: text from a model."""
+
+from matta_jax.serving._generate import Sampling as Sampling
+from matta_jax.serving._generate import generate as generate
+from matta_jax.serving._generate import generate_ids as generate_ids
