@@ -14,13 +14,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from matta_jax import data
+from matta_jax import data, tokenizers
 from matta_jax.config import DataConfig
 from matta_jax.data import _windows
 from matta_jax.errors import UserError
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
-BYTES = data.ByteTokenizer()
+BYTES = tokenizers.ByteTokenizer()
 
 
 def windows_of(text, folder, seq_len=8, **fields):
@@ -43,7 +43,7 @@ def test_bytes_round_trip(text):
     "spec", [f"gpt2:{SHARED}/gpt2_bpe", f"hf:{SHARED}/bpe/books_bpe_4096.json"]
 )
 def test_bpe_round_trips(spec):
-    tokenizer = data.make_tokenizer(spec)
+    tokenizer = tokenizers.make_tokenizer(spec)
     text = "Hello world, it's <|endoftext|> 1984! naïve — 東京\n\n  indented"
     ids = tokenizer.encode(text)
     assert ids.max() < tokenizer.vocab_size
@@ -146,7 +146,7 @@ def test_bad_files_are_named_in_one_line_and_leave_no_cache(tmp_path, name, cont
 )
 def test_bad_tokenizers_are_named(spec, words):
     with pytest.raises(UserError) as error:
-        data.make_tokenizer(spec)
+        tokenizers.make_tokenizer(spec)
     for word in words:
         assert word in str(error.value)
 
@@ -167,7 +167,7 @@ def test_a_changed_source_or_tokenizer_is_another_cache(tmp_path):
     changed = windows_of("hallo " * 20, tmp_path)
     assert changed.fingerprint != first.fingerprint
 
-    class Other(data.ByteTokenizer):
+    class Other(tokenizers.ByteTokenizer):
         fingerprint = "other"
 
     folders = len(list((tmp_path / "cache").iterdir()))

@@ -13,8 +13,7 @@ import tensorstore
 import matta_jax
 from matta_jax import checkpoints, elastic, extract, nesting, packages
 from matta_jax.errors import UserError
-from matta_jax.packages import Packaging
-from matta_jax.starts import _import
+from matta_jax.packages import Packaging, _convert
 
 # Each with what the model card of format hf says of its padding.
 PADDED = {
@@ -604,14 +603,14 @@ def test_heads_that_do_not_fit_stock_gpt2_are_refused_and_nothing_is_left(run, m
 def test_what_does_not_read_back_as_written_is_refused_and_nothing_is_left(
     models, place, monkeypatch
 ):
-    real = _import.write_weights
+    real = _convert.write_weights
 
     def altered(folder, format, params, *rest, **more):
         described = real(folder, format, params, *rest, **more)
         real(folder, format, jax.tree.map(lambda leaf: leaf * 1.001, params), *rest, **more)
         return described
 
-    monkeypatch.setattr(_import, "write_weights", altered)
+    monkeypatch.setattr(_convert, "write_weights", altered)
     for format in ("safetensors", "hf"):
         with refused("differs from its fingerprint", place):
             matta_jax.convert(models()["ta"], place / "model", packaging=Packaging(format))
@@ -625,7 +624,7 @@ def test_an_interrupted_import_leaves_nothing(models, place, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_import, "finish_package", interrupt)
+    monkeypatch.setattr(_convert, "finish_package", interrupt)
     with pytest.raises(KeyboardInterrupt):
         matta_jax.import_hf(models("hf")["ta"], place / "model", tokenizer="byte")
     assert not list(place.iterdir())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax import evaluation, extract, models, packages
+from matta_jax import extract, models, packages, serving
 from matta_jax.errors import UserError
 from matta_jax.serving import Sampling, _generate
 
@@ -43,14 +43,14 @@ def greedy_without_cache(model, ids, steps):
 
 def test_greedy_text_is_that_without_a_cache(model, run):
     start = [0, *b"the quick"]
-    ids = evaluation.generate_ids(
+    ids = serving.generate_ids(
         model, np.array([start, start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
     )
     assert ids.shape == (2, 33) and list(ids[0]) == list(ids[1]) == greedy_without_cache(
         model, start, 23
     )
     in_place = packages.load_in_place(str(run[1]), ["d_ff=16,48,32"])[0]
-    again = evaluation.generate_ids(
+    again = serving.generate_ids(
         in_place, np.array([start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
     )
     np.testing.assert_array_equal(again[0], ids[0])
@@ -59,7 +59,7 @@ def test_greedy_text_is_that_without_a_cache(model, run):
 def test_a_longer_text_goes_on_from_half_a_sequence(model):
     start = np.array([[0, *b"the quick brown"]])
     greedy = Sampling(temperature=0)
-    ids = evaluation.generate_ids(model, start, num_tokens=50, eos_id=300, sampling=greedy)[0]
+    ids = serving.generate_ids(model, start, num_tokens=50, eos_id=300, sampling=greedy)[0]
     assert len(ids) == 66
     first = 16 + 17  # 16 read, and 17 drawn: the last one is not read.
     assert list(ids[:first]) == greedy_without_cache(model, ids[:16], 17)
@@ -71,7 +71,7 @@ def test_a_longer_text_goes_on_from_half_a_sequence(model):
 
 def test_draws_follow_the_model(model):
     start = np.tile([0, *b"the"], (4096, 1))
-    drawn = evaluation.generate_ids(
+    drawn = serving.generate_ids(
         model, start, num_tokens=1, eos_id=300, sampling=Sampling(0.8, seed=3)
     )[:, -1]
     z = model.logits(model.params, jnp.asarray(start[:1]))[-1] / 0.8
@@ -83,7 +83,7 @@ def test_draws_follow_the_model(model):
         Sampling(0.8, top_p=0.3): nucleus(p, 0.3),
         Sampling(0.8, top_k=1, top_p=0.9): {int(np.argmax(p))},
     }.items():
-        drawn = evaluation.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)[
+        drawn = serving.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)[
             :, -1
         ]
         assert set(drawn) == allowed, sampling
@@ -112,16 +112,16 @@ def test_a_text_ends_at_the_separator(model):
     params = dict(model.params)
     ends = packages.Model(model.spec, model.config, model.counts, params, {}, model.architecture)
     start, sampling = np.array([[0, *b"the"]]), Sampling(temperature=0)
-    going = evaluation.generate_ids(model, start, num_tokens=10, eos_id=300, sampling=sampling)[0]
+    going = serving.generate_ids(model, start, num_tokens=10, eos_id=300, sampling=sampling)[0]
     stop = int(going[6])
-    cut = evaluation.generate_ids(ends, start, num_tokens=10, eos_id=stop, sampling=sampling)[0]
+    cut = serving.generate_ids(ends, start, num_tokens=10, eos_id=stop, sampling=sampling)[0]
     first = list(going[4:]).index(stop)
     assert list(cut) == list(going[: 4 + first + 1])
 
 
 def test_samples_depend_on_the_seed_alone(model):
     a, b, other = (
-        evaluation.generate(
+        serving.generate(
             model, "the ", num_tokens=40, num_samples=2, sampling=Sampling(0.7, seed=seed)
         )
         for seed in (0, 0, 1)
@@ -155,21 +155,21 @@ def test_bad_sampling_ends_in_one_line(options, words):
 
 def test_nothing_to_write_is_named(model):
     with pytest.raises(UserError, match="num_tokens=0 must be at least 1"):
-        evaluation.generate(model, "x", num_tokens=0)
+        serving.generate(model, "x", num_tokens=0)
 
 
 def test_too_many_samples_and_half_a_character_are_named(model):
     with pytest.raises(UserError, match="num_samples=1025 must be at most 1024"):
-        evaluation.generate(model, "x", num_tokens=1, num_samples=1025)
+        serving.generate(model, "x", num_tokens=1, num_samples=1025)
     with pytest.raises(UserError, match=r"prompt='\\udcff' is not UTF-8"):
-        evaluation.generate(model, "\udcff", num_tokens=1)
+        serving.generate(model, "\udcff", num_tokens=1)
 
 
 def test_more_than_all_tokens_are_all_and_less_than_any_share_is_the_first(model):
-    write = lambda **how: evaluation.generate(
+    write = lambda **how: serving.generate(
         model, "the ", num_tokens=8, sampling=Sampling(1.0, seed=3, **how)
     )
     assert write(top_k=10**10) == write()
-    assert write(top_p=1e-300) == evaluation.generate(
+    assert write(top_p=1e-300) == serving.generate(
         model, "the ", num_tokens=8, sampling=Sampling(0.0)
     )

@@ -10,7 +10,7 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax import extract, models, nesting, packages, starts, train
-from matta_jax.checkpoints import Checkpoints
+from matta_jax.checkpoints import Checkpoints, open_source
 from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh
@@ -226,7 +226,7 @@ def trained_state(tiny, tmp_path_factory):
         with Checkpoints(folder / "checkpoints") as checkpoints:
             meta = {"config": c.to_dict(setup.config)}
             checkpoints.save(3, trees, meta, loss=1.0, units=setup.units)
-        return setup, params, opt_state, checkpoints.open_source(str(folder))
+        return setup, params, opt_state, open_source(str(folder))
 
     return make
 

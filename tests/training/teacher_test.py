@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import data, extract, label, packages, train
+from matta_jax import data, extract, label, packages, tokenizers, train
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.starts import labelling
@@ -47,7 +47,7 @@ def labels(tiny, teacher, tmp_path_factory):
 
 def windows_of(config):
     return data.split_windows(
-        config.data, data.make_tokenizer(config.data.tokenizer), held_out=False
+        config.data, tokenizers.make_tokenizer(config.data.tokenizer), held_out=False
     )
 
 
@@ -316,15 +316,15 @@ def test_a_teacher_that_does_not_fit_is_named(tiny, run, teacher):
 
 
 def test_tokenizers_are_compared_by_what_they_do(tmp_path):
-    class Same(data.ByteTokenizer):
+    class Same(tokenizers.ByteTokenizer):
         fingerprint = "other files"
 
     class Upper(Same):
         def encode(self, text):
             return super().encode(text.upper())
 
-    assert teacher_lib.same_tokenizer(data.ByteTokenizer(), Same())
-    assert not teacher_lib.same_tokenizer(data.ByteTokenizer(), Upper())
+    assert teacher_lib.same_tokenizer(tokenizers.ByteTokenizer(), Same())
+    assert not teacher_lib.same_tokenizer(tokenizers.ByteTokenizer(), Upper())
 
 
 @pytest.mark.parametrize(
