@@ -42,6 +42,7 @@ setup(
         "array-record>=0.8,<0.9",  # A dependency of grain too.
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "immutabledict>=4.2,<5",  # A dependency of tensorflow-datasets too.
         "jax>=0.10.2,<0.12",
         "ml-collections>=1.1,<2",
         "numpy>=2.0,<3",

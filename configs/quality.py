@@ -26,8 +26,7 @@ def get_config(variant: str = "default"):
     }
     return c.to_config_dict(
         c.Config(
-            model=c.ModelConfig(
-                name="scorer",
+            model=c.ScorerConfig(
                 vocab_size=8192,
                 num_layers=2,
                 d_model=64,

@@ -2,8 +2,7 @@
 table and plots.
 
     python experiments/run.py --experiment=baseline --data_dir=/data --workdir=runs/experiments
-    python experiments/run.py --experiment=baseline    # the table and plots again, from the stored
-    figures
+    python experiments/run.py --experiment=baseline    # table and plots again, of stored figures
 
 `--data_dir` holds `books/`, `bpe/`, `lambada/` and others, as `experiments/README.md` says. Stopped
 at any point, the same command goes on. All experiments may share one `--workdir`: what two of them
@@ -13,19 +12,21 @@ run.
 """
 
 import datetime
-import importlib
 import json
 import os
 import pathlib
 import platform
 import re
+from collections.abc import Sequence
 
-import laptop
+import jax
 from absl import flags
+from lab.protocol import FOLDER, Experiment, load_experiment
+from lab.runs import Lab
 
-from matta_jax.bin import _app
-from matta_jax.errors import UserError, did_you_mean
-from matta_jax.files import replace_text
+from matta_jax.bin import required, run, say
+from matta_jax.errors import UserError
+from matta_jax.storage import replace_text
 
 _EXPERIMENT = flags.DEFINE_string(
     "experiment", None, "A folder of experiments/ with an experiment.py."
@@ -38,58 +39,84 @@ _SEEDS = flags.DEFINE_multi_integer(
     "seeds", None, "A seed to train now, or several; by default all."
 )
 
-FOLDER = pathlib.Path(__file__).parent
-_PART = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
+_RESULTS_PART = re.compile(r"(?<=<!-- results -->\n).*(?=<!-- /results -->)", re.DOTALL)
 
 
-def measure(name, experiment):
-    """Trains and measures; stores the figures."""
-    workdir, data = pathlib.Path(_WORKDIR.value).resolve(), pathlib.Path(_DATA_DIR.value).resolve()
-    config_of = getattr(experiment, "config_of", laptop.config_of)
-    if config_of is not laptop.config_of:
-        workdir = (
-            workdir / name
-        )  # A run's name is its overrides: those of another config would have the same.
-    getattr(experiment, "write_data", laptop.write_excerpts)(data, workdir)
-    lab = laptop.Lab(config_of(data, workdir), data, workdir, _SEEDS.value, _app.say)
+def measure(
+    experiment: Experiment,
+    data: pathlib.Path,
+    workdir: pathlib.Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    folder: pathlib.Path = FOLDER,
+) -> None:
+    """Trains and measures; stores the figures.
+
+    Args:
+      experiment: what is measured.
+      data: the folder of `--data_dir`.
+      workdir: the folder of the runs of all experiments.
+      seeds: those to train now; None: all.
+      folder: of all experiments; `NAME/results.json` is written there.
+    """
+    data = data.resolve()
+    runs = experiment.runs_folder(workdir.resolve())
+
+    experiment.write_data(data, runs)
+    lab = Lab(experiment.config(data, runs), data, runs, seeds, say)
     results = experiment.measure(lab)
-    about = {
+
+    text = json.dumps(_provenance(experiment.name) | results, indent=1)
+    replace_text(folder / experiment.name / "results.json", text + "\n")
+
+
+def _provenance(name: str) -> dict[str, str]:
+    """What made the results."""
+    return {
         "command": f"python experiments/run.py --experiment={name} --data_dir=DATA",
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}",
-        "device": laptop.device(),
+        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
     }
-    replace_text(FOLDER / name / "results.json", json.dumps(about | results, indent=1) + "\n")
 
 
-def show(name, experiment):
-    """Makes the plots and the table, which goes into the experiment's README too; returns the
-    table.
+def show(experiment: Experiment, *, folder: pathlib.Path = FOLDER) -> str:
+    """Makes the plots and the table from the stored figures; the table goes into the experiment's
+    README too. Returns the table.
+
+    Args:
+      experiment: what is shown.
+      folder: of all experiments.
+
+    Raises:
+      UserError: it was not measured yet.
     """
-    stored = FOLDER / name / "results.json"
+    home = folder / experiment.name
+    stored = home / "results.json"
     if not stored.is_file():
         raise UserError(f"{stored} is missing; name --data_dir, to train and measure")
-    table = experiment.show(json.loads(stored.read_text()), FOLDER / name)
-    readme = FOLDER / name / "README.md"
+
+    table = experiment.show(json.loads(stored.read_text()), home)
+
+    readme = home / "README.md"
     if readme.is_file():
-        replace_text(readme, _PART.sub(lambda _: f"\n{table}\n\n", readme.read_text()))
+        # A function, since a string would have its backslashes read as references.
+        text = _RESULTS_PART.sub(lambda _: f"\n{table}\n\n", readme.read_text())
+        replace_text(readme, text)
     return table
 
 
-def main():
+def main() -> None:
     """Measures, and shows."""
-    known = sorted(path.parent.name for path in FOLDER.glob("*/experiment.py"))
-    name = _app.required(_EXPERIMENT, "baseline")
-    if name not in known:
-        raise UserError(
-            f"--experiment={name!r} must be one of {', '.join(known)}{did_you_mean(name, known)}"
-        )
-    experiment = importlib.import_module(f"{name}.experiment")
+    experiment = load_experiment(required(_EXPERIMENT, "baseline"))
+
     if _DATA_DIR.value is not None:
-        measure(name, experiment)
-    print(show(name, experiment))
+        data, workdir = pathlib.Path(_DATA_DIR.value), pathlib.Path(_WORKDIR.value)
+        measure(experiment, data, workdir, seeds=_SEEDS.value)
+
+    print(show(experiment))
 
 
 if __name__ == "__main__":
-    _app.run(main)
+    run(main)

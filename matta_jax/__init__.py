@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart
-    from matta_jax._sweep import sweep as sweep
     from matta_jax.checkpoints import open_source as open_source
     from matta_jax.config import Config as Config
     from matta_jax.elastic import extract as extract
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from matta_jax.serving import generate as generate
     from matta_jax.starts import import_hf as import_hf
     from matta_jax.starts.labelling import label as label
+    from matta_jax.sweeps import sweep as sweep
     from matta_jax.training import compile_check as compile_check
     from matta_jax.training import dry_run as dry_run
     from matta_jax.training import train as train
@@ -62,7 +62,7 @@ _HOMES = {
     "train": "training",
     "verify": "elastic",
     "quickstart": "_quickstart",
-    "sweep": "_sweep",
+    "sweep": "sweeps",
 }
 
 

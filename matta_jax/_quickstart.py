@@ -4,15 +4,15 @@ import collections
 import dataclasses
 import gzip
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 
+from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.data import Windows, split_data
 from matta_jax.elastic import extract
 from matta_jax.errors import UserError
 from matta_jax.evaluation import Report, compare, report
-from matta_jax.nesting import Nest, format_spec, nest_of, parse_spec, slug
+from matta_jax.nesting import Nest, canonical_specs, nest_of, preset_specs, slug
 from matta_jax.packages import load_model
 from matta_jax.selection.scoring import HELD_OUT
 from matta_jax.serving import Sampling, generate
@@ -32,7 +32,7 @@ class QuickstartResult:
       sample: a text from the TA; of a scorer none.
     """
 
-    workdir: pathlib.Path
+    workdir: storage.Path
     report: Report
     baselines: dict[str, float]
     sample: str
@@ -40,20 +40,15 @@ class QuickstartResult:
 
 def family(nest: Nest) -> list[str]:
     """Specs from the Student to the TA: each uniform width, both patterns at half their layers, and
-    a middle depth.
+    each depth between.
     """
-    half = nest.ta.num_layers // 2
-    specs = ["student", "ta", *(f"d_ff={width}" for width in nest.widths)]
-    if len(nest.widths) > 1 and half:
-        specs += [f"d_ff=wide-narrow-wide:{half}", f"d_ff=narrow-wide-narrow:{half}"]
-    for depth in range(nest.student.num_layers, nest.ta.num_layers):
-        specs.append(f"layers={depth}")
-    return list(dict.fromkeys(format_spec(parse_spec(spec, nest), nest) for spec in specs))
+    depths = range(nest.student.num_layers, nest.num_layers)
+    return canonical_specs([*preset_specs(nest), *(f"layers={depth}" for depth in depths)], nest)
 
 
 def quickstart(
     config: Config,
-    workdir: str | pathlib.Path,
+    workdir: str | storage.Path,
     *,
     sub_models: Sequence[str] | None = None,
     prompt: str = "def ",
@@ -75,33 +70,56 @@ def quickstart(
     Raises:
       UserError: as `train`, `extract` and `evaluate` do.
     """
-    workdir = pathlib.Path(workdir).resolve()
+    workdir = storage.resolve(workdir)
     result = train(config, workdir, log=log)
     if not result.finished:
         raise UserError(
             f"training was stopped at step {result.step}; start the same command again to go on"
         )
+
     specs = family(nest_of(config)) if sub_models is None else list(sub_models)
     folders = [workdir / "models" / slug(spec) for spec in specs]
-    missing = {
-        spec: folder for spec, folder in zip(specs, folders, strict=True) if not folder.exists()
-    }
+    _extract_missing(workdir, specs, folders, log)
+
+    # Bits per byte compare over tokenizers; a scorer has no text to predict.
+    scorer = config.model.reads_examples
+    task = f"{'auc' if scorer else 'bits_per_byte'}:{HELD_OUT}"
+    comparison = compare(models=folders, tasks=[task])
+    if scorer:
+        baselines = comparison.baselines.get(task, {})
+        sample = ""
+    else:
+        baselines = _baselines(config)
+        # The largest model writes best; where a user left it out, the last one does.
+        ta_folder = folders[specs.index("ta")] if "ta" in specs else folders[-1]
+        sampling = Sampling(temperature=0.7)
+        sample = generate(load_model(ta_folder), prompt, num_tokens=200, sampling=sampling)[0]
+
+    run_report = report(workdir, notes={"baselines": baselines, "sample": sample})
+    return QuickstartResult(workdir, run_report, baselines, sample)
+
+
+def _extract_missing(
+    workdir: storage.Path,
+    specs: Sequence[str],
+    folders: Sequence[storage.Path],
+    log: Callable[[str], None],
+) -> None:
+    """Extracts the models that are not there yet, each of a spec and a folder."""
+    missing_folders = {}
+    for spec, folder in zip(specs, folders, strict=True):
+        if not folder.exists():
+            missing_folders[spec] = folder
+    if not missing_folders:
+        return
+
     # All from one reading of the checkpoint; a lone one is written to its own folder, not beneath
     # it.
-    if missing:
-        output = folders[0].parent if len(missing) > 1 else next(iter(missing.values()))
-        for one in extract(str(workdir), list(missing), output):
-            log(f"extracted {one.spec}: difference to the TA's slice {one.max_difference}")
-    scorer = config.model.name == "scorer"
-    task = f"{'auc' if scorer else 'bits_per_byte'}:{HELD_OUT}"
-    compared = compare(models=folders, tasks=[task])
-    baselines, text = compared.baselines.get(task, {}), ""
-    if not scorer:
-        baselines = _baselines(config)
-        writer = load_model(folders[specs.index("ta")] if "ta" in specs else folders[-1])
-        text = generate(writer, prompt, num_tokens=200, sampling=Sampling(temperature=0.7))[0]
-    made = report(workdir, notes={"baselines": baselines, "sample": text})
-    return QuickstartResult(workdir, made, baselines, text)
+    first_folder = next(iter(missing_folders.values()))
+    output = first_folder.parent if len(missing_folders) > 1 else first_folder
+    for extraction in extract(str(workdir), list(missing_folders), output):
+        difference = extraction.max_difference
+        log(f"extracted {extraction.spec}: difference to the TA's slice {difference}")
 
 
 def _baselines(config: Config) -> dict[str, float]:
@@ -111,7 +129,10 @@ def _baselines(config: Config) -> dict[str, float]:
     tokenizer = make_tokenizer(config.data.tokenizer)
     windows = split_data(config, tokenizer, held_out=True)
     assert isinstance(windows, Windows)
-    data = tokenizer.decode(windows.tokens).encode()
-    counts = collections.Counter(data).values()
-    entropy = -sum(n / len(data) * math.log2(n / len(data)) for n in counts)
-    return {"unigram entropy": entropy, "gzip -9": 8 * len(gzip.compress(data, 9)) / len(data)}
+    # Decoded from the windows, so that it is the very text that models are scored on.
+    text = tokenizer.decode(windows.tokens).encode()
+
+    shares = [count / len(text) for count in collections.Counter(text).values()]
+    entropy = -sum(share * math.log2(share) for share in shares)
+    gzip_bits = 8 * len(gzip.compress(text, 9))
+    return {"unigram entropy": entropy, "gzip -9": gzip_bits / len(text)}

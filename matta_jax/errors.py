@@ -20,14 +20,14 @@ class DivergenceError(UserError):
     """Training met a non-finite loss or gradient. The message names the last good checkpoint."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, names: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the closest known word, or an empty string."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # A field typed under another section: compare the last part alone.
+    names = list(names)
+    matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    # A field typed under another section: compare the last part by itself.
+    if not matches:
         leaf = word.rsplit(".", 1)[-1]
-        by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = [
-            by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.8)
-        ]
-    return f"; did you mean {close[0]!r}?" if close else ""
+        names_by_leaf = {name.rsplit(".", 1)[-1]: name for name in names}
+        leaves = difflib.get_close_matches(leaf, names_by_leaf, n=1, cutoff=0.8)
+        matches = [names_by_leaf[match] for match in leaves]
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,8 +1,9 @@
 """Tables and figures, as every report here draws them."""
 
-import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
+
+from matta_jax import storage
 
 
 def markdown_table(
@@ -11,17 +12,20 @@ def markdown_table(
     """Returns a Markdown table; the columns `left` (None: all) are aligned to the left, the others
     to the right.
     """
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    columns = range(len(header))
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in columns]
 
-    def text(line: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(width) if left is None or i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
+    def row(line: Sequence[str]) -> str:
+        cells = []
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            is_left = left is None or column in left
+            cells.append(cell.ljust(width) if is_left else cell.rjust(width))
         return "| " + " | ".join(cells) + " |"
 
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([text(header), rule, *map(text, lines)])
+    # A rule covers a cell and the space on either side of it.
+    rules = ["-" * (width + 2) for width in widths]
+    rule = "|" + "|".join(rules) + "|"
+    return "\n".join([row(header), rule, *map(row, lines)])
 
 
 def new_figure(figsize: tuple[float, float]) -> Any:
@@ -33,15 +37,15 @@ def new_figure(figsize: tuple[float, float]) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    matplotlib.rcParams.update(
-        {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
-    )
+
+    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    matplotlib.rcParams.update(style)
+    # Without pyplot, which would keep each figure, and look for a screen.
     return Figure(figsize=figsize, layout="constrained")
 
 
-def save_figure(figure: Any, path: pathlib.Path) -> pathlib.Path:
+def save_figure(figure: Any, path: storage.Path) -> storage.Path:
     """Writes a figure as PNG, whole or not at all; returns its path."""
-    beside = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(beside, dpi=150)
-    beside.replace(path)
+    with storage.new_file(path) as beside:
+        figure.savefig(beside, dpi=150, format="png")
     return path

@@ -192,3 +192,41 @@ def run(tiny, tmp_path_factory):
     config, workdir, lines = tiny(), tmp_path_factory.mktemp("run"), []
     train(config, workdir, log=lines.append)
     return config, workdir, lines
+
+
+@pytest.fixture(scope="session")
+def training_windows():
+    """`training_windows(config)`: the windows that a run trains on."""
+    from matta_jax import data
+    from matta_jax.tokenizers import make_tokenizer
+
+    def split(config):
+        tokenizer = make_tokenizer(config.data.tokenizer)
+        return data.split_windows(config.data, tokenizer, held_out=False)
+
+    return split
+
+
+@pytest.fixture(scope="session")
+def teacher(run, tmp_path_factory):
+    """A Teacher of another family: the folder of an extracted mix of three widths."""
+    from matta_jax import extract
+
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    return str(extract(str(run[1]), ["d_ff=16,48,32"], folder)[0].path)
+
+
+@pytest.fixture(scope="session")
+def labels(tiny, teacher, tmp_path_factory):
+    """`labels(top_k)`: folder of the Teacher's labels at temperature 2."""
+    from matta_jax import label
+
+    made = {}
+
+    def make(top_k):
+        if top_k not in made:
+            made[top_k] = tmp_path_factory.mktemp("labels") / "l"
+            label(tiny(), teacher, made[top_k], top_k=top_k, temperature=2.0, batch_size=3)
+        return str(made[top_k])
+
+    return make

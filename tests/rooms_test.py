@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "matta_jax"
 ROOMS = [
     "errors",
-    "files",
+    "storage",
     "reporting",
     "config",
     "nesting",
@@ -29,7 +29,7 @@ ROOMS = [
     "training",
     "evaluation",
     "_quickstart",
-    "_sweep",
+    "sweeps",
     "bin",
 ]
 WITHOUT_TRAINING = ("packages", "starts", "elastic", "selection", "serving", "evaluation")

@@ -1,25 +1,15 @@
 """Does the Student learn better inside its TA? Student and TA alone against both together."""
 
-from laptop import ALONE, TA_ALONE, Line, comparison, plot_comparison
+import pathlib
 
-SEEDS = (0, 1, 2)
-MIX = {"nest.mix_per_step": 1}
+from lab.figures import Line, comparison, plot_comparison
+from lab.laptop import ALONE, TA_ALONE, LaptopExperiment
+from lab.protocol import Results
+from lab.runs import Lab
 
+from matta_jax.sweeps import Overrides
 
-def conditions(lab):
-    """What is compared; the longer runs take the FLOPs of MatTA without mixes."""
-    steps = lab.config.train.num_steps
-    longer = lambda own: own | {"train.num_steps": round(steps * lab.flops({}) / lab.flops(own))}
-    return {
-        "Student alone": ALONE,
-        "MatTA": {},
-        "MatTA and a mix": MIX,
-        "TA alone": TA_ALONE,
-        "Student alone, FLOPs of MatTA": longer(ALONE),
-        "TA alone, FLOPs of MatTA": longer(TA_ALONE),
-    }
-
-
+MIX: Overrides = {"nest.mix_per_step": 1}
 LINES = [
     Line("Student alone"),
     Line("MatTA", "student", ("Student alone", "student")),
@@ -32,12 +22,37 @@ LINES = [
 ]
 
 
-def measure(lab):
-    """Trains all."""
-    return {"rows": lab.rows(conditions(lab), SEEDS)}
+class Baseline(LaptopExperiment):
+    """Both together against each alone, at equal steps and at equal FLOPs."""
+
+    name = "baseline"
+
+    def measure(self, lab: Lab) -> Results:
+        """Trains all."""
+        return {"rows": lab.rows(conditions(lab), self.seeds)}
+
+    def show(self, results: Results, folder: pathlib.Path) -> str:
+        """The comparison."""
+        plot_comparison(results["rows"], LINES, folder / "baseline.png")
+        return comparison(results["rows"], LINES)
 
 
-def show(results, folder):
-    """The comparison."""
-    plot_comparison(results["rows"], LINES, folder / "baseline.png")
-    return comparison(results["rows"], LINES)
+def conditions(lab: Lab) -> dict[str, Overrides]:
+    """What is compared; the longer runs take the FLOPs of MatTA without mixes."""
+    steps = lab.config.train.num_steps
+
+    def longer(overrides: Overrides) -> Overrides:
+        equal_steps = steps * lab.flops({}) / lab.flops(overrides)
+        return {**overrides, "train.num_steps": round(equal_steps)}
+
+    return {
+        "Student alone": ALONE,
+        "MatTA": {},
+        "MatTA and a mix": MIX,
+        "TA alone": TA_ALONE,
+        "Student alone, FLOPs of MatTA": longer(ALONE),
+        "TA alone, FLOPs of MatTA": longer(TA_ALONE),
+    }
+
+
+EXPERIMENT = Baseline()

@@ -28,9 +28,8 @@ from matta_jax.training import make_setup
 
 def state_of(gigabytes):
     """Returns the setup and the state of a run of so many GiB."""
-    layers = max(
-        1, round(gigabytes * 2**30 / 12 / (12 * 1024**2))
-    )  # A layer has 12·d_model² weights, of 12 bytes.
+    # A layer has 12·d_model² weights, of 12 bytes.
+    layers = max(1, round(gigabytes * 2**30 / 12 / (12 * 1024**2)))
     config = c.Config(
         model=c.ModelConfig(
             num_layers=layers, d_model=1024, num_heads=16, d_ff=4096, max_len=1024, vocab_size=512
@@ -67,6 +66,38 @@ def raw(folder, state):
     return total, total
 
 
+def measure(contenders, parent, rounds):
+    """Returns one row for each contender, which take turns; a first round is left out."""
+    blocked = {name: [] for name in contenders}
+    total = {name: [] for name in contenders}
+    cpu = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory(dir=parent) as root:
+        for _ in range(rounds + 1):
+            for name, run in contenders.items():
+                folder = pathlib.Path(root) / "one"
+                start = time.process_time()
+                seconds_blocked, seconds = run(folder)
+                cpu[name].append(time.process_time() - start)
+                blocked[name].append(seconds_blocked)
+                total[name].append(seconds)
+                shutil.rmtree(folder)
+
+    rows = []
+    for name in contenders:
+        totals = total[name][1:]
+        median = statistics.median(totals)
+        rows.append(
+            {
+                "save": name,
+                "blocked s": statistics.median(blocked[name][1:]),
+                "total s": median,
+                "spread": (max(totals) - min(totals)) / 2 / median,
+                "CPU-s": statistics.median(cpu[name][1:]),
+            }
+        )
+    return rows
+
+
 def main():
     """Measures, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -83,23 +114,7 @@ def main():
         "ours, synchronous": lambda folder: saved(folder, setup, state, wait=True),
         "raw write": lambda folder: raw(folder, state),
     }
-    found = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory(dir=flags.folder) as root:
-        for i in range(flags.rounds + 1):
-            for name, run in contenders.items():
-                folder, cpu = pathlib.Path(root) / "one", time.process_time()
-                blocked, total = run(folder)
-                if i:  # A first round is left out.
-                    found[name].append((blocked, total, time.process_time() - cpu))
-                shutil.rmtree(folder)
-    rows = []
-    for name, values in found.items():
-        blocked, total, cpu = (statistics.median(column) for column in zip(*values, strict=True))
-        totals = [value[1] for value in values]
-        spread = (max(totals) - min(totals)) / 2 / total
-        rows.append(
-            {"save": name, "blocked s": blocked, "total s": total, "spread": spread, "CPU-s": cpu}
-        )
+    rows = measure(contenders, flags.folder, flags.rounds)
     ours, synchronous, least = rows
     ratios = {
         "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],

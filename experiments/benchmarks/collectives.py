@@ -16,10 +16,12 @@ import runpy
 
 import harness  # isort: skip  (Before jax is imported.)
 
+from joint_step import replace_forward
+
 from matta_jax import config as c
+from matta_jax.models import joint_apply
 from matta_jax.sharding import KINDS, collectives, make_mesh, topology_devices
-from matta_jax.training import _step, make_setup
-from matta_jax.training._dry_run import compile_step
+from matta_jax.training import compile_step, make_setup
 
 TOPOLOGY = "v5e:2x4"
 MESHES = {"FSDP": (1, 8, 1), "FSDP x tensor": (1, 4, 2)}
@@ -35,12 +37,12 @@ CONTENDERS = {
 }
 
 
-def apply_separately(params, tokens_BT, sub_models, **options):
-    """As `joint_apply`, a pass for each sub-model."""
-    return [_JOINT(params, tokens_BT, [one], **options)[0] for one in sub_models]
-
-
-_JOINT = _step.joint_apply
+def apply_separately(plan, params, inputs, members, **options):
+    """As `joint_apply`, a pass for each member."""
+    hidden = []
+    for member in members:
+        hidden.append(joint_apply(plan, params, inputs, [member], **options)[0])
+    return hidden
 
 
 def measure(name, sizes):
@@ -52,12 +54,16 @@ def measure(name, sizes):
         data=c.DataConfig(seq_len=1024, batch_size=8),
         mesh=c.MeshConfig(*sizes),
     )
-    _step.joint_apply = apply_separately if name == "separate" else _JOINT
-    program = compile_step(make_setup(config, make_mesh(sizes, topology_devices(TOPOLOGY))))
-    result = dict.fromkeys(KINDS, 0)
-    for one in collectives(program.as_text()):
-        result[one.kind] += one.bytes * one.times
-    return result
+    setup = make_setup(config, make_mesh(sizes, topology_devices(TOPOLOGY)))
+    forward = apply_separately if name == "separate" else joint_apply
+
+    with replace_forward(forward):
+        program = compile_step(setup)
+
+    bytes_by_kind = dict.fromkeys(KINDS, 0)
+    for collective in collectives(program.as_text()):
+        bytes_by_kind[collective.kind] += collective.bytes * collective.times
+    return bytes_by_kind
 
 
 def main():
@@ -68,13 +74,16 @@ def main():
     rows = []
     for mesh, sizes in MESHES.items():
         for name in CONTENDERS:
-            found = measure(name, sizes)
-            row = {"mesh": f"{mesh} {sizes}", "step": name} | {
-                f"{kind} MB": found[kind] / 1e6 for kind in KINDS
-            }
-            row["MB"] = sum(found.values()) / 1e6
+            bytes_by_kind = measure(name, sizes)
+            row = {"mesh": f"{mesh} {sizes}", "step": name}
+            for kind in KINDS:
+                row[f"{kind} MB"] = bytes_by_kind[kind] / 1e6
+            row["MB"] = sum(bytes_by_kind.values()) / 1e6
             rows.append(row)
-            row["of TA alone"] = row["MB"] / next(r["MB"] for r in rows if r["mesh"] == row["mesh"])
+
+            # The TA alone is the first of its mesh.
+            ta_alone = next(earlier for earlier in rows if earlier["mesh"] == row["mesh"])
+            row["of TA alone"] = row["MB"] / ta_alone["MB"]
             row["bar"] = 1.05 if name == "joint" and sizes[2] == 1 else ""
             print(row, flush=True)
     harness.print_table(rows)

@@ -8,7 +8,7 @@ one, at 8 and 32 layers:
 
     scan      ours
     unrolled  the same step, its layers a Python loop over arrays of their own, without
-    recomputation
+              recomputation
 
 CPU-seconds of tracing, lowering and compiling together, as a run waits for them. The persistent
 compilation cache is off, and jax forgets what it has traced before each.
@@ -42,17 +42,17 @@ def measure(rounds, depths, mixes_of):
             setup = make_setup(size_s(num_layers=depth, mixes=mixes), make_mesh((1, 1, 1)))
             calls["scan", depth] = functools.partial(compile_cold, setup, False)
             calls["unrolled", depth] = functools.partial(compile_cold, unroll(setup), True)
-        seconds = {
-            key: harness.median_and_spread(v)
-            for key, v in harness.interleave(calls, rounds=rounds).items()
-        }
+
+        times = harness.times_of(calls, rounds=rounds)
         for way in ("scan", "unrolled"):
             row = {"mixes": mixes, "way": way}
             for depth in depths:
-                median, spread = seconds[way, depth]
-                row |= {f"CPU-s, {depth} layers": median, f"spread {depth}": spread}
-            row[f"{deep} / {shallow}"] = seconds[way, deep][0] / seconds[way, shallow][0]
-            rows.append(row | {"bar": 1.15 if way == "scan" else ""})
+                median, spread = times[way, depth]
+                row[f"CPU-s, {depth} layers"] = median
+                row[f"spread {depth}"] = spread
+            row[f"{deep} / {shallow}"] = times[way, deep][0] / times[way, shallow][0]
+            row["bar"] = 1.15 if way == "scan" else ""
+            rows.append(row)
             print(rows[-1], flush=True)
     return rows
 

@@ -101,7 +101,8 @@ class Contender:
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
-        if not (line := self._child.stdout.readline()):
+        line = self._child.stdout.readline()
+        if not line:
             self._errors.seek(0)
             raise RuntimeError(f"{self._child.args} ended: {self._errors.read()[-2000:]}")
         return json.loads(line)
@@ -125,19 +126,20 @@ def take_turns(
     """
     for contender in contenders.values():
         contender.ready()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+
+    steps_of: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(WARM_UP + rounds):
         for name, contender in contenders.items():
-            found[name].append(contender.step())
-    return found
+            steps_of[name].append(contender.step())
+    return steps_of
 
 
-def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]], field: str = "loss") -> None:
+def check_losses(steps_of: Mapping[str, Sequence[Mapping[str, Any]]], field: str = "loss") -> None:
     """Raises unless all have the first one's losses: 1e-4 at the same weights, 1e-3
     after a step.
     """
-    first = next(iter(found.values()))
-    for name, steps in found.items():
+    first = next(iter(steps_of.values()))
+    for name, steps in steps_of.items():
         for step, expected, tolerance in zip(steps[:WARM_UP], first, (1e-4, 1e-3), strict=False):
             if not math.isclose(step[field], expected[field], rel_tol=tolerance):
                 raise RuntimeError(
@@ -145,14 +147,15 @@ def check_losses(found: Mapping[str, Sequence[Mapping[str, Any]]], field: str = 
                 )
 
 
-def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def rows_of(steps_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The table: of each contender its time and memory, and how many times ours those are; ours is
     the first.
     """
     rows: list[dict[str, Any]] = []
-    for name, steps in found.items():
-        seconds, spread = harness.median_and_spread([step["seconds"] for step in steps[WARM_UP:]])
-        peak = max(step["peak_mb"] for step in steps[WARM_UP:])
+    for name, steps in steps_of.items():
+        counted = steps[WARM_UP:]
+        seconds, spread = harness.median_and_spread([step["seconds"] for step in counted])
+        peak = max(step["peak_mb"] for step in counted)
         row = {
             "contender": name,
             "first loss": steps[0]["loss"],
@@ -160,12 +163,9 @@ def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
             "spread": spread,
             "peak RSS, MB": peak,
         }
-        of_ours = rows[0] if rows else row
-        rows.append(
-            row
-            | {
-                "time / ours": seconds / of_ours["CPU-s"],
-                "RSS / ours": peak / of_ours["peak RSS, MB"],
-            }
-        )
+
+        ours = rows[0] if rows else row
+        row["time / ours"] = seconds / ours["CPU-s"]
+        row["RSS / ours"] = peak / ours["peak RSS, MB"]
+        rows.append(row)
     return rows

@@ -59,33 +59,33 @@ def measure(folder, rounds, num_tokens):
             np.stack([tokens[start : start + SEQ_LEN + 1].astype(np.int32) for start in starts])
 
     setup = setup_of_step()
-    program, fixed = make_train_step(setup), None
+    program = make_train_step(setup)
     with training_batches(windows, batch_size=BATCH, seed=0) as batches:
-        found = harness.interleave(
-            {
-                "pipeline": lambda: [next(batches) for _ in range(READ)],
-                "memory-mapped array": from_array,
-            },
-            rounds=rounds,
-        )
-        fixed = place_batch(next(batches), setup.mesh)
+        readers = {
+            "pipeline": lambda: [next(batches) for _ in range(READ)],
+            "memory-mapped array": from_array,
+        }
+        reading = harness.times_of(readers, rounds=rounds)
+        fixed_batch = place_batch(next(batches), setup.mesh)
+
     rows = []
-    for name, values in found.items():
-        seconds, spread = harness.median_and_spread(values)
+    for name, (seconds, spread) in reading.items():
         rate = READ * BATCH * SEQ_LEN / seconds / 1e6
         rows.append({"reader": name, "M tokens / CPU-s": rate, "spread": spread, "bar": "20"})
-    alone = stepper(program, setup.init(), fixed)
+
+    on_fixed_batch = stepper(program, setup.init(), fixed_batch)
     holder = {"state": setup.init()}
     with training_batches(windows, batch_size=BATCH, seed=0) as batches:
 
-        def fed():
-            holder["state"], _ = jax.block_until_ready(
-                program(holder["state"], place_batch(next(batches), setup.mesh))
-            )
+        def with_pipeline():
+            batch = place_batch(next(batches), setup.mesh)
+            holder["state"], _ = jax.block_until_ready(program(holder["state"], batch))
 
-        steps = harness.interleave({"fixed batch": alone, "pipeline": fed}, rounds=2 * rounds)
-    fixed_s, spread = harness.median_and_spread(steps["fixed batch"])
-    fed_s, _ = harness.median_and_spread(steps["pipeline"])
+        contenders = {"fixed batch": on_fixed_batch, "pipeline": with_pipeline}
+        steps = harness.times_of(contenders, rounds=2 * rounds)
+
+    fixed_s, spread = steps["fixed batch"]
+    fed_s, _ = steps["pipeline"]
     return rows, {
         "step on a fixed batch, CPU-s": fixed_s,
         "spread": spread,

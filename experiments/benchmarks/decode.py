@@ -27,25 +27,22 @@ GPT2 = {
 }
 
 
-def rows_of(found, batch_size, new):
+def rows_of(steps_of, batch_size, new_tokens):
     """One row for each contender."""
     rows = []
-    whole = found["ours"][0]["megabytes"]
-    for name, steps in found.items():
-        seconds, spread = harness.median_and_spread(
-            [step["seconds"] for step in steps[peers.WARM_UP :]]
-        )
+    ta_megabytes = steps_of["ours"][0]["megabytes"]
+    for name, steps in steps_of.items():
+        counted = steps[peers.WARM_UP :]
+        seconds, spread = harness.median_and_spread([step["seconds"] for step in counted])
         row = {
             "model": name,
             "batch": batch_size,
-            "tokens / CPU-s": batch_size * new / seconds,
+            "tokens / CPU-s": batch_size * new_tokens / seconds,
             "spread": spread,
         }
-        row["time / ours"] = row["share of bytes"] = 1.0
-        if rows:
-            row["time / ours"] = rows[0]["tokens / CPU-s"] / row["tokens / CPU-s"]
-        if "megabytes" in steps[0]:
-            row["share of bytes"] = steps[0]["megabytes"] / whole
+        ours = rows[0] if rows else row
+        row["time / ours"] = ours["tokens / CPU-s"] / row["tokens / CPU-s"]
+        row["share of bytes"] = steps[0].get("megabytes", ta_megabytes) / ta_megabytes
         rows.append(row)
     return rows
 
@@ -65,22 +62,27 @@ def main():
     }
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/weights.npz"
-        running = {
-            "ours": peers.Contender(peers.PYTHON, "ours_decode.py", sizes, weights, "ta", "--write")
-        }
-        running["ours"].ready()  # Its weights are written.
+        ours = peers.Contender(peers.PYTHON, "ours_decode.py", sizes, weights, "ta", "--write")
+        # The others load the weights that it writes.
+        ours.ready()
+
+        running = {"ours": ours}
         for name, spec in halves.items():
             running[f"ours, {name}"] = peers.Contender(
                 peers.PYTHON, "ours_decode.py", sizes, weights, spec
             )
         if python := peers.environment("torch", peers.TORCH, install=flags.install_peers):
             running["Hugging Face"] = peers.Contender(python, "hf_decode.py", sizes, weights)
-        found = peers.take_turns(running, rounds=flags.rounds)
+
+        steps_of = peers.take_turns(running, rounds=flags.rounds)
         for contender in running.values():
             contender.close()
-    if "Hugging Face" in found and found["Hugging Face"][0]["ids"] != found["ours"][0]["ids"]:
+
+    ids = steps_of["ours"][0]["ids"]
+    if "Hugging Face" in steps_of and steps_of["Hugging Face"][0]["ids"] != ids:
         raise RuntimeError("Hugging Face generates other ids")
-    rows = rows_of(found, flags.batch_size, sizes["new"])
+
+    rows = rows_of(steps_of, flags.batch_size, sizes["new"])
     harness.print_table(rows)
     harness.write_results(
         flags.output or f"runs/benchmarks/decode_{flags.batch_size}.json", {"rows": rows}

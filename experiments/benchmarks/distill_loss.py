@@ -9,9 +9,11 @@ timed:
 
     fused        matta_jax.distill.nested_loss
     naive        full logits; optax's integer-label cross-entropy, log-softmaxes once more for the
-    KL soft labels  full logits; cross-entropy from a one-hot array, KL as soft cross-entropy less
-    entropy (a common form) scan         token chunks under lax.scan with jax.checkpoint: logits are
-    computed again for the gradient
+                 KL
+    soft labels  full logits; cross-entropy from a one-hot array, KL as soft cross-entropy less
+                 entropy (a common form)
+    scan         token chunks under lax.scan with jax.checkpoint: logits are computed again for the
+                 gradient
 """
 
 import argparse
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from matta_jax.distill import Plan, Term, nested_loss
+from matta_jax.distill import LossPlan, Term, nested_loss
 
 VOCAB = 50257
 MEMORY_SIZES = [
@@ -42,7 +44,7 @@ def fused(chunk, T, hidden, table, labels):
     last = len(hidden) - 1
     terms = [Term(f"ce_{k}", k, 1.0) for k in range(last + 1)]
     terms += [Term(f"distill_{k}", k, 0.5, "ta", T) for k in range(last)]
-    plan = Plan(tuple(terms), student=0, ta=last, chunk_size=chunk)
+    plan = LossPlan(tuple(terms), student=0, ta=last, chunk_size=chunk)
     weights = jnp.asarray([term.weight for term in terms])
     ones = jnp.ones(labels.shape)
     return nested_loss(
@@ -95,14 +97,16 @@ CONTENDERS = {"fused": fused, "naive": naive, "soft labels": soft_labels, "scan"
 
 def compile_all(num_tokens, widths, T, chunk, names):
     """Returns name to compiled value_and_grad."""
-    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
-    operands = [shape(num_tokens, d) for d in widths], shape(VOCAB, max(widths))
+    hidden = [jax.ShapeDtypeStruct((num_tokens, d), jnp.float32) for d in widths]
+    table = jax.ShapeDtypeStruct((VOCAB, max(widths)), jnp.float32)
     labels = jax.ShapeDtypeStruct((num_tokens,), jnp.int32)
-    result = {}
+
+    programs = {}
     for name in names:
         loss = functools.partial(CONTENDERS[name], chunk, T)
-        result[name] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*operands, labels).compile()
-    return result
+        value_and_grad = jax.jit(jax.value_and_grad(loss, (0, 1)))
+        programs[name] = value_and_grad.lower(hidden, table, labels).compile()
+    return programs
 
 
 def measure_memory(chunks):
@@ -112,24 +116,31 @@ def measure_memory(chunks):
         logits = num_tokens * VOCAB * 4
         for chunk in chunks:
             for name, program in compile_all(num_tokens, widths, 1.0, chunk, CONTENDERS).items():
-                if chunk != chunks[0] and name in ("naive", "soft labels"):
+                has_chunks = name not in ("naive", "soft labels")
+                if chunk != chunks[0] and not has_chunks:
                     continue
+
                 size = program.memory_analysis().temp_size_in_bytes
-                row = {
-                    "tokens": num_tokens,
-                    "widths": str(widths),
-                    "contender": name,
-                    "chunk": chunk,
-                }
-                row |= {"temporaries MB": round(size / 1e6), "of one logits array": size / logits}
-                rows.append(row if name not in ("naive", "soft labels") else row | {"chunk": "-"})
+                rows.append(
+                    {
+                        "tokens": num_tokens,
+                        "widths": str(widths),
+                        "contender": name,
+                        "chunk": chunk if has_chunks else "-",
+                        "temporaries MB": round(size / 1e6),
+                        "of one logits array": size / logits,
+                    }
+                )
     return rows
 
 
 def relative_error(ours, exact):
     """Largest difference of any leaf, relative to the leaf's largest value."""
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True)
-    return max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs)
+    errors = []
+    for leaf, exact_leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        difference = np.abs(np.asarray(leaf) - exact_leaf).max()
+        errors.append(float(difference / np.abs(exact_leaf).max()))
+    return max(errors)
 
 
 def exact_gradients(T, hidden, table, labels):
@@ -155,28 +166,21 @@ def measure_time(rounds, chunk, temperatures):
         for T in temperatures:
             programs = compile_all(num_tokens, widths, T, chunk, CONTENDERS)
             exact = exact_gradients(T, hidden, table, labels)
-            errors = {
-                name: relative_error(program(hidden, table, labels), exact)
-                for name, program in programs.items()
-            }
-            calls = {
-                name: harness.waited(program, hidden, table, labels)
-                for name, program in programs.items()
-            }
-            seconds = harness.interleave(calls, rounds=rounds)
-            naive_seconds = harness.median_and_spread(seconds["naive"])[0]
-            for name, values in seconds.items():
-                median, spread = harness.median_and_spread(values)
+            errors, calls = {}, {}
+            for name, program in programs.items():
+                errors[name] = relative_error(program(hidden, table, labels), exact)
+                calls[name] = harness.waited(program, hidden, table, labels)
+
+            times = harness.times_of(calls, rounds=rounds)
+            for name, (median, spread) in times.items():
                 row = {
                     "tokens": num_tokens,
                     "widths": str(widths),
                     "T": T,
                     "contender": name,
                     "CPU-s": median,
-                }
-                row |= {
                     "spread": spread,
-                    "ratio to naive": median / naive_seconds,
+                    "ratio to naive": median / times["naive"][0],
                     "error": errors[name],
                 }
                 rows.append(row)

@@ -1,4 +1,4 @@
-"""Extraction from a checkpoint of about 2 GiB: bytes read, memory, time (benchmarks.md, 9).
+"""Extraction from a checkpoint of about 2 GiB: bytes read, memory, time (benchmark 9).
 
     python experiments/benchmarks/extract.py --output=/tmp/extract.json
 
@@ -45,7 +45,7 @@ def make_checkpoint(folder: pathlib.Path, *, d_model: bool) -> None:
     from matta_jax import config as c
     from matta_jax.checkpoints import Checkpoints
     from matta_jax.sharding import check_mesh, make_mesh
-    from matta_jax.training._state import make_setup
+    from matta_jax.training import make_setup
 
     student = {"d_model": 512, "num_heads": 8} if d_model else {"d_model": 1024, "num_heads": 16}
     config = c.Config(
@@ -55,9 +55,11 @@ def make_checkpoint(folder: pathlib.Path, *, d_model: bool) -> None:
     sizes = check_mesh(config.mesh, batch_size=16, microbatches=1, num_devices=1)
     setup = make_setup(config, make_mesh(sizes))
     state = setup.init()
-    fill = lambda leaf: (
-        jax.random.normal(jax.random.key(leaf.size), leaf.shape) if leaf.ndim else leaf
-    )
+
+    # The moments of a fresh run are zeros, which a file may hold in fewer bytes than a run's.
+    def fill(leaf):
+        return jax.random.normal(jax.random.key(leaf.size), leaf.shape) if leaf.ndim else leaf
+
     opt_state = jax.tree.map(fill, state.opt_state)
     trees = {"params": state.params, "opt_state": opt_state, "step": {"step": state.step}}
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -87,7 +89,8 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
     output = pathlib.Path(tempfile.mkdtemp(dir=checkpoint)) / "out"
     pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before, resident, clock, cpu = _counted(), _resident(), time.perf_counter(), time.process_time()
+    before, resident = _counted(), _resident()
+    clock, cpu = time.perf_counter(), time.process_time()
     if name == "restore_and_slice":
         source = open_source(checkpoint)
         with Checkpoints(source.directory, read_only=True) as checkpoints:
@@ -102,7 +105,7 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
         for tree in source.read_many([parse_spec(spec, source.nest) for spec in specs]):
             sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
     else:
-        sizes = [one.counts.bytes for one in elastic.extract(checkpoint, specs, output)]
+        sizes = [model.counts.bytes for model in elastic.extract(checkpoint, specs, output)]
     result = {
         "seconds": time.perf_counter() - clock,
         "cpu_seconds": time.process_time() - cpu,
@@ -113,6 +116,39 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     }
     shutil.rmtree(output.parent)
     return result
+
+
+def cases() -> dict[tuple[str, str], tuple[str, str, list[str]]]:
+    """Returns, by what a row is named, the kind of checkpoint, the contender and its specs."""
+    result: dict[tuple[str, str], tuple[str, str, list[str]]] = {}
+    for spec in (*UNIFORM, MIX):
+        for way in ("restore_and_slice", "read", "extract"):
+            result[spec, way] = ("layer", way, [spec])
+    for kind, spec in OTHER_NEST.items():
+        checkpoint = "layer" if kind == "depth" else kind
+        result[spec, "read"] = (checkpoint, "read", [spec])
+    for way in ("read", "extract"):
+        result[f"{len(FAMILY)} models", way] = ("layer", way, FAMILY)
+    return result
+
+
+def row_of(spec: str, way: str, runs: list[dict]) -> dict:
+    """Returns a row of the table: medians over rounds."""
+
+    def median(field: str) -> float:
+        return statistics.median(run[field] for run in runs)
+
+    sizes = runs[0]["model_bytes"]
+    return {
+        "spec": spec,
+        "way": way,
+        "model_mb": sum(sizes) / 1e6,
+        "seconds": median("seconds"),
+        "cpu_seconds": median("cpu_seconds"),
+        "bytes_read_per_byte": median("bytes_read") / sum(sizes),
+        "peak_growth_mb": median("peak_growth") / 1e6,
+        "beyond_model_mb": (median("peak_growth") - max(sizes)) / 1e6,
+    }
 
 
 def main() -> None:
@@ -135,41 +171,18 @@ def main() -> None:
     for kind in ("layer", "d_model"):
         if not (folder / kind / "checkpoints").is_dir():
             make_checkpoint(folder / kind, d_model=kind == "d_model")
-    cases = {
-        (spec, way): ("layer", way, [spec])
-        for spec in (*UNIFORM, MIX)
-        for way in ("restore_and_slice", "read", "extract")
-    }
-    cases |= {
-        (spec, "read"): ("layer" if kind == "depth" else kind, "read", [spec])
-        for kind, spec in OTHER_NEST.items()
-    }
-    cases |= {(f"{len(FAMILY)} models", way): ("layer", way, FAMILY) for way in ("read", "extract")}
-    results: dict = {key: [] for key in cases}
+
+    results: dict = {key: [] for key in cases()}
     for turn in range(args.rounds + 1):
-        for key, (kind, way, specs) in cases.items():
+        for key, (kind, way, specs) in cases().items():
             command = [sys.executable, __file__, "--contender", way, str(folder / kind), *specs]
-            out = subprocess.run(
+            child = subprocess.run(
                 command, check=True, capture_output=True, text=True, env=os.environ
-            ).stdout
+            )
             if turn:
-                results[key].append(json.loads(out.splitlines()[-1]))
-    rows = []
-    for (spec, way), runs in results.items():
-        mid = lambda field, runs=runs: statistics.median(run[field] for run in runs)
-        size = sum(runs[0]["model_bytes"])
-        rows.append(
-            {
-                "spec": spec,
-                "way": way,
-                "model_mb": size / 1e6,
-                "seconds": mid("seconds"),
-                "cpu_seconds": mid("cpu_seconds"),
-                "bytes_read_per_byte": mid("bytes_read") / size,
-                "peak_growth_mb": mid("peak_growth") / 1e6,
-                "beyond_model_mb": (mid("peak_growth") - max(runs[0]["model_bytes"])) / 1e6,
-            }
-        )
+                results[key].append(json.loads(child.stdout.splitlines()[-1]))
+
+    rows = [row_of(spec, way, runs) for (spec, way), runs in results.items()]
     harness.print_table(rows)
     harness.write_results(args.output, {"rows": rows})
 

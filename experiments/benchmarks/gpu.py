@@ -1,9 +1,8 @@
 """One GPU: MFU of GPT-2 124M and of Medium with its Student, memory, and what Shampoo adds
 (benchmark 16).
 
-    python experiments/benchmarks/gpu.py --nanogpt=nanoGPT      # 8 minutes at most
-    python experiments/benchmarks/gpu.py --tiny                 # anywhere: whether it runs, and
-    nothing more
+    python experiments/benchmarks/gpu.py --nanogpt=nanoGPT    # 8 minutes at most
+    python experiments/benchmarks/gpu.py --tiny               # anywhere: whether it runs, no more
 
 Compute in bfloat16, weights and moments in float32, 1,024 tokens. MFU is of analytic FLOPs
 (matmuls, causal attention at half, recomputation not counted) against a bfloat16 matmul of 8192³
@@ -29,12 +28,9 @@ import numpy as np
 import optax
 
 from matta_jax import config as c
-from matta_jax.models import apply, architecture_of, logits
-from matta_jax.nesting import slice_model
+from matta_jax.models import apply, logits
 from matta_jax.sharding import make_mesh, place_batch
-from matta_jax.training import make_setup, make_train_step
-from matta_jax.training._metrics import step_flops_per_token
-from matta_jax.training._step import static_sub_models
+from matta_jax.training import make_setup, make_train_step, step_flops_of
 
 GPT2 = {
     "124M": {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_ff": 3072},
@@ -48,19 +44,20 @@ def timed(run, *, blocks, steps):
     waited for.
     """
     jax.block_until_ready([run() for _ in range(2)])
-    found = []
+    seconds = []
     for _ in range(blocks):
         start = time.perf_counter()
         jax.block_until_ready([run() for _ in range(steps)][-1])
-        found.append((time.perf_counter() - start) / steps)
-    return statistics.median(found), (max(found) - min(found)) / 2 / statistics.median(found)
+        seconds.append((time.perf_counter() - start) / steps)
+    return harness.median_and_spread(seconds)
 
 
 def peak_flops(size):
     """FLOP/s of a bfloat16 matmul."""
     matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
     matmul = jax.jit(jnp.matmul)
-    return 2 * size**3 / timed(lambda: matmul(matrix, matrix), blocks=5, steps=10)[0]
+    seconds, _ = timed(lambda: matmul(matrix, matrix), blocks=5, steps=10)
+    return 2 * size**3 / seconds
 
 
 def config_of(model, *, joint, batch_size, seq_len, vocab_size, optimizer="adamw"):
@@ -102,7 +99,7 @@ def ours(config, peak, *, blocks, steps):
 
     seconds, spread = timed(step, blocks=blocks, steps=steps)
     tokens = config.data.batch_size * config.data.seq_len
-    flops = step_flops_per_token(config, setup.nest, static_sub_models(setup), 0, None) * tokens
+    flops = step_flops_of(setup) * tokens
     return {
         "tokens a step": tokens,
         "ms": 1e3 * seconds,
@@ -118,14 +115,15 @@ def naive_memory(config):
     Compiled only.
     """
     setup = make_setup(config, make_mesh((1, 1, 1)))
-    nest, dtype = setup.nest, config.model.compute_dtype
-    student, ta = (architecture_of(config.model, nest, one) for one in (nest.student, nest.ta))
+    plan, dtype = setup.plan, config.model.compute_dtype
+    student = plan.architecture_of(plan.nest.student)
+    ta = plan.architecture
 
     def loss(params, batch):
-        x, y = batch["tokens"][:, :-1], batch["tokens"][:, 1:].reshape(-1)
-        own = slice_model(params, setup.axes, nest.student)
-        table = params["embed"]["tokens"]
-        z_s = logits(apply(student, own, x, dtype=dtype), table)
+        x, y = {"tokens": batch["tokens"][:, :-1]}, batch["tokens"][:, 1:].reshape(-1)
+        student_params = plan.slice(params, plan.nest.student)
+        table = plan.table(params)
+        z_s = logits(apply(student, student_params, x, dtype=dtype), table)
         z_ta = logits(apply(ta, params, x, dtype=dtype), table)
         log_p = jax.nn.log_softmax(jax.lax.stop_gradient(z_ta))
         distill = jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(z_s)), axis=-1)
@@ -137,12 +135,8 @@ def naive_memory(config):
         updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
 
-    about = (
-        jax.jit(step, donate_argnums=0)
-        .lower(setup.abstract, batch_of(config))
-        .compile()
-        .memory_analysis()
-    )
+    program = jax.jit(step, donate_argnums=0).lower(setup.abstract, batch_of(config)).compile()
+    about = program.memory_analysis()
     return {"memory GB": (about.argument_size_in_bytes + about.temp_size_in_bytes) / 1e9}
 
 
@@ -160,10 +154,10 @@ def nanogpt(folder, config, *, blocks, steps):
     from model import GPT, GPTConfig
 
     model, data = config.model, config.data
-    own = GPTConfig(
+    sizes = GPTConfig(
         model.max_len, model.vocab_size, model.num_layers, model.num_heads, model.d_model
     )
-    gpt = torch.compile(GPT(own).cuda())
+    gpt = torch.compile(GPT(sizes).cuda())
     optimizer = gpt.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cuda")
     tokens = torch.tensor(batch_of(config)["tokens"]).long().cuda()
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -179,18 +173,19 @@ def nanogpt(folder, config, *, blocks, steps):
         torch.cuda.synchronize()
 
     block(3)
-    found = []
+    durations = []
     for _ in range(blocks):
         start = time.perf_counter()
         block(steps)
-        found.append((time.perf_counter() - start) / steps)
-    seconds, count = statistics.median(found), data.batch_size * data.seq_len
-    peak = torch.cuda.max_memory_allocated() / 1e9
+        durations.append((time.perf_counter() - start) / steps)
+
+    seconds = statistics.median(durations)
+    num_tokens = data.batch_size * data.seq_len
     return {
-        "tokens a step": count,
+        "tokens a step": num_tokens,
         "ms": 1e3 * seconds,
-        "M tokens/s": count / seconds / 1e6,
-        "memory GB": peak,
+        "M tokens/s": num_tokens / seconds / 1e6,
+        "memory GB": torch.cuda.max_memory_allocated() / 1e9,
     }
 
 
@@ -227,28 +222,31 @@ def main():
     )
     small, large = ("tiny", "tiny") if flags.tiny else ("124M", "Medium")
     peak = peak_flops(512 if flags.tiny else 8192)
-    of = lambda model, batch, **kind: config_of(model, batch_size=batch, **shape, **kind)
+
+    def alone(batch_size, optimizer="adamw"):
+        return config_of(small, joint=False, batch_size=batch_size, optimizer=optimizer, **shape)
+
+    def joint(batch_size):
+        return config_of(large, joint=True, batch_size=batch_size, **shape)
+
     parts = {
-        "124M alone": lambda b: ours(of(small, b, joint=False), peak, **how),
-        "nanoGPT 124M, compiled": lambda b: nanogpt(
-            flags.nanogpt, of(small, b, joint=False), **how
-        ),
-        "Medium joint": lambda b: ours(of(large, b, joint=True), peak, **how),
-        "Medium joint, naive (compiled only)": lambda b: naive_memory(of(large, b, joint=True)),
-        "124M alone, Shampoo every 10": lambda b: ours(
-            of(small, b, joint=False, optimizer="shampoo"), peak, **how
-        ),
+        "124M alone": lambda b: ours(alone(b), peak, **how),
+        "nanoGPT 124M, compiled": lambda b: nanogpt(flags.nanogpt, alone(b), **how),
+        "Medium joint": lambda b: ours(joint(b), peak, **how),
+        "Medium joint, naive (compiled only)": lambda b: naive_memory(joint(b)),
+        "124M alone, Shampoo every 10": lambda b: ours(alone(b, "shampoo"), peak, **how),
     }
     rows = []
     columns = ["tokens a step", "ms", "spread", "M tokens/s", "MFU", "memory GB"]
     for name, part in parts.items():
         batch_size = 2 if flags.tiny else flags.batch_size // (2 if "Medium" in name else 1)
-        found = halving(part, batch_size)
-        if found is not None:
-            rows.append({"part": name} | {column: found.get(column, "") for column in columns})
-            harness.write_results(
-                flags.output, {"on GPU": on_gpu, "matmul TFLOP/s": peak / 1e12, "rows": rows}
-            )
+        measured = halving(part, batch_size)
+        if measured is None:
+            continue
+
+        rows.append({"part": name} | {column: measured.get(column, "") for column in columns})
+        results = {"on GPU": on_gpu, "matmul TFLOP/s": peak / 1e12, "rows": rows}
+        harness.write_results(flags.output, results)
     print(f"matmul: {peak / 1e12:.4g} TFLOP/s")
     harness.print_table(rows)
 

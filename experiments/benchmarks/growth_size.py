@@ -20,9 +20,7 @@ import jax
 from joint_step import lower_step, random_batch, size_s, stepper
 
 from matta_jax.sharding import make_mesh
-from matta_jax.training import make_setup
-from matta_jax.training._metrics import step_flops_per_token
-from matta_jax.training._step import static_sub_models
+from matta_jax.training import make_setup, step_flops_of
 
 SEQ_LEN = 256
 LAYERS = (2, 6, 12, 24, 48)
@@ -49,8 +47,8 @@ def measure(over, sizes, rounds):
         program = lower_step(setup).compile()
         compiled = time.process_time() - start
         calls[size] = stepper(program, setup.init(), random_batch(setup))
-        flops = step_flops_per_token(setup.config, setup.nest, static_sub_models(setup), 0, None)
-        flops *= setup.config.data.batch_size * SEQ_LEN
+
+        flops = step_flops_of(setup) * setup.config.data.batch_size * SEQ_LEN
         temporaries = program.memory_analysis().temp_size_in_bytes / 1e6
         rows[size] = {
             over: size,
@@ -58,16 +56,15 @@ def measure(over, sizes, rounds):
             "temporaries MB": temporaries,
             "compile CPU-s": compiled,
         }
-    found = harness.interleave(calls, rounds=rounds)
-    first = None
-    for size, values in found.items():
-        seconds, spread = harness.median_and_spread(values)
+
+    smallest_rate = None
+    for size, (seconds, spread) in harness.times_of(calls, rounds=rounds).items():
         rate = seconds / rows[size]["GFLOP"]
-        first = first or rate
+        smallest_rate = smallest_rate or rate
         rows[size] |= {
             "CPU-s": seconds,
             "spread": spread,
-            "time / model": rate / first,
+            "time / model": rate / smallest_rate,
             "bar": "1.05",
         }
     return list(rows.values())

@@ -49,6 +49,12 @@ def interleave(
     return {name: values[1:] for name, values in seconds.items()}
 
 
+def times_of(contenders: Mapping[Any, Callable[[], Any]], *, rounds: int) -> dict[Any, Any]:
+    """Returns `median_and_spread` of the CPU-seconds that `interleave` measures."""
+    seconds = interleave(contenders, rounds=rounds)
+    return {name: median_and_spread(values) for name, values in seconds.items()}
+
+
 def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Returns the median and half the range relative to it."""
     median = statistics.median(values)
@@ -59,10 +65,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints rows of equal keys as a Markdown table; floats with three significant digits."""
     from matta_jax.reporting import markdown_table
 
-    lines = [
-        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        for row in rows
-    ]
+    def text(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = [[text(value) for value in row.values()] for row in rows]
     print(markdown_table(list(rows[0]), lines, left=(0,)))
 
 
@@ -78,6 +84,7 @@ def write_results(output: str, results: Mapping[str, Any]) -> None:
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+
     path = pathlib.Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about | dict(results), indent=2) + "\n")

@@ -5,6 +5,7 @@ harness before it.
 import contextlib
 import dataclasses
 import functools
+import sys
 from unittest import mock
 
 import jax
@@ -12,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from matta_jax import config as c
-from matta_jax.models import module_apply
-from matta_jax.nesting import narrow, sizes_of
+from matta_jax.models import bind, bind_block
+from matta_jax.nesting import layer_axes, narrow, outside_blocks, sizes_of, stack_of
 from matta_jax.optim import make_optimizer
 from matta_jax.sharding import batch_sharding, place_batch, replicated
-from matta_jax.training import TrainState, _step, make_train_step
+from matta_jax.training import TrainState, make_train_step
 
 
 def size_s(*, num_layers=6, batch_size=8, mixes=0, widths=(), remat="dots"):
@@ -58,13 +59,29 @@ def lower_step(setup, *, unrolled=False):
         ),
         "length": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=rows),
     }
-    replaced = (
-        mock.patch.object(_step, "joint_apply", unrolled_apply)
-        if unrolled
-        else contextlib.nullcontext()
-    )
-    with replaced:
+    forward = replace_forward(unrolled_apply) if unrolled else contextlib.nullcontext()
+    with forward:
         return make_train_step(setup).lower(setup.abstract, batch)
+
+
+@contextlib.contextmanager
+def replace_forward(apply):
+    """Returns a context in which the train step is traced with another forward pass.
+
+    Args:
+      apply: takes the arguments of `matta_jax.models.joint_apply`, and returns what it returns.
+
+    Raises:
+      AttributeError: the step's module has no `joint_apply`.
+      RuntimeError: it has, but no step that was traced in the context called it.
+    """
+    forward = mock.Mock(side_effect=apply)
+    # The step has no argument for its forward pass: its module finds it by name, when it traces.
+    module = sys.modules[make_train_step.__module__]
+    with mock.patch.object(module, "joint_apply", forward):
+        yield
+    if not forward.called:
+        raise RuntimeError(f"{module.__name__} traced no step with its joint_apply")
 
 
 def stepper(program, state, batch):
@@ -84,56 +101,64 @@ def unroll(setup):
     """Returns the setup of the peer: every layer's weights and moments are arrays of their own, not
     a stack.
     """
-    axes = setup.axes | {"blocks": {str(i): _unstacked(setup.axes) for i in setup.nest.ta.layers}}
+    names = layer_axes(stack_of(setup.axes))
+    axes = setup.axes | {"blocks": {str(i): names for i in setup.nest.ta.layers}}
     params = jax.eval_shape(layers_apart, setup.abstract.params)
-    config, whole = setup.config, replicated(setup.mesh)
+    config = setup.config
     optimizer = make_optimizer(config.optimizer, num_steps=config.train.num_steps, axes=axes)
     state = TrainState(setup.abstract.step, params, jax.eval_shape(optimizer.init, params))
-    placed = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
-    return dataclasses.replace(
-        setup, axes=axes, optimizer=optimizer, abstract=jax.tree.map(placed, state)
-    )
 
+    def placed(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(setup.mesh))
 
-def _unstacked(axes):
-    return jax.tree.map(
-        lambda names: names[1:], axes["blocks"]["0"], is_leaf=lambda node: type(node) is tuple
-    )
+    return dataclasses.replace(setup, optimizer=optimizer, abstract=jax.tree.map(placed, state))
 
 
 def layers_apart(params):
     """Returns the weights with one tree for each layer."""
     stack = params["blocks"]["0"]
     num_layers = jax.tree.leaves(stack)[0].shape[0]
-    return params | {
-        "blocks": {str(i): jax.tree.map(lambda w, i=i: w[i], stack) for i in range(num_layers)}
-    }
+    layers = {}
+    for i in range(num_layers):
+        layers[str(i)] = jax.tree.map(lambda w, i=i: w[i], stack)
+    return params | {"blocks": layers}
 
 
-def unrolled_apply(params, tokens_BT, sub_models, *, nest, axes, mix_choice_ML, **_):
+def unrolled_apply(plan, params, inputs, members, **_):
     """`joint_apply` as a Python loop over layers, with nothing computed again; mixes switch in each
     layer.
     """
+    nest, family, options = plan.nest, plan.family, plan.architecture.options
+    outer, outer_axes = outside_blocks(params), outside_blocks(plan.axes)
+    block_axes = layer_axes(stack_of(plan.axes))
 
-    def part(name, sub_model, inputs):
-        return module_apply(name, narrow(params[name], axes[name], sizes_of(sub_model)), inputs)
+    def enter(sub_model):
+        modules = bind(family, options, narrow(outer, outer_axes, sizes_of(sub_model)))
+        return modules, *family.enter(modules, inputs)
 
-    def block(layer, sub_model, width, x_ND):
-        own = narrow(
-            params["blocks"][str(layer)], axes["blocks"][str(layer)], sizes_of(sub_model, width)
-        )
-        return module_apply("block", own, x_ND, tokens_BT.shape[1])
+    def block(layer, sub_model, sizes, x_ND, context):
+        layer_params = params["blocks"][str(layer)]
+        weights = narrow(layer_params, block_axes, sizes_of(sub_model, sizes))
+        return bind_block(family, options, weights)(x_ND, context)
+
+    def run(sub_model):
+        modules, x_ND, context = enter(sub_model)
+        for layer in sub_model.layers:
+            x_ND = block(layer, sub_model, sub_model.sizes_in(layer), x_ND, context)
+        return family.leave(modules, x_ND, context)
+
+    def run_mix(choice_L):
+        modules, x_ND, context = enter(nest.ta)
+        for layer in nest.ta.layers:
+            branches = []
+            for option in nest.layer_options:
+                sizes = {**nest.ta.sizes_in(layer), **option}
+                branches.append(functools.partial(block, layer, nest.ta, sizes))
+            x_ND = jax.lax.switch(choice_L[layer], branches, x_ND, context)
+        return family.leave(modules, x_ND, context)
 
     hidden = []
-    for sub_model in sub_models:
-        x_ND = part("embed", sub_model, tokens_BT)
-        for layer, width in zip(sub_model.layers, sub_model.d_ff, strict=True):
-            x_ND = block(layer, sub_model, width, x_ND)
-        hidden.append(part("norm", sub_model, x_ND))
-    for choice_L in mix_choice_ML:
-        x_ND = part("embed", nest.ta, tokens_BT)
-        for layer in nest.ta.layers:
-            branches = [functools.partial(block, layer, nest.ta, width) for width in nest.widths]
-            x_ND = jax.lax.switch(choice_L[layer], branches, x_ND)
-        hidden.append(part("norm", nest.ta, x_ND))
+    for member in members:
+        is_mix = isinstance(member, jax.Array)
+        hidden.append(run_mix(member) if is_mix else run(member))
     return hidden

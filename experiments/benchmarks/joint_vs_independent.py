@@ -2,8 +2,9 @@
 (benchmark 3).
 
     python experiments/benchmarks/joint_vs_independent.py --install_peers --nanogpt=nanoGPT
-    python experiments/benchmarks/joint_vs_independent.py --vocab_size=50257 --rounds=3
-    --nanogpt=nanoGPT python experiments/benchmarks/joint_vs_independent.py --nest=depth
+    python experiments/benchmarks/joint_vs_independent.py --vocab_size=50257 --rounds=3 \\
+        --nanogpt=nanoGPT
+    python experiments/benchmarks/joint_vs_independent.py --nest=depth
 
 Size S, d_ff 1,024 in 2,048, or for `depth` 6 layers in 9, of which the Student runs the first. `two
 own runs` are the times of the Student alone and the TA alone added up. PyTorch's contenders have
@@ -22,26 +23,29 @@ TA = {"width": {"d_ff": 2048}, "depth": {"num_layers": 9}}
 
 def start(sizes, weights, flags):
     """Returns the contenders by name, ours first."""
-    found = {
-        "ours, joint": peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "joint", "--write")
-    }
-    found["ours, joint"].ready()  # Its weights are written.
+    joint = peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "joint", "--write")
+    # The others load the weights that it writes.
+    joint.ready()
+
+    contenders = {"ours, joint": joint}
     kinds = {"ours, Student alone": "student", "ours, TA alone": "ta"}
     if flags.nest == "width":
         kinds["ours, joint and a mix"] = "joint_mix"
-    found |= {
-        name: peers.Contender(peers.PYTHON, "ours.py", sizes, weights, kind)
-        for name, kind in kinds.items()
-    }
+    for name, kind in kinds.items():
+        contenders[name] = peers.Contender(peers.PYTHON, "ours.py", sizes, weights, kind)
     if flags.nest == "depth":
-        return found
+        return contenders
+
     python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
     nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
-    for how in ("eager", "compiled") if python and nanogpt else ():
-        found[f"PyTorch, {how}, joint"] = peers.Contender(
+    if not (python and nanogpt):
+        return contenders
+
+    for how in ("eager", "compiled"):
+        contenders[f"PyTorch, {how}, joint"] = peers.Contender(
             python, "torch_gpt.py", sizes, weights, "joint", how, nanogpt
         )
-    return found
+    return contenders
 
 
 def main():
@@ -57,23 +61,28 @@ def main():
     sizes = peers.SIZE_S | {"vocab_size": flags.vocab_size, "batch_size": 8, "ta": TA[flags.nest]}
     with tempfile.TemporaryDirectory() as folder:
         running = start(sizes, f"{folder}/weights.npz", flags)
-        found = peers.take_turns(running, rounds=flags.rounds)
+        steps_of = peers.take_turns(running, rounds=flags.rounds)
         for contender in running.values():
             contender.close()
-    same = {
-        name: steps for name, steps in found.items() if name == "ours, joint" or "PyTorch" in name
+
+    joint_steps = {
+        name: steps
+        for name, steps in steps_of.items()
+        if name == "ours, joint" or "PyTorch" in name
     }
     for field in ("loss", "student"):
-        peers.check_losses(same, field)
-    rows = peers.rows_of(found)
+        peers.check_losses(joint_steps, field)
+
+    rows = peers.rows_of(steps_of)
     times = {row["contender"]: row["CPU-s"] for row in rows}
-    both = times["ours, Student alone"] + times["ours, TA alone"]
+    two_runs = times["ours, Student alone"] + times["ours, TA alone"]
+    ratio = times["ours, joint"] / two_runs
     harness.print_table(rows)
-    print(f"\njoint / two own runs: {times['ours, joint'] / both:.3f}")
-    name = f"runs/benchmarks/joint_{flags.nest}_{flags.vocab_size}.json"
-    harness.write_results(
-        flags.output or name, {"rows": rows, "joint / two own runs": times["ours, joint"] / both}
-    )
+    print(f"\njoint / two own runs: {ratio:.3f}")
+
+    default = f"runs/benchmarks/joint_{flags.nest}_{flags.vocab_size}.json"
+    results = {"rows": rows, "joint / two own runs": ratio}
+    harness.write_results(flags.output or default, results)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,11 @@ def profile(setup, rounds):
     program = lower_step(setup).compile()
     step = stepper(program, setup.init(), random_batch(setup))
     cpu = harness.interleave({"step": step}, rounds=rounds)["step"]
-    found = [_traced(step) for _ in range(rounds)]
+    traces = [_traced(step) for _ in range(rounds)]
     origins = dict(re.findall(r'%([\w.\-]+) = .*?op_name="([^"]*)"', program.as_text()))
-    seconds = collections.Counter({name: min(one[name] for one in found) for name in found[0]})
+    seconds = collections.Counter()
+    for name in traces[0]:
+        seconds[name] = min(trace[name] for trace in traces)
     return seconds, origins, harness.median_and_spread(cpu)
 
 
@@ -59,20 +61,19 @@ def _traced(step):
     seconds = collections.Counter()
     for event in events:
         name = event.get("args", {}).get("hlo_op")
-        if (
-            event.get("ph") == "X"
-            and name
-            and not name.startswith(("while", "conditional", "call"))
-        ):
+        is_instruction = event.get("ph") == "X" and name
+        # The time of these is that of the instructions within them.
+        if is_instruction and not name.startswith(("while", "conditional", "call")):
             seconds[name] += event["dur"] / 1e6
     return seconds
 
 
 def kind_of(name, origin):
     """The kind of an instruction."""
-    return next(
-        (kind for kind, n, o in KINDS if re.match(n, name) and re.match(o, origin)), "elementwise"
-    )
+    for kind, name_pattern, origin_pattern in KINDS:
+        if re.match(name_pattern, name) and re.match(origin_pattern, origin):
+            return kind
+    return "elementwise"
 
 
 def main():
@@ -87,15 +88,20 @@ def main():
     if not flags.joint:
         config = dataclasses.replace(config, nest=dataclasses.replace(config.nest, d_ff=None))
     seconds, origins, cpu = profile(make_setup(config, make_mesh((1, 1, 1))), flags.rounds)
+
     by_kind = collections.Counter()
-    for name, own in seconds.items():
-        by_kind[kind_of(name, origins.get(name, ""))] += own
-    whole = sum(by_kind.values())
-    rows = [{"what": kind, "s": own, "share": own / whole} for kind, own in by_kind.most_common()]
-    harness.print_table([*rows, {"what": "all", "s": whole, "share": 1.0}])
+    for name, duration in seconds.items():
+        by_kind[kind_of(name, origins.get(name, ""))] += duration
+
+    total = sum(by_kind.values())
+    rows = []
+    for kind, duration in by_kind.most_common():
+        rows.append({"what": kind, "s": duration, "share": duration / total})
+    harness.print_table([*rows, {"what": "all", "s": total, "share": 1.0}])
     print(f"CPU-s of a step: {cpu[0]:.3g} ± {100 * cpu[1]:.0f} %")
-    for name, own in seconds.most_common(flags.most):
-        print(f"{own:.3f} {kind_of(name, origins.get(name, ''))}: {name} {origins.get(name, '')}")
+    for name, duration in seconds.most_common(flags.most):
+        origin = origins.get(name, "")
+        print(f"{duration:.3f} {kind_of(name, origin)}: {name} {origin}")
     harness.write_results(flags.output, {"rows": rows, "CPU-s": cpu[0], "spread": cpu[1]})
 
 

@@ -6,7 +6,8 @@ The whole train step of size S, Student and TA together:
 
     scan, dots          ours: one scan over the layers; of a layer, matmul outputs are kept
     unrolled, none      a Python loop over layers with arrays of their own; all that a gradient
-    needs is kept scan, none / full   our scan, with all kept, or with nothing but its carry
+                        needs is kept
+    scan, none / full   our scan, with all kept, or with nothing but its carry
 
 Temporaries are those of the compiled program. All must have the same losses before they are timed.
 """
@@ -33,34 +34,41 @@ def measure(rounds):
         program = lower_step(setup).compile()
         calls[f"scan, {remat}"] = stepper(program, setup.init(), random_batch(setup))
         temporaries[f"scan, {remat}"] = program.memory_analysis().temp_size_in_bytes
+
     peer, params = unroll(setup), layers_apart(setup.init().params)
     program = lower_step(peer, unrolled=True).compile()
     state = TrainState(setup.init().step, params, jax.jit(peer.optimizer.init)(params))
     calls[PEER] = stepper(program, state, random_batch(setup))
     temporaries[PEER] = program.memory_analysis().temp_size_in_bytes
 
-    metrics = {name: [call() for _ in range(2)] for name, call in calls.items()}
-    for name in ("student", "ta", "distill", "grad_norm"):
-        for steps in metrics.values():
-            for ours, theirs in zip(steps, metrics[PEER], strict=True):
-                np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
-
-    seconds = {
-        name: harness.median_and_spread(v)
-        for name, v in harness.interleave(calls, rounds=rounds).items()
-    }
+    check_losses(calls)
+    times = harness.times_of(calls, rounds=rounds)
     rows = []
-    for name, (median, spread) in seconds.items():
-        row = {
-            "contender": name,
-            "temporaries MB": temporaries[name] / 1e6,
-            "CPU-s": median,
-            "spread": spread,
-        }
-        row |= {"temporaries, of unrolled": temporaries[name] / temporaries[PEER]}
-        row |= {"time, of unrolled": median / seconds[PEER][0]}
-        rows.append(row | {"bar": "0.45 at 1.02" if name == "scan, dots" else ""})
+    for name, (median, spread) in times.items():
+        rows.append(
+            {
+                "contender": name,
+                "temporaries MB": temporaries[name] / 1e6,
+                "CPU-s": median,
+                "spread": spread,
+                "temporaries, of unrolled": temporaries[name] / temporaries[PEER],
+                "time, of unrolled": median / times[PEER][0],
+                "bar": "0.45 at 1.02" if name == "scan, dots" else "",
+            }
+        )
     return rows
+
+
+def check_losses(calls):
+    """Takes two steps with each contender; raises unless all have the losses of the peer."""
+    metrics = {}
+    for name, call in calls.items():
+        metrics[name] = [call() for _ in range(2)]
+
+    for steps in metrics.values():
+        for step, expected in zip(steps, metrics[PEER], strict=True):
+            for name in ("student", "ta", "distill", "grad_norm"):
+                np.testing.assert_allclose(step[name], expected[name], rtol=1e-4)
 
 
 def main():

@@ -1,19 +1,17 @@
 """The cost of Shampoo (benchmark 6), and what it does on the quickstart's data.
 
-    python experiments/benchmarks/shampoo.py --optimizer   # one update of 2.9 M weights; about five
-    minutes python experiments/benchmarks/shampoo.py --step        # a joint training step of size
-    S; about fifteen minutes python experiments/benchmarks/shampoo.py --quality     # 200 steps of
-    the quickstart; about twenty minutes
+    python experiments/benchmarks/shampoo.py --optimizer   # about five minutes
+    python experiments/benchmarks/shampoo.py --step        # about fifteen minutes
+    python experiments/benchmarks/shampoo.py --quality     # about twenty minutes
 
-optimizer   AdamW, Muon (optax.contrib), ours with Newton and eigh, and the public Shampoo
-(precondition-opt, where it
-            is installed), on the same gradients: CPU-seconds of a step, roots every 10, compile
-            time, state
-step        the joint step of a Student (d_ff 1024) in a TA (d_ff 2048), 6 layers, d_model 256, V
-512: Shampoo with
-            blocks of 128 and roots every 20 against AdamW, at 2,048 and 16,384 tokens
-quality     AdamW and Shampoo at equal steps: the learning rate of the lowest training loss of seed
-0, then three seeds
+    optimizer   one update of 2.9 M weights: AdamW, Muon (optax.contrib), ours with Newton and
+                eigh, and the public Shampoo (precondition-opt, where it is installed), on the same
+                gradients: CPU-seconds of a step, roots every 10, compile time, state
+    step        the joint step of a Student (d_ff 1024) in a TA (d_ff 2048), 6 layers, d_model 256,
+                V 512: Shampoo with blocks of 128 and roots every 20 against AdamW, at 2,048 and
+                16,384 tokens
+    quality     200 steps of the quickstart, AdamW and Shampoo at equal steps: the learning rate of
+                the lowest training loss of seed 0, then three seeds
 
 A step that computes roots and one that does not are timed by themselves, and mixed as often as each
 happens.
@@ -37,7 +35,7 @@ import optax
 from matta_jax import config as c
 from matta_jax import optim
 from matta_jax.sharding import make_mesh
-from matta_jax.training import make_setup, make_train_step
+from matta_jax.training import TrainState, make_setup, make_train_step
 
 TREE = {
     "embed": (10000, 128),
@@ -66,11 +64,8 @@ def public_shampoo():
             "precondition-opt==0.3.0 chex)"
         )
         return None
-    for name in (
-        "tree_map",
-        "tree_flatten",
-        "tree_unflatten",
-    ):  # Removed from jax since its release.
+    # Removed from jax since its release.
+    for name in ("tree_map", "tree_flatten", "tree_unflatten"):
         setattr(jax, name, getattr(jax.tree_util, name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -92,12 +87,11 @@ def measure_optimizer(rounds):
     gradients = {
         name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in TREE.items()
     }
-    ours = lambda root: optax.chain(
-        optim.scale_by_shampoo(
-            optim.Shampoo(block_size=128, precondition_every=10, start_step=0, root=root)
-        ),
-        optax.trace(0.9, nesterov=True),
-    )
+
+    def ours(root):
+        settings = c.ShampooConfig(block_size=128, precondition_every=10, start_step=0, root=root)
+        return optax.chain(optim.scale_by_shampoo(settings), optax.trace(0.9, nesterov=True))
+
     optimizers = {
         "AdamW": (optax.adamw(1e-3), gradients),
         "Muon": (optax.contrib.muon(1e-3), unstacked(gradients)),
@@ -123,23 +117,24 @@ def measure_optimizer(rounds):
             for _ in range(steps):
                 moved = step(tree, moved, params)[1]
             calls[name, label] = harness.waited(step, tree, moved, params)
-    seconds = {
-        key: harness.median_and_spread(v)
-        for key, v in harness.interleave(calls, rounds=rounds).items()
-    }
+    times = harness.times_of(calls, rounds=rounds)
     rows = []
     for name, facts in about.items():
-        (roots, spread), (none, _) = seconds[name, "roots"], seconds[name, "none"]
-        mixed = roots / 10 + none * 9 / 10
-        rows.append(
-            {"optimiser": name, "CPU-ms": 1e3 * mixed, "with roots": 1e3 * roots, "spread": spread}
-            | facts
-        )
-    if "public, newton" in about:
+        roots, spread = times[name, "roots"]
+        without_roots, _ = times[name, "none"]
+        mixed = roots / 10 + without_roots * 9 / 10
+        row = {
+            "optimiser": name,
+            "CPU-ms": 1e3 * mixed,
+            "with roots": 1e3 * roots,
+            "spread": spread,
+        }
+        rows.append(row | facts)
+
+    public = next((row for row in rows if row["optimiser"] == "public, newton"), None)
+    if public is not None:
         for row in rows:
-            row["of public"] = row["CPU-ms"] / next(
-                r["CPU-ms"] for r in rows if r["optimiser"] == "public, newton"
-            )
+            row["of public"] = row["CPU-ms"] / public["CPU-ms"]
     return rows
 
 
@@ -164,40 +159,44 @@ def measure_step(rounds):
             holder = {"state": setup.init(), "step": make_train_step(setup)}
 
             def run(holder, batch, count):
-                opt_state = holder["state"].opt_state
-                opt_state = jax.tree.map(
-                    lambda node: (
-                        node._replace(count=jnp.asarray(count)) if _is_shampoo(node) else node
-                    ),
-                    opt_state,
-                    is_leaf=_is_shampoo,
-                )
-                state = type(holder["state"])(
-                    holder["state"].step, holder["state"].params, opt_state
-                )
+                state = holder["state"]
+                opt_state = _with_count(state.opt_state, count)
+                state = TrainState(state.step, state.params, opt_state)
                 holder["state"], metrics = holder["step"](state, batch)
                 jax.block_until_ready((holder["state"], metrics))
 
             calls[name, "none"] = functools.partial(run, holder, batch, 41)
             if name == "shampoo":
                 calls[name, "roots"] = functools.partial(run, holder, batch, 40)
-        seconds = {
-            key: harness.median_and_spread(v)
-            for key, v in harness.interleave(calls, rounds=rounds).items()
-        }
-        adamw = seconds["adamw", "none"][0]
+        times = harness.times_of(calls, rounds=rounds)
+        adamw = times["adamw", "none"][0]
         for name in ("adamw", "muon", "shampoo"):
-            median, spread = seconds[name, "none"]
+            median, spread = times[name, "none"]
             if name == "shampoo":
-                median = median * 19 / 20 + seconds[name, "roots"][0] / 20
-            row = {"tokens": batch_size * 256, "optimiser": name, "CPU-s": median, "spread": spread}
-            rows.append(row | {"ratio to AdamW": median / adamw})
+                median = median * 19 / 20 + times[name, "roots"][0] / 20
+            rows.append(
+                {
+                    "tokens": batch_size * 256,
+                    "optimiser": name,
+                    "CPU-s": median,
+                    "spread": spread,
+                    "ratio to AdamW": median / adamw,
+                }
+            )
             print(rows[-1], flush=True)
     return rows
 
 
-def _is_shampoo(node):
-    return isinstance(node, optim.ShampooState)
+def _with_count(opt_state, count):
+    """Shampoo at another step: whether it computes roots goes by its count."""
+
+    def is_shampoo(node):
+        return isinstance(node, optim.ShampooState)
+
+    def with_count(node):
+        return node._replace(count=jnp.asarray(count)) if is_shampoo(node) else node
+
+    return jax.tree.map(with_count, opt_state, is_leaf=is_shampoo)
 
 
 def measure_quality(steps, seeds):
@@ -228,22 +227,22 @@ def measure_quality(steps, seeds):
             if not result.finished:
                 raise SystemExit("stopped by a signal")
             metrics = result.metrics
-            lines = [
-                json.loads(line)
-                for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-            ]
-        last = [line["student"] for line in lines if "student" in line][-5:]
+            text = (pathlib.Path(folder) / "metrics.jsonl").read_text()
+
+        lines = [json.loads(line) for line in text.splitlines()]
+        losses = [line["student"] for line in lines if "student" in line]
         row = {
             "optimiser": name,
             "learning rate": rate,
             "seed": seed,
-            "training loss": float(np.mean(last)),
+            "training loss": float(np.mean(losses[-5:])),
+            "held-out Student": metrics["eval/student"],
+            "held-out TA": metrics["eval/ta"],
         }
-        row |= {"held-out Student": metrics["eval/student"], "held-out TA": metrics["eval/ta"]}
         print(row, flush=True)
         return row
 
-    runs = [run(name, rate, 0) for name, own in rates.items() for rate in own]
+    runs = [run(name, rate, 0) for name, tried in rates.items() for rate in tried]
     summary = []
     for name in rates:
         best = min(
@@ -253,8 +252,9 @@ def measure_quality(steps, seeds):
         runs += rows[1:]
         row = {"optimiser": name, "learning rate": best["learning rate"], "seeds": seeds}
         for key in ("held-out Student", "held-out TA"):
-            values = [own[key] for own in rows]
-            row |= {key: float(np.mean(values)), f"{key} sd": float(np.std(values, ddof=1))}
+            values = [of_seed[key] for of_seed in rows]
+            row[key] = float(np.mean(values))
+            row[f"{key} sd"] = float(np.std(values, ddof=1))
         summary.append(row)
     return {"summary": summary, "runs": runs}
 

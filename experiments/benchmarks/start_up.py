@@ -58,22 +58,24 @@ def run(command, **environment):
 
 def imports(rounds):
     """One row for each binary."""
-    found = {name: [] for name in BINARIES}
+    starts = {name: [] for name in BINARIES}
     for _ in range(rounds + 1):
         for name in BINARIES:
-            found[name].append(run([sys.executable, "-c", IMPORT.format(name, HEAVY)]))
+            starts[name].append(run([sys.executable, "-c", IMPORT.format(name, HEAVY)]))
+
     rows = []
-    for name, values in found.items():
-        wall, cpu = (statistics.median(value[i] for value in values[1:]) for i in range(2))
-        count, *heavy = values[0][2].split()
-        row = {
-            "binary": name,
-            "wall s": wall,
-            "CPU-s": cpu,
-            "modules": int(count),
-            "among them": ", ".join(heavy),
-        }
-        rows.append(row | {"bar, s": "3" if name == "extract" else ""})
+    for name, (first, *counted) in starts.items():
+        count, *heavy = first[2].split()
+        rows.append(
+            {
+                "binary": name,
+                "wall s": statistics.median(wall for wall, _, _ in counted),
+                "CPU-s": statistics.median(cpu for _, cpu, _ in counted),
+                "modules": int(count),
+                "among them": ", ".join(heavy),
+                "bar, s": "3" if name == "extract" else "",
+            }
+        )
     return rows
 
 

@@ -1,9 +1,10 @@
 """Our train step of one model against its peers' (benchmarks 1 and 2).
 
-    git clone https://github.com/karpathy/nanoGPT && git clone
-    https://github.com/google-deepmind/nanodo python experiments/benchmarks/train_step.py
-    --install_peers --nanogpt=nanoGPT --nanodo=nanodo python experiments/benchmarks/train_step.py
-    --vocab_size=50257 --rounds=3 --nanogpt=nanoGPT --nanodo=nanodo
+    git clone https://github.com/karpathy/nanoGPT
+    git clone https://github.com/google-deepmind/nanodo
+    python experiments/benchmarks/train_step.py --install_peers --nanogpt=nanoGPT --nanodo=nanodo
+    python experiments/benchmarks/train_step.py --vocab_size=50257 --rounds=3 \\
+        --nanogpt=nanoGPT --nanodo=nanodo
 
 Size S, Student alone, float32, AdamW, clipping: 8 sequences of 256 tokens. All load the same
 weights (nanodo, which has no biases, its own), and must have the same losses in their first two
@@ -21,24 +22,44 @@ import contenders as peers
 
 def start(sizes, weights, flags):
     """Returns the contenders by name, ours first."""
-    found = {"ours": peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "student", "--write")}
-    found["ours"].ready()  # Its weights are written.
-    found["plain Flax NNX"] = peers.Contender(peers.PYTHON, "flax_gpt.py", sizes, weights)
+    ours = peers.Contender(peers.PYTHON, "ours.py", sizes, weights, "student", "--write")
+    # The others load the weights that it writes.
+    ours.ready()
+
+    contenders = {"ours": ours}
+    contenders["plain Flax NNX"] = peers.Contender(peers.PYTHON, "flax_gpt.py", sizes, weights)
     if nanodo := peers.checkout(
         flags.nanodo, "nanodo", "https://github.com/google-deepmind/nanodo"
     ):
-        found["nanodo"] = peers.Contender(peers.PYTHON, "nanodo_gpt.py", sizes, weights, nanodo)
+        contenders["nanodo"] = peers.Contender(
+            peers.PYTHON, "nanodo_gpt.py", sizes, weights, nanodo
+        )
+
     python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
     nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
-    for how in ("eager", "compiled") if python else ():
+    if python is None:
+        return contenders
+
+    for how in ("eager", "compiled"):
         if nanogpt:
-            found[f"nanoGPT, {how}"] = peers.Contender(
+            contenders[f"nanoGPT, {how}"] = peers.Contender(
                 python, "torch_gpt.py", sizes, weights, "nanogpt", how, nanogpt
             )
-        found[f"Hugging Face, {how}"] = peers.Contender(
+        contenders[f"Hugging Face, {how}"] = peers.Contender(
             python, "torch_gpt.py", sizes, weights, "hf", how, ""
         )
-    return found
+    return contenders
+
+
+def check(steps_of, vocab_size):
+    """Raises unless all have the same losses; nanodo, of weights of its own, about ln V."""
+    if "nanodo" in steps_of:
+        fresh = steps_of["nanodo"][0]["loss"]
+        if abs(fresh - math.log(vocab_size)) > 1.5:
+            raise RuntimeError(f"nanodo starts at {fresh}, far from ln V")
+
+    of_same_weights = {name: steps for name, steps in steps_of.items() if name != "nanodo"}
+    peers.check_losses(of_same_weights)
 
 
 def main():
@@ -54,14 +75,12 @@ def main():
     sizes = peers.SIZE_S | {"vocab_size": flags.vocab_size, "batch_size": 8, "ta": {}}
     with tempfile.TemporaryDirectory() as folder:
         running = start(sizes, f"{folder}/weights.npz", flags)
-        found = peers.take_turns(running, rounds=flags.rounds)
+        steps_of = peers.take_turns(running, rounds=flags.rounds)
         for contender in running.values():
             contender.close()
-    fresh = found.get("nanodo", [{"loss": math.log(flags.vocab_size)}])[0]["loss"]
-    if abs(fresh - math.log(flags.vocab_size)) > 1.5:
-        raise RuntimeError(f"nanodo starts at {fresh}, far from ln V")
-    peers.check_losses({name: steps for name, steps in found.items() if name != "nanodo"})
-    rows = peers.rows_of(found)
+
+    check(steps_of, flags.vocab_size)
+    rows = peers.rows_of(steps_of)
     harness.print_table(rows)
     harness.write_results(
         flags.output or f"runs/benchmarks/train_step_{flags.vocab_size}.json", {"rows": rows}

@@ -50,19 +50,16 @@ def measure_scaling(rounds):
             calls[mesh, count] = functools.partial(repeat, step, DEVICES[-1] // count)
             arguments[mesh, count] = program.memory_analysis().argument_size_in_bytes
     del calls["fsdp", 1]  # The same program.
-    seconds = {
-        key: harness.median_and_spread(v)
-        for key, v in harness.interleave(calls, rounds=rounds).items()
-    }
+    times = harness.times_of(calls, rounds=rounds)
     rows = []
-    for (mesh, count), (median, spread) in seconds.items():
+    for (mesh, count), (median, spread) in times.items():
         row = {
             "mesh": mesh,
             "devices": count,
             "CPU-s per device": median / DEVICES[-1],
             "spread": spread,
         }
-        row["time, of one device"] = median / seconds["data", 1][0]
+        row["time, of one device"] = median / times["data", 1][0]
         row["argument MB per device"] = arguments[mesh, count] / 1e6
         row["arguments, of one device"] = arguments[mesh, count] / arguments[mesh, 1]
         bar = {"data": "1.15", "fsdp": "1.15; 0.14"}[mesh] if count == 8 else ""
@@ -72,16 +69,20 @@ def measure_scaling(rounds):
 
 def compare_losses(steps):
     """One row for each mesh: the largest difference of a loss from one device's, in nats."""
-    losses = {}
-    for mesh, sizes in {
+    meshes = {
         "one device": (1, 1, 1),
         "data": MESHES["data"](8),
         "fsdp": MESHES["fsdp"](8),
-    }.items():
-        run = prepare(sizes, 16)[1]
-        losses[mesh] = np.array(
-            [[float(metrics[name]) for name in LOSSES] for metrics in (run() for _ in range(steps))]
-        )
+    }
+    losses = {}
+    for mesh, sizes in meshes.items():
+        _, run = prepare(sizes, 16)
+        by_step = []
+        for _ in range(steps):
+            metrics = run()
+            by_step.append([float(metrics[name]) for name in LOSSES])
+        losses[mesh] = np.array(by_step)
+
     rows = []
     for mesh in MESHES:
         error = np.abs(losses[mesh] - losses["one device"]).max()

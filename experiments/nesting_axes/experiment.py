@@ -1,9 +1,15 @@
 """Width, depth or d_model: which way should a TA of one size be larger than its Student?"""
 
-from laptop import ALONE, Line, comparison, plot_comparison
+import pathlib
 
-SEEDS = (0, 1, 2)
-NESTS = {
+from lab.figures import Line, comparison, plot_comparison
+from lab.laptop import ALONE, LaptopExperiment
+from lab.protocol import Results
+from lab.runs import Lab
+
+from matta_jax.sweeps import Overrides
+
+NESTS: dict[str, Overrides] = {
     "width": {},
     "depth": {"nest.d_ff": None, "nest.widths": (), "nest.num_layers": 13},
     "d_model": {"nest.d_ff": None, "nest.widths": (), "nest.d_model": 256},
@@ -17,12 +23,19 @@ LINES = [
 ]
 
 
-def measure(lab):
-    """Trains all."""
-    return {"rows": lab.rows({"Student alone": ALONE} | NESTS, SEEDS)}
+class NestingAxes(LaptopExperiment):
+    """One Student in three TAs of one size."""
+
+    name = "nesting_axes"
+
+    def measure(self, lab: Lab) -> Results:
+        """Trains all."""
+        return {"rows": lab.rows({"Student alone": ALONE, **NESTS}, self.seeds)}
+
+    def show(self, results: Results, folder: pathlib.Path) -> str:
+        """The comparison."""
+        plot_comparison(results["rows"], LINES, folder / "nesting_axes.png")
+        return comparison(results["rows"], LINES)
 
 
-def show(results, folder):
-    """The comparison."""
-    plot_comparison(results["rows"], LINES, folder / "nesting_axes.png")
-    return comparison(results["rows"], LINES)
+EXPERIMENT = NestingAxes()

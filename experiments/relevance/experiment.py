@@ -2,16 +2,6 @@
 the TA.
 """
 
-from scorers import comparison
+from scorers.comparison import ScorerExperiment
 
-SEEDS, measure, show = comparison.SEEDS, comparison.measure, comparison.show
-
-
-def write_data(data, workdir):
-    """Its examples."""
-    comparison.write_data("relevance", data / "gsm8k", workdir)
-
-
-def config_of(data, workdir):
-    """That of `configs/relevance.py`."""
-    return comparison.config_of("relevance", workdir)
+EXPERIMENT = ScorerExperiment("relevance", raw="gsm8k")

@@ -40,45 +40,44 @@ def measure(name: str, topology: str, microbatches: int) -> dict[str, Any]:
     from matta_jax import compile_check
     from matta_jax.config import from_config_dict
 
-    config = from_config_dict(
-        runpy.run_path(str(_HERE.parents[1] / "configs" / f"{name}.py"))["get_config"]()
-    )
+    file = _HERE.parents[1] / "configs" / f"{name}.py"
+    config = from_config_dict(runpy.run_path(str(file))["get_config"]())
     config = dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1),
         train=dataclasses.replace(config.train, microbatches=microbatches),
     )
     report = compile_check(config, topology)
-    extra = {
+    return dataclasses.asdict(report) | {
         "tokens": config.data.batch_size * config.data.seq_len,
         "steps": config.train.num_steps,
+        "expected_seconds": report.expected_seconds,
+        "fits": report.fits,
     }
-    return (
-        dataclasses.asdict(report)
-        | extra
-        | {"expected_seconds": report.expected_seconds, "fits": report.fits}
-    )
 
 
 def row_of(key: str, report: dict[str, Any]) -> str:
     """One line of the table."""
     name, topology, microbatches = key.split()
-    gigabytes = lambda field: "-" if report[field] is None else f"{report[field] / 1e9:.2f}"
+
+    def gigabytes(field: str) -> str:
+        return "-" if report[field] is None else f"{report[field] / 1e9:.2f}"
+
     sizes = " | ".join(
         gigabytes(f"{kind}_bytes") for kind in ("parameter", "optimizer", "temporary")
     )
-    needed = f"{gigabytes('needed_bytes')} of {report['hbm_bytes'] / 1e9:.0f}" + (
-        "" if report["fits"] else " (no)"
-    )
+    needed = f"{gigabytes('needed_bytes')} of {report['hbm_bytes'] / 1e9:.0f}"
+    if not report["fits"]:
+        needed += " (no)"
     moved = f"{sum(report['collective_bytes'].values()) / 1e9:.1f}"
     speed = f"{report['tokens'] / report['expected_seconds'] / 1e6:.2f}"
     time = f"{1e3 * report['expected_seconds']:.0f}"
     hours = report["steps"] * report["expected_seconds"] / 3600
-    whole = f"{hours:.1f} | {hours * math.prod(report['mesh']):.0f}"
+    run = f"{hours:.1f} | {hours * math.prod(report['mesh']):.0f}"
     return (
         f"| {name} | {topology} | {microbatches} | {sizes} | {needed} | {moved} | "
         f"{report['flops'] / 1e12:.0f} "
-        f"| {time} | {speed} | {whole} |"
+        f"| {time} | {speed} | {run} |"
     )
 
 
@@ -90,9 +89,8 @@ def main() -> None:
         if key in done:
             continue
         print(f"compiling {key}", file=sys.stderr, flush=True)
-        with concurrent.futures.ProcessPoolExecutor(
-            max_workers=1
-        ) as pool:  # Its memory goes with it.
+        # The memory of a process goes with it.
+        with concurrent.futures.ProcessPoolExecutor(max_workers=1) as pool:
             done[key] = pool.submit(measure, name, topology, microbatches).result()
         _OUTPUT.write_text(json.dumps(done, indent=2) + "\n")
     header = (

@@ -1,8 +1,8 @@
 """Turns raw files that a user has fetched into examples of a scorer: one JSON object a line.
 
-    python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip
-    --output=data/quality python experiments/scorers/prepare.py --task=relevance --raw=gsm8k
-    --output=data/relevance
+    python experiments/scorers/prepare.py --task=quality --raw=sentence_polarity.zip \\
+        --output=data/quality
+    python experiments/scorers/prepare.py --task=relevance --raw=gsm8k --output=data/relevance
 
 quality: NLTK's `sentence_polarity.zip`; class 1 is a positive sentence. A tenth is in test.jsonl,
 by a hash.
@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from matta_jax.bin import _app
+from matta_jax.bin import required, run
 from matta_jax.errors import UserError, did_you_mean
-from matta_jax.files import replace_text
+from matta_jax.storage import replace_text
 
 _TASK = flags.DEFINE_string("task", None, "quality or relevance.")
 _RAW = flags.DEFINE_string("raw", None, "The zip file of quality; the folder of relevance.")
@@ -73,7 +73,8 @@ def quality(raw: pathlib.Path) -> dict[str, Rows]:
                         "sentence_polarity.zip"
                     )
                 for line in archive.read(member).decode("latin-1").split("\n"):
-                    if text := " ".join(line.split()):
+                    text = " ".join(line.split())
+                    if text:
                         labels.setdefault(text, label)
     except (OSError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or error
@@ -82,9 +83,8 @@ def quality(raw: pathlib.Path) -> dict[str, Rows]:
         ) from None
     splits: dict[str, Rows] = {"train": [], "test": []}
     for text in sorted(labels, key=_hash):
-        splits["test" if _hash("split " + text) % 10 == 0 else "train"].append(
-            {"text": text, "label": labels[text]}
-        )
+        split = "test" if _hash("split " + text) % 10 == 0 else "train"
+        splits[split].append({"text": text, "label": labels[text]})
     return splits
 
 
@@ -103,15 +103,13 @@ def relevance(raw: pathlib.Path) -> dict[str, Rows]:
 
 def _read(raw: pathlib.Path, name: str) -> Pairs:
     try:
-        rows = [
-            json.loads(line)
-            for line in (raw / name).read_text(encoding="utf-8").split("\n")
-            if line.strip()
-        ]
-        pairs = [
-            (row["question"].strip(), re.sub(r"<<.*?>>|\n####.*", "", row["answer"]).strip())
-            for row in rows
-        ]
+        lines = (raw / name).read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+        pairs = []
+        for row in rows:
+            # Calculations between << and >>, and the bare answer at the end, are no prose.
+            solution = re.sub(r"<<.*?>>|\n####.*", "", row["answer"]).strip()
+            pairs.append((row["question"].strip(), solution))
     except FileNotFoundError:
         raise UserError(
             f"raw={str(raw)!r} has no {name}; give the folder of train.jsonl and test.jsonl"
@@ -130,12 +128,14 @@ def _read(raw: pathlib.Path, name: str) -> Pairs:
 
 
 def _with_negatives(pairs: Pairs, vectorizer: Any) -> Rows:
-    questions, solutions = (vectorizer.transform(texts) for texts in zip(*pairs, strict=True))
+    questions = vectorizer.transform([question for question, _ in pairs])
+    solutions = vectorizer.transform([solution for _, solution in pairs])
     rows: Rows = []
     for i in sorted(range(len(pairs)), key=lambda i: _hash(pairs[i][0])):
-        question, own = pairs[i]
+        question, solution = pairs[i]
         cosines = (solutions @ questions[i].T).toarray()[:, 0]
-        nearest = next(int(j) for j in np.argsort(-cosines, kind="stable") if pairs[j][1] != own)
+        by_cosine = np.argsort(-cosines, kind="stable")
+        nearest = next(int(j) for j in by_cosine if pairs[j][1] != solution)
         for j, label in ((i, 1), (nearest, 0)):
             dense, categorical = _features(question, pairs[j][1], cosine=float(cosines[j]))
             features = {"dense": dense, "categorical": categorical}
@@ -144,13 +144,19 @@ def _with_negatives(pairs: Pairs, vectorizer: Any) -> Rows:
 
 
 def _features(question: str, solution: str, *, cosine: float) -> tuple[list[float], list[int]]:
-    asked, told = (set(re.findall(r"\b[A-Z][a-z]+", text)) for text in (question, solution))
-    named = len(asked & told) / len(told) if told else 0.5
+    question_names = set(re.findall(r"\b[A-Z][a-z]+", question))
+    solution_names = set(re.findall(r"\b[A-Z][a-z]+", solution))
+    shared_names = len(question_names & solution_names)
+    share = shared_names / len(solution_names) if solution_names else 0.5
+
     ratio = math.log(max(len(solution), 1) / max(len(question), 1))
-    dense = [cosine, named, min(max(ratio, -_CLIP), _CLIP)]
+    dense = [cosine, share, min(max(ratio, -_CLIP), _CLIP)]
+
     kind = next((k for k, start in enumerate(_KINDS) if start in question.lower()), len(_KINDS))
-    sentences = sum(bool(one.strip()) for one in re.split(r"[.!?](?:\s|$)|\n", solution))
-    return [round(number, 4) for number in dense], [kind, min(sentences, _MAX_SENTENCES)]
+    sentences = re.split(r"[.!?](?:\s|$)|\n", solution)
+    num_sentences = sum(bool(sentence.strip()) for sentence in sentences)
+    categorical = [kind, min(num_sentences, _MAX_SENTENCES)]
+    return [round(number, 4) for number in dense], categorical
 
 
 def write_examples(folder: pathlib.Path, splits: dict[str, Rows]) -> None:
@@ -194,15 +200,13 @@ def make_examples(task: str, raw: pathlib.Path, output: pathlib.Path) -> dict[st
 
 def main() -> None:
     """Makes one folder of examples."""
-    task = _app.required(_TASK, "quality")
+    task = required(_TASK, "quality")
     if task not in _TASKS:
         raise UserError(
             f"--task={task!r} must be one of {', '.join(_TASKS)}{did_you_mean(task, _TASKS)}"
         )
-    raw = pathlib.Path(
-        _app.required(_RAW, "sentence_polarity.zip" if task == "quality" else "gsm8k")
-    )
-    output = pathlib.Path(_app.required(_OUTPUT, f"data/{task}"))
+    raw = pathlib.Path(required(_RAW, "sentence_polarity.zip" if task == "quality" else "gsm8k"))
+    output = pathlib.Path(required(_OUTPUT, f"data/{task}"))
     for split, rows in make_examples(task, raw, output).items():
         print(
             f"{output / split}.jsonl: {len(rows)} examples, "
@@ -211,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _app.run(main)
+    run(main)

@@ -1,11 +1,17 @@
 """How much the ramp, the weight and temperature of distillation, and Shampoo's interval matter."""
 
-from laptop import ALONE, Line, comparison, plot_comparison
+import pathlib
 
-SEEDS = (0, 1, 2)
+from lab.figures import Line, comparison, plot_comparison
+from lab.laptop import ALONE, LaptopExperiment
+from lab.protocol import Results
+from lab.runs import Lab
+
+from matta_jax.sweeps import Overrides
+
 DEFAULT = "default"  # Weight 0.5, a linear ramp over 0.1 of the run, T 1.
 LONE, UNTAUGHT = "Student alone", "weight 0"
-CONDITIONS = {
+CONDITIONS: dict[str, Overrides] = {
     DEFAULT: {},
     UNTAUGHT: {"objective.distill_weight": 0.0},
     "weight 1": {"objective.distill_weight": 1.0},
@@ -15,23 +21,39 @@ CONDITIONS = {
     "T 2": {"objective.temperature": 2.0},
     "T 4": {"objective.temperature": 4.0},
 }
-SHAMPOO = {
+SHAMPOO: dict[str, Overrides] = {
     f"Shampoo, every {steps}": {"optimizer.name": "shampoo", "shampoo.precondition_every": steps}
     for steps in (10, 2, 50)
 }
+SHAMPOO_DEFAULT = "Shampoo, every 10"
 
 
-def measure(lab):
-    """Trains all."""
-    return {"rows": lab.rows({LONE: ALONE} | CONDITIONS | SHAMPOO, SEEDS)}
+class Sensitivity(LaptopExperiment):
+    """MatTA, with one setting after another changed."""
+
+    name = "sensitivity"
+
+    def measure(self, lab: Lab) -> Results:
+        """Trains all."""
+        return {"rows": lab.rows({LONE: ALONE, **CONDITIONS, **SHAMPOO}, self.seeds)}
+
+    def show(self, results: Results, folder: pathlib.Path) -> str:
+        """The comparison: with a Student alone, with the default, with Shampoo's own."""
+        rows = results["rows"]
+        lines = [*_lines(CONDITIONS, DEFAULT), *_lines(SHAMPOO, SHAMPOO_DEFAULT)]
+        plot_comparison(rows, [Line(LONE), *lines], folder / "sensitivity.png")
+
+        untaught = Line(UNTAUGHT, "student", (LONE, "student"))
+        return comparison(rows, [Line(LONE), untaught, *lines])
 
 
-def show(results, folder):
-    """The comparison: with a Student alone, with the default, with Shampoo's own."""
-    rows, base, first = results["rows"], (DEFAULT, "student"), next(iter(SHAMPOO))
-    lines = [Line(name, "student", None if name == DEFAULT else base) for name in CONDITIONS]
-    lines += [
-        Line(name, "student", None if name == first else (first, "student")) for name in SHAMPOO
-    ]
-    plot_comparison(rows, [Line(LONE), *lines], folder / "sensitivity.png")
-    return comparison(rows, [Line(LONE), Line(UNTAUGHT, "student", (LONE, "student")), *lines])
+def _lines(conditions: dict[str, Overrides], default: str) -> list[Line]:
+    """The Students of conditions, each compared with the default's."""
+    lines = []
+    for name in conditions:
+        reference = None if name == default else (default, "student")
+        lines.append(Line(name, "student", reference))
+    return lines
+
+
+EXPERIMENT = Sensitivity()

@@ -2,10 +2,13 @@
 with a model.
 """
 
+from typing import Any
+
 from matta_jax import config as config_lib
 from matta_jax import packages, starts
 
 
-def get_config(folder: str):
-    """That of the model's own run, at the model's sizes, without a nest."""
-    return config_lib.to_config_dict(starts.plain_run(packages.open_model(folder)))
+def get_config(folder: str) -> Any:
+    """That of the model's own run, at the model's sizes, without a nest: a ConfigDict."""
+    config = starts.plain_run(packages.open_model(folder))
+    return config_lib.to_config_dict(config)

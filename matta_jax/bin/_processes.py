@@ -40,14 +40,22 @@ _HEARTBEAT = flags.DEFINE_integer(
 LOST = 3
 """Exit code of a process that stopped because another one died: start all of them again."""
 
+# Of Linux's prctl: the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
+
+# Set in the environment of a child, which must not start another.
 _CHILD = "MATTA_JAX_CHILD"
-_MARK = re.compile(rb"coordination_service(_agent)?\.cc|preemption_sync_manager\.cc|fatal errors")
+
+# Where the runtime's last words begin, and where they name who died.
+_LAST_WORDS = re.compile(
+    rb"coordination_service(_agent)?\.cc|preemption_sync_manager\.cc|fatal errors"
+)
 _SILENT = re.compile(rb"stopped sending heartbeats\):\s*((?:\d+\s*)+)")
+
+# Gloo's threads write a line in pieces, over each other: lines with its words, and with a number
+# alone.
 _NOISE = re.compile(rb"\[Gloo\] | is connected to |peer ranks")
 _NUMBER = re.compile(rb"\s*\d[\d\s]*")
-"""Gloo's threads write a line in pieces, over each other: lines with its words, and with a number
-alone.
-"""
 
 
 def join(binary: str) -> None:
@@ -60,36 +68,44 @@ def join(binary: str) -> None:
       UserError: the flags name part of what is needed, or a launcher's other tasks would each train
         alone.
     """
-    stated = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    given = [
-        holder.name
-        for holder in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-        if holder.value is not None
-    ]
-    if given and len(given) < 3 and not _DISTRIBUTED.value:
-        raise UserError(
-            f"--{given[0]} is not enough: give --coordinator, --num_processes and --process_id "
-            "together"
-        )
-    if not given and not _DISTRIBUTED.value:
-        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-        if tasks != "1":
-            raise UserError(
-                f"SLURM started {tasks} tasks, and without --distributed each would train alone in "
-                "the same folder; "
-                "add --distributed"
-            )
+    if not _is_distributed():
         return
     if _CHILD not in os.environ:
         sys.exit(_watch([sys.executable, "-m", f"matta_jax.bin.{binary}", *sys.argv[1:]]))
-    from matta_jax.sharding import join_processes  # Here, so that the parent loads no JAX.
+
+    # Here, so that the parent loads no JAX.
+    from matta_jax.sharding import join_processes
 
     join_processes(
-        coordinator=stated[0],
-        num_processes=stated[1],
-        process_id=stated[2],
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
         heartbeat_seconds=_HEARTBEAT.value,
     )
+
+
+def _is_distributed() -> bool:
+    """Whether the flags ask for several processes."""
+    if _DISTRIBUTED.value:
+        return True
+
+    holders = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+    names = [holder.name for holder in holders if holder.value is not None]
+    if len(names) == len(holders):
+        return True
+    if names:
+        raise UserError(
+            f"--{names[0]} is not enough: give --coordinator, --num_processes and --process_id "
+            "together"
+        )
+
+    num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if num_tasks != "1":
+        raise UserError(
+            f"SLURM started {num_tasks} tasks, and without --distributed each would train alone in "
+            "the same folder; add --distributed"
+        )
+    return False
 
 
 def _watch(command: list[str]) -> int:
@@ -99,25 +115,31 @@ def _watch(command: list[str]) -> int:
         env=os.environ | {_CHILD: "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # A Ctrl-C comes by way of the parent alone.
+        # A Ctrl-C comes by way of the parent alone.
+        start_new_session=True,
         preexec_fn=_die_with_parent,
     )
+    assert child.stdout is not None and child.stderr is not None
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
-    assert child.stdout is not None and child.stderr is not None
+
     output = threading.Thread(target=_relay, args=(child.stdout, sys.stdout))
     output.start()
-    said, lost = _relay(child.stderr, sys.stderr)
+    has_said_why, dead = _relay(child.stderr, sys.stderr)
     output.join()
+
     code = child.wait()
-    if lost is None or code == 0 or said:
+    if dead is None or code == 0 or has_said_why:
+        # As a shell has it: 128 and the number of the signal that ended it.
         return code if code >= 0 else 128 - code
-    who = f"process {lost}" if lost else "process 0, or the connection to it,"
-    line = (
-        f"error: {who} of this run died, so this one stops; "
-        "start all processes again with the same commands"
+
+    who = f"process {dead}" if dead else "process 0, or the connection to it,"
+    print(
+        f"error: {who} of this run died, so this one stops; start all processes again with the "
+        "same commands: they go on from the last checkpoint",
+        file=sys.stderr,
     )
-    print(f"{line}: they go on from the last checkpoint", file=sys.stderr)
     return LOST
 
 
@@ -128,24 +150,37 @@ def _relay(stream: IO[bytes], to: TextIO) -> tuple[bool, str | None]:
       Whether the child has said what was wrong in a line of its own; and None, or what the runtime
       said of who died: their numbers, or nothing.
     """
-    said, last_words = False, b""
+    has_said_why = False
+    last_words = b""
     for line in stream:
-        own = line.startswith(b"error: ")
-        said = said or own
-        noise = _NOISE.search(line) or (not last_words and _NUMBER.fullmatch(line))
-        if own or not (last_words or _MARK.search(line) or noise):
-            to.buffer.write(line)
-            to.flush()
-        elif not noise:
+        # The runtime's last words may name the dead in lines of numbers.
+        is_noise = bool(_NOISE.search(line) or (not last_words and _NUMBER.fullmatch(line)))
+        is_last_words = bool(last_words or _LAST_WORDS.search(line))
+
+        if line.startswith(b"error: "):
+            has_said_why = True
+            _pass_on(line, to)
+        elif is_noise:
+            continue
+        elif is_last_words:
             last_words += line
+        else:
+            _pass_on(line, to)
+
     if not last_words:
-        return said, None
-    found = _SILENT.search(last_words)
-    return said, ", ".join(found[1].decode().split()) if found else ""
+        return has_said_why, None
+    dead = _SILENT.search(last_words)
+    if dead is None:
+        return has_said_why, ""
+    return has_said_why, ", ".join(dead[1].decode().split())
+
+
+def _pass_on(line: bytes, to: TextIO) -> None:
+    to.buffer.write(line)
+    to.flush()
 
 
 def _die_with_parent() -> None:
     """Linux kills this process when its parent dies, even by kill -9."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -20,9 +20,9 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape: v5e:4x4, v5p:
 
 
 def _main() -> None:
-    os.environ.setdefault(
-        "JAX_PLATFORMS", "cpu"
-    )  # Before JAX is imported: a TPU that is there is not taken.
+    # Before JAX is imported: a TPU that is there is not taken.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
     config = _app.checked_config(_CONFIG)
     report = matta_jax.compile_check(config, _app.required(_TOPOLOGY, "v5e:4x4"))
     print(report.text())

@@ -43,28 +43,36 @@ def _main() -> None:
         package = matta_jax.verify(_VERIFY.value)
         _app.say(f"{package.path}: {len(package.stored)} tensors are as they were written")
         return
-    own = "fp32" if _MODEL.value is None else matta_jax.open_model(_MODEL.value).manifest["dtype"]
-    packaging = Packaging(
-        _FORMAT.value, _DTYPE.value or own, _WITH_OPTIMIZER.value, _OVERWRITE.value
-    )
+
+    packaging = Packaging(_FORMAT.value, _dtype(), _WITH_OPTIMIZER.value, _OVERWRITE.value)
     if _MODEL.value is not None:
-        again = matta_jax.convert(
-            _MODEL.value, _app.required(_OUTPUT, "models/student_hf"), packaging=packaging
-        )
-        _app.say(f"{again.path}: {again.manifest['spec']} as {packaging.format}, {packaging.dtype}")
+        output = _app.required(_OUTPUT, "models/student_hf")
+        package = matta_jax.convert(_MODEL.value, output, packaging=packaging)
+        spec = package.manifest["spec"]
+        _app.say(f"{package.path}: {spec} as {packaging.format}, {packaging.dtype}")
         return
+
     extracted = matta_jax.extract(
         _app.required(_CHECKPOINT, "runs/quickstart"),
         _app.required(_SUB_MODEL, "student"),
         _app.required(_OUTPUT, "models/student"),
         packaging=packaging,
     )
-    for one in extracted:
+    for model in extracted:
         _app.say(
-            f"{one.path}: {one.spec}, {one.counts.parameters:,} parameters, "
-            f"{one.counts.bytes / 1e6:.2f} MB, "
-            f"difference to the TA's slice {one.max_difference}"
+            f"{model.path}: {model.spec}, {model.counts.parameters:,} parameters, "
+            f"{model.counts.bytes / 1e6:.2f} MB, "
+            f"difference to the TA's slice {model.max_difference}"
         )
+
+
+def _dtype() -> str:
+    """What is asked for, or that of the model which is written again."""
+    if _MODEL.value is None:
+        return _DTYPE.value or "fp32"
+    # Read in any case: a folder that is none is told before anything is written.
+    stored_dtype = matta_jax.open_model(_MODEL.value).manifest["dtype"]
+    return _DTYPE.value or stored_dtype
 
 
 def run() -> None:

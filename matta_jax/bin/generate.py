@@ -29,8 +29,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 def _main() -> None:
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
-    models, sub_models = ([one] if one else [] for one in (_MODEL.value, _SUB_MODEL.value))
+    models = [_MODEL.value] if _MODEL.value else []
+    sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
     [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
+
     texts = matta_jax.generate(
         model,
         _PROMPT.value,
@@ -38,8 +40,10 @@ def _main() -> None:
         num_samples=_NUM_SAMPLES.value,
         sampling=sampling,
     )
-    for i, text in enumerate(texts):
-        print(f"--- sample {i + 1}\n{text}" if len(texts) > 1 else text)
+    for number, text in enumerate(texts, start=1):
+        if len(texts) > 1:
+            print(f"--- sample {number}")
+        print(text)
 
 
 def run() -> None:

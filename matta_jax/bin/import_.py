@@ -22,11 +22,11 @@ def _main() -> None:
         tokenizer=_TOKENIZER.value,
         packaging=Packaging(overwrite=_OVERWRITE.value),
     )
-    sizes = package.architecture
+    sizes = package.architecture.sub_model
     _app.say(
-        f"{package.path}: {len(sizes.d_ff)} layers, d_model {sizes.d_model}, {sizes.num_heads} "
-        "heads, d_ff "
-        f"{max(sizes.d_ff)}, {package.counts.parameters:,} parameters"
+        f"{package.path}: {sizes.num_layers} layers, d_model {sizes.largest('d_model')}, "
+        f"{sizes.largest('heads')} heads, d_ff {sizes.largest('d_ff')}, "
+        f"{package.counts.parameters:,} parameters"
     )
 
 

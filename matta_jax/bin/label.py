@@ -32,8 +32,10 @@ def _main() -> None:
     config = _app.checked_config(_CONFIG)
     teacher = _app.required(_TEACHER, "models/gpt2_ours")
     output = _app.required(_OUTPUT, "labels/gpt2")
+
+    # Several processes share the files.
     _processes.join("label")
-    done = matta_jax.label(
+    labels = matta_jax.label(
         config,
         teacher,
         output,
@@ -42,7 +44,8 @@ def _main() -> None:
         batch_size=_BATCH_SIZE.value,
         log=_app.say,
     )
-    _app.say(f"{done.path}: {done.header.num_windows} windows, {done.written} files written now")
+    num_windows = labels.header.num_windows
+    _app.say(f"{labels.path}: {num_windows} windows, {labels.written} files written now")
 
 
 def run() -> None:

@@ -17,11 +17,10 @@ _LAYER = flags.DEFINE_integer("layer", None, "In which layer of the TA; the midd
 
 
 def _main() -> None:
-    made = matta_jax.report(
-        _app.required(_WORKDIR, "runs/quickstart"), weight=_WEIGHT.value, layer=_LAYER.value
-    )
-    print(made.table)
-    print("Wrote " + ", ".join(str(file) for file in made.files))
+    workdir = _app.required(_WORKDIR, "runs/quickstart")
+    report = matta_jax.report(workdir, weight=_WEIGHT.value, layer=_LAYER.value)
+    print(report.table)
+    print("Wrote " + ", ".join(str(file) for file in report.files))
 
 
 def run() -> None:

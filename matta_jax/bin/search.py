@@ -54,20 +54,13 @@ _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.j
 
 def _main() -> None:
     checkpoint = _app.required(_CHECKPOINT, "runs/quickstart")
-    workload = None
-    if (
-        _MAX_MS.value is not None
-        or _LATENCY_MODE.value is not None
-        or _LATENCY_LENGTH.value is not None
-    ):
-        length = _LATENCY_LENGTH.value or matta_jax.open_source(checkpoint).config.data.seq_len
-        workload = Workload(_LATENCY_MODE.value or "prefill", _LATENCY_BATCH.value, length)
+    workload = _workload(checkpoint)
+    output = _app.required(_OUTPUT, "search")
+    budget = Budget(_MAX_PARAMS.value, _MAX_MB.value, _MAX_FLOPS.value, _MAX_MS.value, _DTYPE.value)
     result = matta_jax.search(
         checkpoint,
-        _app.required(_OUTPUT, "search"),
-        budget=Budget(
-            _MAX_PARAMS.value, _MAX_MB.value, _MAX_FLOPS.value, _MAX_MS.value, _DTYPE.value
-        ),
+        output,
+        budget=budget,
         corpus=_CORPUS.value,
         layers=_LAYERS.value,
         d_model=_D_MODEL.value,
@@ -81,12 +74,22 @@ def _main() -> None:
         packaging=Packaging(_FORMAT.value, _DTYPE.value),
         log=_app.say,
     )
+
     _app.say(result.table)
     for note in result.notes:
         _app.say(note)
-    for one in result.extracted:
-        _app.say(f"extracted {one.spec} to {one.path}")
+    for model in result.extracted:
+        _app.say(f"extracted {model.spec} to {model.path}")
     _app.say(f"pick: {result.pick.spec}")
+
+
+def _workload(checkpoint: str) -> Workload | None:
+    """What is timed; None where no flag speaks of latency."""
+    holders = (_MAX_MS, _LATENCY_MODE, _LATENCY_LENGTH)
+    if all(holder.value is None for holder in holders):
+        return None
+    length = _LATENCY_LENGTH.value or matta_jax.open_source(checkpoint).config.data.seq_len
+    return Workload(_LATENCY_MODE.value or "prefill", _LATENCY_BATCH.value, length)
 
 
 def run() -> None:

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import matta_jax
-from matta_jax import _sweep
+from matta_jax import sweeps
 from matta_jax.bin import _app
 from matta_jax.errors import UserError
 
@@ -37,56 +37,59 @@ def _main() -> None:
     config = _app.checked_config(_CONFIG)
     workdir = _app.required(_WORKDIR, "runs/sweep")
     overrides = _overrides()
+
     if _PRINT.value:
-        for run in _sweep.plan_sweep(config, overrides, workdir):
+        for run in sweeps.plan_sweep(config, overrides, workdir):
             print(_command(run))
         return
     if _GATHER.value:
-        print(_sweep.gather_sweep(_sweep.plan_sweep(config, overrides, workdir)).table)
+        runs = sweeps.plan_sweep(config, overrides, workdir)
+        print(sweeps.gather_sweep(runs).table)
         return
+
     result = matta_jax.sweep(config, overrides, workdir, log=_app.say)
     print(f"\n{result.table}")
-    failed = [row for row in result.rows if row["status"].startswith("failed")]
-    if failed:
-        raise UserError(
-            f"{len(failed)} of {len(result.rows)} runs failed; {failed[0]['name']} "
-            f"{failed[0]['status']}"
-        )
+
+    # After the table: the runs that ended well are worth seeing.
+    failures = [row for row in result.rows if row["status"].startswith("failed")]
+    if failures:
+        name, status = failures[0]["name"], failures[0]["status"]
+        raise UserError(f"{len(failures)} of {len(result.rows)} runs failed; {name} {status}")
     if any(row["status"] == "stopped" for row in result.rows):
         raise UserError("the sweep was stopped; start the same command again to go on")
 
 
 def _overrides() -> list[Any]:
+    """What `sweep()` of the config file yields."""
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     function = runpy.run_path(file).get("sweep")
     if function is None:
         raise UserError(
             f"--config={file!r} has no sweep(); define one that yields dicts such as "
-            f"{{'train.seed': 0}}"
+            "{'train.seed': 0}"
         )
+
+    # The user's own code may raise anything.
     try:
         return list(function())
-    except Exception as error:  # The user's own code.
+    except Exception as error:
         raise UserError(
             f"sweep() of --config={file!r} raises {type(error).__name__}: {error}"
         ) from None
 
 
-def _command(run: _sweep.SweepRun) -> str:
+def _command(run: sweeps.SweepRun) -> str:
     """The `matta-train` of one run: the overrides of this command line, with the run's own over
     them.
     """
     holder = flags.FLAGS["config"]
-    fields = config_flags.get_override_values(holder) | dict(run.overrides)
-    own = [f"--config.{field}={value}" for field, value in fields.items()]
-    return shlex.join(
-        [
-            "matta-train",
-            f"--config={config_flags.get_config_filename(holder)}",
-            *own,
-            f"--workdir={run.workdir}",
-        ]
-    )
+    file = config_flags.get_config_filename(holder)
+    values = config_flags.get_override_values(holder) | dict(run.overrides)
+
+    words = ["matta-train", f"--config={file}"]
+    words += [f"--config.{field}={value}" for field, value in values.items()]
+    words.append(f"--workdir={run.workdir}")
+    return shlex.join(words)
 
 
 def run() -> None:

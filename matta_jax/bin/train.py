@@ -35,13 +35,15 @@ _DRY_RUN = flags.DEFINE_bool(
 def _main() -> None:
     config = _app.checked_config(_CONFIG)
     if _INIT_FROM.value is not None:
-        config = dataclasses.replace(
-            config, init=dataclasses.replace(config.init, model=_INIT_FROM.value)
-        )
+        init = dataclasses.replace(config.init, model=_INIT_FROM.value)
+        config = dataclasses.replace(config, init=init)
+
     if _DRY_RUN.value:
         print(matta_jax.dry_run(config))
         return
+
     workdir = _app.required(_WORKDIR, "runs/mine")
+    # A wrong flag is told before this, and starts no child.
     _processes.join("train")
     matta_jax.train(config, workdir, resume=_RESUME.value, fallback=_FALLBACK.value, log=_app.say)
 

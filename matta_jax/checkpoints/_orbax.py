@@ -7,11 +7,8 @@ single one (`save_folder`).
 
 import contextlib
 import gc
-import itertools
-import json
 import logging
 import math
-import pathlib
 import sys
 import time
 import warnings
@@ -23,12 +20,22 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
+from matta_jax import storage
 from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes, stored_shape
 from matta_jax.errors import DamageError, UserError
 from matta_jax.nesting import Tree, path_name
 from matta_jax.sharding import any_process, is_first, wait_for_all
 
 _POLICIES = ocp.training.preservation_policies
+# The file of a checkpoint that Orbax keeps our JSON document in.
+_METADATA = "_CHECKPOINT_METADATA"
+# Threads of a failed read let go of it within this many pauses of this many seconds.
+_RELEASE_PAUSES = 5
+_RELEASE_SECONDS = 0.1
+
+# How the arrays of a tree are cut, by path; and those of several trees, by name.
+TreeUnits = Mapping[str, Units]
+UnitsByTree = Mapping[str, TreeUnits]
 
 
 class Checkpoints:
@@ -40,24 +47,23 @@ class Checkpoints:
       read_only: for readers, which must not clear away what a running writer has half written.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 1, read_only: bool = False):
-        self.directory = pathlib.Path(directory).resolve()
+    def __init__(self, directory: str | storage.Path, *, keep: int = 1, read_only: bool = False):
+        self.directory = storage.resolve(directory)
         if read_only and not self.directory.is_dir():
             raise UserError(
                 f"checkpoint {str(directory)!r} does not exist; name the workdir of a run"
             )
-        self._keep, self._read_only = keep, read_only
+        self._keep = keep
+        self._read_only = read_only
         self._open()
 
     def _open(self) -> None:
-        policy = _POLICIES.AnyPreservationPolicy(
-            [
-                _POLICIES.LatestN(self._keep),
-                _POLICIES.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1),
-            ]
-        )
+        newest = _POLICIES.LatestN(self._keep)
+        best = _POLICIES.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=not self._read_only
+            self.directory,
+            preservation_policy=_POLICIES.AnyPreservationPolicy([newest, best]),
+            cleanup_tmp_directories=not self._read_only,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -78,7 +84,7 @@ class Checkpoints:
         meta: Mapping[str, Any],
         *,
         loss: float,
-        units: Mapping[str, Mapping[str, Units]] | None = None,
+        units: UnitsByTree | None = None,
     ) -> None:
         """Starts to write `trees` in the background; returns once their values are safe to
         overwrite.
@@ -90,13 +96,14 @@ class Checkpoints:
           loss: of the step; the lowest is kept.
           units: how arrays are cut, by name of the tree and path; others are one piece.
         """
-        with _chunked(units or {}):
+        units = units or {}
+        with _chunked(units):
             self._checkpointer.save_checkpointables_async(
                 step,
-                _stored_view(trees, units or {}),
+                _stored_view(trees, units),
                 force=True,
                 metrics={"loss": loss},
-                custom_metadata=_with_fingerprints(meta, trees, units or {}),
+                custom_metadata=_with_fingerprints(meta, trees, units),
             )
 
     def meta(self, step: int, *, mend: str = "use another step") -> dict[str, Any]:
@@ -116,43 +123,52 @@ class Checkpoints:
         """
         path = self.directory / str(step)
         if mend is None:
-            others = ", ".join(map(str, (other for other in self.steps if other != step))) or "none"
-            mend = f"use another step (there: {others})"
+            alternatives = [str(saved) for saved in self.steps if saved != step]
+            mend = f"use another step (there: {', '.join(alternatives) or 'none'})"
         return _verified(path, abstract, read_meta(path, mend=mend), mend=mend)
 
-    def set_aside(self, step: int) -> pathlib.Path:
+    def set_aside(self, step: int) -> storage.Path:
         """Moves a damaged step out of the way of a new one, to `damaged/` beside the folder;
         returns its new place.
         """
         self._checkpointer.close()
-        taken = self.directory.parent / "damaged"
-        place = next(
-            p
-            for n in itertools.count()
-            if not (p := taken / (f"{step}" if not n else f"{step}.{n}")).exists()
-        )
+        place = _free_place(self.directory.parent / "damaged", step)
+
+        # Every process has to look for the place before the first one fills it.
         wait_for_all(f"matta_jax/found/{step}")
         if is_first():
-            taken.mkdir(exist_ok=True)
-            (self.directory / str(step)).rename(place)
+            storage.make_folder(place.parent)
+            storage.move_folder(self.directory / str(step), place)
         wait_for_all(f"matta_jax/set_aside/{step}")
+
         self._open()
         return place
 
 
-def locate(checkpoint: str) -> tuple[pathlib.Path, int]:
+def _free_place(folder: storage.Path, step: int) -> storage.Path:
+    """The first of `STEP`, `STEP.1`, `STEP.2`... in a folder that is not there."""
+    place = folder / str(step)
+    number = 0
+    while place.exists():
+        number += 1
+        place = folder / f"{step}.{number}"
+    return place
+
+
+def locate(checkpoint: str) -> tuple[storage.Path, int]:
     """Finds `D[@STEP]`: D is a run's workdir or its folder of checkpoints; without STEP, the
     newest.
 
     Raises:
       UserError: no such folder, no checkpoint in it, or not this step.
     """
-    folder, at, text = checkpoint.rpartition("@")
+    folder, at, step_text = checkpoint.rpartition("@")
     if not at:
-        folder, text = checkpoint, ""
-    root = pathlib.Path(folder).resolve()
+        folder, step_text = checkpoint, ""
+    root = storage.resolve(folder)
     if (root / "checkpoints").is_dir():
         root = root / "checkpoints"
+
     with Checkpoints(root, read_only=True) as checkpoints:
         steps = checkpoints.steps
     if not steps:
@@ -160,33 +176,35 @@ def locate(checkpoint: str) -> tuple[pathlib.Path, int]:
             f"checkpoint={checkpoint!r} holds no checkpoint; name the workdir of a run that has "
             "saved one"
         )
-    if not text:
+    if not step_text:
         return root, steps[-1]
-    if not text.isdigit() or int(text) not in steps:
+    if not step_text.isdigit() or int(step_text) not in steps:
         raise UserError(
-            f"checkpoint={checkpoint!r} has no step {text!r}; steps: {', '.join(map(str, steps))}"
+            f"checkpoint={checkpoint!r} has no step {step_text!r}; steps: "
+            f"{', '.join(map(str, steps))}"
         )
-    return root, int(text)
+    return root, int(step_text)
 
 
 def save_folder(
-    path: pathlib.Path,
+    path: storage.Path,
     trees: Mapping[str, Tree],
     meta: Mapping[str, Any],
-    units: Mapping[str, Mapping[str, Units]] | None = None,
+    units: UnitsByTree | None = None,
 ) -> None:
     """Writes one checkpoint as a folder of its own, synchronously; `units` as in
     `Checkpoints.save`.
     """
-    with _chunked(units or {}):
+    units = units or {}
+    with _chunked(units):
         ocp.save_checkpointables(
             path.resolve(),
-            _stored_view(trees, units or {}),
-            custom_metadata=_with_fingerprints(meta, trees, units or {}),
+            _stored_view(trees, units),
+            custom_metadata=_with_fingerprints(meta, trees, units),
         )
 
 
-def load_folder(path: pathlib.Path, abstract: Mapping[str, Tree]) -> dict[str, Tree]:
+def load_folder(path: storage.Path, abstract: Mapping[str, Tree]) -> dict[str, Tree]:
     """Reads and verifies a folder that `save_folder` wrote. Raises UserError as
     `Checkpoints.restore` does.
     """
@@ -196,62 +214,63 @@ def load_folder(path: pathlib.Path, abstract: Mapping[str, Tree]) -> dict[str, T
 
 def on_one_device(abstract: Tree) -> Tree:
     """Gives abstract arrays the sharding of the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
-    )
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first)
+
+    return jax.tree.map(placed, abstract)
 
 
 def _with_fingerprints(
-    meta: Mapping[str, Any], trees: Mapping[str, Tree], units: Mapping[str, Mapping[str, Units]]
+    meta: Mapping[str, Any], trees: Mapping[str, Tree], units: UnitsByTree
 ) -> dict[str, Any]:
-    own = {name: fingerprints(tree, units.get(name)) for name, tree in trees.items()}
-    listed = {
-        name: {path: list(unit) for path, unit in leaves.items()} for name, leaves in units.items()
+    """The document of a checkpoint: `meta`, and what proves and cuts its arrays."""
+    prints = {name: fingerprints(tree, units.get(name)) for name, tree in trees.items()}
+    # JSON has no tuples.
+    unit_lists = {
+        name: {path: list(unit) for path, unit in tree_units.items()}
+        for name, tree_units in units.items()
     }
-    return dict(meta) | {"fingerprints": own, "units": listed}
+    return dict(meta) | {"fingerprints": prints, "units": unit_lists}
 
 
 @contextlib.contextmanager
-def _chunked(units: Mapping[str, Mapping[str, Units]]) -> Iterator[None]:
+def _chunked(units: UnitsByTree) -> Iterator[None]:
     """Makes each piece a chunk. Float weights hardly compress, and reading is faster without."""
-    by_path = {path: unit for leaves in units.values() for path, unit in leaves.items()}
+    unit_of: dict[str, Units] = {}
+    for tree_units in units.values():
+        unit_of |= tree_units
 
-    def storage(key_path: Any, _: Any) -> Any:
-        unit = by_path.get(path_name(key_path))
-        return ocp.options.ArrayOptions.Saving.StorageOptions(
-            shard_axes=piece_axes(unit) if unit else None
-        )
+    def storage_options(key_path: Any, _: Any) -> Any:
+        unit = unit_of.get(path_name(key_path))
+        axes = piece_axes(unit) if unit else None
+        return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes)
 
     context = ocp.Context()
     context.array.saving.use_compression = False
-    context.array.saving.scoped_storage_options_creator = storage
+    context.array.saving.scoped_storage_options_creator = storage_options
     with context:
         yield
 
 
-def _stored_view(
-    trees: Mapping[str, Tree], units: Mapping[str, Mapping[str, Units]]
-) -> dict[str, Tree]:
+def _stored_view(trees: Mapping[str, Tree], units: UnitsByTree) -> dict[str, Tree]:
     """The trees in the shapes that are stored."""
-    return {
-        name: _map_split(
-            lambda leaf, unit: leaf.reshape(stored_shape(leaf.shape, unit)),
-            tree,
-            units.get(name, {}),
-        )
-        for name, tree in trees.items()
-    }
+
+    def reshaped(leaf: Any, unit: Units) -> Any:
+        return leaf.reshape(stored_shape(leaf.shape, unit))
+
+    return {name: _map_split(reshaped, tree, units.get(name, {})) for name, tree in trees.items()}
 
 
-def _map_split(
-    function: Callable[[Any, Units], Any], tree: Tree, units: Mapping[str, Units]
-) -> Tree:
+def _map_split(function: Callable[[Any, Units], Any], tree: Tree, units: TreeUnits) -> Tree:
     """Maps the arrays that have an axis split in two."""
 
     def visit(key_path: Any, leaf: Any) -> Any:
-        unit = units.get(path_name(key_path), ())
-        return function(leaf, tuple(unit)) if any(u > 1 for u in unit) else leaf
+        unit = tuple(units.get(path_name(key_path), ()))
+        if all(size <= 1 for size in unit):
+            return leaf
+        return function(leaf, unit)
 
     return jax.tree_util.tree_map_with_path(visit, tree)
 
@@ -260,49 +279,65 @@ def _abstract_view(leaf: jax.ShapeDtypeStruct, units: Units) -> jax.ShapeDtypeSt
     """What is stored of an array; a split axis is sharded by its inner part, where this divides, or
     not at all.
     """
-    shape, sharding = stored_shape(leaf.shape, units), leaf.sharding
+    sharding = leaf.sharding
     if isinstance(sharding, NamedSharding):
-        spec: list[Any] = []
-        for own, unit in zip(
-            [*sharding.spec, *([None] * (len(units) - len(sharding.spec)))], units, strict=True
-        ):
-            names = () if own is None else own if isinstance(own, tuple) else (own,)
-            parts = math.prod(sharding.mesh.shape[name] for name in names)
-            spec += [None, own if unit % parts == 0 else None] if unit > 1 else [own]
+        spec = _stored_spec(sharding, units)
         sharding = NamedSharding(sharding.mesh, P(*spec))
-    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(stored_shape(leaf.shape, units), leaf.dtype, sharding=sharding)
 
 
-def _merged(stored: jax.Array, whole: jax.ShapeDtypeStruct) -> jax.Array:
+def _stored_spec(sharding: NamedSharding, units: Units) -> list[Any]:
+    """The mesh axes of each stored axis."""
+    # A spec may end before the array's axes do; those are not sharded.
+    unnamed = [None] * (len(units) - len(sharding.spec))
+    stored_spec: list[Any] = []
+    for mesh_axes, unit in zip([*sharding.spec, *unnamed], units, strict=True):
+        if unit <= 1:
+            stored_spec.append(mesh_axes)
+            continue
+        inner = mesh_axes if unit % _num_shards(sharding, mesh_axes) == 0 else None
+        stored_spec += [None, inner]
+    return stored_spec
+
+
+def _num_shards(sharding: NamedSharding, mesh_axes: str | tuple[str, ...] | None) -> int:
+    if mesh_axes is None:
+        return 1
+    names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def _merged(stored: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """An array in its own shape again."""
-    if stored.shape == whole.shape:
+    if stored.shape == abstract.shape:
         return stored
-    return jax.jit(lambda x: x.reshape(whole.shape), out_shardings=whole.sharding)(stored)
+    # Within a program, so that no device ever holds more than its shard.
+    reshape = jax.jit(lambda x: x.reshape(abstract.shape), out_shardings=abstract.sharding)
+    return reshape(stored)
 
 
-def read_meta(path: pathlib.Path, *, mend: str = "name another") -> dict[str, Any]:
+def read_meta(path: storage.Path, *, mend: str = "name another") -> dict[str, Any]:
     """The JSON document of a checkpoint. Raises DamageError, which ends with `mend`, when it cannot
     be read.
     """
-    file = path / "_CHECKPOINT_METADATA"
+    file = path / _METADATA
     if not file.is_file():
         raise DamageError(
             f"checkpoint {str(path)!r} is not a checkpoint ({file.name} is missing); {mend}"
         )
+
     try:
-        meta = json.loads(file.read_text())["custom_metadata"]
-        return {
-            "config": meta["config"],
-            "fingerprints": meta["fingerprints"],
-            "units": meta["units"],
-        } | meta
+        meta = storage.read_json(file)["custom_metadata"]
+        # Without these it is damaged, too.
+        needed = {name: meta[name] for name in ("config", "fingerprints", "units")}
+        return needed | meta
     except (ValueError, TypeError, KeyError):
         raise DamageError(
             f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); {mend}"
         ) from None
 
 
-def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], str]:
+def _load(path: storage.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, Tree], str]:
     """Returns the trees, or what went wrong in one line."""
     with _without_complaints(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -310,9 +345,11 @@ def _load(path: pathlib.Path, abstract: Mapping[str, Tree]) -> tuple[dict[str, T
             return ocp.load_checkpointables(path, dict(abstract)), ""
         except Exception as error:  # Orbax and tensorstore raise many kinds for unreadable files.
             failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        for _ in range(5):  # Its threads let go of what failed a little later.
+
+        # Its threads let go of what failed a little later; what they hold complains when it goes.
+        for _ in range(_RELEASE_PAUSES):
             gc.collect()
-            time.sleep(0.1)
+            time.sleep(_RELEASE_SECONDS)
         return {}, failure
 
 
@@ -321,7 +358,8 @@ def _without_complaints() -> Iterator[None]:
     """A failed read of Orbax leaves tasks of a closed event loop, which complain when they end or
     are freed.
     """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
     logging.getLogger("asyncio").disabled = True
     try:
         yield
@@ -331,21 +369,25 @@ def _without_complaints() -> Iterator[None]:
 
 
 def _verified(
-    path: pathlib.Path, abstract: Mapping[str, Tree], meta: Mapping[str, Any], *, mend: str
+    path: storage.Path, abstract: Mapping[str, Tree], meta: Mapping[str, Any], *, mend: str
 ) -> dict[str, Tree]:
+    """Reads trees, and computes their fingerprints again."""
     damaged = f"checkpoint {str(path)!r} is damaged"
     units = {name: meta["units"].get(name, {}) for name in abstract}
-    trees, failure = _load(
-        path,
-        {name: _map_split(_abstract_view, tree, units[name]) for name, tree in abstract.items()},
-    )
+    stored = {
+        name: _map_split(_abstract_view, tree, units[name]) for name, tree in abstract.items()
+    }
+
+    trees, failure = _load(path, stored)
+    # All processes raise, or none: one alone would wait for the others for ever.
     if any_process(bool(failure)):
         raise DamageError(f"{damaged}: {failure or 'another process cannot read it'}; {mend}")
+
     for name in abstract:
         trees[name] = jax.tree.map(_merged, trees[name], abstract[name])
+        unit_of = {leaf: tuple(unit) for leaf, unit in units[name].items()}
         saved = meta["fingerprints"].get(name, {})
-        own = {leaf: tuple(unit) for leaf, unit in units[name].items()}
-        for leaf, value in fingerprints(trees[name], own).items():
+        for leaf, value in fingerprints(trees[name], unit_of).items():
             if saved.get(leaf) != value:
                 raise DamageError(
                     f"{damaged}: array {name}/{leaf} differs from its fingerprint; {mend}"

@@ -19,29 +19,38 @@ from jax.sharding import PartitionSpec as P
 from matta_jax.nesting import path_name
 
 Units = tuple[int, ...]
-_HEX = 16  # Digits of a fingerprint.
-_BLOCK = 1 << 18  # Elements that a host's fingerprint takes at once.
+# Digits of a fingerprint.
+_HEX = 16
+# Elements that a host's fingerprint takes at once.
+_BLOCK = 1 << 18
 
 
 def stored_shape(shape: tuple[int, ...], units: Units) -> tuple[int, ...]:
     """The shape in which an array is stored."""
-    split = lambda n, unit: (n // unit, unit) if unit > 1 else (n,)
-    return tuple(size for n, unit in zip(shape, units, strict=True) for size in split(n, unit))
+    sizes: list[int] = []
+    for size, unit in zip(shape, units, strict=True):
+        if unit > 1:
+            sizes += [size // unit, unit]
+        else:
+            sizes.append(size)
+    return tuple(sizes)
 
 
 def piece_axes(units: Units) -> tuple[int, ...]:
     """The axes of the stored shape that count pieces."""
-    axes, position = [], 0
+    axes = []
+    stored_axis = 0
     for unit in units:
         if unit:
-            axes.append(position)
-        position += 2 if unit > 1 else 1
+            axes.append(stored_axis)
+        # An axis that is split in two has its pieces first, then what is in one.
+        stored_axis += 2 if unit > 1 else 1
     return tuple(axes)
 
 
 def grid_of(shape: tuple[int, ...], units: Units) -> tuple[int, ...]:
     """The number of pieces along each axis that is cut."""
-    return tuple(n // unit for n, unit in zip(shape, units, strict=True) if unit)
+    return tuple(size // unit for size, unit in zip(shape, units, strict=True) if unit)
 
 
 def fingerprint(array: Any, units: Units | None = None) -> str:
@@ -59,27 +68,29 @@ def fingerprints(tree: Any, units: Mapping[str, Units] | None = None) -> dict[st
     """Returns the `fingerprint` of each array of a tree, by its path; without units an array is one
     piece.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [path_name(path) for path, _ in leaves]
-    own = [
-        (units or {}).get(path, (0,) * np.ndim(leaf))
-        for path, (_, leaf) in zip(paths, leaves, strict=True)
-    ]
-    sums = [
-        _host_sums(leaf, unit) if isinstance(leaf, np.ndarray) else _sums(leaf, unit)
-        for (_, leaf), unit in zip(leaves, own, strict=True)
-    ]
-    return {path: _hex(pair) for path, pair in zip(paths, jax.device_get(sums), strict=True)}
+    units = units or {}
+    sums = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = path_name(key_path)
+        unit = units.get(path, (0,) * np.ndim(leaf))
+        sums[path] = _host_sums(leaf, unit) if isinstance(leaf, np.ndarray) else _sums(leaf, unit)
+
+    # All at once: the devices compute the next array while the host waits for the first.
+    pairs = jax.device_get(list(sums.values()))
+    return {path: _hex(pair) for path, pair in zip(sums, pairs, strict=True)}
 
 
 def take(text: str, grid: tuple[int, ...], index: tuple[Any, ...]) -> str:
     """Takes the fingerprints of some pieces of an array out of that of the whole."""
-    every = np.array([text[i : i + _HEX] for i in range(0, len(text), _HEX)]).reshape(grid)
-    return "".join(every[index].reshape(-1))
+    pieces = [text[start : start + _HEX] for start in range(0, len(text), _HEX)]
+    chosen = np.array(pieces).reshape(grid)[index]
+    return "".join(chosen.reshape(-1))
 
 
 def _hex(pair: tuple[np.ndarray, np.ndarray]) -> str:
-    return "".join(f"{int(a):08x}{int(b):08x}" for a, b in zip(*map(np.ravel, pair), strict=True))
+    first_sums, second_sums = (np.ravel(sums) for sums in pair)
+    words = [f"{int(a):08x}{int(b):08x}" for a, b in zip(first_sums, second_sums, strict=True)]
+    return "".join(words)
 
 
 def _host_sums(array: np.ndarray, units: Units) -> tuple[np.ndarray, np.ndarray]:
@@ -87,15 +98,18 @@ def _host_sums(array: np.ndarray, units: Units) -> tuple[np.ndarray, np.ndarray]
     grid, axes = grid_of(array.shape, units), piece_axes(units)
     bits = array.view(f"u{array.dtype.itemsize}").reshape(stored_shape(array.shape, units))
     pieces = np.moveaxis(bits, axes, range(len(axes))).reshape(math.prod(grid), -1)
+
     sums = np.zeros((len(pieces), 2), np.uint32)
-    for own, piece in zip(sums, pieces, strict=True):
+    for piece_sums, piece in zip(sums, pieces, strict=True):
         for start in range(0, len(piece), _BLOCK):
             block = piece[start : start + _BLOCK].astype(np.uint32, copy=False)
             if len(block) == _BLOCK:
-                own += np.asarray(_block_sums(block, np.uint32(start)))
+                piece_sums += np.asarray(_block_sums(block, np.uint32(start)))
             else:
+                # The last block is shorter, and would be another program: numpy needs none.
                 position = np.arange(start, start + len(block), dtype=np.uint32)
-                own += [np.sum(part, dtype=np.uint32) for part in _mixes(block, position)]
+                piece_sums += [np.sum(part, dtype=np.uint32) for part in _mixes(block, position)]
+
     return sums[:, 0].reshape(grid), sums[:, 1].reshape(grid)
 
 
@@ -107,17 +121,15 @@ def _block_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
 
 def _sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
     """The sums of each piece, whole on every device of the array."""
-    whole = (
-        NamedSharding(array.sharding.mesh, P())
-        if isinstance(array.sharding, NamedSharding)
-        else None
-    )
-    return _sums_program(whole)(array, units)
+    replicated = None
+    if isinstance(array.sharding, NamedSharding):
+        replicated = NamedSharding(array.sharding.mesh, P())
+    return _sums_program(replicated)(array, units)
 
 
 @functools.cache
-def _sums_program(whole: NamedSharding | None) -> Any:
-    return jax.jit(_traced_sums, static_argnums=1, out_shardings=whole)
+def _sums_program(replicated: NamedSharding | None) -> Any:
+    return jax.jit(_traced_sums, static_argnums=1, out_shardings=replicated)
 
 
 def _traced_sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
@@ -126,13 +138,18 @@ def _traced_sums(array: jax.Array, units: Units) -> tuple[jax.Array, jax.Array]:
         array = array.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     bits = bits.reshape(stored_shape(array.shape, units))
-    inner = [axis for axis in range(bits.ndim) if axis not in piece_axes(units)]
+
+    # Each element's place in its piece, in row-major order.
+    inner_axes = [axis for axis in range(bits.ndim) if axis not in piece_axes(units)]
     position = jnp.zeros(bits.shape, jnp.uint32)
-    for axis in inner:
+    for axis in inner_axes:
         iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         position = position * jnp.uint32(bits.shape[axis]) + iota
-    a, b = _mixes(bits, position)
-    return jnp.sum(a, axis=inner, dtype=jnp.uint32), jnp.sum(b, axis=inner, dtype=jnp.uint32)
+
+    first, second = _mixes(bits, position)
+    first_sums = jnp.sum(first, axis=inner_axes, dtype=jnp.uint32)
+    second_sums = jnp.sum(second, axis=inner_axes, dtype=jnp.uint32)
+    return first_sums, second_sums
 
 
 def _mixes(bits: Any, position: Any) -> tuple[Any, Any]:

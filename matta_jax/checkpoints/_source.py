@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,22 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax import config as config_lib
+from matta_jax import storage
 from matta_jax.checkpoints._orbax import Checkpoints, locate, on_one_device, read_meta
 from matta_jax.checkpoints._stored import StoredArray, stored_arrays
 from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, architecture_of, logical_axes
-from matta_jax.nesting import (
-    Counts,
-    Nest,
-    SubModel,
-    Tree,
-    count,
-    flatten,
-    nest_of,
-    slice_model,
-    unflatten,
-)
+from matta_jax.models import Architecture, Plan, plan_of
+from matta_jax.nesting import Counts, Nest, SubModel, Tree, flatten, slice_model, unflatten
 from matta_jax.optim import make_optimizer
 
 
@@ -37,21 +27,32 @@ class Source:
     Attributes:
       directory, step: where it lies.
       config: of its run.
-      nest: of its run.
-      abstract: shapes of its weights.
-      axes: their axis names.
+      plan: of its run's models.
       stored: its weights, on disk.
       fingerprint: of all its weights, in one.
     """
 
-    directory: pathlib.Path
+    directory: storage.Path
     step: int
     config: Config
-    nest: Nest
-    abstract: Tree
-    axes: Tree
+    plan: Plan
     stored: Tree
     fingerprint: str
+
+    @property
+    def nest(self) -> Nest:
+        """The nest of its run."""
+        return self.plan.nest
+
+    @property
+    def axes(self) -> Tree:
+        """Axis names of its weights."""
+        return self.plan.axes
+
+    @property
+    def abstract(self) -> Tree:
+        """Shapes of its weights."""
+        return self.plan.abstract
 
     def read(self, sub_model: SubModel) -> Tree:
         """Reads and verifies the weights of the plain model of `sub_model`, and no other bytes, as
@@ -64,28 +65,29 @@ class Source:
 
     def read_many(self, sub_models: Sequence[SubModel]) -> Iterator[Tree]:
         """Yields what `read` returns for each; the TA is read once where that is fewer bytes."""
-        wanted = sum(self.count(sub_model).bytes for sub_model in sub_models)
-        if wanted <= self.count(self.nest.ta).bytes:
+        bytes_apart = sum(self.count(sub_model).bytes for sub_model in sub_models)
+        if bytes_apart <= self.plan.count(self.nest.ta).bytes:
             yield from map(self.read, sub_models)
             return
-        whole = self.read(self.nest.ta)
+        ta_weights = jax.tree.map(StoredArray.whole, self.stored)
         for sub_model in sub_models:
-            yield slice_model(whole, self.axes, sub_model)
+            yield slice_model(ta_weights, self.axes, sub_model)
 
     def load(self, sub_model: SubModel) -> Tree:
         """As `read`, onto the first device."""
         return jax.tree.map(jnp.asarray, self.read(sub_model))
 
+    def load_ta(self) -> Tree:
+        """Reads the TA's weights onto the first device, with all that its members own."""
+        return jax.tree.map(lambda array: jnp.asarray(array.whole()), self.stored)
+
     def architecture_of(self, sub_model: SubModel) -> Architecture:
         """The plain model that `sub_model` becomes."""
-        return architecture_of(self.config.model, self.nest, sub_model)
+        return self.plan.architecture_of(sub_model)
 
     def count(self, sub_model: SubModel) -> Counts:
         """Counts a sub-model at the run's sequence length."""
-        seq_len = self.config.data.seq_len
-        return count(
-            self.abstract, self.axes, sub_model, head_dim=self.nest.head_dim, seq_len=seq_len
-        )
+        return self.plan.count(sub_model)
 
 
 def open_source(checkpoint: str) -> Source:
@@ -96,33 +98,24 @@ def open_source(checkpoint: str) -> Source:
     path = directory / str(step)
     meta = read_meta(path)
     config = config_lib.from_dict(meta["config"])
-    nest = nest_of(config)
-    architecture = architecture_of(config.model, nest, nest.ta)
-    abstract = abstract_params(architecture)
+    plan = plan_of(config)
     stored = stored_arrays(path, "params", meta, mend="use another step of the run")
-    shapes = {leaf: array.shape for leaf, array in flatten(abstract).items()}
-    if {leaf: array.shape for leaf, array in stored.items()} != shapes:
+
+    shapes = {leaf: array.shape for leaf, array in flatten(plan.abstract).items()}
+    stored_shapes = {leaf: array.shape for leaf, array in stored.items()}
+    if stored_shapes != shapes:
         raise UserError(
             f"checkpoint {str(path)!r} is damaged: its arrays are not those of its config; use "
             "another step"
         )
     fingerprint = combined_fingerprint(stored)
-    return Source(
-        directory,
-        step,
-        config,
-        nest,
-        abstract,
-        logical_axes(architecture),
-        unflatten(stored),
-        fingerprint,
-    )
+    return Source(directory, step, config, plan, unflatten(stored), fingerprint)
 
 
 def combined_fingerprint(arrays: dict[str, StoredArray]) -> str:
     """One hash, in hex, over the fingerprints of all arrays."""
-    listed = json.dumps({path: array.fingerprint for path, array in sorted(arrays.items())})
-    return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+    text = json.dumps({path: array.fingerprint for path, array in sorted(arrays.items())})
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def load_opt_state(source: Source) -> Any:

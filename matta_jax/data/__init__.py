@@ -1,4 +1,4 @@
-"""Data: corpora, tokenizers, token windows, labelled examples and the Grain pipeline."""
+"""Data: corpora, token windows, labelled examples, labels of a Teacher, and the Grain pipeline."""
 
 from matta_jax.data._corpora import Corpus as Corpus
 from matta_jax.data._corpora import Document as Document

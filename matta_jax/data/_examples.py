@@ -4,19 +4,19 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from matta_jax.config import DataConfig, ModelConfig
+from matta_jax.config import DataConfig, ScorerConfig
 from matta_jax.data._corpora import Corpus, Document, is_held_out
 from matta_jax.data._jsonl import read_json_lines, shorten, text_of
 from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer
 
-_MOST = 1e30  # Of a dense feature: products with it stay float32.
+# The largest dense feature: products with it stay within float32.
+_LARGEST = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,11 @@ class ExampleSet:
     @property
     def one_hot(self) -> np.ndarray:
         """Categorical features of all examples [n, values of all], 1 at each value."""
-        rows = np.array([example.categorical for example in self.examples], np.int32) + self.offsets
-        found = np.zeros((len(rows), self.num_values))
-        np.put_along_axis(found, rows, 1.0, axis=1)
-        return found
+        values = np.array([example.categorical for example in self.examples], np.int32)
+        columns = values + self.offsets
+        one_hot = np.zeros((len(columns), self.num_values))
+        np.put_along_axis(one_hot, columns, 1.0, axis=1)
+        return one_hot
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -82,12 +83,14 @@ class ExampleSet:
         """Returns `tokens` [T] int32, padded with 0, `length`, `label`, `weight` 1, and features
         where there are.
         """
-        example, own = self.examples[int(index)], self.ids[int(index)]
+        example = self.examples[int(index)]
+        ids = self.ids[int(index)]
         tokens = np.zeros(self.seq_len, np.int32)
-        tokens[: len(own)] = own
+        tokens[: len(ids)] = ids
+
         row = {
             "tokens": tokens,
-            "length": np.array(len(own), np.int32),
+            "length": np.array(len(ids), np.int32),
             "label": np.array(example.label, np.int32),
             "weight": np.array(1, np.float32),
         }
@@ -110,7 +113,7 @@ class ExampleSet:
 def read_examples(
     source: str,
     data: DataConfig,
-    model: ModelConfig,
+    model: ScorerConfig,
     tokenizer: Tokenizer,
     *,
     held_out: bool | None = None,
@@ -129,41 +132,51 @@ def read_examples(
         example.
     """
     what = f"data source {source!r}"
-    kept, ids, truncated = [], [], 0
-    digest = hashlib.blake2b(
-        json.dumps([tokenizer.fingerprint, data.seq_len]).encode(), digest_size=16
-    )
+    settings = json.dumps([tokenizer.fingerprint, data.seq_len])
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
+    examples = []
+    ids = []
+    truncated = 0
+
     for example in _read(source, data, model, what):
         if held_out is not None and is_held_out(example.key, data.eval_fraction) != held_out:
             continue
-        own = np.asarray(tokenizer.encode(example.text), np.int32)
-        if example.pair is not None:
-            own = np.concatenate(
-                [own, [tokenizer.eos_id], np.asarray(tokenizer.encode(example.pair), np.int32)]
-            )
-        truncated += len(own) > data.seq_len
-        kept.append(example)
-        ids.append(own[-data.seq_len :])
+        example_ids = _encode(example, tokenizer)
+        truncated += len(example_ids) > data.seq_len
+        examples.append(example)
+        # Of a long text the end stays.
+        ids.append(example_ids[-data.seq_len :])
         digest.update(json.dumps(dataclasses.astuple(example)).encode())
-    if not kept:
+
+    if not examples:
         side = {None: "", True: "held-out ", False: "training "}[held_out]
         raise UserError(
             f"{what} has no {side}example; add some, change data.eval_fraction, or name "
             "data.eval_source"
         )
+    # All categorical features are rows of one table, one feature's after another's.
     *offsets, num_values = itertools.accumulate(model.categories, initial=0)
     return ExampleSet(
-        kept,
-        ids,
-        data.seq_len,
-        np.array(offsets, np.int32),
-        num_values,
-        truncated,
-        digest.hexdigest(),
+        examples=examples,
+        ids=ids,
+        seq_len=data.seq_len,
+        offsets=np.array(offsets, np.int32),
+        num_values=num_values,
+        truncated=truncated,
+        fingerprint=digest.hexdigest(),
     )
 
 
-def _read(source: str, data: DataConfig, model: ModelConfig, what: str) -> Iterator[Example]:
+def _encode(example: Example, tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of an example's text, and after a separator of its second text."""
+    text_ids = np.asarray(tokenizer.encode(example.text), np.int32)
+    if example.pair is None:
+        return text_ids
+    pair_ids = np.asarray(tokenizer.encode(example.pair), np.int32)
+    return np.concatenate([text_ids, [tokenizer.eos_id], pair_ids])
+
+
+def _read(source: str, data: DataConfig, model: ScorerConfig, what: str) -> Iterator[Example]:
     if not source.startswith("text:"):
         raise UserError(
             f"{what}: examples of a scorer are JSON lines; name text:GLOB of .jsonl files"
@@ -174,54 +187,69 @@ def _read(source: str, data: DataConfig, model: ModelConfig, what: str) -> Itera
                 f"{what} matches {path}; examples of a scorer are .jsonl or .jsonl.gz files"
             )
         for number, value in read_json_lines(path, what):
-            yield _example(value, data, model, f"{what}: {path} line {number}", path)
+            yield _example(value, data, model, f"{what}: {path} line {number}")
 
 
-def _example(
-    value: dict[str, Any], data: DataConfig, model: ModelConfig, where: str, path: pathlib.Path
-) -> Example:
-    texts = []
-    for setting, name in (("text_field", data.text_field), ("pair_field", data.pair_field)):
-        texts.append(None if name is None else text_of(value, name, where, f"set data.{setting}"))
-    classes = max(model.num_classes, 2)
+def _example(value: dict[str, Any], data: DataConfig, model: ScorerConfig, where: str) -> Example:
+    text = text_of(value, data.text_field, where, "set data.text_field")
+    pair = None
+    if data.pair_field is not None:
+        pair = text_of(value, data.pair_field, where, "set data.pair_field")
+
+    label = _label(value, model, where)
+    dense_field = f"model.num_dense={model.num_dense}"
+    dense = _numbers(value, "dense", model.num_dense, dense_field, where)
+    categories_field = f"model.categories={model.categories}"
+    categorical = _numbers(value, "categorical", len(model.categories), categories_field, where)
+    _check_categorical(categorical, model.categories, where)
+    _check_dense(dense, where)
+    return Example(text, pair, label, tuple(map(float, dense)), tuple(categorical))
+
+
+def _label(value: dict[str, Any], model: ScorerConfig, where: str) -> int:
+    # One output, through a sigmoid, tells two classes apart.
+    num_classes = max(model.num_classes, 2)
     label = value.get("label")
-    if type(label) is not int or not 0 <= label < classes:
+    # By `type`: true and false are ints to isinstance.
+    if type(label) is not int or not 0 <= label < num_classes:
         raise UserError(
             f"{where}: label={shorten(label)} must be a class, a whole number from 0 to "
-            f"{classes - 1} "
-            "(model.num_classes)"
+            f"{num_classes - 1} (model.num_classes)"
         )
-    dense = _numbers(value, "dense", model.num_dense, f"model.num_dense={model.num_dense}", where)
-    categorical = _numbers(
-        value, "categorical", len(model.categories), f"model.categories={model.categories}", where
-    )
-    for i, (one, size) in enumerate(zip(categorical, model.categories, strict=True)):
-        if type(one) is not int or not 0 <= one < size:
+    return label
+
+
+def _check_categorical(numbers: Sequence[Any], sizes: Sequence[int], where: str) -> None:
+    for i, (number, size) in enumerate(zip(numbers, sizes, strict=True)):
+        if type(number) is not int or not 0 <= number < size:
             raise UserError(
-                f"{where}: categorical[{i}]={shorten(one)} must be a whole number from 0 to "
-                f"{size - 1} "
-                "(model.categories)"
+                f"{where}: categorical[{i}]={shorten(number)} must be a whole number from 0 to "
+                f"{size - 1} (model.categories)"
             )
-    for i, number in enumerate(dense):
-        if not abs(number) <= _MOST:
+
+
+def _check_dense(numbers: Sequence[Any], where: str) -> None:
+    for i, number in enumerate(numbers):
+        # Not `>`, which is false of NaN.
+        if not abs(number) <= _LARGEST:
             raise UserError(
                 f"{where}: dense[{i}]={shorten(number)} must be a finite number, of at most "
-                f"{_MOST:.0e}"
+                f"{_LARGEST:.0e}"
             )
-    assert texts[0] is not None
-    return Example(texts[0], texts[1], label, tuple(map(float, dense)), tuple(categorical))
 
 
 def _numbers(value: dict[str, Any], name: str, size: int, field: str, where: str) -> list[Any]:
+    """The list of `size` numbers under a name; empty where the model reads none."""
     if not size:
         return []
-    found = value.get(name)
+
+    numbers = value.get(name)
     if (
-        not isinstance(found, list)
-        or len(found) != size
-        or not all(type(x) in (int, float) for x in found)
+        not isinstance(numbers, list)
+        or len(numbers) != size
+        or not all(type(number) in (int, float) for number in numbers)
     ):
         raise UserError(
-            f"{where}: {name}={shorten(found)} must be a list of {size} numbers ({field})"
+            f"{where}: {name}={shorten(numbers)} must be a list of {size} numbers ({field})"
         )
-    return found
+    return numbers

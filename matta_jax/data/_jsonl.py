@@ -3,22 +3,24 @@
 import gzip
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from matta_jax import storage
 from matta_jax.errors import UserError
 
 
-def read_text(path: pathlib.Path, what: str) -> str:
+def read_text(path: storage.Path, what: str) -> str:
     """Returns the text of a file, unpacked where it ends in .gz. Raises UserError, with `what`
     asked for it.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = storage.read_bytes(path)
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
     except FileNotFoundError:
         raise UserError(
-            f"{what}: {path} does not exist; check the path, from {pathlib.Path.cwd()}"
+            f"{what}: {path} does not exist; check the path, from {storage.working_folder()}"
         ) from None
     except (OSError, EOFError) as error:
         raise UserError(f"{what}: {path} cannot be read ({error}); mend or remove it") from None
@@ -37,7 +39,7 @@ def decode_utf8(data: bytes, where: str, what: str) -> str:
         ) from None
 
 
-def read_json_lines(path: pathlib.Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: storage.Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number and the object of each line that is not blank.
 
     Args:
@@ -52,18 +54,18 @@ def read_json_lines(path: pathlib.Path, what: str) -> Iterator[tuple[int, dict[s
             continue
         try:
             value = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # Also of numbers and nestings beyond what Python reads.
-            why = getattr(error, "msg", str(error))
+        # Also of numbers and nestings beyond what Python reads.
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error))
             raise UserError(
-                f"{what}: {path} line {number} is not JSON ({why}); mend or remove it"
+                f"{what}: {path} line {number} is not JSON ({reason}); mend or remove it"
             ) from None
+
         if not isinstance(value, dict):
             raise UserError(
                 f"{what}: {path} line {number} is {type(value).__name__}, and must be an object"
             )
+        # Most lines hold no escape that could be half a character, and are not written again.
         if "\\ud" in line or "\\uD" in line:
             _check_surrogates(value, f"{what}: {path} line {number}")
         yield number, value
@@ -73,16 +75,16 @@ def text_of(value: Mapping[str, Any], field: str, where: str, mend: str = "") ->
     """Returns the text in a field of a line's object. Raises UserError, which ends in how to `mend`
     it.
     """
-    found = value.get(field)
-    if isinstance(found, str):
-        return found
+    text = value.get(field)
+    if isinstance(text, str):
+        return text
     if field in value:
         raise UserError(
-            f"{where}: {field}={shorten(found)} must be a text, not {type(found).__name__}"
+            f"{where}: {field}={shorten(text)} must be a text, not {type(text).__name__}"
         )
-    raise UserError(
-        f"{where} has no text field {field!r} (it has: {', '.join(value)}){mend and '; '}{mend}"
-    )
+
+    ending = f"; {mend}" if mend else ""
+    raise UserError(f"{where} has no text field {field!r} (it has: {', '.join(value)}){ending}")
 
 
 def shorten(value: Any) -> str:
@@ -102,6 +104,6 @@ def _check_surrogates(value: dict[str, Any], where: str) -> None:
         ) from None
 
 
-def file_fingerprint(path: pathlib.Path) -> str:
+def file_fingerprint(path: storage.Path) -> str:
     """A hash of a file's bytes."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(storage.read_bytes(path), digest_size=16).hexdigest()

@@ -14,16 +14,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from matta_jax import storage
 from matta_jax.data._windows import Windows
 from matta_jax.errors import UserError
-from matta_jax.files import replace_text
 
 _FORMAT = 1
 _HEADER = "labels.json"
@@ -68,7 +67,7 @@ class LabelHeader:
         """Files of a whole set."""
         return -(-self.num_windows // self.per_file)
 
-    def file(self, folder: pathlib.Path, index: int) -> pathlib.Path:
+    def file(self, folder: storage.Path, index: int) -> storage.Path:
         """The path of a file."""
         return folder / f"labels-{index:05d}-of-{self.num_files:05d}.array_record"
 
@@ -79,38 +78,41 @@ class LabelHeader:
 
 def window_digest(tokens: np.ndarray) -> bytes:
     """A hash of a window's ids, the same on every machine."""
-    return hashlib.blake2b(
-        np.ascontiguousarray(tokens, "<i4").tobytes(), digest_size=_DIGEST_BYTES
-    ).digest()
+    # Little-endian, whatever this machine is.
+    data = np.ascontiguousarray(tokens, "<i4").tobytes()
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
 
 
-def write_header(folder: pathlib.Path, header: LabelHeader) -> None:
+def write_header(folder: storage.Path, header: LabelHeader) -> None:
     """Writes the header. Raises UserError when the folder holds labels of another one, or cannot be
     written.
     """
     if (folder / _HEADER).exists():
-        theirs, ours = (dataclasses.asdict(one) for one in (read_header(folder), header))
-        differing = [
-            f"{name}: {theirs[name]!r} there, {ours[name]!r} here"
-            for name in ours
-            if theirs[name] != ours[name]
-        ]
-        if differing:
-            raise UserError(
-                f"output={str(folder)!r} holds other labels ({'; '.join(differing)}); name another "
-                "folder"
-            )
+        _check_same(folder, read_header(folder), header)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / _HEADER, json.dumps(dataclasses.asdict(header), indent=2) + "\n")
-    except OSError as error:
+
+    with storage.writing("output", folder, "name another"):
+        storage.make_folder(folder)
+        text = json.dumps(dataclasses.asdict(header), indent=2) + "\n"
+        storage.replace_text(folder / _HEADER, text)
+
+
+def _check_same(folder: storage.Path, stored: LabelHeader, header: LabelHeader) -> None:
+    stored_fields = dataclasses.asdict(stored)
+    fields = dataclasses.asdict(header)
+    differences = [
+        f"{name}: {stored_fields[name]!r} there, {fields[name]!r} here"
+        for name in fields
+        if stored_fields[name] != fields[name]
+    ]
+    if differences:
         raise UserError(
-            f"output={str(folder)!r} cannot be written ({error.strerror}); name another"
-        ) from None
+            f"output={str(folder)!r} holds other labels ({'; '.join(differences)}); name another "
+            "folder"
+        )
 
 
-def read_header(folder: pathlib.Path) -> LabelHeader:
+def read_header(folder: storage.Path) -> LabelHeader:
     """Reads the header. Raises UserError when it is missing or damaged."""
     file = folder / _HEADER
     if not file.is_file():
@@ -118,8 +120,9 @@ def read_header(folder: pathlib.Path) -> LabelHeader:
             f"teacher.labels={str(folder)!r} holds no labels (no {_HEADER}); make some with "
             "matta-label"
         )
+
     try:
-        values = json.loads(file.read_text())
+        values = storage.read_json(file)
         if values["version"] != _FORMAT:
             raise UserError(
                 f"{file} is of format {values['version']}, not {_FORMAT}; make the labels again"
@@ -130,7 +133,7 @@ def read_header(folder: pathlib.Path) -> LabelHeader:
 
 
 def write_labels(
-    path: pathlib.Path, header: LabelHeader, rows: Iterable[tuple[np.ndarray, ...]]
+    path: storage.Path, header: LabelHeader, rows: Iterable[tuple[np.ndarray, ...]]
 ) -> None:
     """Writes one file, beside its place, and moves it there when it is whole.
 
@@ -140,15 +143,27 @@ def write_labels(
       rows: of each window its tokens [T + 1], and ids [T, k], log-probabilities [T, k] and tail
         [T].
     """
-    building = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(building), "group_size:1,uncompressed")
-    for tokens, ids, log_probs, tail in rows:
-        parts = (ids.astype(header.id_dtype), log_probs.astype(np.float16), tail.astype(np.float32))
-        writer.write(
-            window_digest(tokens) + b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-        )
-    writer.close()
-    building.replace(path)
+    with storage.new_file(path) as beside:
+        writer = ArrayRecordWriter(str(beside), "group_size:1,uncompressed")
+        for row in rows:
+            writer.write(_record(header, *row))
+        writer.close()
+
+
+def _record(
+    header: LabelHeader,
+    tokens: np.ndarray,
+    ids: np.ndarray,
+    log_probs: np.ndarray,
+    tail: np.ndarray,
+) -> bytes:
+    """The bytes of one window, as the head of this file tells them."""
+    parts = [
+        ids.astype(header.id_dtype),
+        log_probs.astype(np.float16),
+        tail.astype(np.float32),
+    ]
+    return window_digest(tokens) + b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
 
 class Labels:
@@ -156,8 +171,8 @@ class Labels:
     damaged.
     """
 
-    def __init__(self, folder: str | pathlib.Path):
-        self.folder = pathlib.Path(folder).resolve()
+    def __init__(self, folder: str | storage.Path):
+        self.folder = storage.resolve(folder)
         self.header = read_header(self.folder)
         files = [self.header.file(self.folder, i) for i in range(self.header.num_files)]
         missing = [file for file in files if not file.is_file()]
@@ -167,26 +182,28 @@ class Labels:
                 f"{len(files)} files are "
                 f"missing, the first {missing[0].name}; start matta-label again, which goes on"
             )
-        for i in range(len(files)):
-            self._source(i)  # Cut files show here, not in the middle of a run.
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019  One set of labels lives as long as its run.
+        # Cut files show here, not in the middle of a run.
+        for i in range(len(files)):
+            self._source(i)
+
+    # One set of labels lives as long as its run, so nothing is kept alive for too long.
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
     def _source(self, index: int) -> ArrayRecordDataSource:
         file = self.header.file(self.folder, index)
+        expected = len(self.header.windows_of(index))
         try:
-            source = ArrayRecordDataSource([str(file)])
-            found = len(source)
+            source = ArrayRecordDataSource([str(storage.local_copy(file))])
+            num_records = len(source)
         except Exception as error:  # The reader raises many kinds for damaged files.
-            raise self._damaged(file, " ".join(str(error).split())[:120]) from None
-        if found != len(self.header.windows_of(index)):
-            raise self._damaged(
-                file, f"it holds {found} windows, not {len(self.header.windows_of(index))}"
-            )
+            raise self._damaged(file, _one_line(error)) from None
+        if num_records != expected:
+            raise self._damaged(file, f"it holds {num_records} windows, not {expected}")
         return source
 
-    def _damaged(self, file: pathlib.Path, why: str) -> UserError:
+    def _damaged(self, file: storage.Path, reason: str) -> UserError:
         return UserError(
-            f"teacher.labels: {file} is damaged ({why}); remove it, and start matta-label again"
+            f"teacher.labels: {file} is damaged ({reason}); remove it, and start matta-label again"
         )
 
     def get(self, index: int, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -201,34 +218,51 @@ class Labels:
           UserError: the labels are damaged, or of another window than this one.
         """
         header = self.header
-        number, place = divmod(index, header.per_file)
-        file, source = header.file(self.folder, number), self._source(number)
+        file_index, record_index = divmod(index, header.per_file)
+        file = header.file(self.folder, file_index)
+        source = self._source(file_index)
         try:
-            record = source[place]
+            record = source[record_index]
         except Exception as error:  # The reader raises many kinds for damaged files.
-            raise self._damaged(file, " ".join(str(error).split())[:120]) from None
-        size = header.seq_len * header.top_k
-        ends = np.cumsum(
-            [_DIGEST_BYTES, size * header.id_dtype.itemsize, size * 2, header.seq_len * 4]
-        )
-        if len(record) != ends[-1]:
-            raise self._damaged(file, f"a record of {len(record)} bytes, not {ends[-1]}")
+            raise self._damaged(file, _one_line(error)) from None
+
+        ids_at, log_probs_at, tail_at, num_bytes = _offsets(header)
+        if len(record) != num_bytes:
+            raise self._damaged(file, f"a record of {len(record)} bytes, not {num_bytes}")
         if record[:_DIGEST_BYTES] != window_digest(tokens):
             raise UserError(
                 f"teacher.labels: window {index} in {file} is of other text than the run's; make "
                 "labels of this text"
             )
+
         shape = (header.seq_len, header.top_k)
-        ids = np.frombuffer(record, header.id_dtype, size, ends[0]).reshape(shape).astype(np.int32)
+        size = header.seq_len * header.top_k
+        ids = np.frombuffer(record, header.id_dtype, size, ids_at)
+        log_probs = np.frombuffer(record, np.float16, size, log_probs_at)
+        tail = np.frombuffer(record, np.float32, header.seq_len, tail_at)
         if ids.max(initial=0) >= header.vocab_size:
             raise self._damaged(file, f"id {ids.max()} of a vocabulary of {header.vocab_size}")
         return {
-            "teacher_ids": ids,
-            "teacher_log_probs": np.frombuffer(record, np.float16, size, ends[1])
-            .reshape(shape)
-            .astype(np.float32),
-            "teacher_tail": np.frombuffer(record, np.float32, header.seq_len, ends[2]).copy(),
+            "teacher_ids": ids.reshape(shape).astype(np.int32),
+            "teacher_log_probs": log_probs.reshape(shape).astype(np.float32),
+            # A copy: the record's bytes may not be written to.
+            "teacher_tail": tail.copy(),
         }
+
+
+def _offsets(header: LabelHeader) -> tuple[int, int, int, int]:
+    """Where in a record ids, log-probabilities and tail start, and its length, in bytes."""
+    size = header.seq_len * header.top_k
+    ids_at = _DIGEST_BYTES
+    log_probs_at = ids_at + size * header.id_dtype.itemsize
+    tail_at = log_probs_at + size * np.dtype(np.float16).itemsize
+    end = tail_at + header.seq_len * np.dtype(np.float32).itemsize
+    return ids_at, log_probs_at, tail_at, end
+
+
+def _one_line(error: Exception) -> str:
+    """The start of what a library says, without its line ends."""
+    return " ".join(str(error).split())[:120]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import grain
 import numpy as np
 from absl import flags
 
-Batch = dict[str, np.ndarray]  # tokens [b, T + 1] int32, length [b] int32
+# tokens [b, T + 1] int32, length [b] int32
+Batch = dict[str, np.ndarray]
 
 
 class Examples(Protocol):
@@ -29,19 +30,18 @@ class _Batches:
     def __init__(
         self, examples: Examples, order: grain.MapDataset, batch_size: int, rows: np.ndarray
     ):
-        self._examples, self._order, self._batch_size, self._rows = (
-            examples,
-            order,
-            batch_size,
-            rows.tolist(),
-        )
+        self._examples = examples
+        self._order = order
+        self._batch_size = batch_size
+        self._rows = rows.tolist()
 
     def __len__(self) -> int:
         return len(self._order) // self._batch_size
 
     def __getitem__(self, index: int) -> Batch:
         first = int(index) * self._batch_size
-        return _stack([self._examples[int(self._order[first + row])] for row in self._rows])
+        numbers = [int(self._order[first + row]) for row in self._rows]
+        return _stack([self._examples[number] for number in numbers])
 
 
 def _stack(rows: list[Batch]) -> Batch:
@@ -49,7 +49,7 @@ def _stack(rows: list[Batch]) -> Batch:
 
 
 @contextlib.contextmanager
-def training_batches(
+def training_batches(  # noqa: PLR0913  Keyword-only: the order of a stream.
     windows: Examples,
     *,
     batch_size: int,
@@ -76,12 +76,16 @@ def training_batches(
       num_threads: that read.
       in_order: serve the examples once, as they stand, for a stream.
     """
-    if not flags.FLAGS.is_parsed():  # Grain reads absl flags; a notebook or a test has parsed none.
+    # Grain reads absl flags; a notebook or a test has parsed none.
+    if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    rows = np.arange(batch_size) if rows is None else rows
+    if rows is None:
+        rows = np.arange(batch_size)
+
     order = grain.MapDataset.range(len(windows))
     if not in_order:
         order = order.seed(seed).shuffle().repeat()
+
     dataset = grain.MapDataset.source(_Batches(windows, order, batch_size, rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     iterator = iter(dataset.to_iter_dataset(options))
@@ -89,6 +93,7 @@ def training_batches(
     try:
         yield iterator
     finally:
+        # Its threads would read on. Older versions of Grain have no `close`.
         close = getattr(iterator, "close", None)
         if close is not None:
             close()
@@ -103,14 +108,21 @@ def sequential_batches(
     With a `limit` on the number of batches, the windows are taken evenly from the whole, or from
     those `within`.
     """
-    within = range(len(windows)) if within is None else within
-    count = len(within) if limit is None else min(len(within), limit * batch_size)
-    chosen = within.start + np.linspace(0, len(within) - 1, count).round().astype(int)
+    if within is None:
+        within = range(len(windows))
+    count = len(within)
+    if limit is not None:
+        count = min(count, limit * batch_size)
+
+    numbers = within.start + np.linspace(0, len(within) - 1, count).round().astype(int)
     for start in range(0, count, batch_size):
-        rows = [windows[i] for i in chosen[start : start + batch_size]]
-        missing = batch_size - len(rows)
-        nothing = {
-            name: np.zeros_like(rows[0][name]) for name in ("length", "weight") if name in rows[0]
-        }
-        rows += [rows[0] | nothing] * missing
+        rows = [windows[i] for i in numbers[start : start + batch_size]]
+        filler = _uncounted(rows[0])
+        rows += [filler] * (batch_size - len(rows))
         yield _stack(rows)
+
+
+def _uncounted(row: Batch) -> Batch:
+    """A row of the same shapes of which no target counts."""
+    zeros = {name: np.zeros_like(row[name]) for name in ("length", "weight") if name in row}
+    return row | zeros

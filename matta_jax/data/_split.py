@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from matta_jax.config import Config
+from matta_jax.config import Config, ScorerConfig
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
@@ -21,17 +21,28 @@ def split_data(
       UserError: nothing on this side of the split, files that cannot be read, or a stream that is
         too short.
     """
-    data, tokenizer = config.data, tokenizer or make_tokenizer(config.data.tokenizer)
-    own_eval = held_out and data.eval_source is not None
-    source = data.eval_source if own_eval else data.source
+    data = config.data
+    tokenizer = tokenizer or make_tokenizer(data.tokenizer)
+    has_eval_source = data.eval_source is not None
+    from_eval_source = held_out and has_eval_source
+    source = data.eval_source if from_eval_source else data.source
     assert source is not None
-    if data.stream and not own_eval:
-        whole = _whole(source, config, tokenizer)
-        return _left_over(whole, config, tokenizer) if held_out else _checked_stream(whole, config)
-    if config.model.name == "scorer":
-        side = None if data.eval_source is not None else held_out
-        return read_examples(source, data, config.model, tokenizer, held_out=side)
+
+    if data.stream and not from_eval_source:
+        stream = _read_all(source, config, tokenizer)
+        _check_stream(stream, config)
+        return _after_training(stream, config, tokenizer) if held_out else stream
+    if config.model.reads_examples:
+        # Each of two sources is a side by itself; one source is split by its examples.
+        side = None if has_eval_source else held_out
+        return read_examples(source, data, _section(config), tokenizer, held_out=side)
     return split_windows(data, tokenizer, held_out=held_out)
+
+
+def _section(config: Config) -> ScorerConfig:
+    """The section of a model that reads examples, which says what these have."""
+    assert isinstance(config.model, ScorerConfig)
+    return config.model
 
 
 def glob_data(
@@ -40,44 +51,49 @@ def glob_data(
     """Returns the windows or examples of the files that match a pattern. Raises UserError as
     `split_data` does.
     """
-    return _whole(f"text:{where}", config, tokenizer or make_tokenizer(config.data.tokenizer))
+    tokenizer = tokenizer or make_tokenizer(config.data.tokenizer)
+    return _read_all(f"text:{where}", config, tokenizer)
 
 
-def _whole(source: str, config: Config, tokenizer: Tokenizer) -> Windows | ExampleSet:
+def _read_all(source: str, config: Config, tokenizer: Tokenizer) -> Windows | ExampleSet:
     data = config.data
-    if config.model.name == "scorer":
-        return read_examples(source, data, config.model, tokenizer)
+    if config.model.reads_examples:
+        return read_examples(source, data, _section(config), tokenizer)
     corpus = Corpus(source, data.text_field, data.tfds_dir)
     return corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
 
 
-def _checked_stream(whole: Windows | ExampleSet, config: Config) -> Windows | ExampleSet:
-    data, steps = config.data, config.train.num_steps
-    left = len(whole) - steps * data.batch_size
-    if left < (data.eval_source is None):
-        fits = (len(whole) - (data.eval_source is None)) // data.batch_size
-        mend = f"train.num_steps={fits} at most" if fits else "a smaller data.batch_size"
-        raise UserError(
-            f"train.num_steps={steps} x data.batch_size={data.batch_size} need "
-            f"{steps * data.batch_size} of the "
-            f"{len(whole)} examples that data.source={data.source!r} streams once, and some left "
-            "over to evaluate on; "
-            f"use {mend}, or name data.eval_source"
-        )
-    return whole
+def _check_stream(stream: Windows | ExampleSet, config: Config) -> None:
+    """Refuses a stream that is shorter than the run, which reads each example once."""
+    data = config.data
+    num_steps = config.train.num_steps
+    # Without an evaluation source, at least one example must be left over to evaluate on.
+    num_reserved = int(data.eval_source is None)
+    num_read = num_steps * data.batch_size
+    if len(stream) - num_read >= num_reserved:
+        return
+
+    most_steps = (len(stream) - num_reserved) // data.batch_size
+    mend = f"train.num_steps={most_steps} at most" if most_steps else "a smaller data.batch_size"
+    raise UserError(
+        f"train.num_steps={num_steps} x data.batch_size={data.batch_size} need "
+        f"{num_read} of the {len(stream)} examples that data.source={data.source!r} streams once, "
+        f"and some left over to evaluate on; use {mend}, or name data.eval_source"
+    )
 
 
-def _left_over(
-    whole: Windows | ExampleSet, config: Config, tokenizer: Tokenizer
+def _after_training(
+    stream: Windows | ExampleSet, config: Config, tokenizer: Tokenizer
 ) -> Windows | ExampleSet:
+    """The examples of a stream that the run does not read."""
     start = config.train.num_steps * config.data.batch_size
-    _checked_stream(whole, config)
-    if isinstance(whole, ExampleSet):
-        return whole.part(start)
-    tokens = whole.tokens[start * whole.seq_len :]
+    if isinstance(stream, ExampleSet):
+        return stream.part(start)
+
+    tokens = stream.tokens[start * stream.seq_len :]
     return dataclasses.replace(
-        whole,
+        stream,
         tokens=tokens,
         num_bytes=len(tokenizer.decode(tokens[1:]).encode()),
-        fingerprint=f"{whole.fingerprint}[{start}:]",
+        fingerprint=f"{stream.fingerprint}[{start}:]",
     )

@@ -5,24 +5,23 @@ The stream of a split is `eos doc eos doc ... eos`. Window i holds tokens i·T t
 so each token but the first is predicted exactly once; the last window may be shorter.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable
 
 import numpy as np
 import tqdm
 
+from matta_jax import storage
 from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
 from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer
 
-_FORMAT = 1  # Raise it when the files of a cache change their meaning.
+# Raise it when the files of a cache change their meaning.
+_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Windows:
         count.
         """
         start = int(index) * self.seq_len
+        # The last token of a window is the first of the next: it is predicted here, read there.
         piece = self.tokens[start : start + self.seq_len + 1]
         window = np.full(self.seq_len + 1, self.eos_id, np.int32)
         window[: len(piece)] = piece
@@ -65,28 +65,32 @@ def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -
     Raises:
       UserError: no document, or none on this side of the split.
     """
-    own_eval = held_out and config.eval_source is not None
-    source = config.eval_source if own_eval else config.source
+    has_eval_source = config.eval_source is not None
+    source = config.eval_source if held_out and has_eval_source else config.source
     assert source is not None
     corpus = Corpus(source, config.text_field, config.tfds_dir)
-    if config.eval_source is not None:
-        side, documents = "all", iter(corpus)
+
+    # Each of two sources is a side by itself; one source is split by its documents.
+    if has_eval_source:
+        side = "all"
+        documents = iter(corpus)
     else:
         side = f"{'eval' if held_out else 'train'}-{config.eval_fraction}"
         documents = split_documents(corpus, config.eval_fraction, held_out=held_out)
+
     windows = cached_windows(
         documents, corpus, tokenizer, side=side, seq_len=config.seq_len, cache_dir=config.cache_dir
     )
-    if not windows.num_bytes:
-        if config.eval_source is None:
-            what = "held-out" if held_out else "training"
-            raise UserError(
-                f"data.source={source!r} has no {what} text at "
-                f"data.eval_fraction={config.eval_fraction}; "
-                "add documents, change the fraction, or name data.eval_source"
-            )
-        raise UserError(f"data source {source!r} holds no text; name files with some")
-    return windows
+    if windows.num_bytes:
+        return windows
+    if has_eval_source:
+        raise _no_text(source)
+    side_name = "held-out" if held_out else "training"
+    raise UserError(
+        f"data.source={source!r} has no {side_name} text at "
+        f"data.eval_fraction={config.eval_fraction}; "
+        "add documents, change the fraction, or name data.eval_source"
+    )
 
 
 def corpus_windows(
@@ -97,8 +101,12 @@ def corpus_windows(
         iter(corpus), corpus, tokenizer, side="all", seq_len=seq_len, cache_dir=cache_dir
     )
     if not windows.num_bytes:
-        raise UserError(f"data source {corpus.source!r} holds no text; name files with some")
+        raise _no_text(corpus.source)
     return windows
+
+
+def _no_text(source: str) -> UserError:
+    return UserError(f"data source {source!r} holds no text; name files with some")
 
 
 def cached_windows(
@@ -115,31 +123,17 @@ def cached_windows(
     A stream is written beside its place and moved there when whole, so a crash leaves no half
     cache.
     """
+    # Whatever changes the stream is in its name, so that a cache is never out of date.
     key_parts = [str(_FORMAT), corpus.source, corpus.fingerprint(), tokenizer.fingerprint, side]
     key = hashlib.blake2b("\n".join(key_parts).encode(), digest_size=16).hexdigest()
-    root = pathlib.Path(cache_dir or pathlib.Path.home() / ".cache" / "matta_jax").resolve()
+    root = storage.resolve(cache_dir or storage.home_cache())
     folder = root / key
     if not folder.exists():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            building = pathlib.Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
-        except OSError as error:
-            raise UserError(
-                f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); name another"
-            ) from None
-        try:
-            _write(building, documents, tokenizer, label=f"tokenising {corpus.source} ({side})")
-            os.rename(building, folder)
-        except OSError as error:
-            if not folder.exists():  # Another process may have finished the same stream first.
-                raise UserError(
-                    f"data.cache_dir={str(root)!r} cannot be written ({error.strerror}); free "
-                    "space, or name another"
-                ) from None
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    meta = json.loads((folder / "meta.json").read_text())
-    tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+        _fill(folder, documents, tokenizer, label=f"tokenising {corpus.source} ({side})")
+
+    meta = storage.read_json(folder / "meta.json")
+    tokens_file = storage.local_copy(folder / "tokens.bin")
+    tokens = np.memmap(tokens_file, dtype=meta["dtype"], mode="r")
     return Windows(
         tokens,
         seq_len,
@@ -150,33 +144,55 @@ def cached_windows(
     )
 
 
-def _write(
-    folder: pathlib.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
+def _fill(
+    folder: storage.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
 ) -> None:
+    """Writes a cache, unless another process has finished the same one meanwhile."""
+    root = folder.parent
+    with (
+        storage.writing("data.cache_dir", root, "free space, or name another"),
+        contextlib.ExitStack() as stack,
+    ):
+        # A folder in which not even an empty one can be made is the wrong one, not a full one.
+        with storage.writing("data.cache_dir", root, "name another"):
+            building = stack.enter_context(
+                storage.new_folder(folder, keep_first=True, private=True)
+            )
+        _write(building, documents, tokenizer, label=label)
+
+
+def _write(
+    folder: storage.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
+) -> None:
+    """Tokenises documents into `tokens.bin`, and describes it in `meta.json`."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    separator = np.array([tokenizer.eos_id])
     digest = hashlib.blake2b(digest_size=16)
     num_bytes = num_documents = 0
-    with (folder / "tokens.bin").open("wb") as file:
+
+    with storage.open_new(folder / "tokens.bin") as file:
 
         def put(ids: np.ndarray) -> None:
             data = np.ascontiguousarray(ids, dtype).tobytes()
             digest.update(data)
             file.write(data)
 
-        put(np.array([tokenizer.eos_id]))
+        put(separator)
         for document in tqdm.tqdm(
             documents, desc=label, unit=" documents", delay=1.0, disable=None
         ):
             ids = tokenizer.encode(document.text)
-            if len(ids):
-                put(ids)
-                put(np.array([tokenizer.eos_id]))
-                num_bytes += len(document.text.encode())
-                num_documents += 1
+            if not len(ids):
+                continue
+            put(ids)
+            put(separator)
+            num_bytes += len(document.text.encode())
+            num_documents += 1
+
     meta = {
         "dtype": dtype.name,
         "num_bytes": num_bytes,
         "num_documents": num_documents,
         "fingerprint": digest.hexdigest(),
     }
-    (folder / "meta.json").write_text(json.dumps(meta))
+    storage.replace_text(folder / "meta.json", json.dumps(meta))

@@ -6,7 +6,12 @@
 Then train with `--config.data.source=tfds:local_text --config.data.tfds_dir=...`.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import tensorflow_datasets as tfds
+
+from matta_jax import storage
 
 
 class LocalText(tfds.core.GeneratorBasedBuilder):
@@ -23,9 +28,9 @@ class LocalText(tfds.core.GeneratorBasedBuilder):
         )
         return self.dataset_info_from_configs(features=features)
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {"train": self._generate_examples(dl_manager.manual_dir)}
 
-    def _generate_examples(self, folder):
-        for path in sorted(folder.glob("*.txt")):
-            yield path.name, {"name": path.name, "text": path.read_text(encoding="utf-8")}
+    def _generate_examples(self, folder: storage.Path) -> Iterator[tuple[str, dict[str, str]]]:
+        for path in storage.match(folder, "*.txt"):
+            yield path.name, {"name": path.name, "text": storage.read_text(path)}

@@ -4,8 +4,10 @@ named terms.
 
 from matta_jax.distill._objective import Objective as Objective
 from matta_jax.distill._objective import make_objective as make_objective
+from matta_jax.distill._objective import member_stream as member_stream
+from matta_jax.distill._objective import mix_stream as mix_stream
+from matta_jax.distill._plan import LossPlan as LossPlan
 from matta_jax.distill._plan import OnlineTeacher as OnlineTeacher
-from matta_jax.distill._plan import Plan as Plan
 from matta_jax.distill._plan import Teacher as Teacher
 from matta_jax.distill._plan import Term as Term
 from matta_jax.distill._plan import TopKTeacher as TopKTeacher

@@ -1,38 +1,40 @@
-"""The composite objective: named terms with scheduled weights (method.md).
+"""The composite objective: named terms with scheduled weights (MatTA, section 3).
 
     L(t) = a_S·L_S + a_TA·L_TA + w(t)·T²·D(stop_gradient(p_TA) ‖ p_S)
-         + for each random mix: a_M·L_M + w_M(t)·T²·D(stop_gradient(p_TA) ‖ p_M)
+         + for each named member and random mix: a_M·L_M + w_M(t)·T²·D(stop_gradient(p_TA) ‖ p_M)
          [ + for each term with a Teacher q: u·T²·KL(q ‖ p) ]
 
 Shape letters: N tokens, D d_model, V vocab.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from matta_jax.config import ObjectiveConfig, TeacherConfig
-from matta_jax.distill._plan import Plan, Teacher, Term
+from matta_jax.distill._plan import LossPlan, Teacher, Term
 from matta_jax.distill.fused import nested_loss
+from matta_jax.nesting import STUDENT, TA
 from matta_jax.sharding import Layout
+
+# Of a member whose weight the config does not name.
+_MEMBER_WEIGHT = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss of a step, over streams ordered Student, TA, mixes; one stream where TA and Student
-    are the same.
+    """The loss of a step, over its streams in their order.
 
     Attributes:
-      plan: its terms; none of weight 0, but the cross-entropies of Student and TA are always there
-        to be logged.
+      plan: its terms; none of weight 0, but the cross-entropies of Student, TA and named members
+        are always there to be logged.
     """
 
-    plan: Plan
+    plan: LossPlan
 
-    def __call__(
+    def __call__(  # noqa: PLR0913  Keyword-only: where the loss is made.
         self,
         outputs: Sequence[jax.Array],
         table_VD: jax.Array | None,
@@ -48,7 +50,7 @@ class Objective:
         Args:
           outputs: hidden states [N, d_k] of each stream; without a table, logits [N, classes] or
             (sigmoid) [N].
-          table_VD: the tied embedding, of which each stream uses its first d_k columns; None:
+          table_VD: the table of the output, of which each stream uses its first d_k columns; None:
             outputs are logits.
           labels_N: target ids.
           weights_N: weight of each token; 0 leaves it out.
@@ -65,30 +67,39 @@ class Objective:
           UserError: as `nested_loss`.
         """
         terms = self.plan.terms
-        term_weights_M = jnp.stack(
-            [term.weight * (ramp if term.target == "ta" else jnp.ones(())) for term in terms]
-        )
+        unit = jnp.ones(())
+        term_weights = [term.weight * (ramp if term.target == TA else unit) for term in terms]
         losses = nested_loss(
             self.plan,
             outputs,
             table_VD,
             labels_N,
             weights_N,
-            term_weights_M=term_weights_M,
+            term_weights_M=jnp.stack(term_weights),
             total=total,
             teacher=teacher,
         )
-        metrics = {term.name: value / total for term, value in zip(terms, losses.sums, strict=True)}
+        sums = zip(terms, losses.sums, strict=True)
+        metrics = {term.name: value / total for term, value in sums}
         metrics["agreement"] = losses.agreement / total
         metrics["loss"] = losses.loss
         return losses.loss, metrics
 
 
+def member_stream(name: str) -> str:
+    """The stream of a member that a run names, as its metrics call it."""
+    return f"members/{name}"
+
+
+def mix_stream(index: int) -> str:
+    """The stream of a random mix, as its metrics call it."""
+    return f"mix_{index}"
+
+
 def make_objective(
     config: ObjectiveConfig,
+    streams: Sequence[str] = (STUDENT,),
     *,
-    num_mixes: int = 0,
-    nested: bool = True,
     layout: Layout | None = None,
     teacher: TeacherConfig | None = None,
 ) -> Objective:
@@ -96,37 +107,72 @@ def make_objective(
 
     Args:
       config: the weights.
-      num_mixes: random mixes of a step.
-      nested: False when the TA is the Student: then there is one stream and one cross-entropy.
+      streams: what a step runs, in order: `student`, then `ta` where it is another model, then
+        `member_stream` of each named member and `mix_stream` of each random mix.
       layout: of the operands on a mesh; None on one device.
       teacher: weights of the terms that learn from a frozen Teacher; None: there is none.
     """
-    terms = [Term("student", 0, config.student_weight)]
-    if nested:
-        distil = functools.partial(Term, target="ta", temperature=config.temperature)
-        optional = [distil("distill", 0, config.distill_weight)]
-        for i in range(num_mixes):
-            optional.append(Term(f"mix_{i}", 2 + i, config.mix_weight))
-            optional.append(distil(f"mix_{i}_distill", 2 + i, config.mix_distill_weight))
-        terms += [Term("ta", 1, config.ta_weight), *(term for term in optional if term.weight)]
-    if teacher is not None:
-        ends = {"student": (0, teacher.student_weight)}
-        if nested:
-            ends["ta"] = (1, teacher.ta_weight)
-        terms += [
-            Term(
-                f"teacher_{name}", stream, weight, target="teacher", temperature=teacher.temperature
-            )
-            for name, (stream, weight) in ends.items()
-            if weight
-        ]
-    plan = Plan(
-        terms=tuple(terms),
-        student=0,
-        ta=1 if nested else 0,
-        divergence=config.divergence,
-        beta=config.jensen_shannon_beta,
-        chunk_size=config.chunk_size,
-        layout=layout,
+    terms = _cross_entropies(config, streams)
+    terms += _distillation(config, streams)
+    terms += [] if teacher is None else _teaching(teacher, streams)
+    return Objective(
+        LossPlan(
+            terms=tuple(terms),
+            student=0,
+            ta=streams.index(TA) if TA in streams else 0,
+            divergence=config.divergence,
+            beta=config.jensen_shannon_beta,
+            chunk_size=config.chunk_size,
+            layout=layout,
+        )
     )
-    return Objective(plan)
+
+
+def _cross_entropies(config: ObjectiveConfig, streams: Sequence[str]) -> list[Term]:
+    """Those of Student and TA."""
+    weights = {STUDENT: config.student_weight, TA: config.ta_weight}
+    return [
+        Term(name, stream, weights[name]) for stream, name in enumerate(streams) if name in weights
+    ]
+
+
+def _distillation(config: ObjectiveConfig, streams: Sequence[str]) -> list[Term]:
+    """What learns from the TA: the Student; and members and mixes, beside their cross-entropies."""
+
+    def distil(name: str, stream: int, weight: float) -> Term:
+        return Term(name, stream, weight, target=TA, temperature=config.temperature)
+
+    terms = []
+    for stream, name in enumerate(streams):
+        kind, _, member = name.partition("/")
+        if name == STUDENT:
+            if TA in streams and config.distill_weight:
+                terms.append(distil("distill", stream, config.distill_weight))
+        elif kind == "members":
+            weight = config.member_weights.get(member, _MEMBER_WEIGHT)
+            distill_weight = config.member_distill_weights.get(member, _MEMBER_WEIGHT)
+            terms.append(Term(name, stream, weight))
+            if distill_weight:
+                terms.append(distil(f"{name}_distill", stream, distill_weight))
+        elif name != TA:
+            if config.mix_weight:
+                terms.append(Term(name, stream, config.mix_weight))
+            if config.mix_distill_weight:
+                terms.append(distil(f"{name}_distill", stream, config.mix_distill_weight))
+    return terms
+
+
+def _teaching(config: TeacherConfig, streams: Sequence[str]) -> list[Term]:
+    """What learns from a frozen Teacher."""
+    weights = {STUDENT: config.student_weight, TA: config.ta_weight}
+    return [
+        Term(
+            f"teacher_{name}",
+            stream,
+            weights[name],
+            target="teacher",
+            temperature=config.temperature,
+        )
+        for stream, name in enumerate(streams)
+        if weights.get(name)
+    ]

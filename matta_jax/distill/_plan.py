@@ -40,7 +40,7 @@ class Term:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LossPlan:
     """All of a loss that is known before it runs.
 
     Attributes:

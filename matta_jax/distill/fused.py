@@ -1,5 +1,5 @@
 """The nested distillation loss in one pass over the vocabulary, never materialising logits
-(architecture, decision 8).
+(docs/decisions.md).
 
 Streams k (sub-models) have hidden states h_k [N, d_k] and share the tied table E [V, D], of which a
 stream uses the first d_k columns. With z_k = h_k E[:, :d_k]ᵀ, p_k = softmax(z_k), p_kᵀ =
@@ -32,8 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.distill._plan import Constants, OnlineTeacher, Plan, Teacher, TopKTeacher
-from matta_jax.distill._terms import Vocab, chunk_terms
+from matta_jax.distill._plan import Constants, LossPlan, OnlineTeacher, Teacher, TopKTeacher
+from matta_jax.distill._scan import Gradients, scan_chunks
+from matta_jax.distill._softmaxes import Vocab
+from matta_jax.distill._terms import chunk_terms
 from matta_jax.errors import UserError
 from matta_jax.sharding import Layout
 
@@ -57,8 +59,8 @@ class Losses:
     count: jax.Array
 
 
-def nested_loss(
-    plan: Plan,
+def nested_loss(  # noqa: PLR0913  Keyword-only: where the loss is made.
+    plan: LossPlan,
     outputs: Sequence[jax.Array],
     table_VD: jax.Array | None,
     labels_N: jax.Array,
@@ -94,10 +96,14 @@ def nested_loss(
         vocab_size = outputs[0].shape[1]
     else:
         vocab_size = table_VD.shape[0]
-    _check(plan, len(outputs), vocab_size, teacher)
+    _check_terms(plan, len(outputs), teacher)
+    _check_teacher(vocab_size, teacher)
+
     total = jnp.asarray(total, jnp.float32)
     constants = Constants(labels_N, weights_N.astype(jnp.float32), term_weights_M, total, teacher)
     loss, sums = _fused(plan, tuple(outputs), table_VD, constants)
+
+    # `_fused` gives the sums no gradient: this says so to whoever differentiates them.
     sums = jax.lax.stop_gradient(sums)
     return Losses(loss, sums=sums[:-2], agreement=sums[-2], count=sums[-1])
 
@@ -107,16 +113,19 @@ def as_softmax(logits: jax.Array) -> jax.Array:
     logits 0 and z.
     """
     logits = logits.astype(jnp.float32)
-    return logits if logits.ndim == 2 else jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+    if logits.ndim == 2:
+        return logits
+    return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
 
 
-def _check(plan: Plan, num_streams: int, vocab_size: int, teacher: Teacher | None) -> None:
+def _check_terms(plan: LossPlan, num_streams: int, teacher: Teacher | None) -> None:
+    """Each term has something to learn from."""
     for term in plan.terms:
         if term.target == "ta" and (num_streams == 1 or term.stream == plan.ta):
             raise UserError(
                 f"the term {term.name!r} distils from the TA, but stream {term.stream} of "
-                f"{num_streams} is the TA "
-                "itself; drop the term (weight 0), or nest the Student in a larger TA"
+                f"{num_streams} is the TA itself; drop the term (weight 0), or nest the Student in "
+                "a larger TA"
             )
         if term.target != "teacher":
             continue
@@ -128,186 +137,179 @@ def _check(plan: Plan, num_streams: int, vocab_size: int, teacher: Teacher | Non
         if isinstance(teacher, TopKTeacher) and term.temperature != teacher.temperature:
             raise UserError(
                 f"temperature={term.temperature} of the term {term.name!r} must be the "
-                f"{teacher.temperature} at which "
-                "the Teacher's labels were captured; set it so, or capture them again"
+                f"{teacher.temperature} at which the Teacher's labels were captured; set it so, or "
+                "capture them again"
             )
+
+
+def _check_teacher(vocab_size: int, teacher: Teacher | None) -> None:
+    """The Teacher speaks of the Student's ids."""
     if isinstance(teacher, OnlineTeacher) and teacher.head.shape[0] != vocab_size:
         raise UserError(
             f"the Teacher's vocabulary of {teacher.head.shape[0]} ids must be the Student's of "
-            f"{vocab_size}; "
-            "use a Teacher with the same tokenizer"
+            f"{vocab_size}; use a Teacher with the same tokenizer"
         )
+
+    # The ids of a traced call have no values to look at.
     if isinstance(teacher, TopKTeacher) and not isinstance(teacher.ids, jax.core.Tracer):
         largest = int(np.max(np.asarray(teacher.ids), initial=0))
         if largest >= vocab_size:
             raise UserError(
                 f"the Teacher's top-k id {largest} must be below the Student's vocabulary of "
-                f"{vocab_size}; "
-                "use labels of the same tokenizer"
+                f"{vocab_size}; use labels of the same tokenizer"
             )
+
+
+# The loss, and the sums [M + 2] of `chunk_terms`.
+_Values = tuple[jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused(
-    plan: Plan, outputs: tuple[jax.Array, ...], table_VD: jax.Array | None, constants: Constants
-):
-    return _run(plan, outputs, table_VD, constants, gradients=False)[0]
+    plan: LossPlan, outputs: tuple[jax.Array, ...], table_VD: jax.Array | None, constants: Constants
+) -> _Values:
+    values, _ = _run(plan, outputs, table_VD, constants, gradients=False)
+    return values
 
 
 def _fused_forward(
-    plan: Plan, outputs: tuple[jax.Array, ...], table_VD: jax.Array | None, constants: Constants
-):
+    plan: LossPlan, outputs: tuple[jax.Array, ...], table_VD: jax.Array | None, constants: Constants
+) -> tuple[_Values, Gradients]:
     return _run(plan, outputs, table_VD, constants, gradients=True)
 
 
-def _fused_backward(plan: Plan, gradients: tuple[Any, Any], cotangents: tuple[jax.Array, ...]):
-    scaled = jax.tree.map(
-        lambda gradient: (cotangents[0] * gradient).astype(gradient.dtype), gradients
-    )
-    return *scaled, None
+def _fused_backward(
+    plan: LossPlan, gradients: Gradients, cotangents: _Values
+) -> tuple[tuple[jax.Array, ...], jax.Array | None, None]:
+    d_loss, _ = cotangents
+
+    def scaled(gradient: jax.Array) -> jax.Array:
+        return (d_loss * gradient).astype(gradient.dtype)
+
+    d_outputs, d_table = jax.tree.map(scaled, gradients)
+    return d_outputs, d_table, None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _run(plan: Plan, outputs, table_VD, constants: Constants, *, gradients: bool):
+def _run(
+    plan: LossPlan,
+    outputs: tuple[jax.Array, ...],
+    table_VD: jax.Array | None,
+    constants: Constants,
+    *,
+    gradients: bool,
+) -> tuple[_Values, Gradients]:
     """Returns (loss, sums [M + 2]), and (gradients of the outputs, gradient of the
     table) or Nones.
     """
     if table_VD is None:
-        sums, d_outputs = chunk_terms(
-            plan, outputs, constants, Vocab(outputs[0].shape[1]), gradients=gradients
-        )
-        d_table = None
+        vocab = Vocab(outputs[0].shape[1])
+        sums, d_outputs = chunk_terms(plan, outputs, constants, vocab, gradients=gradients)
+        d_table_VD = None
     elif plan.layout is None:
         vocab = Vocab(table_VD.shape[0])
-        sums, d_outputs, d_table = _scan(
+        sums, (d_outputs, d_table_VD) = scan_chunks(
             plan, outputs, table_VD, constants, vocab, gradients=gradients
         )
     else:
-        sums, d_outputs, d_table = _sharded(
+        sums, (d_outputs, d_table_VD) = _sharded(
             plan, plan.layout, outputs, table_VD, constants, gradients=gradients
         )
+
     loss = jnp.sum(sums[:-2] * constants.term_weights) / constants.total
-    return (loss, sums), (d_outputs, None if d_table is None else d_table.astype(table_VD.dtype))
+    if table_VD is not None and d_table_VD is not None:
+        d_table_VD = d_table_VD.astype(table_VD.dtype)
+    return (loss, sums), (d_outputs, d_table_VD)
 
 
 def _sharded(
-    plan: Plan, layout: Layout, outputs, table_VD, constants: Constants, *, gradients: bool
-):
-    """`_scan` on each device, over its tokens and its rows of the table. Collectives stand outside
-    the loop.
+    plan: LossPlan,
+    layout: Layout,
+    outputs: tuple[jax.Array, ...],
+    table_VD: jax.Array,
+    constants: Constants,
+    *,
+    gradients: bool,
+) -> tuple[jax.Array, Gradients]:
+    """`scan_chunks` on each device, over its tokens and its rows of the table. Collectives stand
+    outside the loop.
     """
     vocab_size = table_VD.shape[0]
-    parts = layout.mesh.shape[layout.vocab] if layout.vocab else 1
-    rows = -(-vocab_size // parts)
+    num_parts = layout.mesh.shape[layout.vocab] if layout.vocab else 1
+    rows_per_device = -(-vocab_size // num_parts)
+    num_padding = rows_per_device * num_parts - vocab_size
 
     def padded(table: jax.Array) -> jax.Array:
-        return jnp.pad(table, ((0, rows * parts - vocab_size), (0, 0)))
+        """A table whose rows the devices of the vocabulary divide evenly."""
+        return jnp.pad(table, ((0, num_padding), (0, 0)))
 
-    tokens: Any = P(layout.tokens)
-    whole: Any = P()
-    rows_alone: Any = P(layout.vocab)
-    table_spec = P(layout.vocab, layout.columns)
-    constants_spec = Constants(tokens, tokens, whole, whole, teacher=tokens)
     if isinstance(constants.teacher, OnlineTeacher):
         teacher = OnlineTeacher(constants.teacher.hidden, padded(constants.teacher.head))
         constants = dataclasses.replace(constants, teacher=teacher)
-        constants_spec = dataclasses.replace(
-            constants_spec, teacher=OnlineTeacher(tokens, rows_alone)
-        )
 
-    def on_device(outputs, table_VD, constants):
-        table_VD = table_VD.astype(
-            outputs[0].dtype
-        )  # Before the gather, which may so be half the bytes.
+    def on_device(
+        outputs: tuple[jax.Array, ...], table_VD: jax.Array, constants: Constants
+    ) -> tuple[jax.Array, Gradients]:
+        # Before the gather, which may so be half the bytes.
+        table_VD = table_VD.astype(outputs[0].dtype)
         if layout.columns:
             table_VD = jax.lax.all_gather(table_VD, layout.columns, axis=1, tiled=True)
-        start = jax.lax.axis_index(layout.vocab) * rows if layout.vocab else 0
+
+        start = jax.lax.axis_index(layout.vocab) * rows_per_device if layout.vocab else 0
         vocab = Vocab(vocab_size, start, layout.vocab)
-        sums, d_outputs, d_table = _scan(
+        sums, (d_outputs, d_table_VD) = scan_chunks(
             plan, outputs, table_VD, constants, vocab, gradients=gradients
         )
-        sums = jax.lax.psum(sums, layout.tokens)
-        if gradients:
-            if layout.vocab:
-                d_outputs = jax.lax.psum(d_outputs, layout.vocab)
-            if layout.columns:
-                d_table = jax.lax.psum_scatter(
-                    d_table, layout.columns, scatter_dimension=1, tiled=True
-                )
-            d_table = jax.lax.psum(
-                d_table, [axis for axis in layout.tokens if axis != layout.columns]
-            )
-        return sums, d_outputs, d_table
 
-    sums, d_outputs, d_table = jax.shard_map(
+        sums = jax.lax.psum(sums, layout.tokens)
+        return sums, _summed_over_devices(layout, d_outputs, d_table_VD)
+
+    tokens_spec: Any = P(layout.tokens)
+    table_spec: Any = P(layout.vocab, layout.columns)
+    sums, (d_outputs, d_table_VD) = jax.shard_map(
         on_device,
         mesh=layout.mesh,
-        in_specs=(tokens, table_spec, constants_spec),
-        out_specs=(P(), tokens, table_spec),
+        in_specs=(tokens_spec, table_spec, _constants_spec(layout, constants)),
+        out_specs=(P(), (tokens_spec, table_spec)),
         check_vma=False,
     )(outputs, padded(table_VD), constants)
-    return sums, d_outputs, None if d_table is None else d_table[:vocab_size]
+
+    if d_table_VD is not None:
+        d_table_VD = d_table_VD[:vocab_size]
+    return sums, (d_outputs, d_table_VD)
 
 
-def _scan(plan: Plan, outputs, table_VD, constants: Constants, vocab: Vocab, *, gradients: bool):
-    """Returns the sums [M + 2] of `chunk_terms`, and gradients of the hidden states and of the
-    table (float32).
+def _constants_spec(layout: Layout, constants: Constants) -> Constants:
+    """Partition specs in the places of the arrays."""
+    tokens_spec: Any = P(layout.tokens)
+    rows_spec: Any = P(layout.vocab)
+    replicated: Any = P()
+
+    # One spec stands for all arrays of cached labels: each has a row for a token.
+    teacher_spec = tokens_spec
+    if isinstance(constants.teacher, OnlineTeacher):
+        teacher_spec = OnlineTeacher(tokens_spec, rows_spec)
+    return Constants(tokens_spec, tokens_spec, replicated, replicated, teacher=teacher_spec)
+
+
+def _summed_over_devices(
+    layout: Layout, d_outputs: tuple[jax.Array, ...] | None, d_table_VD: jax.Array | None
+) -> Gradients:
+    """Of a device's gradients: hidden states have theirs from every part of the vocabulary, the
+    table from every part of the tokens.
     """
-    num_tokens, dtype = outputs[0].shape[0], outputs[0].dtype
-    num_chunks = -(-num_tokens // plan.chunk_size)
-    chunk = -(-num_tokens // num_chunks)
-    pad = num_chunks * chunk - num_tokens
+    if d_outputs is None or d_table_VD is None:
+        return d_outputs, d_table_VD
 
-    def in_chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)) if pad else x
-        return x.reshape(num_chunks, chunk, *x.shape[1:])
+    if layout.vocab:
+        d_outputs = jax.lax.psum(d_outputs, layout.vocab)
 
-    groups: dict[int, list[int]] = {}  # Streams of equal width share one matmul.
-    for stream, hidden_ND in enumerate(outputs):
-        groups.setdefault(hidden_ND.shape[1], []).append(stream)
-    tables = {
-        width: table_VD[:, :width].astype(dtype) for width in groups
-    }  # Sliced and cast once, not in the loop.
-    teacher = constants.teacher
-    head = teacher.head if isinstance(teacher, OnlineTeacher) else None
-    teacher_per_token = teacher.hidden if isinstance(teacher, OnlineTeacher) else teacher
-
-    def step(d_table_VD, per_token):
-        hidden, labels, weights, teacher = per_token
-        teacher = teacher if head is None else OnlineTeacher(teacher, head)
-        here = dataclasses.replace(constants, labels=labels, weights=weights, teacher=teacher)
-        stacked = {
-            width: jnp.concatenate([hidden[k] for k in group]) for width, group in groups.items()
-        }
-        logits: dict[int, jax.Array] = {}
-        for width, group in groups.items():
-            z_NV = _matmul("nd,vd->nv", stacked[width], tables[width])
-            logits.update(zip(group, z_NV.reshape(len(group), chunk, -1), strict=True))
-        sums, d_logits = chunk_terms(
-            plan, [logits[k] for k in range(len(hidden))], here, vocab, gradients=gradients
+    # The axis that splits the columns is summed and split at once.
+    if layout.columns:
+        d_table_VD = jax.lax.psum_scatter(
+            d_table_VD, layout.columns, scatter_dimension=1, tiled=True
         )
-        if d_logits is None:
-            return None, (sums, None)
-        d_hidden: dict[int, jax.Array] = {}
-        for width, group in groups.items():
-            dz_NV = jnp.concatenate([d_logits[k] for k in group]).astype(dtype)
-            d_stacked = _matmul("nv,vd->nd", dz_NV, tables[width]).astype(dtype)
-            d_hidden.update(zip(group, d_stacked.reshape(len(group), chunk, width), strict=True))
-            # Not .at[].add: XLA of jaxlib 0.11.2 crashes when it compiles that scatter in a
-            # shard_map on CPUs.
-            own_VD = d_table_VD[:, :width] + _matmul("nv,nd->vd", dz_NV, stacked[width])
-            d_table_VD = jax.lax.dynamic_update_slice(d_table_VD, own_VD, (0, 0))
-        return d_table_VD, (sums, [d_hidden[k] for k in range(len(hidden))])
-
-    start = jnp.zeros(table_VD.shape, jnp.float32) if gradients else None
-    per_token = (outputs, constants.labels, constants.weights, teacher_per_token)
-    d_table_VD, (sums, d_hidden) = jax.lax.scan(step, start, jax.tree.map(in_chunks, per_token))
-    if gradients:
-        d_hidden = tuple(d_KCD.reshape(-1, d_KCD.shape[-1])[:num_tokens] for d_KCD in d_hidden)
-    return jnp.sum(sums, axis=0), d_hidden, d_table_VD
-
-
-def _matmul(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+    other_axes = [axis for axis in layout.tokens if axis != layout.columns]
+    return d_outputs, jax.lax.psum(d_table_VD, other_axes)

@@ -1,30 +1,19 @@
 """Extraction: a sub-model becomes a plain model of its own, with a manifest and a certificate."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from matta_jax import config as config_lib
-from matta_jax.checkpoints import Source, StoredArray, open_source, save_folder
+from matta_jax import storage
+from matta_jax.checkpoints import Source, open_source, save_folder
 from matta_jax.elastic._opt_state import slice_opt_state
+from matta_jax.elastic._origins import origins_of
 from matta_jax.elastic._proof import prove
 from matta_jax.errors import UserError
-from matta_jax.nesting import (
-    Counts,
-    SubModel,
-    Tree,
-    flatten,
-    format_spec,
-    narrow_array,
-    parse_spec,
-    sizes_of,
-    slug,
-    units,
-)
+from matta_jax.nesting import Counts, SubModel, Tree, format_spec, parse_spec, slug, units
 from matta_jax.packages import (
     VERSION,
     Package,
@@ -41,6 +30,8 @@ from matta_jax.packages import (
     write_weights,
 )
 
+Scores = Sequence[Mapping[str, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Extracted:
@@ -54,7 +45,7 @@ class Extracted:
         extraction fails.
     """
 
-    path: pathlib.Path
+    path: storage.Path
     spec: str
     counts: Counts
     max_difference: float
@@ -63,15 +54,15 @@ class Extracted:
 def extract(
     checkpoint: str,
     sub_models: Sequence[str],
-    output: str | pathlib.Path,
+    output: str | storage.Path,
     *,
     packaging: Packaging | None = None,
-    scores: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    scores: Mapping[str, Scores] | None = None,
 ) -> list[Extracted]:
     """Extracts sub-models of a run's TA as plain models; each reads its own bytes of the checkpoint
     alone.
 
-    Each is written beside its place, read back, proved (`_proof.py`) and only then moved there.
+    Each is written beside its place, read back, proved and only then moved there.
 
     Args:
       checkpoint: `D[@STEP]`, the workdir of a run.
@@ -87,137 +78,137 @@ def extract(
         raise UserError("sub_model is missing; name at least one, such as --sub_model=student")
     packaging = packaging or Packaging()
     source = open_source(checkpoint)
-    parsed = [
-        parse_spec(spec, source.nest) for spec in sub_models
-    ]  # All are checked before anything is written.
-    root = pathlib.Path(output).resolve()
-    several = len(parsed) > 1
-    targets = [root / slug(spec) if several else root for spec in sub_models]
-    for i, target in enumerate(targets):
-        check_target(target, overwrite=packaging.overwrite)
-        if target in targets[:i]:
-            raise UserError(f"sub_model={sub_models[i]!r} is named twice; name it once")
+
+    # All are checked before anything is written.
+    parsed = [parse_spec(spec, source.nest) for spec in sub_models]
+    targets = _targets(sub_models, storage.resolve(output), overwrite=packaging.overwrite)
     if packaging.format == "hf":
+        # For its errors alone: not every model has a form there.
         for sub_model in parsed:
             hf_config(source.architecture_of(sub_model), packaging.dtype, None)
-    opt_states = (
-        slice_opt_state(source, parsed) if packaging.with_optimizer else [None] * len(parsed)
-    )
+    opt_states = [None] * len(parsed)
+    if packaging.with_optimizer:
+        opt_states = slice_opt_state(source, parsed)
+
     extracted = []
     weights = source.read_many(parsed)
-    for spec, sub_model, target, opt_state in zip(
-        sub_models, parsed, targets, opt_states, strict=True
-    ):
+    for i, sub_model in enumerate(parsed):
         params = cast(next(weights), packaging.dtype)
-        with new_folder(target) as building:
-            known = [dict(score) for score in (scores or {}).get(spec, ())]
-            one = _extract_one(source, sub_model, params, building, packaging, known, opt_state)
-        extracted.append(dataclasses.replace(one, path=target))
+        spec_scores = scores.get(sub_models[i], ()) if scores else ()
+        known_scores = [dict(score) for score in spec_scores]
+        part = _Part(source, sub_model, params, known_scores, opt_states[i])
+        with new_folder(targets[i]) as building:
+            model = part.write(building, packaging)
+        # Its path was that of the folder beside its place.
+        extracted.append(dataclasses.replace(model, path=targets[i]))
     return extracted
 
 
-def _extract_one(
-    source: Source,
-    sub_model: SubModel,
-    params: Tree,
-    building: pathlib.Path,
-    packaging: Packaging,
-    scores: list[dict[str, Any]],
-    opt_state: Any,
-) -> Extracted:
-    spec, architecture = format_spec(sub_model, source.nest), source.architecture_of(sub_model)
-    counts = at_dtype(source.count(sub_model), params)
-    origins = _origins(source, sub_model)
-    tensors = write_weights(
-        building,
-        packaging.format,
-        params,
-        architecture,
-        config=config_lib.to_dict(source.config),
-        units={path: units(about["axes"], source.nest) for path, about in origins.items()},
-        eos_id=eos_id_of(source.config.data.tokenizer),
-    )
-    written = open_weights(building, packaging.format, architecture, tensors)
-    difference, shape = prove(
-        params, written, sub_model, abstract=source.abstract, axes=source.axes
-    )
-    if difference != 0:
-        raise UserError(
-            f"sub_model {spec!r}: the extracted model differs from the TA's slice by "
-            f"{difference:.3g}; "
-            "this is a defect, please report it"
-        )
-    manifest = {
-        "version": VERSION,
-        "format": packaging.format,
-        "dtype": packaging.dtype,
-        "parent": {
-            "checkpoint": str(source.directory),
-            "step": source.step,
-            "fingerprint": source.fingerprint,
-        },
-        "spec": spec,
-        "architecture": dataclasses.asdict(architecture),
-        "config": config_lib.to_dict(source.config),
-        "counts": dataclasses.asdict(counts),
-        "tensors": {path: about | origins[path] for path, about in tensors.items()},
-        "scores": scores,
-        "certificate": {
-            "max_difference": difference,
-            "batch": list(shape),
-            "backend": jax.default_backend(),
-        },
-    }
-    if opt_state is not None:
-        save_folder(
-            building / "opt_state",
-            {"opt_state": opt_state},
-            {"config": config_lib.to_dict(source.config)},
-        )
-        manifest["opt_state"] = {"step": source.step}
-    finish_package(building, manifest)
-    return Extracted(building, spec, counts, difference)
+def _targets(specs: Sequence[str], root: storage.Path, *, overwrite: bool) -> list[storage.Path]:
+    """The folder of each model. Raises UserError when one may not be written."""
+    targets: list[storage.Path] = []
+    for spec in specs:
+        target = root / slug(spec) if len(specs) > 1 else root
+        check_target(target, overwrite=overwrite)
+        # By folder: two texts may have one slug.
+        if target in targets:
+            raise UserError(f"sub_model={spec!r} is named twice; name it once")
+        targets.append(target)
+    return targets
 
 
-def _origins(source: Source, sub_model: SubModel) -> dict[str, dict[str, Any]]:
-    """For each tensor of the extracted model: its axes, the TA's tensor, what was kept of each of
-    its axes, and the fingerprint of that part."""
-    stored, names = flatten(source.stored), flatten(source.axes)
-    origins: dict[str, dict[str, Any]] = {}
-    for parent, axes in names.items():
-        if not parent.startswith("blocks/"):
-            origins[parent] = _origin(stored[parent], parent, axes, sizes_of(sub_model))
-            continue
-        for i, run in enumerate(sub_model.runs):
-            path = "/".join(["blocks", str(i), *parent.split("/")[2:]])
-            origins[path] = _origin(
-                stored[parent], parent, axes, sizes_of(sub_model, run.d_ff) | {"layers": run.layers}
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A sub-model that was read from its TA.
+
+    Attributes:
+      source: the TA.
+      sub_model: which part of it.
+      params: the weights, as they are to be written.
+      scores: known ones.
+      opt_state: the part of the optimiser state, or None.
+    """
+
+    source: Source
+    sub_model: SubModel
+    params: Tree
+    scores: list[dict[str, Any]]
+    opt_state: Any
+
+    def write(self, building: storage.Path, packaging: Packaging) -> Extracted:
+        """Writes the model into a folder and proves it. Raises UserError when the proof fails."""
+        source = self.source
+        sub_model = self.sub_model
+        spec = format_spec(sub_model, source.nest)
+        architecture = source.architecture_of(sub_model)
+        config = config_lib.to_dict(source.config)
+
+        origins = origins_of(source, sub_model)
+        tensors = write_weights(
+            building,
+            packaging.format,
+            self.params,
+            architecture,
+            config=config,
+            units=self._units(origins),
+            eos_id=eos_id_of(source.config.data.tokenizer),
+        )
+
+        # Read back from disk: the proof is of what was written, not of what was meant to be.
+        written = open_weights(building, packaging.format, architecture, tensors)
+        difference, batch = prove(source.plan, self.params, written, sub_model)
+        if difference != 0:
+            raise UserError(
+                f"sub_model {spec!r}: the extracted model differs from the TA's slice by "
+                f"{difference:.3g}; this is a defect, please report it"
             )
-    return origins
+
+        # The run's counts are of float32; the model's bytes are those of the type written.
+        counts = at_dtype(source.count(sub_model), self.params)
+        described = {path: about | origins[path] for path, about in tensors.items()}
+        certificate = {
+            "max_difference": difference,
+            "batch": list(batch),
+            "backend": jax.default_backend(),
+        }
+        manifest = {
+            "version": VERSION,
+            "format": packaging.format,
+            "dtype": packaging.dtype,
+            "parent": self._parent(),
+            "spec": spec,
+            "architecture": architecture.to_json(),
+            "config": config,
+            "counts": dataclasses.asdict(counts),
+            "tensors": described,
+            "scores": self.scores,
+            "certificate": certificate,
+        }
+        if self.opt_state is not None:
+            trees = {"opt_state": self.opt_state}
+            save_folder(building / "opt_state", trees, {"config": config})
+            manifest["opt_state"] = {"step": source.step}
+        finish_package(building, manifest)
+        return Extracted(building, spec, counts, difference)
+
+    def _units(self, origins: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+        """The steps in which each tensor is cut into pieces, by path."""
+        # The nest's, so that fingerprints are of the same pieces as the TA's, and can be compared.
+        steps = {}
+        for path, origin in origins.items():
+            steps[path] = units(tuple(origin["axes"]), self.source.nest)
+        return steps
+
+    def _parent(self) -> dict[str, Any]:
+        """What a manifest tells of the TA."""
+        return {
+            "checkpoint": str(self.source.directory),
+            "step": self.source.step,
+            "fingerprint": self.source.fingerprint,
+        }
 
 
-def _origin(
-    stored: StoredArray, parent: str, axes: tuple[str, ...], sizes: Mapping[str, Any]
-) -> dict[str, Any]:
-    kept = narrow_array(np.broadcast_to(np.int8(0), stored.shape), axes, sizes).shape
-    listed: dict[str, Any] = dict(zip(axes, kept, strict=True))
-    if "layers" in sizes:
-        listed["layers"] = list(sizes["layers"])
-    part = narrow_array(_Parts(stored), axes, sizes)
-    return {"axes": list(axes), "parent": parent, "kept": listed, "parent_fingerprint": part}
-
-
-class _Parts:
-    """Slices as an array does, to the fingerprints of the part."""
-
-    def __init__(self, stored: StoredArray):
-        self.shape, self._stored = stored.shape, stored
-
-    def __getitem__(self, index: Any) -> str:
-        return self._stored.part(index)
-
-
-def verify(folder: str | pathlib.Path) -> Package:
+def verify(folder: str | storage.Path) -> Package:
     """Reads every tensor of an extracted model and compares it with its fingerprint, and that with
     its TA's.
 
@@ -226,14 +217,14 @@ def verify(folder: str | pathlib.Path) -> Package:
     """
     package = open_model(folder)
     for path, array in package.stored.items():
+        # For its error: what is read is compared with its fingerprint.
         array.whole()
         about = package.manifest["tensors"][path]
-        parent = about.get("parent_fingerprint")
-        if (
-            package.manifest["dtype"] == "fp32"
-            and parent is not None
-            and parent != about["fingerprint"]
-        ):
+        parent_print = about.get("parent_fingerprint")
+        # What was rounded has other bits than the TA.
+        if package.manifest["dtype"] != "fp32" or parent_print is None:
+            continue
+        if parent_print != about["fingerprint"]:
             raise UserError(
                 f"model={str(folder)!r}: tensor {path} is not its TA's {about['parent']}; extract "
                 "it again"

@@ -9,28 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from matta_jax.checkpoints import Source, StoredArray, load_opt_state, read_meta, stored_arrays
+from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.models import abstract_params, architecture_of, logical_axes
+from matta_jax.models import Plan, plan_of
 from matta_jax.nesting import (
+    LAYERS,
     SubModel,
     Tree,
     flatten,
+    merge_granules,
     narrow_array,
-    nest_of,
     path_name,
+    regranulate,
     sizes_of,
-    slice_model,
+    split_granules,
 )
 from matta_jax.optim import (
     ShampooState,
     find_shampoo,
     make_optimizer,
     matrix_views,
-    shampoo_settings,
     slice_shampoo,
     weights_of,
 )
-from matta_jax.packages import plain_config, regranulate, regranulated
+from matta_jax.packages import plain_config
 
 
 def slice_opt_state(source: Source, sub_models: Sequence[SubModel]) -> list[Any]:
@@ -42,64 +44,120 @@ def slice_opt_state(source: Source, sub_models: Sequence[SubModel]) -> list[Any]
     Raises:
       UserError: a sub-model that cannot be trained on, or an optimiser whose state cannot be cut.
     """
-    config = source.config
-    shampoo = find_shampoo(load_opt_state(source)) if config.optimizer.name == "shampoo" else None
-    return [_slice_one(source, sub_model, shampoo) for sub_model in sub_models]
+    shampoo = None
+    if source.config.optimizer.name == "shampoo":
+        # Once for all sub-models, as no part of it can be read alone.
+        shampoo = find_shampoo(load_opt_state(source))
+    return [_Slicer(source, sub_model).slice(shampoo) for sub_model in sub_models]
 
 
-def _slice_one(source: Source, sub_model: SubModel, shampoo: ShampooState | None) -> Any:
-    config = plain_config(source.config, source.architecture_of(sub_model))
-    nest = nest_of(config)
-    architecture = architecture_of(config.model, nest, nest.ta)
-    axes, params = logical_axes(architecture), abstract_params(architecture)
-    optimizer = make_optimizer(
-        config.optimizer,
-        num_steps=config.train.num_steps,
-        axes=axes,
-        shampoo=config.shampoo,
-        nest=nest,
-    )
-    abstract = jax.eval_shape(optimizer.init, params)
-    path = source.directory / str(source.step)
-    is_shampoo = lambda node: isinstance(node, ShampooState)
-    nodes, _ = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_shampoo)
-    leaves = {path_name(key) for key, node in nodes if not is_shampoo(node)}
-    stored = stored_arrays(
-        path, "opt_state", read_meta(path), mend="use another step of the run", leaves=leaves
-    )
-    owners, names = weights_of(abstract, params), flatten(axes)
-    ta_shapes = flatten(source.abstract)
-    sizes = sizes_of(sub_model, sub_model.d_ff[0]) | {"layers": sub_model.layers}
-    granules = architecture.granules
+def _is_shampoo(node: Any) -> bool:
+    return isinstance(node, ShampooState)
 
-    def take(key_path: Any, leaf: Any) -> Any:
-        if is_shampoo(leaf):
-            assert shampoo is not None
 
-            def narrow(tree: Tree) -> Tree:
-                return regranulate(slice_model(tree, source.axes, sub_model), axes, architecture)
+class _Slicer:
+    """Takes the state of one sub-model out of its TA's."""
 
-            return _slice_shampoo(source, shampoo, config, axes, nest, narrow)
-        own = path_name(key_path)
-        if own in owners and own in stored:
-            part = narrow_array(stored[own], names[owners[own]], sizes)
-            return jnp.asarray(regranulated(part, names[owners[own]], granules))
-        factor = _Factor.of(own, names)
+    def __init__(self, source: Source, sub_model: SubModel):
+        self._source = source
+        self._sub_model = sub_model
+        self._config: Config = plain_config(source.config, source.architecture_of(sub_model))
+        self._plan: Plan = plan_of(self._config)
+        # One stack for all layers: a model that can be trained on has them of one size.
+        self._sizes = sizes_of(sub_model) | {LAYERS: sub_model.layers}
+        self._ta_names = flatten(source.axes)
+        self._names = flatten(self._plan.axes)
+
+    def slice(self, shampoo: ShampooState | None) -> Any:
+        """Returns the state; `shampoo` is the TA's, where it has one."""
+        config = self._config
+        plan = self._plan
+        optimizer = make_optimizer(
+            config.optimizer,
+            num_steps=config.train.num_steps,
+            axes=plan.axes,
+            shampoo=config.shampoo,
+            nest=plan.nest,
+        )
+        # The state that a plain run would start with, whose leaves are then filled one by one.
+        abstract = jax.eval_shape(optimizer.init, plan.abstract)
+        stored = self._stored(abstract)
+        owners = weights_of(abstract, plan.abstract)
+
+        # Shampoo's state is cut by blocks, all of it at once; every other leaf by itself.
+        def take(key_path: Any, leaf: Any) -> Any:
+            if _is_shampoo(leaf):
+                assert shampoo is not None
+                return self._slice_shampoo(shampoo)
+            return self._take(path_name(key_path), leaf, stored, owners)
+
+        return jax.tree_util.tree_map_with_path(take, abstract, is_leaf=_is_shampoo)
+
+    def _stored(self, abstract: Any) -> dict[str, StoredArray]:
+        """The TA's state on disk, without Shampoo's."""
+        path = self._source.directory / str(self._source.step)
+        # The plain run's tree has the paths of the TA's, as both have one stack of layers.
+        nodes, _ = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_shampoo)
+        leaves = {path_name(key) for key, node in nodes if not _is_shampoo(node)}
+        mend = "use another step of the run"
+        return stored_arrays(path, "opt_state", read_meta(path), mend=mend, leaves=leaves)
+
+    def _take(
+        self,
+        path: str,
+        leaf: Any,
+        stored: Mapping[str, StoredArray],
+        owners: Mapping[str, str],
+    ) -> jax.Array:
+        """The part of a leaf of the state: a moment, a factor of one, or a number."""
+        # A moment has the shape of its weight, and is cut as that is.
+        if path in owners and path in stored:
+            return jnp.asarray(self._narrow(stored[path], owners[path]))
+
+        factor = _Factor.of(path, self._names)
         if factor is not None:
-            moment = factor.whole(stored, ta_shapes[factor.weight].shape)
-            part = regranulated(
-                narrow_array(moment, names[factor.weight], sizes), names[factor.weight], granules
-            )
-            return jnp.asarray(factor.reduced(part)).reshape(leaf.shape)
-        if own in stored and stored[own].shape == leaf.shape:
-            return jnp.asarray(stored[own].whole())
+            ta_shape = flatten(self._source.abstract)[factor.weight].shape
+            moment = self._narrow(factor.whole(stored, ta_shape), factor.weight)
+            return jnp.asarray(factor.reduced(moment)).reshape(leaf.shape)
+
+        # Counts of steps and other numbers that are of no weight.
+        if path in stored and stored[path].shape == leaf.shape:
+            return jnp.asarray(stored[path].whole())
         raise UserError(
-            f"with_optimizer: the state of optimizer.name={config.optimizer.name!r} cannot be cut "
-            f"at {own!r}; "
-            "extract without it"
+            f"with_optimizer: the state of optimizer.name={self._config.optimizer.name!r} cannot "
+            f"be cut at {path!r}; extract without it"
         )
 
-    return jax.tree_util.tree_map_with_path(take, abstract, is_leaf=is_shampoo)
+    def _narrow(self, moment: Any, weight: str) -> np.ndarray:
+        """A moment of one of the TA's weights, as that of the plain model's."""
+        part = narrow_array(moment, self._ta_names[weight], self._sizes)
+        names = self._names[weight]
+        # A plain run's nest is smaller than the TA's, and its granules may be larger.
+        merged = merge_granules(part, names)
+        return split_granules(merged, names, self._plan.nest.granules)
+
+    def _slice_shampoo(self, state: ShampooState) -> Any:
+        source = self._source
+        plan = self._plan
+
+        def narrow(tree: Tree) -> Tree:
+            part = source.plan.slice(tree, self._sub_model)
+            return regranulate(part, plan.axes, plan.nest.granules)
+
+        try:
+            return slice_shampoo(
+                state,
+                settings=self._config.shampoo,
+                params=source.abstract,
+                views=matrix_views(source.axes, source.nest),
+                sub_views=matrix_views(plan.axes, plan.nest),
+                narrow=narrow,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"with_optimizer: {error}; shampoo.block_size={self._config.shampoo.block_size} "
+                "must divide the nest's granules"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,30 +177,40 @@ class _Factor:
     def of(cls, path: str, weights: Collection[str]) -> "_Factor | None":
         """What a path such as `1/0/v_row/blocks/0/mlp/w_in` names."""
         for kind in ("v_row", "v_col", "v"):
-            state, found, weight = path.partition(f"/{kind}/")
-            if found and weight in weights:
+            state, separator, weight = path.partition(f"/{kind}/")
+            if separator and weight in weights:
                 return cls(state, kind, weight)
         return None
 
     def whole(self, stored: Mapping[str, StoredArray], shape: tuple[int, ...]) -> np.ndarray:
         """The second moment of the TA's weight."""
-        read = lambda kind: stored[f"{self.state}/{kind}/{self.weight}"].whole()
+
+        def read(kind: str) -> np.ndarray:
+            return stored[f"{self.state}/{kind}/{self.weight}"].whole()
+
         axes = _factored_axes(shape)
         if axes is None:
             return read("v").reshape(shape)
-        row, column = np.expand_dims(read("v_row"), axes[1]), np.expand_dims(read("v_col"), axes[0])
-        return row / np.maximum(row.mean(axis=axes[0], keepdims=True), 1e-30) * column
+
+        # Rows are means over the largest axis and columns over the second: each lacks that one.
+        second, largest = axes
+        row = np.expand_dims(read("v_row"), largest)
+        column = np.expand_dims(read("v_col"), second)
+        # Of a weight that never had a gradient all means are 0.
+        row_mean = np.maximum(row.mean(axis=second, keepdims=True), 1e-30)
+        return row / row_mean * column
 
     def reduced(self, moment: np.ndarray) -> np.ndarray:
         """This leaf, of a moment."""
         axes = _factored_axes(moment.shape)
+        # Optax's placeholder: factors where there is a moment, or a moment where there are factors.
         if (axes is None) != (self.kind == "v"):
-            return np.zeros(1, np.float32)  # Optax's placeholder.
-        return (
-            moment
-            if axes is None
-            else moment.mean(axis=axes[1] if self.kind == "v_row" else axes[0])
-        )
+            return np.zeros(1, np.float32)
+        if axes is None:
+            return moment
+
+        second, largest = axes
+        return moment.mean(axis=largest if self.kind == "v_row" else second)
 
 
 def _factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -151,24 +219,11 @@ def _factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """
     if len(shape) < 2:
         return None
+
     order = np.argsort(shape)
-    return (int(order[-2]), int(order[-1])) if shape[order[-2]] >= 128 else None
-
-
-def _slice_shampoo(
-    source: Source, state: ShampooState, config: Any, axes: Tree, nest: Any, narrow: Any
-) -> Any:
-    try:
-        return slice_shampoo(
-            state,
-            settings=shampoo_settings(config.shampoo),
-            params=source.abstract,
-            views=matrix_views(source.axes, source.nest),
-            sub_views=matrix_views(axes, nest),
-            narrow=narrow,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"with_optimizer: {error}; shampoo.block_size={config.shampoo.block_size} must divide "
-            "the nest's granules"
-        ) from None
+    second = int(order[-2])
+    largest = int(order[-1])
+    # Optax's default of the smallest axis that it factors.
+    if shape[second] < 128:
+        return None
+    return second, largest

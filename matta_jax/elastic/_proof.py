@@ -1,175 +1,304 @@
 """The certificate: an extracted model computes what its slice of the TA computes in place.
 
 Layer by layer, so that no more than one layer of the TA's size exists at a time: the weights read
-back from the extracted files run alone; the weights taken from the TA run in place, inside arrays
-of the TA's shape that hold NaN wherever the sub-model has no business. Both get the same input, and
-must give the same bits, from the embedding to the logits over the ids of the batch. (The rest of
-the table is equal by its fingerprint.)
+back from the extracted files run as a plain model; the weights taken from the TA run in place,
+inside arrays of the TA's shape that hold NaN wherever the sub-model has no business. Both get the
+same input, and must give the same bits, from the embedding to the logits over the ids of the batch.
+(The rest of the table is equal by its fingerprint.)
 """
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from immutabledict import immutabledict
 
 from matta_jax.checkpoints import StoredArray
-from matta_jax.models import logits, module_apply
+from matta_jax.models import Inputs, Modules, Plan, bind, bind_block, logits
 from matta_jax.nesting import (
+    BLOCKS,
     Names,
+    Size,
     SubModel,
-    Tree,
     flatten,
     narrow_array,
+    narrow_names,
+    parent_path,
     place_array,
     sizes_of,
     unflatten,
 )
 
-BATCH, LENGTH = 2, 64
-_Cut = tuple[
-    tuple[tuple[str, Names], ...], tuple[tuple[str, Any], ...]
-]  # Names of each weight; sizes of each axis.
+BATCH = 2
+LENGTH = 64
+# Fixed: a certificate that is made again is the same.
+_SEED = 0
 
 
 def prove(
-    params: Tree,
+    plan: Plan,
+    params: Any,
     written: Mapping[str, StoredArray],
     sub_model: SubModel,
-    *,
-    abstract: Tree,
-    axes: Tree,
 ) -> tuple[float, tuple[int, int]]:
     """Compares a sub-model in place with the model that was written.
 
     Args:
+      plan: of the run.
       params: the sub-model's weights, as read from the TA.
       written: the extracted model's weights, on disk.
       sub_model: which it is.
-      abstract: shapes of the TA's weights.
-      axes: their axis names.
 
     Returns:
       The largest |difference| between activations; and the batch's shape (B, T).
     """
-    taken, shapes, names = flatten(params), flatten(abstract), flatten(axes)
-    table = np.asarray(taken["embed/tokens"])
-    length = min(LENGTH, taken["embed/positions"].shape[0])
-    seen = "all" if "head/w" in taken else "causal"
-    ids, tokens = np.unique(
-        np.random.default_rng(0).integers(0, len(table), (BATCH, length)), return_inverse=True
-    )
-    worst = 0.0
+    length = min(LENGTH, plan.model.max_len)
+    proof = _Proof(plan, flatten(params), written, sub_model)
+    inputs = proof.number_entries(plan.schema.example(BATCH, length, _SEED))
 
-    def compare(a: jax.Array, b: jax.Array) -> jax.Array:
-        nonlocal worst
-        difference = np.abs(np.asarray(a) - np.asarray(b))
-        worst = max(worst, float(np.max(np.where(np.isnan(difference), np.inf, difference))))
-        return a
+    pair = proof.outside_layers(plan.family.entries)
+    x_ND, context = proof.compare(_enter, pair, inputs)
 
-    def run(
-        kind: str,
-        alone: dict[str, Any],
-        own: dict[str, Any],
-        x: jax.Array,
-        width: int | None = None,
-    ) -> jax.Array:
-        """Runs a module alone and in place; `alone` and `own` are its weights, by their paths
-        within it.
+    # Both ways go on from what the plain model gives: no difference can cancel a later one.
+    for i, run in enumerate(sub_model.runs):
+        for j in range(len(run.layers)):
+            pair = proof.layer(i, j)
+            x_ND = proof.compare(_run_block, pair, x_ND, context)
+
+    pair = proof.outside_layers(plan.family.exits)
+    output = proof.compare(_leave, pair, x_ND, context)
+    if plan.family.table is not None:
+        proof.compare_logits(plan.family.table, output)
+    return proof.worst, (BATCH, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """How weights are cut out of arrays of the TA's shape; hashable.
+
+    Attributes:
+      names: axis names of each weight, by path.
+      sizes: what is kept of each axis.
+    """
+
+    names: Mapping[str, Names]
+    sizes: Mapping[str, Size]
+
+    def apply(self, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Cuts the weights."""
+        parts = {}
+        for path, weight in weights.items():
+            parts[path] = narrow_array(weight, self.names[path], self.sizes)
+        return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """The weights of some modules, twice.
+
+    Attributes:
+      plain: as written, by path.
+      in_place: as read from the TA, in arrays of its shape.
+      cut: how these are cut.
+    """
+
+    plain: dict[str, np.ndarray]
+    in_place: dict[str, np.ndarray]
+    cut: _Cut
+
+
+class _Proof:
+    """A proof on its way; `worst` is the largest difference so far."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ta_part: Mapping[str, np.ndarray],
+        written: Mapping[str, StoredArray],
+        sub_model: SubModel,
+    ):
+        self._plan = plan
+        self._ta_part = ta_part
+        self._written = written
+        self._sub_model = sub_model
+        self._shapes = flatten(plan.abstract)
+        self._names = flatten(plan.axes)
+        # The rows of tables that the batch chooses, by their axis.
+        self._entries: dict[str, np.ndarray] = {}
+        # A table is read once, where it is the head too.
+        self._rows_read: dict[str, np.ndarray] = {}
+        self.worst = 0.0
+
+    def number_entries(self, inputs: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Numbers anew the rows of tables that a batch chooses, and remembers them: no more than
+        these few rows of a large vocabulary are compared.
         """
-        parent, first = ("blocks/0", 1) if kind == "block" else (kind, 0)
-        sizes = sizes_of(sub_model, width)
-        axes_of = {path: names[f"{parent}/{path}"][first:] for path in own}
-        whole = {}
-        for path, part in own.items():
-            ta_shape = shapes[f"{parent}/{path}"].shape[first:]
-            shape = [
-                n if name in _ROWS else m
-                for name, n, m in zip(axes_of[path], part.shape, ta_shape, strict=True)
-            ]
-            whole[path] = np.full(shape, np.nan, np.float32)
-            place_array(np.asarray(part, np.float32), whole[path], axes_of[path], sizes)
-        plain = {path: np.asarray(part, np.float32) for path, part in alone.items()}
-        context = {"block": (length, seen), "head": (seen,)}.get(kind, ())
-        cut = (tuple(axes_of.items()), tuple(sizes.items()))
-        return compare(_run(kind, context, None, plain, x), _run(kind, context, cut, whole, x))
+        numbered = {}
+        for name, declared in self._plan.schema.inputs.items():
+            values = inputs[name]
+            if declared.entries is not None:
+                ids, numbers = np.unique(values, return_inverse=True)
+                self._entries[declared.entries] = ids
+                # Versions of numpy differ in whether the numbers are flat.
+                values = numbers.reshape(values.shape).astype(np.int32)
+            numbered[name] = jnp.asarray(values)
+        return numbered
 
-    written_table = written["embed/tokens"].whole()[ids]
-    own = {"tokens": table[ids], "positions": np.asarray(taken["embed/positions"])}
-    alone = {"tokens": written_table, "positions": written["embed/positions"].whole()}
-    x_ND = run("embed", alone, own, jnp.asarray(tokens.reshape(BATCH, length), jnp.int32))
-    rng = np.random.default_rng(1)
-    for kind, inputs in _features(shapes, rng).items():
-        run(kind, *_outer(kind, written, taken), inputs)
-    for i, one in enumerate(sub_model.runs):
-        prefix = f"blocks/{i}/"
-        stacks = {
-            path.removeprefix(prefix): stack
-            for path, stack in taken.items()
-            if path.startswith(prefix)
-        }
-        for j in range(len(one.layers)):
-            own = {path: stack[j] for path, stack in stacks.items()}
-            alone = {path: _layer(written[prefix + path], j) for path in stacks}
-            x_ND = run("block", alone, own, x_ND, one.d_ff)
-    x_ND = run("norm", *_outer("norm", written, taken), x_ND)
-    if seen == "all":
-        run("head", *_outer("head", written, taken), x_ND)
-    else:
-        compare(_logits(x_ND, np.float32(written_table)), _logits(x_ND, np.float32(table[ids])))
-    return worst, (BATCH, length)
+    def outside_layers(self, modules: Collection[str]) -> _Pair:
+        """The weights of modules beside the layers."""
+        names = {}
+        for path, weight_names in self._names.items():
+            module, _, _ = path.partition("/")
+            if module in modules:
+                names[path] = weight_names
+        sizes = sizes_of(self._sub_model)
+        cut = _Cut(immutabledict(names), immutabledict(sizes))
+
+        plain = {}
+        in_place = {}
+        for path in names:
+            plain[path] = self._written_rows(path)
+            in_place[path] = self._in_ta_shape(path, self._ta_rows(path), cut, path)
+        return _Pair(plain, in_place, cut)
+
+    def layer(self, run: int, index: int) -> _Pair:
+        """The weights of a layer, which is one of a run of layers of equal sizes."""
+        prefix = f"{BLOCKS}/{run}/"
+        paths = {}
+        parents = {}
+        names = {}
+        for path in self._ta_part:
+            if not path.startswith(prefix):
+                continue
+            # A block's weights have their paths within it, and the names of a stack but `layers`.
+            bare = path.removeprefix(prefix)
+            paths[bare] = path
+            parents[bare], _ = parent_path(path)
+            names[bare] = self._names[parents[bare]][1:]
+        sizes = sizes_of(self._sub_model, self._sub_model.runs[run].sizes)
+        cut = _Cut(immutabledict(names), immutabledict(sizes))
+
+        # In float32, which holds every number of the narrower types that may have been written.
+        plain = {}
+        in_place = {}
+        for bare, path in paths.items():
+            plain[bare] = np.asarray(_entry(self._written[path], index), np.float32)
+            part = np.asarray(self._ta_part[path][index], np.float32)
+            in_place[bare] = self._in_ta_shape(bare, part, cut, parents[bare])
+        return _Pair(plain, in_place, cut)
+
+    def compare(self, function: Any, pair: _Pair, *operands: Any) -> Any:
+        """Runs modules both ways, on the same operands; returns what the plain ones do."""
+        plain = function(self._plan, None, pair.plain, *operands)
+        in_place = function(self._plan, pair.cut, pair.in_place, *operands)
+        # The first leaf is the residual stream, also where a context comes with it.
+        self._note(jax.tree.leaves(plain)[0], jax.tree.leaves(in_place)[0])
+        return plain
+
+    def compare_logits(self, table: str, hidden_ND: jax.Array) -> None:
+        """Compares the logits over the ids of the batch."""
+        plain = _logits(hidden_ND, self._written_rows(table))
+        in_place = _logits(hidden_ND, self._ta_rows(table))
+        self._note(plain, in_place)
+
+    def _note(self, a: jax.Array, b: jax.Array) -> None:
+        difference = np.abs(np.asarray(a) - np.asarray(b))
+        # Not a number: a weight was read that is not the sub-model's. No maximum may pass over it.
+        largest = np.max(np.where(np.isnan(difference), np.inf, difference))
+        self.worst = max(self.worst, float(largest))
+
+    def _written_rows(self, path: str) -> np.ndarray:
+        if path not in self._rows_read:
+            weight = self._written[path].whole()
+            self._rows_read[path] = self._rows(path, weight)
+        return self._rows_read[path]
+
+    def _ta_rows(self, path: str) -> np.ndarray:
+        return self._rows(path, np.asarray(self._ta_part[path]))
+
+    def _rows(self, path: str, weight: np.ndarray) -> np.ndarray:
+        """A weight of the sub-model, of whose tables the rows that the batch chooses are enough."""
+        names = narrow_names(self._names[path], sizes_of(self._sub_model))
+        for axis, ids in self._entries.items():
+            if axis in names:
+                weight = np.take(weight, ids, axis=names.index(axis))
+        return weight.astype(np.float32)
+
+    def _in_ta_shape(
+        self,
+        name: str,
+        part: np.ndarray,
+        cut: _Cut,
+        parent: str,
+    ) -> np.ndarray:
+        """A part at its place in an array of the TA's shape, with NaN around it."""
+        names = cut.names[name]
+        ta_shape = self._shapes[parent].shape
+        # Of a stack one layer.
+        shape = list(ta_shape[len(ta_shape) - len(names) :])
+        # Of a table as many rows as the batch chooses.
+        for axis, ids in self._entries.items():
+            if axis in names:
+                shape[names.index(axis)] = len(ids)
+        target = np.full(shape, np.nan, np.float32)
+        place_array(part, target, names, cut.sizes)
+        return target
 
 
-_ROWS = ("vocab", "positions")  # Axes of which the batch's own entries are enough.
+def _entry(stack: StoredArray, layer: int) -> np.ndarray:
+    # By a slice of one, a stored array reads the pieces of this layer and no others.
+    other_axes = (slice(None),) * (len(stack.shape) - 1)
+    index = (slice(layer, layer + 1), *other_axes)
+    return stack[index][0]
+
+
 _logits = jax.jit(logits)
 
 
-def _outer(
-    kind: str, written: Mapping[str, StoredArray], taken: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights of a module outside the layers: as written, and as taken from the TA."""
-    own = {
-        path.removeprefix(f"{kind}/"): leaf
-        for path, leaf in taken.items()
-        if path.startswith(f"{kind}/")
-    }
-    return {path: written[f"{kind}/{path}"].whole() for path in own}, own
+def _cut_tree(cut: _Cut | None, weights: dict[str, jax.Array]) -> Any:
+    return unflatten(weights if cut is None else cut.apply(weights))
 
 
-def _features(shapes: Mapping[str, Any], rng: np.random.Generator) -> dict[str, jax.Array]:
-    """Inputs of a scorer's features, where it has some, by their module."""
-    inputs = {}
-    if "dense/w" in shapes:
-        inputs["dense"] = jnp.asarray(
-            rng.normal(size=(BATCH, shapes["dense/w"].shape[0])), jnp.float32
-        )
-    if "categories/table" in shapes:
-        inputs["categories"] = jnp.asarray(
-            rng.integers(0, shapes["categories/table"].shape[0], (BATCH, 3)), jnp.int32
-        )
-    return inputs
+def _modules(plan: Plan, cut: _Cut | None, weights: dict[str, jax.Array]) -> Modules:
+    return bind(plan.family, plan.architecture.options, _cut_tree(cut, weights))
 
 
-def _layer(stack: StoredArray, layer: int) -> np.ndarray:
-    return stack[(slice(layer, layer + 1), *(slice(None),) * (len(stack.shape) - 1))][0]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
-    kind: str,
-    context: tuple[Any, ...],
+# Plan and cut are hashed: layers of equal sizes are compiled once. The cut is made inside, as in a
+# step of training.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _enter(
+    plan: Plan,
     cut: _Cut | None,
-    weights: dict[str, jax.Array],
-    x: jax.Array,
-):
-    """`context` is what a module needs beside `x`: lengths, and whether attention is "causal" or
-    sees "all".
-    """
-    if cut is not None:
-        names, sizes = cut
-        weights = {path: narrow_array(weights[path], axes, dict(sizes)) for path, axes in names}
-    length = x.shape[0] // BATCH
-    meaning = {"causal": None, "all": jnp.ones((BATCH, length), bool)}
-    return module_apply(kind, unflatten(weights), x, *(meaning.get(part, part) for part in context))
+    weights: Any,
+    inputs: Inputs,
+) -> Any:
+    modules = _modules(plan, cut, weights)
+    return plan.family.enter(modules, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_block(
+    plan: Plan,
+    cut: _Cut | None,
+    weights: Any,
+    x_ND: jax.Array,
+    context: Any,
+) -> Any:
+    block = bind_block(plan.family, plan.architecture.options, _cut_tree(cut, weights))
+    return block(x_ND, context)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _leave(
+    plan: Plan,
+    cut: _Cut | None,
+    weights: Any,
+    x_ND: jax.Array,
+    context: Any,
+) -> Any:
+    modules = _modules(plan, cut, weights)
+    return plan.family.leave(modules, x_ND, context)

@@ -1,5 +1,6 @@
 """AUC of scorers, beside what methods without a model reach on the same examples."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +12,16 @@ from matta_jax.config import Config
 from matta_jax.data import ExampleSet, glob_data, sequential_batches, split_data
 from matta_jax.errors import UserError
 from matta_jax.evaluation._tasks import CONFIDENCE, Outcome, Score, share
-from matta_jax.models import targets_of
+from matta_jax.models import plan_of
 from matta_jax.packages import Model
 from matta_jax.selection.scoring import HELD_OUT
 
+# Of the bootstrap; all at once would hold a thousand copies of the scores.
 _RESAMPLES = 1000
+_RESAMPLES_AT_ONCE = 100
+
+# Of training examples and others: the scores of these.
+_Method = Callable[[ExampleSet, ExampleSet], np.ndarray]
 
 
 class Auc:
@@ -26,16 +32,20 @@ class Auc:
     """
 
     def __init__(self, where: str, config: Config):
-        if config.model.name != "scorer" or config.model.num_classes > 2:
+        num_classes = plan_of(config).architecture.fixed.get("classes", 0)
+        if num_classes not in (1, 2):
             raise UserError(
                 f"tasks='auc:{where}' is for scorers of two classes; this model is none"
             )
         self.where = where
-        examples = (
-            split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
-        )
+        if where == HELD_OUT:
+            examples = split_data(config, held_out=True)
+        else:
+            examples = glob_data(config, where)
         assert isinstance(examples, ExampleSet)
-        self._examples, self.fingerprint = examples, examples.fingerprint
+        self._examples = examples
+        self.fingerprint = examples.fingerprint
+
         if len(set(examples.labels)) < 2:
             raise UserError(
                 f"tasks='auc:{where}': all examples are of class {examples.labels[0]}; AUC needs "
@@ -45,15 +55,18 @@ class Auc:
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all examples."""
-        logits, labels = class_logits(model, self._examples), self._examples.labels
-        value, interval = auc(labels, logits)
+        labels = self._examples.labels
+        logits = class_logits(model, self._examples)
+        value, (low, high) = auc(labels, logits)
+
         right = (logits > 0) == (labels == 1)
-        log_loss = float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
+        # -log p of the label, with p of class 1 the sigmoid of the logit.
+        losses = np.logaddexp(0, np.where(labels == 1, -logits, logits))
         scores = [
-            Score(f"auc:{self.where}", value, interval),
-            Score(f"auc_loss:{self.where}", 1 - value, (1 - interval[1], 1 - interval[0])),
+            Score(f"auc:{self.where}", value, (low, high)),
+            Score(f"auc_loss:{self.where}", 1 - value, (1 - high, 1 - low)),
             share(f"accuracy:{self.where}", right),
-            Score(f"log_loss:{self.where}", log_loss),
+            Score(f"log_loss:{self.where}", float(np.mean(losses))),
         ]
         return Outcome(scores, None, len(labels), self._examples.truncated)
 
@@ -63,9 +76,10 @@ def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) ->
 
     @jax.jit
     def program(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        targets = targets_of(batch)
-        logits = model.apply(params, targets.tokens_BT, targets.extras)
-        return logits if logits.ndim == 1 else logits[:, 1] - logits[:, 0]
+        logits = model.apply(params, model.schema.targets(batch).inputs)
+        if logits.ndim == 1:
+            return logits
+        return logits[:, 1] - logits[:, 0]
 
     batches = sequential_batches(examples, batch_size=batch_size)
     bar = tqdm.tqdm(
@@ -75,34 +89,40 @@ def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) ->
         delay=2.0,
         disable=None,
     )
-    found = [jax.device_get(program(model.params, batch)) for batch in bar]
-    return np.concatenate(found)[: len(examples)].astype(np.float64)
+    logits = [jax.device_get(program(model.params, batch)) for batch in bar]
+
+    # Rows that fill the last batch go.
+    return np.concatenate(logits)[: len(examples)].astype(np.float64)
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> tuple[float, tuple[float, float]]:
     """The probability that an example of class 1 has the higher score, ties counted at half; and
     its interval.
     """
-    classes = (scores[labels == 1], scores[labels == 0])
-    if min(map(len, classes)) < 2:
-        return _auc(*classes), (0.0, 1.0)
-    found = scipy.stats.bootstrap(
-        classes,
+    ones = scores[labels == 1]
+    zeros = scores[labels == 0]
+
+    # A class of one example cannot be drawn anew.
+    if min(len(ones), len(zeros)) < 2:
+        return _auc(ones, zeros), (0.0, 1.0)
+
+    interval = scipy.stats.bootstrap(
+        (ones, zeros),
         lambda ones, zeros, axis: _auc(ones, zeros, axis=axis),
         n_resamples=_RESAMPLES,
-        batch=100,
+        batch=_RESAMPLES_AT_ONCE,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(_auc(*classes)), (float(found.low), float(found.high))
+    return float(_auc(ones, zeros)), (float(interval.low), float(interval.high))
 
 
 def _auc(ones: np.ndarray, zeros: np.ndarray, axis: int = -1) -> Any:
     """Mann and Whitney's U over the number of pairs."""
-    return scipy.stats.mannwhitneyu(ones, zeros, axis=axis, method="asymptotic").statistic / (
-        ones.shape[axis] * zeros.shape[axis]
-    )
+    test = scipy.stats.mannwhitneyu(ones, zeros, axis=axis, method="asymptotic")
+    num_pairs = ones.shape[axis] * zeros.shape[axis]
+    return test.statistic / num_pairs
 
 
 def _baselines(examples: ExampleSet, config: Config) -> dict[str, float]:
@@ -111,52 +131,78 @@ def _baselines(examples: ExampleSet, config: Config) -> dict[str, float]:
     Of one text: logistic regression on TF-IDF. Of two: their TF-IDF cosine. Of features: logistic
     regression.
     """
+    # scikit-learn comes with the extra `scorers`.
     try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
+        import sklearn  # noqa: F401
     except ImportError:
-        return {}  # It comes with the extra `scorers`.
+        return {}
+
     training = split_data(config, held_out=False)
     assert isinstance(training, ExampleSet)
     if config.data.stream:
-        training = training.part(0, config.train.num_steps * config.data.batch_size)
+        # Of data without an end, what the model sees.
+        num_examples = config.train.num_steps * config.data.batch_size
+        training = training.part(0, num_examples)
 
-    def texts(of: ExampleSet, side: str) -> list[str]:
-        return [getattr(one, side) for one in of.examples]
+    methods: dict[str, _Method] = {}
+    if config.data.pair_field is None:
+        methods["TF-IDF, logistic regression"] = _text_scores
+    else:
+        methods["TF-IDF cosine"] = _pair_scores
+    fixed = plan_of(config).architecture.fixed
+    if fixed.get("dense") or fixed.get("categories"):
+        methods["features, logistic regression"] = _feature_scores
 
-    def on_text() -> np.ndarray:
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        known = vectorizer.fit_transform(texts(training, "text"))
-        fitted = LogisticRegression(C=4.0, max_iter=1000).fit(known, training.labels)
-        return fitted.decision_function(vectorizer.transform(texts(examples, "text")))
-
-    def of_pair() -> np.ndarray:
-        vectorizer = TfidfVectorizer(sublinear_tf=True).fit(
-            texts(training, "text") + texts(training, "pair")
-        )
-        text, pair = (vectorizer.transform(texts(examples, side)) for side in ("text", "pair"))
-        return np.asarray(text.multiply(pair).sum(axis=1))[:, 0]
-
-    def on_features() -> np.ndarray:
-        known, asked = (
-            np.concatenate([of.dense, of.one_hot], axis=1) for of in (training, examples)
-        )
-        return (
-            LogisticRegression(max_iter=1000).fit(known, training.labels).decision_function(asked)
-        )
-
-    methods = (
-        {"TF-IDF, logistic regression": on_text}
-        if config.data.pair_field is None
-        else {"TF-IDF cosine": of_pair}
-    )
-    if config.model.num_dense or config.model.categories:
-        methods["features, logistic regression"] = on_features
-    found = {}
+    baselines = {}
     for name, method in methods.items():
         try:
-            scores = method()
-        except ValueError:  # Texts without a word, or training examples of one class.
+            scores = method(training, examples)
+        except ValueError:
+            # Texts without a word, or training examples of one class.
             continue
-        found[name] = float(_auc(scores[examples.labels == 1], scores[examples.labels == 0]))
-    return found
+        ones = scores[examples.labels == 1]
+        zeros = scores[examples.labels == 0]
+        baselines[name] = float(_auc(ones, zeros))
+    return baselines
+
+
+def _text_scores(training: ExampleSet, examples: ExampleSet) -> np.ndarray:
+    """Of a logistic regression on the words and pairs of words of one text [n]."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    training_vectors = vectorizer.fit_transform(_texts(training))
+    regression = LogisticRegression(C=4.0, max_iter=1000)
+    regression.fit(training_vectors, training.labels)
+    return regression.decision_function(vectorizer.transform(_texts(examples)))
+
+
+def _pair_scores(training: ExampleSet, examples: ExampleSet) -> np.ndarray:
+    """Of the cosine between the words of two texts [n]; nothing learns from labels."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    vectorizer.fit(_texts(training) + _texts(training, "pair"))
+    text_vectors = vectorizer.transform(_texts(examples))
+    pair_vectors = vectorizer.transform(_texts(examples, "pair"))
+    cosines = text_vectors.multiply(pair_vectors).sum(axis=1)
+    return np.asarray(cosines)[:, 0]
+
+
+def _feature_scores(training: ExampleSet, examples: ExampleSet) -> np.ndarray:
+    """Of a logistic regression on dense features and categories [n]."""
+    from sklearn.linear_model import LogisticRegression
+
+    regression = LogisticRegression(max_iter=1000)
+    regression.fit(_features(training), training.labels)
+    return regression.decision_function(_features(examples))
+
+
+def _texts(examples: ExampleSet, side: str = "text") -> list[str]:
+    """All first texts, or with side `pair` all second ones."""
+    return [getattr(example, side) for example in examples.examples]
+
+
+def _features(examples: ExampleSet) -> np.ndarray:
+    return np.concatenate([examples.dense, examples.one_hot], axis=1)

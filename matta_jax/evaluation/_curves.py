@@ -1,15 +1,16 @@
 """The curves of a run: a panel for each kind of figure, each with its own unit and scale."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.reporting import save_figure
 
 Metrics = Sequence[dict[str, float]]
-Curve = tuple[str, str, dict[str, Any]]  # A metric, its label in the legend, its style.
+# A metric, its label in the legend, its style.
+Curve = tuple[str, str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ _DIVERGENCES = {
 
 def unit(config: Config) -> str:
     """Of a run's losses."""
-    return "nats per example" if config.model.name == "scorer" else "nats per token"
+    return "nats per example" if config.model.reads_examples else "nats per token"
 
 
 def divergence_label(config: Config) -> str:
@@ -49,65 +50,81 @@ def divergence_label(config: Config) -> str:
 
 def _scaled(divergence: str, temperature: float) -> str:
     """Of a term: its metric holds the factor T squared, as its loss does."""
-    return divergence if temperature == 1 else f"T² {divergence}, T = {temperature:g}"
+    if temperature == 1:
+        return divergence
+    return f"T² {divergence}, T = {temperature:g}"
 
 
 def _panels(config: Config) -> list[_Panel]:
-    mixes = range(config.nest.mix_per_step)
-    colours = [f"C{4 + i}" for i in mixes]
-    losses: list[Curve] = [
-        ("student", "Student, training", {"color": "C0", "alpha": 0.7}),
-        ("ta", "TA, training", {"color": "C1", "alpha": 0.7}),
-        *(
-            (f"mix_{i}", f"random mix {i + 1}, training", {"color": colours[i], "alpha": 0.4})
-            for i in mixes
-        ),
-        ("eval/student", "Student, held out", {"color": "C0", **_HELD_OUT}),
-        ("eval/ta", "TA, held out", {"color": "C1", **_HELD_OUT}),
-    ]
-    distances: list[Curve] = [
-        ("gap", "loss of the Student minus loss of the TA", {"color": "C2"}),
-        ("distill", divergence_label(config), {"color": "C3"}),
-        *(
-            (
-                f"mix_{i}_distill",
-                f"the same, of random mix {i + 1}",
-                {"color": colours[i], "alpha": 0.4},
-            )
-            for i in mixes
-        ),
-        (
-            "teacher_student",
-            _scaled("KL(Teacher ‖ Student)", config.teacher.temperature),
-            {"color": "0.2"},
-        ),
-        ("teacher_ta", _scaled("KL(Teacher ‖ TA)", config.teacher.temperature), {"color": "0.6"}),
-    ]
     return [
-        _Panel(f"cross-entropy, {unit(config)}", losses, 2.2),
-        _Panel(f"distances, {unit(config)}", distances, 1.5, zero=True),
+        _Panel(f"cross-entropy, {unit(config)}", _losses(config), 2.2),
+        _Panel(f"distances, {unit(config)}", _distances(config), 1.5, zero=True),
         _Panel("gradient norm", [("grad_norm", "", {"color": "0.3"})]),
         _Panel("learning rate", [("learning_rate", "", {"color": "0.3"})]),
     ]
 
 
-def plot_curves(path: pathlib.Path, figure: Any, config: Config, metrics: Metrics) -> pathlib.Path:
+def _losses(config: Config) -> list[Curve]:
+    """The Student is blue and the TA orange, in training and held out."""
+    curves: list[Curve] = [
+        ("student", "Student, training", {"color": "C0", "alpha": 0.7}),
+        ("ta", "TA, training", {"color": "C1", "alpha": 0.7}),
+    ]
+    for i in range(config.nest.mix_per_step):
+        curves.append((f"mix_{i}", f"random mix {i + 1}, training", _mix_style(i)))
+    curves.append(("eval/student", "Student, held out", {"color": "C0", **_HELD_OUT}))
+    curves.append(("eval/ta", "TA, held out", {"color": "C1", **_HELD_OUT}))
+    return curves
+
+
+def _distances(config: Config) -> list[Curve]:
+    temperature = config.teacher.temperature
+    curves: list[Curve] = [
+        ("gap", "loss of the Student minus loss of the TA", {"color": "C2"}),
+        ("distill", divergence_label(config), {"color": "C3"}),
+    ]
+    for i in range(config.nest.mix_per_step):
+        curves.append((f"mix_{i}_distill", f"the same, of random mix {i + 1}", _mix_style(i)))
+    curves.append(
+        ("teacher_student", _scaled("KL(Teacher ‖ Student)", temperature), {"color": "0.2"})
+    )
+    curves.append(("teacher_ta", _scaled("KL(Teacher ‖ TA)", temperature), {"color": "0.6"}))
+    return curves
+
+
+def _mix_style(i: int) -> dict[str, Any]:
+    """The first four colours are those of Student, TA and their distances."""
+    return {"color": f"C{4 + i}", "alpha": 0.4}
+
+
+def plot_curves(path: storage.Path, figure: Any, config: Config, metrics: Metrics) -> storage.Path:
     """Draws what the run has of these, over its steps; returns the path."""
     panels = _panels(config)
-    all_axes = figure.subplots(
-        len(panels), 1, sharex=True, height_ratios=[panel.height for panel in panels]
-    )
+    heights = [panel.height for panel in panels]
+    all_axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
     for axes, panel in zip(all_axes, panels, strict=True):
-        for name, label, style in panel.curves:
-            points = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, **style)
-        if panel.zero:
-            axes.axhline(0, color="0.7", linewidth=0.8)
-        axes.set_ylabel(panel.label)
-        axes.grid(axis="y", color="0.93")
-        if len(panel.curves) > 1 and axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False, fontsize=8)
+        _plot_panel(axes, panel, metrics)
+
     figure.align_ylabels()
     all_axes[-1].set_xlabel("step")
     return save_figure(figure, path)
+
+
+def _plot_panel(axes: Any, panel: _Panel, metrics: Metrics) -> None:
+    for name, label, style in panel.curves:
+        # Not every row has every metric, and a run may not have one at all.
+        rows = [row for row in metrics if row.get(name) is not None]
+        if not rows:
+            continue
+        steps = [row["step"] for row in rows]
+        values = [row[name] for row in rows]
+        axes.plot(steps, values, label=label, **style)
+
+    if panel.zero:
+        axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.set_ylabel(panel.label)
+    axes.grid(axis="y", color="0.93")
+
+    _, labels = axes.get_legend_handles_labels()
+    if labels and len(panel.curves) > 1:
+        axes.legend(frameon=False, fontsize=8)

@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
@@ -14,7 +14,6 @@ from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._sat_math import SatMath
 from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
-from matta_jax.files import replace_text
 from matta_jax.packages import Model, load_chosen, record_scores
 from matta_jax.reporting import markdown_table
 from matta_jax.selection.scoring import score_record
@@ -63,27 +62,40 @@ class Comparison:
     table: str
 
 
-_TEXT_FIGURES = ("bits_per_byte", "perplexity")
-_TASKS: dict[str, Callable[[str, Config], Task]] = {
-    "lambada": lambda where, config: Lambada(where, _text_tokenizer(config, f"lambada:{where}")),
-    "sat_math": lambda where, config: SatMath(where, _text_tokenizer(config, f"sat_math:{where}")),
-    "auc": Auc,
-}
-
-
 def _text_tokenizer(config: Config, task: str) -> Tokenizer:
-    if config.model.name == "scorer":
+    if config.model.reads_examples:
         raise UserError(f"tasks={task!r} is for language models; score a scorer by auc:GLOB")
     return make_tokenizer(config.data.tokenizer)
 
 
+def _lambada(where: str, config: Config) -> Lambada:
+    return Lambada(where, _text_tokenizer(config, f"lambada:{where}"))
+
+
+def _sat_math(where: str, config: Config) -> SatMath:
+    return SatMath(where, _text_tokenizer(config, f"sat_math:{where}"))
+
+
+# Figures of one pass over a text, and tasks with a run of their own.
+_TEXT_FIGURES = ("bits_per_byte", "perplexity")
+_TASKS: dict[str, Callable[[str, Config], Task]] = {
+    "lambada": _lambada,
+    "sat_math": _sat_math,
+    "auc": Auc,
+}
+_FILE_TASKS = ("lambada", "sat_math")
+
+# From here on a figure is shown by its digits, not by its decimals.
+_LARGE_FIGURE = 1e5
+
+
 def evaluate(
     *,
-    model: str | pathlib.Path | None = None,
+    model: str | storage.Path | None = None,
     checkpoint: str | None = None,
     sub_model: str | None = None,
     tasks: Sequence[str],
-    output: str | pathlib.Path | None = None,
+    output: str | storage.Path | None = None,
 ) -> Evaluation:
     """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one
     model.
@@ -108,11 +120,11 @@ def evaluate(
 
 def compare(
     *,
-    models: Sequence[str | pathlib.Path] = (),
+    models: Sequence[str | storage.Path] = (),
     checkpoint: str | None = None,
     sub_models: Sequence[str] = (),
     tasks: Sequence[str],
-    output: str | pathlib.Path | None = None,
+    output: str | storage.Path | None = None,
 ) -> Comparison:
     """Scores models side by side, each against the first by a paired test.
 
@@ -134,53 +146,41 @@ def compare(
         raise UserError(
             "tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out"
         )
-    split = [_parse_task(task) for task in tasks]
-    for field, named in {"tasks": tasks, "model": models, "sub_model": sub_models}.items():
-        if twice := next((one for i, one in enumerate(named) if one in named[:i]), None):
-            raise UserError(f"{field}={str(twice)!r} is named twice; name it once")
+    parsed_tasks = [_parse_task(task) for task in tasks]
+    for field, names in {"tasks": tasks, "model": models, "sub_model": sub_models}.items():
+        _check_distinct(field, names)
     loaded = load_chosen(models, checkpoint, sub_models)
-    prepared = (
-        _Prepared()
-    )  # Of all models and tasks, before the first is run: hours may lie between them.
-    tasks_of = [[prepared.get(name, where, one.config) for name, where in split] for one in loaded]
+
+    # Of all models and tasks, before the first is run: hours may lie between them.
+    prepared = _Prepared()
+    tasks_of_models = [prepared.get_all(parsed_tasks, model.config) for model in loaded]
     if output is not None:
-        make_folder_of(pathlib.Path(output))
-    outcomes: list[list[Outcome]] = [[] for _ in tasks]
-    found = []
-    for one, folder, ready in itertools.zip_longest(loaded, models, tasks_of):
-        own = [task.run(one) for task in ready]
-        for listed, outcome in zip(outcomes, own, strict=True):
-            listed.append(outcome)
+        make_folder_of(storage.path(output))
+
+    # In place, models have no folder.
+    outcomes_of_models = []
+    for model, folder, model_tasks in itertools.zip_longest(loaded, models, tasks_of_models):
+        outcomes = [task.run(model) for task in model_tasks]
+        outcomes_of_models.append(outcomes)
         if folder is not None:
-            record_scores(
-                folder,
-                [
-                    score_record(score.task, score.value, task.fingerprint, score.interval)
-                    for task, outcome in zip(ready, own, strict=True)
-                    for score in outcome.scores
-                ],
-            )
-        found.append(_evaluation(one, tasks, own))
-    names = _names(loaded, models)
-    paired = [
-        pair
-        for task, listed in zip(tasks, outcomes, strict=True)
-        for pair in all_pairs(names, listed, task)
-    ]
-    baselines = {
-        task: prepared.get(name, where, loaded[0].config).baselines
-        for task, (name, where) in zip(tasks, split, strict=True)
-    }
-    baselines = {task: own for task, own in baselines.items() if own}
-    table = _table(names, found, baselines, paired) + _note_on_tokenizers(loaded, found)
-    result = Comparison(found, paired, baselines, table)
+            record_scores(folder, _score_records(model_tasks, outcomes))
+
+    # Baselines are of the data, hence the same for all models.
+    baselines = {}
+    for task, prepared_task in zip(tasks, tasks_of_models[0], strict=True):
+        if prepared_task.baselines:
+            baselines[task] = prepared_task.baselines
+
+    comparison = _comparison(loaded, models, tasks, outcomes_of_models, baselines)
     if output is not None:
-        described: dict[str, Any] = dataclasses.asdict(found[0])
-        if len(found) > 1:
-            described = {"models": [dataclasses.asdict(one) for one in found]}
-            described["paired"] = [dataclasses.asdict(pair) for pair in paired]
-        write_json(pathlib.Path(output), described | {"baselines": baselines})
-    return result
+        write_json(storage.path(output), _described(comparison))
+    return comparison
+
+
+def _check_distinct(field: str, names: Sequence[object]) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(f"{field}={str(name)!r} is named twice; name it once")
 
 
 class _Prepared:
@@ -190,59 +190,112 @@ class _Prepared:
         self._texts: dict[Any, Text] = {}
         self._tasks: dict[Any, Task] = {}
 
-    def get(self, name: str, where: str, config: Config) -> Task:
-        key = (where, config.data, config.model.name)
+    def get_all(self, parsed_tasks: Sequence[tuple[str, str]], config: Config) -> list[Task]:
+        """Returns tasks, each a name and a place of examples, for models of this config."""
+        return [self._get(name, where, config) for name, where in parsed_tasks]
+
+    def _get(self, name: str, where: str, config: Config) -> Task:
+        key = (where, config.data, config.model.reads_examples)
         if name in _TEXT_FIGURES:
             if key not in self._texts:
                 self._texts[key] = Text(where, config)
             return TextTask(name, self._texts[key])
+
         if (name, key) not in self._tasks:
             self._tasks[name, key] = _TASKS[name](where, config)
         return self._tasks[name, key]
 
 
+def _score_records(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What the manifest of a model holds of its scores."""
+    records = []
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        for score in outcome.scores:
+            records.append(score_record(score.task, score.value, task.fingerprint, score.interval))
+    return records
+
+
+def _comparison(
+    loaded: Sequence[Model],
+    folders: Sequence[str | storage.Path],
+    tasks: Sequence[str],
+    outcomes_of_models: Sequence[Sequence[Outcome]],
+    baselines: dict[str, dict[str, float]],
+) -> Comparison:
+    evaluations = []
+    for model, outcomes in zip(loaded, outcomes_of_models, strict=True):
+        evaluations.append(_evaluation(model, tasks, outcomes))
+
+    names = _names(loaded, folders)
+    pairs = []
+    for i, task in enumerate(tasks):
+        task_outcomes = [outcomes[i] for outcomes in outcomes_of_models]
+        pairs += all_pairs(names, task_outcomes, task)
+
+    table = _table(names, evaluations, baselines, pairs)
+    table += _note_on_tokenizers(loaded, evaluations)
+    return Comparison(evaluations, pairs, baselines, table)
+
+
+def _described(comparison: Comparison) -> dict[str, Any]:
+    """The file of a result: of one model its evaluation, of several a list of them."""
+    evaluations = [dataclasses.asdict(evaluation) for evaluation in comparison.evaluations]
+    if len(evaluations) == 1:
+        return evaluations[0] | {"baselines": comparison.baselines}
+    pairs = [dataclasses.asdict(pair) for pair in comparison.paired]
+    return {"models": evaluations, "paired": pairs, "baselines": comparison.baselines}
+
+
 def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome]) -> Evaluation:
-    scores = [score for outcome in outcomes for score in outcome.scores]
+    scores = {}
+    intervals = {}
+    truncated = {}
+    examples = {}
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        examples[task] = outcome.count
+        if outcome.truncated:
+            truncated[task] = outcome.truncated
+        for score in outcome.scores:
+            scores[score.task] = score.value
+            if score.interval is not None:
+                intervals[score.task] = score.interval
     return Evaluation(
         model.spec,
         model.origin,
         dataclasses.asdict(model.counts),
-        {score.task: score.value for score in scores},
-        {score.task: score.interval for score in scores if score.interval is not None},
-        {
-            task: outcome.truncated
-            for task, outcome in zip(tasks, outcomes, strict=True)
-            if outcome.truncated
-        },
-        {task: outcome.count for task, outcome in zip(tasks, outcomes, strict=True)},
+        scores=scores,
+        intervals=intervals,
+        truncated=truncated,
+        examples=examples,
     )
 
 
-def _names(loaded: Sequence[Model], folders: Sequence[str | pathlib.Path]) -> list[str]:
+def _names(loaded: Sequence[Model], folders: Sequence[str | storage.Path]) -> list[str]:
     """The models' specs, or their folders where they are of several runs, or specs do not tell them
     apart.
     """
-    specs = [one.spec for one in loaded]
-    tell_apart = len(set(specs)) == len(specs) and all(
-        one.config == loaded[0].config for one in loaded
-    )
-    return specs if tell_apart or not folders else [str(folder) for folder in folders]
+    specs = [model.spec for model in loaded]
+    are_distinct = len(set(specs)) == len(specs)
+    are_of_one_run = all(model.config == loaded[0].config for model in loaded)
+    if not folders or (are_distinct and are_of_one_run):
+        return specs
+    return [str(folder) for folder in folders]
 
 
 def _note_on_tokenizers(loaded: Sequence[Model], evaluations: Sequence[Evaluation]) -> str:
     """A warning below the table, where figures of a token stand side by side that are of different
     tokens.
     """
-    tokenizers = {one.config.data.tokenizer for one in loaded}
-    of_tokens = [
-        task for task in evaluations[0].scores if "perplexity" in task or "last_token" in task
-    ]
-    if len(tokenizers) == 1 or not of_tokens:
+    tokenizers = {model.config.data.tokenizer for model in loaded}
+    token_figures = []
+    for figure in evaluations[0].scores:
+        if "perplexity" in figure or "last_token" in figure:
+            token_figures.append(figure)
+    if len(tokenizers) == 1 or not token_figures:
         return ""
     return (
         f"\n\nThe models have other tokenizers ({', '.join(sorted(tokenizers))}): figures of a "
-        "token, such as "
-        f"{of_tokens[0]}, do not compare; bits_per_byte does."
+        f"token, such as {token_figures[0]}, do not compare; bits_per_byte does."
     )
 
 
@@ -252,66 +305,69 @@ def _table(
     baselines: dict[str, dict[str, float]],
     paired: Sequence[Paired],
 ) -> str:
-    rows = []
-    for task, value in evaluations[0].scores.items():
-        for name, one in zip(names, evaluations, strict=True):
-            value, interval = one.scores[task], one.intervals.get(task)
-            shown = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-            odd = [pair for pair in paired if (pair.task, pair.b) == (task, name)]
-            test = f"p={odd[0].p_value:.3g} against {odd[0].a}" if odd else ""
-            lost = one.truncated.get(task)
-            cut = f"{lost} of {one.examples[task]} examples truncated" if lost else ""
-            rows.append(
-                [
-                    task,
-                    name,
-                    f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}",
-                    shown,
-                    cut,
-                    test,
-                ]
-            )
-        rows += [
-            [task, own, f"{value:.4f}", "", "", ""]
-            for own, value in baselines.get(task, {}).items()
-        ]
     header = ["task", "model or baseline", "figure", "95 % interval", "", ""]
-    used = [i for i in range(len(header)) if (header[i] and i < 3) or any(row[i] for row in rows)]
+    rows = []
+    for task in evaluations[0].scores:
+        for name, evaluation in zip(names, evaluations, strict=True):
+            rows.append(_table_row(task, name, evaluation, paired))
+        for name, value in baselines.get(task, {}).items():
+            rows.append([task, name, f"{value:.4f}", "", "", ""])
+
+    # Of intervals, truncations and tests, a comparison may have none.
+    columns = [0, 1, 2]
+    columns += [i for i in range(3, len(header)) if any(row[i] for row in rows)]
     return markdown_table(
-        [header[i] for i in used], [[row[i] for i in used] for row in rows], left=(0, 1, 3, 4, 5)
+        [header[i] for i in columns],
+        [[row[i] for i in columns] for row in rows],
+        left=(0, 1, 3, 4, 5),
     )
 
 
-def make_folder_of(path: pathlib.Path) -> None:
+def _table_row(task: str, name: str, evaluation: Evaluation, paired: Sequence[Paired]) -> list[str]:
+    value = evaluation.scores[task]
+    figure = f"{value:.4f}" if abs(value) < _LARGE_FIGURE else f"{value:.4g}"
+
+    interval = evaluation.intervals.get(task)
+    bounds = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+
+    num_truncated = evaluation.truncated.get(task)
+    truncation = ""
+    if num_truncated:
+        truncation = f"{num_truncated} of {evaluation.examples[task]} examples truncated"
+
+    test = ""
+    for pair in paired:
+        if (pair.task, pair.b) == (task, name):
+            test = f"p={pair.p_value:.3g} against {pair.a}"
+            break
+    return [task, name, figure, bounds, truncation, test]
+
+
+def make_folder_of(path: storage.Path) -> None:
     """Makes the folder of a file to be written. Raises UserError when it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"output={str(path)!r} cannot be written ({error.strerror}); name another"
-        ) from None
+    with storage.writing("output", path, "name another"):
+        storage.make_folder(path.parent)
 
 
-def write_json(path: pathlib.Path, value: object) -> None:
+def write_json(path: storage.Path, value: object) -> None:
     """Writes JSON, making its folder. Raises UserError when it cannot be written."""
     make_folder_of(path)
-    try:
-        replace_text(path, json.dumps(value, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"output={str(path)!r} cannot be written ({error.strerror}); name another"
-        ) from None
+    with storage.writing("output", path, "name another"):
+        storage.replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _parse_task(task: str) -> tuple[str, str]:
+    """Returns the name of a task, and where its examples are."""
     name, _, where = task.partition(":")
-    known = [*_TEXT_FIGURES, *_TASKS]
-    forms = {
-        name: f"{name}:{'FILE' if name in ('lambada', 'sat_math') else 'GLOB'}" for name in known
-    }
-    if name in known and not where:
-        raise UserError(f"tasks={task!r} names no file; write {forms[name]}")
-    if name not in known:
-        listed = ", ".join(forms.values())
-        raise UserError(f"tasks={task!r} must be one of {listed}{did_you_mean(name, known)}")
+    task_names = [*_TEXT_FIGURES, *_TASKS]
+    if name not in task_names:
+        forms = ", ".join(_form(task_name) for task_name in task_names)
+        raise UserError(f"tasks={task!r} must be one of {forms}{did_you_mean(name, task_names)}")
+    if not where:
+        raise UserError(f"tasks={task!r} names no file; write {_form(name)}")
     return name, where
+
+
+def _form(name: str) -> str:
+    """How a task is written."""
+    return f"{name}:FILE" if name in _FILE_TASKS else f"{name}:GLOB"

@@ -2,17 +2,24 @@
 
 import collections
 import math
-import pathlib
 import re
 
 import numpy as np
 
+from matta_jax import storage
 from matta_jax.data import file_fingerprint, read_json_lines, text_of
 from matta_jax.errors import UserError
 from matta_jax.evaluation._likelihood import encode_request, likelihoods
 from matta_jax.evaluation._tasks import Outcome, Score, share
 from matta_jax.packages import Model
 from matta_jax.tokenizers import Tokenizer
+
+_LONG_WORD = re.compile(r"[A-Za-z]{5,}")
+# A capital that does not begin a sentence.
+_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
+
+# The largest logarithm whose exponential is still a float, roughly.
+_MAX_NATS = 700.0
 
 
 class Lambada:
@@ -25,48 +32,50 @@ class Lambada:
     """
 
     def __init__(self, where: str, tokenizer: Tokenizer):
-        self.where, path = where, pathlib.Path(where)
-        pairs = [
-            _split(text, path, number) for number, text in _texts(path, f"tasks='lambada:{where}'")
-        ]
+        self.where = where
+        path = storage.path(where)
+
+        pairs = []
+        for number, text in _texts(path, f"tasks='lambada:{where}'"):
+            pairs.append(_split(text, path, number))
         self.fingerprint = file_fingerprint(path)
         self.baselines = {
-            "most frequent long word": _share_of(pairs, r"[A-Za-z]{5,}"),
-            "most frequent name": _share_of(pairs, r"(?<=[a-z,;] )[A-Z][a-z]+"),
+            "most frequent long word": _share_of(pairs, _LONG_WORD),
+            "most frequent name": _share_of(pairs, _NAME),
         }
         self._requests = [encode_request(tokenizer, context, target) for context, target in pairs]
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all passages."""
-        found = likelihoods(model, self._requests, label="lambada")
-        right = np.array([bool(one.is_top.all()) for one in found])
-        last = np.array([bool(one.is_top[-1]) for one in found])
-        mean = sum(one.log_prob for one in found) / len(found)
+        results = likelihoods(model, self._requests, label="lambada")
+        right = np.array([bool(result.is_top.all()) for result in results])
+        right_last_token = np.array([bool(result.is_top[-1]) for result in results])
+
+        mean_log_prob = sum(result.log_prob for result in results) / len(results)
+        perplexity = math.exp(min(-mean_log_prob, _MAX_NATS))
         scores = [
             share(f"lambada:{self.where}", right),
-            Score(f"lambada_perplexity:{self.where}", math.exp(min(-mean, 700.0))),
-            share(f"lambada_last_token:{self.where}", last),
+            Score(f"lambada_perplexity:{self.where}", perplexity),
+            share(f"lambada_last_token:{self.where}", right_last_token),
         ]
-        return Outcome(scores, right, len(found), sum(one.truncated for one in found))
+        num_truncated = sum(result.truncated for result in results)
+        return Outcome(scores, right, len(results), num_truncated)
 
 
-def _texts(path: pathlib.Path, what: str) -> list[tuple[int, str]]:
+def _texts(path: storage.Path, what: str) -> list[tuple[int, str]]:
+    """Returns each passage with the number of its line."""
     rows = []
     for number, value in read_json_lines(path, what):
-        rows.append(
-            (
-                number,
-                text_of(
-                    value, "text", f"{what}: {path} line {number}", "name LAMBADA's JSON lines"
-                ),
-            )
-        )
+        where = f"{what}: {path} line {number}"
+        text = text_of(value, "text", where, "name LAMBADA's JSON lines")
+        rows.append((number, text))
     if not rows:
         raise UserError(f"{what}: {path} holds no example; name LAMBADA's JSON lines")
     return rows
 
 
-def _split(text: str, path: pathlib.Path, number: int) -> tuple[str, str]:
+def _split(text: str, path: storage.Path, number: int) -> tuple[str, str]:
+    """Returns the context, and the last word with the space before it."""
     context, space, word = text.strip().rpartition(" ")
     if not context.strip():
         raise UserError(
@@ -76,13 +85,13 @@ def _split(text: str, path: pathlib.Path, number: int) -> tuple[str, str]:
     return context, space + word
 
 
-def _share_of(pairs: list[tuple[str, str]], pattern: str) -> float:
+def _share_of(pairs: list[tuple[str, str]], pattern: re.Pattern[str]) -> float:
     """How often the word that matches most often in the context, the first of several, is the last
     word.
     """
-    words = re.compile(pattern)
-    hits = 0
+    num_hits = 0
     for context, target in pairs:
-        common = collections.Counter(words.findall(context)).most_common(1)
-        hits += bool(common) and common[0][0] == target.strip()
-    return hits / len(pairs)
+        counts = collections.Counter(pattern.findall(context))
+        for word, _ in counts.most_common(1):
+            num_hits += word == target.strip()
+    return num_hits / len(pairs)

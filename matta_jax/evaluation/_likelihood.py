@@ -8,7 +8,7 @@ Shape letters: B batch, T sequence, M target tokens, D d_model, V vocab.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 import tqdm
 
 from matta_jax.models import logits
+from matta_jax.nesting import Tree
 from matta_jax.packages import Model
 from matta_jax.tokenizers import Tokenizer
 
@@ -52,11 +53,11 @@ def encode_request(tokenizer: Tokenizer, context: str, target: str) -> Request:
     """
     stripped = context.rstrip()
     target = context[len(stripped) :] + target
-    own = np.asarray(tokenizer.encode(stripped), np.int32)
-    whole = np.asarray(tokenizer.encode(stripped + target), np.int32)
-    if not len(own):
-        return Request(np.array([tokenizer.eos_id], np.int32), whole)
-    return Request(own, whole[len(own) :])
+    context_ids = np.asarray(tokenizer.encode(stripped), np.int32)
+    ids = np.asarray(tokenizer.encode(stripped + target), np.int32)
+    if not len(context_ids):
+        return Request(np.array([tokenizer.eos_id], np.int32), ids)
+    return Request(context_ids, ids[len(context_ids) :])
 
 
 def likelihoods(
@@ -74,56 +75,100 @@ def likelihoods(
       label: of the progress bar.
     """
     limit = model.config.data.seq_len
-    wholes = [
-        np.concatenate([request.context, request.target])[-(limit + 1) :] for request in requests
-    ]
-    counts = [
-        min(len(request.target), len(whole) - 1)
-        for request, whole in zip(requests, wholes, strict=True)
-    ]
-    order = sorted(range(len(requests)), key=lambda i: -len(wholes[i]))
-    targets = _bucket(max(counts, default=1), limit)
-    found: list[Likelihood | None] = [None] * len(requests)
+    sequences = [_Sequence.of(request, limit) for request in requests]
+    # The longest first: where memory does not suffice, that shows at once.
+    order = sorted(range(len(requests)), key=lambda i: -len(sequences[i].tokens))
+    longest_target = max((sequence.num_targets for sequence in sequences), default=1)
+    num_targets = _bucket(longest_target, limit)
+    program = _program(model)
+
+    results: dict[int, Likelihood] = {}
+    starts = range(0, len(order), batch_size)
+    title = f"{label} {model.spec}"
+    for start in tqdm.tqdm(starts, desc=title, unit=" batches", delay=2.0, disable=None):
+        indices = order[start : start + batch_size]
+        batch = [sequences[i] for i in indices]
+        length = _bucket(max(len(sequence.tokens) - 1 for sequence in batch), limit)
+        arrays = _filled(batch, batch_size=batch_size, length=length, num_targets=num_targets)
+
+        log_probs, is_top = jax.device_get(program(model.params, *arrays))
+        for row, i in enumerate(indices):
+            count = sequences[i].num_targets
+            total = float(np.sum(log_probs[row, :count], dtype=np.float64))
+            results[i] = Likelihood(total, is_top[row, :count], sequences[i].truncated)
+    return [results[i] for i in range(len(requests))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequence:
+    """A request as a model reads it.
+
+    Attributes:
+      tokens: context and target; the last is a label alone.
+      num_targets: how many of the last tokens are scored.
+      truncated: whether tokens at the start were left out.
+    """
+
+    tokens: np.ndarray
+    num_targets: int
+    truncated: bool
+
+    @classmethod
+    def of(cls, request: Request, limit: int) -> "_Sequence":
+        """The last tokens of a request, for a model that reads `limit` of them."""
+        joined = np.concatenate([request.context, request.target])
+        tokens = joined[-(limit + 1) :]
+        # The first token has nothing before it that would predict it.
+        num_targets = min(len(request.target), len(tokens) - 1)
+        return cls(tokens, num_targets, truncated=len(joined) > limit + 1)
+
+
+def _program(model: Model) -> Callable[..., tuple[jax.Array, ...]]:
+    """The compiled function of weights, tokens [B, T], places and labels of the targets [B, M]; it
+    returns the targets' log-probabilities [B, M], and whether each is the most likely token.
+    """
 
     @jax.jit
     def program(
-        params, tokens_BT: jax.Array, places_BM: jax.Array, labels_BM: jax.Array
+        params: Tree, tokens_BT: jax.Array, places_BM: jax.Array, labels_BM: jax.Array
     ) -> tuple[jax.Array, ...]:
-        hidden_BTD = model.apply(params, tokens_BT).reshape(*tokens_BT.shape, -1)
+        hidden_BTD = model.apply(params, {"tokens": tokens_BT}).reshape(*tokens_BT.shape, -1)
+        table_VD = model.table(params)
 
         def of_row(row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             hidden_TD, places_M, labels_M = row
-            z_MV = logits(hidden_TD[places_M], params["embed"]["tokens"])
-            own_M = jnp.take_along_axis(z_MV, labels_M[:, None], axis=-1)[:, 0]
-            return own_M - jax.nn.logsumexp(z_MV, axis=-1), jnp.argmax(z_MV, axis=-1) == labels_M
+            z_MV = logits(hidden_TD[places_M], table_VD)
+            z_label_M = jnp.take_along_axis(z_MV, labels_M[:, None], axis=-1)[:, 0]
+            log_probs_M = z_label_M - jax.nn.logsumexp(z_MV, axis=-1)
+            is_top_M = jnp.argmax(z_MV, axis=-1) == labels_M
+            return log_probs_M, is_top_M
 
+        # Row by row, so that logits exist of one at a time.
         return jax.lax.map(of_row, (hidden_BTD, places_BM, labels_BM))
 
-    starts = range(0, len(order), batch_size)
-    for start in tqdm.tqdm(
-        starts, desc=f"{label} {model.spec}", unit=" batches", delay=2.0, disable=None
-    ):
-        chosen = order[start : start + batch_size]
-        length = _bucket(max(len(wholes[i]) - 1 for i in chosen), limit)
-        tokens = np.zeros((batch_size, length), np.int32)
-        places, labels = (np.zeros((batch_size, targets), np.int32) for _ in range(2))
-        for row, i in enumerate(chosen):
-            whole, count = wholes[i], counts[i]
-            tokens[row, : len(whole) - 1] = whole[:-1]
-            places[row, :count] = np.arange(len(whole) - 1 - count, len(whole) - 1)
-            labels[row, :count] = whole[len(whole) - count :]
-        log_probs, is_top = jax.device_get(program(model.params, tokens, places, labels))
-        for row, i in enumerate(chosen):
-            count = counts[i]
-            truncated = len(requests[i].context) + len(requests[i].target) > limit + 1
-            total = float(np.sum(log_probs[row, :count], dtype=np.float64))
-            found[i] = Likelihood(total, is_top[row, :count], truncated)
-    return [one for one in found if one is not None]
+    return program
+
+
+def _filled(
+    batch: Sequence[_Sequence], *, batch_size: int, length: int, num_targets: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [B, T] of a batch, and places and labels [B, M] of its targets, filled up by zeros."""
+    tokens_BT = np.zeros((batch_size, length), np.int32)
+    places_BM = np.zeros((batch_size, num_targets), np.int32)
+    labels_BM = np.zeros((batch_size, num_targets), np.int32)
+    for row, sequence in enumerate(batch):
+        tokens, count = sequence.tokens, sequence.num_targets
+        num_inputs = len(tokens) - 1
+        tokens_BT[row, :num_inputs] = tokens[:-1]
+        places_BM[row, :count] = np.arange(num_inputs - count, num_inputs)
+        labels_BM[row, :count] = tokens[len(tokens) - count :]
+    return tokens_BT, places_BM, labels_BM
 
 
 def _bucket(length: int, limit: int) -> int:
     """The least of 16, 24, 32, 48, 64, 96, … that has room; `limit` at most."""
     size = 16
     while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        is_power_of_two = size & (size - 1) == 0
+        size = size * 3 // 2 if is_power_of_two else size * 4 // 3
     return min(size, limit)

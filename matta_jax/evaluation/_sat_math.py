@@ -2,12 +2,13 @@
 asked zero-shot.
 """
 
-import pathlib
+import dataclasses
 import re
 from typing import Any
 
 import numpy as np
 
+from matta_jax import storage
 from matta_jax.data import file_fingerprint, read_json_lines, shorten, text_of
 from matta_jax.errors import UserError
 from matta_jax.evaluation._likelihood import encode_request, likelihoods
@@ -16,6 +17,21 @@ from matta_jax.packages import Model
 from matta_jax.tokenizers import Tokenizer
 
 _LETTERS = "ABCDEFG"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """A question.
+
+    Attributes:
+      prompt: what the model reads.
+      options: the answers to choose from.
+      label: index of the right one.
+    """
+
+    prompt: str
+    options: list[str]
+    label: int
 
 
 class SatMath:
@@ -27,48 +43,55 @@ class SatMath:
     """
 
     def __init__(self, where: str, tokenizer: Tokenizer):
-        self.where, path = where, pathlib.Path(where)
+        self.where = where
+        path = storage.path(where)
         what = f"tasks='sat_math:{where}'"
-        rows = [
-            _question(value, f"{what}: {path} line {number}")
-            for number, value in read_json_lines(path, what)
-        ]
-        if not rows:
+
+        self._questions = []
+        for number, value in read_json_lines(path, what):
+            self._questions.append(_question(value, f"{what}: {path} line {number}"))
+        if not self._questions:
             raise UserError(f"{what}: {path} holds no question; name AGIEval's JSON lines")
         self.fingerprint = file_fingerprint(path)
-        self.baselines = {"chance": float(np.mean([1 / len(options) for _, options, _ in rows]))}
-        self._rows = rows
-        self._requests = [
-            encode_request(tokenizer, prompt, " " + option)
-            for prompt, options, _ in rows
-            for option in options
-        ]
+
+        chances = [1 / len(question.options) for question in self._questions]
+        self.baselines = {"chance": float(np.mean(chances))}
+
+        self._requests = []
+        for question in self._questions:
+            for option in question.options:
+                self._requests.append(encode_request(tokenizer, question.prompt, " " + option))
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all questions."""
-        found = iter(likelihoods(model, self._requests, label="sat_math"))
-        right, right_norm, truncated = [], [], 0
-        for _, options, label in self._rows:
-            own = [next(found) for _ in options]
-            log_probs = np.array([one.log_prob for one in own])
-            right.append(int(np.argmax(log_probs)) == label)
-            right_norm.append(
-                int(np.argmax(log_probs / [len(option) for option in options])) == label
-            )
-            truncated += any(one.truncated for one in own)
-        scores = [share(f"sat_math:{self.where}", np.array(right))]
-        scores.append(share(f"sat_math_norm:{self.where}", np.array(right_norm)))
-        return Outcome(scores, np.array(right), len(right), truncated)
+        # One result for each option, in the order of the questions.
+        results = iter(likelihoods(model, self._requests, label="sat_math"))
+        right = []
+        right_norm = []
+        num_truncated = 0
+        for question in self._questions:
+            option_results = [next(results) for _ in question.options]
+            log_probs = np.array([result.log_prob for result in option_results])
+            lengths = [len(option) for option in question.options]
+
+            right.append(int(np.argmax(log_probs)) == question.label)
+            right_norm.append(int(np.argmax(log_probs / lengths)) == question.label)
+            num_truncated += any(result.truncated for result in option_results)
+
+        scores = [
+            share(f"sat_math:{self.where}", np.array(right)),
+            share(f"sat_math_norm:{self.where}", np.array(right_norm)),
+        ]
+        return Outcome(scores, np.array(right), len(right), num_truncated)
 
 
-def _question(value: dict[str, Any], where: str) -> tuple[str, list[str], int]:
-    """Returns the prompt, the options and the index of the right one."""
-    question, options, label = (
-        text_of(value, "question", where),
-        value.get("options"),
-        value.get("label"),
-    )
+def _question(value: dict[str, Any], where: str) -> _Question:
+    """Reads a line of the file. Raises UserError that names what is wrong with it."""
+    question = text_of(value, "question", where)
+    options = value.get("options")
+    label = value.get("label")
     passage = value.get("passage")
+
     if not isinstance(passage, str | None):
         raise UserError(f"{where}: passage={shorten(passage)} must be a text, or null")
     if not isinstance(options, list) or not 2 <= len(options) <= len(_LETTERS):
@@ -78,11 +101,14 @@ def _question(value: dict[str, Any], where: str) -> tuple[str, list[str], int]:
     for i, option in enumerate(options):
         if not isinstance(option, str) or not re.match(rf"\({_LETTERS[i]}\)", option):
             raise UserError(f"{where}: option {shorten(option)} must begin with ({_LETTERS[i]})")
-    known = _LETTERS[: len(options)]
-    if not isinstance(label, str) or len(label) != 1 or label not in known:
-        raise UserError(f"{where}: label={shorten(label)} must be one of {', '.join(known)}")
+
+    letters = _LETTERS[: len(options)]
+    if not isinstance(label, str) or len(label) != 1 or label not in letters:
+        raise UserError(f"{where}: label={shorten(label)} must be one of {', '.join(letters)}")
+
+    # AGIEval's own words.
     prompt = (
         f"{passage or ''}Q: {question} Answer Choices: {' '.join(options)}\n"
-        f"A: Among A through {known[-1]}, the answer is"
+        f"A: Among A through {letters[-1]}, the answer is"
     )
-    return prompt, options, known.index(label)
+    return _Question(prompt, options, letters.index(label))

@@ -11,6 +11,7 @@ import scipy.stats
 
 from matta_jax.packages import Model
 
+# Of every interval.
 CONFIDENCE = 0.95
 
 
@@ -91,17 +92,23 @@ class Paired:
 
 def paired_test(task: str, names: tuple[str, str], right: tuple[np.ndarray, np.ndarray]) -> Paired:
     """Compares two models' right answers, example by example (McNemar 1947, exact)."""
-    only_a, only_b = (int((one & ~other).sum()) for one, other in (right, right[::-1]))
-    odd = only_a + only_b
-    p_value = float(scipy.stats.binomtest(only_a, odd).pvalue) if odd else 1.0
+    right_a, right_b = right
+    only_a = int((right_a & ~right_b).sum())
+    only_b = int((right_b & ~right_a).sum())
+
+    # Only examples on which the models differ say which is better; of two equal ones, half would.
+    num_differing = only_a + only_b
+    p_value = 1.0
+    if num_differing:
+        p_value = float(scipy.stats.binomtest(only_a, num_differing).pvalue)
     return Paired(task, *names, only_a, only_b, p_value)
 
 
 def all_pairs(names: Sequence[str], outcomes: Sequence[Outcome], task: str) -> list[Paired]:
     """Compares each model with the first one."""
-    first = outcomes[0].right
-    return [
-        paired_test(task, (names[0], name), (first, outcome.right))
-        for name, outcome in zip(names[1:], outcomes[1:], strict=True)
-        if first is not None and outcome.right is not None
-    ]
+    first_right = outcomes[0].right
+    pairs = []
+    for name, outcome in zip(names[1:], outcomes[1:], strict=True):
+        if first_right is not None and outcome.right is not None:
+            pairs.append(paired_test(task, (names[0], name), (first_right, outcome.right)))
+    return pairs

@@ -14,27 +14,33 @@ class Text:
     """
 
     def __init__(self, where: str, config: Config):
-        self.where, self._windows = where, task_windows(config, where)
+        self.where = where
+        self._windows = task_windows(config, where)
         self.fingerprint = self._windows.fingerprint
-        self._known: weakref.WeakKeyDictionary[Model, TextLoss] = weakref.WeakKeyDictionary()
+
+        # A model that nobody needs any more is not kept in memory for its loss.
+        self._losses: weakref.WeakKeyDictionary[Model, TextLoss] = weakref.WeakKeyDictionary()
 
     def loss(self, model: Model) -> TextLoss:
         """Returns a model's loss over the text."""
-        if model not in self._known:
-            self._known[model] = text_loss(model, self._windows)
-        return self._known[model]
+        if model not in self._losses:
+            self._losses[model] = text_loss(model, self._windows)
+        return self._losses[model]
 
 
 class TextTask:
     """One figure of a text: `bits_per_byte` of UTF-8, or `perplexity` of a token."""
 
-    baselines: dict[str, float] = {}  # noqa: RUF012  Of no task of this kind.
-
     def __init__(self, figure: str, text: Text):
-        self._figure, self._text, self.fingerprint = figure, text, text.fingerprint
+        self._figure = figure
+        self._text = text
+        self.fingerprint = text.fingerprint
+        # A trivial method's loss of a text is none that anyone compares with.
+        self.baselines: dict[str, float] = {}
 
     def run(self, model: Model) -> Outcome:
         """Scores a model."""
         loss = self._text.loss(model)
-        score = Score(f"{self._figure}:{self._text.where}", getattr(loss, self._figure))
-        return Outcome([score], None, loss.num_tokens)
+        value = getattr(loss, self._figure)
+        score = Score(f"{self._figure}:{self._text.where}", value)
+        return Outcome([score], right=None, count=loss.num_tokens)

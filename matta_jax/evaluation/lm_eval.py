@@ -1,10 +1,13 @@
 """Our models in the evaluation harness of EleutherAI (extra: `lm-eval`): its tasks, on any
 sub-model.
 
-import lm_eval, matta_jax.evaluation.lm_eval
-lm_eval.simple_evaluate(model="matta_jax", model_args="model=models/small",
-tasks=["lambada_openai"]) lm_eval.simple_evaluate(model="matta_jax",
-model_args="checkpoint=runs/mine,sub_model=student", tasks=[...])
+    import lm_eval, matta_jax.evaluation.lm_eval
+    lm_eval.simple_evaluate(
+        model="matta_jax", model_args="model=models/small", tasks=["lambada_openai"]
+    )
+    lm_eval.simple_evaluate(
+        model="matta_jax", model_args="checkpoint=runs/mine,sub_model=student", tasks=[...]
+    )
 """
 
 from typing import Any
@@ -19,6 +22,8 @@ from matta_jax.packages import Model, load_chosen
 from matta_jax.serving import Sampling, generate_ids
 from matta_jax.tokenizers import make_tokenizer
 
+_BATCH_SIZE = 16
+
 
 @register_model("matta_jax")
 class MattaLM(LM):
@@ -29,16 +34,21 @@ class MattaLM(LM):
         model: str | None = None,
         checkpoint: str | None = None,
         sub_model: str | None = None,
-        batch_size: int | str = 16,
+        batch_size: int | str = _BATCH_SIZE,
         **_: Any,
     ):
         super().__init__()
-        models, sub_models = ([one] if one else [] for one in (model, sub_model))
+        models = [model] if model else []
+        sub_models = [sub_model] if sub_model else []
         self._model: Model = load_chosen(models, checkpoint, sub_models)[0]
-        if self._model.is_scorer:
+        if self._model.reads_examples:
             raise UserError(f"{model or checkpoint!r} is a scorer, and no language model")
         self._tokenizer = make_tokenizer(self._model.config.data.tokenizer)
-        self._batch_size = int(batch_size) if str(batch_size).isdigit() else 16
+
+        # The harness also knows sizes such as `auto`.
+        self._batch_size = _BATCH_SIZE
+        if str(batch_size).isdigit():
+            self._batch_size = int(batch_size)
 
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
@@ -47,49 +57,69 @@ class MattaLM(LM):
         one.
         """
         encoded = [encode_request(self._tokenizer, *request.args) for request in requests]
-        found = likelihoods(self._model, encoded, batch_size=self._batch_size)
-        return [(one.log_prob, bool(one.is_top.all())) for one in found]
+        results = likelihoods(self._model, encoded, batch_size=self._batch_size)
+        return [(result.log_prob, bool(result.is_top.all())) for result in results]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Returns of each text its log-probability, in windows of the model's sequences, each token
         predicted once.
         """
-        limit, sums = self._model.config.data.seq_len, []
+        sums = []
         for request in requests:
-            ids = np.asarray(self._tokenizer.encode(request.args[0]), np.int32)
-            stream = np.concatenate([np.array([self._tokenizer.eos_id], np.int32), ids])
-            windows = [
-                Request(stream[start : start + 1], stream[start + 1 : start + limit + 1])
-                for start in range(0, len(ids), limit)
-            ]
-            sums.append(
-                sum(
-                    one.log_prob
-                    for one in likelihoods(self._model, windows, batch_size=self._batch_size)
-                )
-            )
+            windows = self._windows(request.args[0])
+            results = likelihoods(self._model, windows, batch_size=self._batch_size)
+            sums.append(sum(result.log_prob for result in results))
         return sums
+
+    def _windows(self, text: str) -> list[Request]:
+        """A text in pieces of a sequence's length; each is scored after the token before it, the
+        first after the separator of documents.
+        """
+        seq_len = self._model.config.data.seq_len
+        ids = self._tokenizer.encode(text)
+        stream = np.array([self._tokenizer.eos_id, *ids], np.int32)
+
+        windows = []
+        for start in range(0, len(ids), seq_len):
+            context = stream[start : start + 1]
+            target = stream[start + 1 : start + seq_len + 1]
+            windows.append(Request(context, target))
+        return windows
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Returns the continuation of each context, up to the first of the strings that end it."""
         texts = []
         for request in requests:
             context, options = request.args
-            ends = options.get("until") or []
-            sampling = Sampling(
-                float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-            )
-            start = np.array([self._tokenizer.eos_id, *self._tokenizer.encode(context)], np.int32)
-            ids = generate_ids(
-                self._model,
-                start[None],
-                num_tokens=int(options.get("max_gen_toks", 256)),
-                eos_id=self._tokenizer.eos_id,
-                sampling=sampling,
-            )[0, len(start) :]
-            ended = np.append(ids, self._tokenizer.eos_id).tolist().index(self._tokenizer.eos_id)
-            text = self._tokenizer.decode(ids[:ended])
-            for end in [ends] if isinstance(ends, str) else ends:
-                text = text.split(end)[0] if end else text
-            texts.append(text)
+            texts.append(self._continuation(context, options))
         return texts
+
+    def _continuation(self, context: str, options: dict[str, Any]) -> str:
+        """Options are the harness's: until, do_sample, temperature, max_gen_toks."""
+        eos_id = self._tokenizer.eos_id
+        temperature = 0.0
+        if options.get("do_sample"):
+            temperature = float(options.get("temperature", 0.0))
+
+        prompt = np.array([eos_id, *self._tokenizer.encode(context)], np.int32)
+        ids = generate_ids(
+            self._model,
+            prompt[None],
+            num_tokens=int(options.get("max_gen_toks", 256)),
+            eos_id=eos_id,
+            sampling=Sampling(temperature),
+        )[0]
+
+        # A text that did not come to its end has no separator.
+        continuation = ids[len(prompt) :]
+        ends_at = np.flatnonzero(continuation == eos_id)
+        if len(ends_at):
+            continuation = continuation[: ends_at[0]]
+        text = self._tokenizer.decode(continuation)
+
+        ends = options.get("until") or []
+        if isinstance(ends, str):
+            ends = [ends]
+        for end in filter(None, ends):
+            text = text.split(end)[0]
+        return text

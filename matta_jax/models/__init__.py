@@ -1,24 +1,37 @@
-"""Models: the GPT decoder and the scorer as plain modules, and the joint forward pass of a nest of
-them.
-"""
+"""Models: families of plain modules, the joint forward pass of a nest of them, decoding."""
 
-from matta_jax.models._decode import decode as decode
+from matta_jax.models._architecture import Architecture as Architecture
+from matta_jax.models._architecture import architecture_from_json as architecture_from_json
+from matta_jax.models._architecture import architecture_of as architecture_of
+from matta_jax.models._decode import Cache as Cache
 from matta_jax.models._decode import decoder_weights as decoder_weights
+from matta_jax.models._decode import extend as extend
 from matta_jax.models._decode import init_cache as init_cache
 from matta_jax.models._decode import prefill as prefill
-from matta_jax.models._gpt import GPT as GPT
-from matta_jax.models._gpt import Architecture as Architecture
-from matta_jax.models._gpt import architecture_of as architecture_of
-from matta_jax.models._gpt import logits as logits
-from matta_jax.models._nested import apply as apply
-from matta_jax.models._nested import block_importance as block_importance
-from matta_jax.models._nested import candidate_apply as candidate_apply
-from matta_jax.models._nested import joint_apply as joint_apply
-from matta_jax.models._nested import module_apply as module_apply
-from matta_jax.models._nested import sub_model_apply as sub_model_apply
+from matta_jax.models._joint import IN_PLACE as IN_PLACE
+from matta_jax.models._joint import Compute as Compute
+from matta_jax.models._joint import candidate_apply as candidate_apply
+from matta_jax.models._joint import joint_apply as joint_apply
+from matta_jax.models._joint import sub_model_apply as sub_model_apply
+from matta_jax.models._plain import PlainModel as PlainModel
 from matta_jax.models._plain import abstract_params as abstract_params
+from matta_jax.models._plain import apply as apply
+from matta_jax.models._plain import bind as bind
+from matta_jax.models._plain import bind_block as bind_block
+from matta_jax.models._plain import count_model as count_model
 from matta_jax.models._plain import init_params as init_params
 from matta_jax.models._plain import logical_axes as logical_axes
-from matta_jax.models._scorer import Extras as Extras
-from matta_jax.models._targets import Targets as Targets
-from matta_jax.models._targets import targets_of as targets_of
+from matta_jax.models._plain import logits as logits
+from matta_jax.models._plain import table_of as table_of
+from matta_jax.models._plan import Plan as Plan
+from matta_jax.models._plan import plan_of as plan_of
+from matta_jax.models.families import Block as Block
+from matta_jax.models.families import Family as Family
+from matta_jax.models.families import Input as Input
+from matta_jax.models.families import Inputs as Inputs
+from matta_jax.models.families import Modules as Modules
+from matta_jax.models.families import Schema as Schema
+from matta_jax.models.families import Targets as Targets
+from matta_jax.models.families import families as families
+from matta_jax.models.families import family_of as family_of
+from matta_jax.models.families import register as register

@@ -1,23 +1,76 @@
-"""A plain model of an architecture, whichever kind it is: its weights and their axes."""
+"""A plain model of an architecture, of whatever family: its weights, their axes, and its pass.
+
+Shape letters: B batch, T sequence, N tokens (= B·T), D d_model, V vocab.
+"""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from immutabledict import immutabledict
 
-from matta_jax.models._gpt import GPT, Architecture
-from matta_jax.models._scorer import Scorer
-from matta_jax.nesting import Names, Nest, Tree, fan_in_scales, flatten, unflatten
+from matta_jax.models._architecture import Architecture
+from matta_jax.models.families import Family, Inputs, Modules, family_of
+from matta_jax.models.layers import Build
+from matta_jax.nesting import (
+    BLOCKS,
+    LAYERS,
+    MEMBERS,
+    Counts,
+    Names,
+    Nest,
+    Tree,
+    count_weights,
+    fan_in_scales,
+    flatten,
+    join_granules,
+    layer_axes,
+    outside_blocks,
+    unflatten,
+    unit_sizes,
+)
+from matta_jax.sharding import ONE_DEVICE, Placement
 
 
-def module_of(architecture: Architecture) -> type[GPT]:
-    """The module of a plain model."""
-    return Scorer if architecture.num_classes else GPT
+class PlainModel(nnx.Module):
+    """The modules of a plain model, one stack of layers for each run of equal sizes."""
+
+    def __init__(self, architecture: Architecture, rngs: nnx.Rngs):
+        family = architecture.family
+        sizes = architecture.axis_sizes()
+        build = Build(sizes, architecture.num_layers, rngs, architecture.options)
+        # In the family's order: all modules draw from one stream of random numbers.
+        for name, module in family.modules.items():
+            if name == BLOCKS:
+                self.blocks = _stacks(architecture, rngs)
+            elif family.has(name, sizes):
+                setattr(self, name, module(build))
+
+
+def _stacks(architecture: Architecture, rngs: nnx.Rngs) -> nnx.Dict:
+    stacks: nnx.Dict = nnx.Dict()
+    for i, run in enumerate(architecture.sub_model.runs):
+        sizes = architecture.axis_sizes(run.sizes)
+        keys = jax.random.split(rngs.params(), len(run.layers))
+        make = functools.partial(_block, architecture, sizes)
+        # Each layer draws by a key of its own; the first axis of what comes out is `layers`.
+        stacks[str(i)] = nnx.vmap(make)(keys)
+    return stacks
+
+
+def _block(architecture: Architecture, sizes: Mapping[str, int], key: jax.Array) -> nnx.Module:
+    rngs = nnx.Rngs(key)
+    build = Build(sizes, architecture.num_layers, rngs, architecture.options)
+    return architecture.family.modules[BLOCKS](build)
 
 
 @functools.lru_cache(maxsize=64)
 def _abstract(architecture: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: module_of(architecture)(architecture, nnx.Rngs(0))))
+    # Traced and not run: no array of the model's size comes to be.
+    return nnx.split(nnx.eval_shape(lambda: PlainModel(architecture, nnx.Rngs(0))))
 
 
 def abstract_params(architecture: Architecture) -> Tree:
@@ -29,7 +82,8 @@ def logical_axes(architecture: Architecture) -> Tree:
     """The axis names of each weight, as nested dicts of tuples, read from the modules' metadata."""
     axes: dict[str, Names] = {}
     for path, variable in nnx.to_flat_state(_abstract(architecture)[1]):
-        stack = ("layers",) if path[0] == "blocks" else ()
+        # A block names the axes of one layer, also where a vmap has stacked it.
+        stack = (LAYERS,) if path[0] == BLOCKS else ()
         axes["/".join(map(str, path))] = stack + variable.get_metadata()["axes"]
     return unflatten(axes)
 
@@ -38,13 +92,137 @@ def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = 
     """Returns fresh weights. With a nest, each part has the scale of the smallest sub-model that it
     belongs to.
     """
-    params = nnx.to_pure_dict(nnx.state(module_of(architecture)(architecture, nnx.Rngs(key))))
+    params = nnx.to_pure_dict(nnx.state(PlainModel(architecture, nnx.Rngs(key))))
     if nest is None:
         return params
+
+    # Flat, because a factor follows from a weight and its names, which are leaves of two trees.
     axes = flatten(logical_axes(architecture))
-
-    def scaled(path: str, weight: jax.Array) -> jax.Array:
+    scaled = {}
+    for path, weight in flatten(params).items():
         factor = fan_in_scales(weight.shape, axes[path], nest)
-        return weight if factor is None else weight * factor
+        scaled[path] = weight if factor is None else weight * factor
+    return unflatten(scaled)
 
-    return unflatten({path: scaled(path, weight) for path, weight in flatten(params).items()})
+
+@functools.lru_cache(maxsize=64)
+def _graphdef(family_name: str, options: immutabledict[str, Any], module: str) -> nnx.GraphDef:
+    """The structure of a module, which is the same at every size."""
+    # Layers run with the weights of one member, from which the axis of members was dropped.
+    sizes = unit_sizes()
+    del sizes[MEMBERS]
+
+    def make() -> nnx.Module:
+        build = Build(sizes, depth=1, rngs=nnx.Rngs(0), options=options)
+        return family_of(family_name).modules[module](build)
+
+    return nnx.split(nnx.eval_shape(make))[0]
+
+
+def bind(family: Family, options: Mapping[str, Any], weights: Tree) -> Modules:
+    """The modules of a family with these weights, of whatever size, by name: of those beside the
+    layers, or `blocks` with the weights of one layer.
+    """
+    known_options = immutabledict(options)
+    modules = {}
+    for name, part in weights.items():
+        # Merging checks no shapes: a structure of unit sizes takes a slice of any size.
+        graphdef = _graphdef(family.name, known_options, name)
+        modules[name] = nnx.merge(graphdef, part)
+    return modules
+
+
+def bind_block(family: Family, options: Mapping[str, Any], weights: Tree) -> Any:
+    """A layer with these weights."""
+    return bind(family, options, {BLOCKS: weights})[BLOCKS]
+
+
+def apply(
+    architecture: Architecture,
+    params: Tree,
+    inputs: Inputs,
+    *,
+    dtype: str = "float32",
+    placement: Placement = ONE_DEVICE,
+) -> jax.Array:
+    """Runs the plain model of `params`, a layer cast and gathered when it runs. Not made to be
+    differentiated: it keeps what `joint_apply` would compute again.
+
+    Args:
+      architecture: of the model.
+      params: its weights.
+      inputs: by name.
+      dtype: compute type.
+      placement: where weights lie.
+
+    Returns:
+      The normed hidden states [N, D] in the compute type; of a family without a table the logits
+      [B, classes], or [B].
+    """
+    family = architecture.family
+    options = architecture.options
+    axes = logical_axes(architecture)
+
+    # Cast before it is gathered: fewer bytes travel between devices.
+    def gather(weight: jax.Array, names: Names) -> jax.Array:
+        return placement.gather(weight.astype(dtype), names)
+
+    def ready(weights: Tree, names: Tree) -> Tree:
+        return jax.tree.map(gather, weights, names)
+
+    outer = {}
+    for name, part in outside_blocks(params).items():
+        outer[name] = ready(part, axes[name])
+    modules = bind(family, options, outer)
+    x_ND, context = family.enter(modules, inputs)
+    x_ND = x_ND.astype(dtype)
+
+    # A scan for each run: within one, all layers have the same sizes.
+    for name, stack in params[BLOCKS].items():
+        names = layer_axes(axes[BLOCKS][name])
+
+        # `names` as a default is that of this run; a closure would read the loop's last one.
+        def body(x_ND: jax.Array, weights: Tree, names: Tree = names) -> tuple[jax.Array, None]:
+            weights = ready(weights, names)
+            if placement.joins:
+                weights = join_granules(weights, names)
+            return bind_block(family, options, weights)(x_ND, context), None
+
+        x_ND, _ = jax.lax.scan(body, x_ND, stack)
+    return family.leave(modules, x_ND, context)
+
+
+def table_of(family: Family, params: Tree) -> jax.Array | None:
+    """The table [V, D] that hidden states are compared with; None where a family has none.
+
+    A sub-model in place uses its first columns.
+    """
+    return None if family.table is None else flatten(params)[family.table]
+
+
+def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """Returns float32 logits [N, V] of hidden states under a table, of which the first D columns
+    count.
+    """
+    d_model = hidden_ND.shape[-1]
+    table = table_VD[:, :d_model].astype(hidden_ND.dtype)
+    # Sums in float32: losses take differences of logits, which a narrower type would round away.
+    return jnp.einsum("nd,vd->nv", hidden_ND, table, preferred_element_type=jnp.float32)
+
+
+def count_model(architecture: Architecture, seq_len: int, weights: Tree | None = None) -> Counts:
+    """Counts a plain model.
+
+    Args:
+      architecture: of the model.
+      seq_len: tokens of the sequence that attention spans.
+      weights: where they are at hand: their type counts; None: float32.
+    """
+    family = architecture.family
+    attention = family.attention_flops(architecture.sub_model, architecture.fixed, seq_len)
+    return count_weights(
+        abstract_params(architecture) if weights is None else weights,
+        logical_axes(architecture),
+        heads=[] if family.table is None else [family.table],
+        attention=attention,
+    )

@@ -1,9 +1,8 @@
-"""Slicing and counting, derived from logical axes and a SubModel and from nothing else.
+"""Slicing, derived from logical axes and a SubModel and from nothing else.
 
-A tree of weights goes with a tree of the same structure whose leaves are the weights' axis names. A
-nested axis that may be sharded over tensor-parallel devices is stored as two axes, `X_granules` and
-`X`: the logical axis X is their product, a prefix of granules is a prefix of X, and only the inner
-axis is ever sharded, so that slicing moves nothing between devices.
+A tree of weights goes with a tree of the same structure whose leaves are the weights' axis names.
+The layers of a TA are one stack, `blocks/0`; those of an extracted model are one stack for each run
+of layers of equal sizes, `blocks/0`, `blocks/1` and so on.
 """
 
 import dataclasses
@@ -15,82 +14,150 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matta_jax.nesting._sub_model import Nest, SubModel
+from matta_jax.nesting._axes import (
+    GRANULES,
+    LAYERS,
+    MEMBERS,
+    Names,
+    axis_of,
+    fan_in,
+    is_granulated,
+    logical_names,
+)
+from matta_jax.nesting._nest import Nest
+from matta_jax.nesting._sub_model import SubModel
 
 Tree = Any
-Names = tuple[str, ...]
-Size = int | tuple[int, ...]  # A prefix, or the indices to keep.
 ArrayT = TypeVar("ArrayT")
 
-_GRANULES = "_granules"
-_STACK = "layers"
-_TABLES = frozenset({"vocab", "positions", "categories"})
+BLOCKS = "blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pick:
+    """One entry of an axis, which is dropped: what is left has no such axis."""
+
+    entry: int
+
+
+Size = int | tuple[int, ...] | Pick
+"""Of an axis a prefix, the indices to keep, or one entry."""
 
 
 def narrow_array(array: ArrayT, names: Names, sizes: Mapping[str, Size]) -> ArrayT:
-    """Keeps of each named axis the first `sizes[name]` entries, or the entries of that tuple of
-    indices.
+    """Keeps of each named axis the first `sizes[name]` entries, the entries of that tuple of
+    indices, or one entry without the axis.
 
     Args:
       array: anything with `shape` that slices as numpy arrays do.
       names: the name of each axis. A granulated axis is cut by its logical name: `sizes["d_ff"]`
         counts neurons.
-      sizes: logical axis to size. Axes without an entry are kept whole.
+      sizes: logical axis to size. Axes without an entry are kept as they are.
 
     Raises:
       ValueError: a size larger than the axis, or not a whole number of granules.
     """
-    shape = array.shape  # type: ignore[attr-defined]
-    return array[_index(shape, names, sizes)]  # type: ignore[index]
+    index = narrow_index(array.shape, names, sizes)  # type: ignore[attr-defined]
+    part = array[index]  # type: ignore[index]
+    dropped = _picked_positions(names, sizes)
+    return part.squeeze(dropped) if dropped else part
+
+
+def _picked_positions(names: Names, sizes: Mapping[str, Size]) -> tuple[int, ...]:
+    """The positions of the axes of which one entry is picked."""
+    positions = []
+    for position, name in enumerate(names):
+        if isinstance(sizes.get(name), Pick):
+            positions.append(position)
+    return tuple(positions)
+
+
+def narrow_names(names: Names, sizes: Mapping[str, Size]) -> Names:
+    """The axis names of `narrow_array`'s result."""
+    dropped = _picked_positions(names, sizes)
+    return tuple(name for i, name in enumerate(names) if i not in dropped)
 
 
 def place_array(
-    part: np.ndarray, whole: np.ndarray, names: Names, sizes: Mapping[str, Size]
+    part: np.ndarray,
+    target: np.ndarray,
+    names: Names,
+    sizes: Mapping[str, Size],
 ) -> None:
-    """Undoes `narrow_array`: writes a part to its place in the whole, a numpy array, which it
+    """Undoes `narrow_array`: writes a part to its place in `target`, a numpy array, which it
     changes.
     """
-    whole[_index(whole.shape, names, sizes)] = part
+    index = narrow_index(target.shape, names, sizes)
+    dropped = _picked_positions(names, sizes)
+    # The index keeps a picked axis, as an axis of one entry.
+    target[index] = np.expand_dims(part, dropped) if dropped else part
 
 
-def _index(shape: tuple[int, ...], names: Names, sizes: Mapping[str, Size]) -> tuple[Any, ...]:
-    index: list[Any] = [slice(None)] * len(names)
+def narrow_index(
+    shape: tuple[int, ...],
+    names: Names,
+    sizes: Mapping[str, Size],
+) -> tuple[Any, ...]:
+    """The index by which `narrow_array` slices: for each axis a slice, or an array of entries."""
+    index: list[Any] = []
     for position, name in enumerate(names):
-        logical = name.removesuffix(_GRANULES)
+        logical = name.removesuffix(GRANULES)
         size = sizes.get(logical)
-        if size is None or (logical == name and name + _GRANULES in names):
-            continue
-        inner = shape[names.index(logical)] if logical != name else 1
-        if isinstance(size, tuple):
-            if any(not 0 <= entry < shape[position] for entry in size):
-                raise ValueError(f"{logical}={size} is outside the axis of {shape[position]}")
-            if size == tuple(range(size[0], size[0] + len(size))):
-                index[position] = slice(size[0], size[0] + len(size))
-            else:
-                index[position] = np.array(size)
-            continue
-        if size % inner or size // inner > shape[position]:
-            raise ValueError(
-                f"{logical}={size} must be a multiple of {inner}, at most {shape[position] * inner}"
-            )
-        index[position] = slice(0, size // inner)
+        # Whole granules are cut off, on their own axis; the inside of a granule stays whole.
+        is_inside = logical == name and is_granulated(name, names)
+        if size is None or is_inside:
+            index.append(slice(None))
+        elif isinstance(size, int):
+            # A position on the axis of granules stands for `inner` entries of the logical axis.
+            inner = shape[names.index(logical)] if logical != name else 1
+            index.append(_prefix(logical, size, inner, shape[position]))
+        elif isinstance(size, Pick):
+            # As a slice of one entry: beside an array of entries (the layers of a run), numpy would
+            # count a bare number as an array too, and might move the axes.
+            index.append(_entries(logical, (size.entry,), shape[position]))
+        else:
+            index.append(_entries(logical, size, shape[position]))
     return tuple(index)
 
 
-def logical_names(names: Names) -> Names:
-    """The axis names of `merge_granules`'s result."""
-    return tuple(name for name in names if not name.endswith(_GRANULES))
+def _prefix(
+    axis: str,
+    size: int,
+    inner: int,
+    length: int,
+) -> slice:
+    is_whole = size % inner == 0
+    if not is_whole or size // inner > length:
+        raise ValueError(f"{axis}={size} must be a multiple of {inner}, at most {length * inner}")
+    return slice(0, size // inner)
+
+
+def _entries(axis: str, entries: tuple[int, ...], length: int) -> Any:
+    if any(not 0 <= entry < length for entry in entries):
+        raise ValueError(f"{axis}={entries} is outside the axis of {length}")
+
+    first = entries[0]
+    stop = first + len(entries)
+    # Views instead of copies where the entries are consecutive.
+    if entries == tuple(range(first, stop)):
+        return slice(first, stop)
+    return np.array(entries)
 
 
 def merge_granules(weight: ArrayT, names: Names) -> ArrayT:
     """Joins each granulated axis with its granules: an array with one axis for each of
     `logical_names`.
     """
-    order, shape = [], []
+    order: list[int] = []
+    shape: list[int] = []
+    lengths = weight.shape  # type: ignore[attr-defined]
     for name in logical_names(names):
-        parts = [i for i, axis in enumerate(names) if axis in (name + _GRANULES, name)]
-        order += parts
-        shape.append(math.prod(weight.shape[i] for i in parts))  # type: ignore[attr-defined]
+        # Names have granules before the inside, so that a prefix of granules becomes a prefix of
+        # the joined axis.
+        pair = (name + GRANULES, name)
+        positions = [i for i, axis in enumerate(names) if axis in pair]
+        order += positions
+        shape.append(math.prod(lengths[i] for i in positions))
     return weight.transpose(order).reshape(shape)  # type: ignore[attr-defined]
 
 
@@ -98,14 +165,17 @@ def split_granules(weight: ArrayT, names: Names, granules: Mapping[str, int]) ->
     """Undoes `merge_granules`, with granules of the given sizes."""
     order: list[str] = []
     shape: list[int] = []
-    for name, size in zip(logical_names(names), weight.shape, strict=True):  # type: ignore[attr-defined]
-        if name + _GRANULES in names:
-            order += [name + _GRANULES, name]
+    sizes = weight.shape  # type: ignore[attr-defined]
+    for name, size in zip(logical_names(names), sizes, strict=True):
+        if is_granulated(name, names):
+            order += [name + GRANULES, name]
             shape += [size // granules[name], granules[name]]
         else:
             order.append(name)
             shape.append(size)
-    return weight.reshape(shape).transpose([order.index(name) for name in names])  # type: ignore[attr-defined]
+    # A weight may have its granules far from their inside: first of all, before its inputs.
+    transposed = [order.index(name) for name in names]
+    return weight.reshape(shape).transpose(transposed)  # type: ignore[attr-defined]
 
 
 def join_granules(tree: Tree, axes: Tree) -> Tree:
@@ -113,102 +183,146 @@ def join_granules(tree: Tree, axes: Tree) -> Tree:
 
     def join(weight: ArrayT, names: Names) -> ArrayT:
         merged = merge_granules(weight, names)
-        sizes = dict(zip(logical_names(names), merged.shape, strict=True))  # type: ignore[attr-defined]
-        return split_granules(merged, names, sizes)
+        lengths = merged.shape  # type: ignore[attr-defined]
+        # The axis of granules stays, with one entry: names and einsums fit the weight as before.
+        granules = dict(zip(logical_names(names), lengths, strict=True))
+        return split_granules(merged, names, granules)
 
     return jax.tree.map(join, tree, axes)
 
 
+def regranulate(tree: Tree, axes: Tree, granules: Mapping[str, int]) -> Tree:
+    """Cuts granulated axes, whatever granules they have, into those of the given sizes."""
+
+    def cut(weight: ArrayT, names: Names) -> ArrayT:
+        merged = merge_granules(weight, names)
+        return split_granules(merged, names, granules)
+
+    return jax.tree.map(cut, tree, axes)
+
+
 def narrow(tree: Tree, axes: Tree, sizes: Mapping[str, Size]) -> Tree:
     """`narrow_array` over a tree of weights and the tree of their axis names."""
-    return jax.tree.map(lambda array, names: narrow_array(array, names, sizes), tree, axes)
+
+    def cut(array: ArrayT, names: Names) -> ArrayT:
+        return narrow_array(array, names, sizes)
+
+    return jax.tree.map(cut, tree, axes)
 
 
-def sizes_of(sub_model: SubModel, d_ff: int | None = None) -> dict[str, Size]:
-    """The sizes of a sub-model's logical axes; with `d_ff`, those of one of its layers."""
-    sizes: dict[str, Size] = {"d_model": sub_model.d_model, "heads": sub_model.num_heads}
-    return sizes if d_ff is None else sizes | {"d_ff": d_ff}
+def map_names(function: Any, axes: Tree) -> Tree:
+    """Maps a function of names over a tree of them."""
+    # Names are tuples, which jax would take for nodes of the tree.
+    return jax.tree.map(function, axes, is_leaf=lambda node: type(node) is tuple)
+
+
+def narrow_axes(axes: Tree, sizes: Mapping[str, Size]) -> Tree:
+    """`narrow_names` over a tree of axis names."""
+    return map_names(lambda names: narrow_names(names, sizes), axes)
+
+
+def layer_axes(axes: Tree) -> Tree:
+    """The axis names of one layer of a stack."""
+    # `layers` stands first in every stack, which is what a scan runs over.
+    return map_names(lambda names: names[1:], axes)
+
+
+def stack_of(tree: Tree) -> Tree:
+    """The one stack of all layers of a TA's weights, or of their axis names."""
+    return tree[BLOCKS]["0"]
+
+
+def outside_blocks(tree: Tree) -> Tree:
+    """What stands beside the layers, by module."""
+    return {name: part for name, part in tree.items() if name != BLOCKS}
+
+
+def sizes_of(sub_model: SubModel, sizes: Mapping[str, int] | None = None) -> dict[str, Size]:
+    """What a sub-model keeps of each logical axis, outside its layers.
+
+    Args:
+      sub_model: the model.
+      sizes: those of one of its layers; None: what all of them have alike.
+    """
+    if sizes is None:
+        sizes = sub_model.sizes
+    result: dict[str, Size] = dict(sizes)
+    if sub_model.member is not None:
+        result[MEMBERS] = Pick(sub_model.member)
+    return result
+
+
+def run_sizes(sub_model: SubModel, index: int) -> dict[str, Size]:
+    """What a sub-model keeps of the TA's stack for its run of that index."""
+    run = sub_model.runs[index]
+    return sizes_of(sub_model, run.sizes) | {LAYERS: run.layers}
 
 
 def slice_model(params: Tree, axes: Tree, sub_model: SubModel) -> Tree:
     """Slices the weights of a TA into those of the plain model of `sub_model`.
 
     Args:
-      params: weights of a TA, whose `blocks` hold one stack of all layers under "0".
+      params: weights of a TA, all its layers in one stack.
       axes: their axis names.
       sub_model: what to keep.
 
     Returns:
-      The plain model's weights: `blocks` hold one stack for each run of layers of equal width.
+      The plain model's weights, one stack for each run of layers of equal sizes.
     """
     sizes = sizes_of(sub_model)
-    sliced = {name: narrow(params[name], axes[name], sizes) for name in params if name != "blocks"}
-    sliced["blocks"] = {
-        str(i): narrow(
-            params["blocks"]["0"],
-            axes["blocks"]["0"],
-            sizes | {_STACK: run.layers, "d_ff": run.d_ff},
-        )
-        for i, run in enumerate(sub_model.runs)
-    }
+    sliced = {}
+    for name, part in outside_blocks(params).items():
+        sliced[name] = narrow(part, axes[name], sizes)
+
+    # Layers of different sizes cannot stand in one array.
+    stack = stack_of(params)
+    names = stack_of(axes)
+    sliced[BLOCKS] = {}
+    for i in range(len(sub_model.runs)):
+        sizes = run_sizes(sub_model, i)
+        sliced[BLOCKS][str(i)] = narrow(stack, names, sizes)
     return sliced
 
 
 def slice_axes(axes: Tree, sub_model: SubModel) -> Tree:
     """The axis names of `slice_model`'s result."""
-    stack = axes["blocks"]["0"]
-    return axes | {"blocks": {str(i): stack for i in range(len(sub_model.runs))}}
+    plain = narrow_axes(axes, sizes_of(sub_model))
+    # Runs differ in sizes alone: each has the names of the one stack.
+    names = stack_of(plain)
+    num_runs = len(sub_model.runs)
+    plain[BLOCKS] = {str(i): names for i in range(num_runs)}
+    return plain
+
+
+def parent_path(path: str) -> tuple[str, int | None]:
+    """The TA's path of an extracted model's weight, and the index of its run of layers; None for a
+    weight outside the layers.
+    """
+    parts = path.split("/")
+    if parts[0] != BLOCKS:
+        return path, None
+    _, run, *inner = parts
+    # All layers of a TA are in its stack 0.
+    path_in_ta = "/".join([BLOCKS, "0", *inner])
+    return path_in_ta, int(run)
 
 
 def units(names: Names, nest: Nest) -> tuple[int, ...]:
-    """The steps in which sub-models may cut each axis of a weight; 0 for an axis that is always
-    whole.
+    """The steps in which sub-models may cut each axis of a weight; 0 for one that stays as it is.
+
+    Layers, members and granules are cut to single ones.
     """
 
     def unit(name: str) -> int:
-        if name == _STACK or name.endswith(_GRANULES):
+        if name.endswith(GRANULES) or axis_of(name).is_picked:
             return 1
-        sizes = () if name + _GRANULES in names else nest.boundaries(name)
+        # Its granules are cut instead.
+        if is_granulated(name, names):
+            return 0
+        sizes = nest.boundaries(name)
         return math.gcd(*sizes) if len(sizes) > 1 else 0
 
     return tuple(unit(name) for name in names)
-
-
-def matrix_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The positions of the (input, output) axes of a weight that multiplies activations, or None
-    for all others.
-
-    A matrix joins d_model with other axes. Axes before d_model's end of the contraction are its
-    inputs: d_model itself unless it stands last. Embedding tables, norms and biases are no
-    matrices.
-    """
-    own = [i for i, name in enumerate(names) if name != _STACK]
-    if "d_model" not in names or len(own) < 2 or _TABLES & set(names):
-        return None
-    model = names.index("d_model")
-    others = tuple(i for i in own if i != model)
-    return (others, (model,)) if model == own[-1] else ((model,), others)
-
-
-def table_view(names: Names) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The positions of the (entry, d_model) axes of an embedding table, or None for all others."""
-    entries = tuple(i for i, name in enumerate(names) if name in _TABLES)
-    return (entries, (names.index("d_model"),)) if entries and "d_model" in names else None
-
-
-def fan_in(names: Names) -> tuple[int, ...]:
-    """The positions of the axes that a weight sums over: a matrix's inputs, a table's d_model (as
-    the tied head).
-    """
-    view = matrix_view(names)
-    if view is not None:
-        return view[0]
-    return (names.index("d_model"),) if _TABLES & set(names) else ()
-
-
-def is_decayed(names: Names) -> bool:
-    """Whether weight decay applies: to matrices and tables, not to norms and biases."""
-    return "d_model" in names and len([name for name in names if name != _STACK]) > 1
 
 
 def fan_in_scales(shape: tuple[int, ...], names: Names, nest: Nest) -> jax.Array | None:
@@ -224,93 +338,25 @@ def fan_in_scales(shape: tuple[int, ...], names: Names, nest: Nest) -> jax.Array
     """
     factor = None
     for position in fan_in(names):
-        logical = names[position].removesuffix(_GRANULES)
+        name = names[position]
+        logical = name.removesuffix(GRANULES)
         boundaries = nest.boundaries(logical)
-        if len(boundaries) < 2 or (logical == names[position] and logical + _GRANULES in names):
+        # Sizes are whole granules, so one factor fits a granule: its inside is not scaled again.
+        is_inside = logical == name and is_granulated(name, names)
+        if len(boundaries) < 2 or is_inside:
             continue
-        inner = shape[names.index(logical)] if logical != names[position] else 1
+
+        # The first logical entry at each position of this axis.
+        inner = shape[names.index(logical)] if logical != name else 1
         entries = jnp.arange(shape[position]) * inner
-        own = jnp.asarray(boundaries)[
-            jnp.searchsorted(jnp.asarray(boundaries), entries, side="right")
-        ]
-        scale = jnp.sqrt(boundaries[-1] / own).reshape(
-            [-1 if i == position else 1 for i in range(len(shape))]
-        )
+
+        # From the right: entry i is the (i + 1)-th, which a model of just i entries lacks.
+        sizes = jnp.asarray(boundaries)
+        smallest_model = sizes[jnp.searchsorted(sizes, entries, side="right")]
+        scale = jnp.sqrt(boundaries[-1] / smallest_model)
+
+        broadcast_shape = [1] * len(shape)
+        broadcast_shape[position] = -1
+        scale = scale.reshape(broadcast_shape)
         factor = scale if factor is None else factor * scale
     return factor
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What a model costs.
-
-    Attributes:
-      parameters: numbers in its weights.
-      bytes: at the storage type of the weights.
-      flops_per_token: of one forward pass at a given sequence length: matmuls and the head (2 per
-        weight), and causal attention counted at half. Norms, biases and activations are left out. A
-        scorer's is counted whole.
-    """
-
-    parameters: int
-    bytes: int
-    flops_per_token: int
-
-
-def count(shapes: Tree, axes: Tree, sub_model: SubModel, *, head_dim: int, seq_len: int) -> Counts:
-    """Counts a sub-model without touching a weight.
-
-    Args:
-      shapes: the TA's weights, or anything with their `shape` and `dtype` (`jax.eval_shape`).
-      axes: their axis names.
-      sub_model: what to count.
-      head_dim: width of a head.
-      seq_len: tokens of the sequence that attention spans.
-    """
-    abstract = jax.eval_shape(lambda tree: slice_model(tree, axes, sub_model), shapes)
-    attended = sub_model.num_layers * sub_model.num_heads * head_dim
-    return count_weights(abstract, slice_axes(axes, sub_model), attended=attended, seq_len=seq_len)
-
-
-def count_weights(weights: Tree, axes: Tree, *, attended: int, seq_len: int) -> Counts:
-    """Counts a plain model: its weights or their shapes, their axis names, and `attended`, the
-    width of all layers' heads together."""
-    parameters = bytes_ = flops = 0
-    scorer = "head" in axes  # With a head of its own, and without a causal mask.
-    for leaf, names in zip(jax.tree.leaves(weights), _names(axes), strict=True):
-        size = math.prod(leaf.shape)
-        parameters += size
-        bytes_ += size * leaf.dtype.itemsize
-        if matrix_view(names) is not None or ("vocab" in names and not scorer):
-            flops += 2 * size
-    flops += (4 if scorer else 2) * attended * seq_len
-    return Counts(parameters, bytes_, flops)
-
-
-def _names(axes: Tree) -> list[Names]:
-    return jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, tuple))
-
-
-def path_name(key_path: Any) -> str:
-    """A key path of jax's as `blocks/0/mlp/w_in`."""
-    return jax.tree_util.keystr(key_path, simple=True, separator="/")
-
-
-def flatten(tree: Tree) -> dict[str, Any]:
-    """Flattens nested dicts to `{"blocks/0/mlp/w_in": leaf}`, tuples being leaves."""
-    paths = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: isinstance(node, tuple)
-    )[0]
-    return {path_name(path): leaf for path, leaf in paths}
-
-
-def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """Undoes `flatten` on nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

@@ -1,141 +1,235 @@
 """The one grammar in which every binary names a sub-model.
 
-    student | ta                        the two ends of the nest
+    student | ta | NAME                 the ends of the nest, or a member that the run names
     layers=12                           a depth: the first 12 layers (or 12 spread evenly, as the
-    nest says) layers=0,2,4                        these layers of the TA
+                                        nest says)
+    layers=0,2,4                        these layers of the TA
     d_model=512, num_heads=8            sizes of the nest
     d_ff=1024                           one width for every layer
     d_ff=4096*6,1024*12,4096*6          a width for each layer that runs
     d_ff=wide-narrow-wide:8             a named pattern with 8 wide layers (the TA's width), the
-    others narrow
+                                        others narrow
 
-Parts join with `;`. An axis that is not named is the TA's.
+Parts join with `;`. An axis that is not named is the TA's. Every axis but the residual stream's may
+have a size for each layer.
 """
 
+import itertools
 import re
+from collections.abc import Iterable, Sequence
 
 from matta_jax.errors import UserError, did_you_mean
+from matta_jax.nesting._axes import LAYERS, RESIDUAL, axis_of_word, word_of
+from matta_jax.nesting._nest import Nest
 from matta_jax.nesting._patterns import PATTERNS
-from matta_jax.nesting._sub_model import Nest, Run, SubModel
-
-_AXES = ("layers", "d_model", "num_heads", "d_ff")
+from matta_jax.nesting._sub_model import SubModel
 
 
-def parse_spec(spec: str, nest: Nest) -> SubModel:
+def parse_spec(spec: str, nest: Nest, *, is_new: bool = False) -> SubModel:
     """Returns the sub-model that `spec` names.
+
+    Args:
+      spec: in the grammar.
+      nest: where it lies.
+      is_new: whether its sizes may be others than the nest's: a run then adds them.
 
     Raises:
       UserError: text outside the grammar, or a model outside the nest.
     """
     text = spec.strip()
-    if text in ("student", "ta"):
-        return nest.student if text == "student" else nest.ta
+    if text in nest.members:
+        return nest.members[text]
+
+    parts = _parts_of(text, spec, nest)
+    # Before the sizes, of which there may be one for each layer that runs.
+    layers = nest.ta.layers
+    if LAYERS in parts:
+        layers = _layers(parts.pop(LAYERS), spec, nest)
+
+    sizes = dict(nest.ta.sizes)
+    per_layer = {}
+    for axis, value in parts.items():
+        # All layers read and write the same residual stream.
+        if axis == RESIDUAL:
+            sizes[axis] = _number(value, word_of(axis), spec)
+            continue
+        # Uniform ones too: a SubModel moves these to its sizes by itself.
+        del sizes[axis]
+        per_layer[axis] = _sizes_of_layers(value, axis, len(layers), spec, nest)
+
+    sub_model = SubModel(layers, sizes, per_layer)
+    if not is_new:
+        nest.check(sub_model, spec)
+    return sub_model
+
+
+def _parts_of(text: str, spec: str, nest: Nest) -> dict[str, str]:
+    """The text of each axis that a spec names."""
+    words = [LAYERS, *(word_of(axis) for axis in _spec_axes(nest))]
     parts: dict[str, str] = {}
     for part in text.split(";"):
-        axis, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or axis not in _AXES:
-            hint = did_you_mean(axis, ("student", "ta", *_AXES))
+        word, equals, value = part.partition("=")
+        word = word.strip()
+        if not equals or word not in words:
+            hint = did_you_mean(word, (*nest.members, *words))
+            names = ", ".join(nest.members)
             raise UserError(
-                f"sub_model {spec!r}: {part!r} is not student, ta or AXIS=VALUE with "
-                f"{', '.join(_AXES)}{hint}"
+                f"sub_model {spec!r}: {part!r} is not {names} or AXIS=VALUE with "
+                f"{', '.join(words)}{hint}"
             )
-        if axis in parts:
-            raise UserError(f"sub_model {spec!r}: {axis} is named twice; name it once")
-        parts[axis] = value
-    layers = _layers(parts["layers"], spec, nest) if "layers" in parts else nest.ta.layers
-    sub_model = SubModel(
-        d_model=_number(parts["d_model"], "d_model", spec)
-        if "d_model" in parts
-        else nest.ta.d_model,
-        num_heads=_number(parts["num_heads"], "num_heads", spec)
-        if "num_heads" in parts
-        else nest.ta.num_heads,
-        layers=layers,
-        d_ff=_widths(parts["d_ff"], len(layers), spec, nest)
-        if "d_ff" in parts
-        else (nest.widths[-1],) * len(layers),
-    )
-    nest.check(sub_model, spec)
-    return sub_model
+        axis = axis_of_word(word)
+        assert axis is not None
+        if axis.name in parts:
+            raise UserError(f"sub_model {spec!r}: {word} is named twice; name it once")
+        parts[axis.name] = value.strip()
+    return parts
 
 
 def format_spec(sub_model: SubModel, nest: Nest) -> str:
     """Returns the shortest spec that `parse_spec` reads back as `sub_model`."""
-    if sub_model == nest.ta:
-        return "ta"
-    if sub_model == nest.student:
-        return "student"
+    # The TA first: a Student that is all of it is called `ta`.
+    for name in ("ta", *nest.members):
+        if sub_model == nest.members[name]:
+            return name
+
     parts = []
     if sub_model.layers != nest.ta.layers:
-        is_depth = sub_model.layers == nest.layers_of(sub_model.num_layers)
-        listed = ",".join(map(str, sub_model.layers)) + ("," if sub_model.num_layers == 1 else "")
-        parts.append(f"layers={sub_model.num_layers}" if is_depth else f"layers={listed}")
-    if sub_model.d_model != nest.ta.d_model:
-        parts.append(f"d_model={sub_model.d_model}")
-    if sub_model.num_heads != nest.ta.num_heads:
-        parts.append(f"num_heads={sub_model.num_heads}")
-    runs = sub_model.runs
-    if len(runs) > 1:
-        parts.append("d_ff=" + ",".join(_repeated(run) for run in runs))
-    elif runs[0].d_ff != nest.widths[-1]:
-        parts.append(f"d_ff={runs[0].d_ff}")
+        parts.append(f"layers={_format_layers(sub_model, nest)}")
+    for axis in _spec_axes(nest):
+        if axis in sub_model.per_layer:
+            parts.append(f"{word_of(axis)}={_format_runs(sub_model.per_layer[axis])}")
+        elif sub_model.sizes[axis] != nest.ta.sizes[axis]:
+            parts.append(f"{word_of(axis)}={sub_model.sizes[axis]}")
     return ";".join(parts)
 
 
-def _repeated(run: Run) -> str:
-    return f"{run.d_ff}*{len(run.layers)}" if len(run.layers) > 1 else str(run.d_ff)
+def _spec_axes(nest: Nest) -> list[str]:
+    """The axes that a spec may name, in its order: the residual stream first, and d_ff, which is
+    the longest, last.
+    """
+    place = {RESIDUAL: 0, "d_ff": 2}
+    return sorted(nest.ta.sizes, key=lambda axis: place.get(axis, 1))
+
+
+def _format_layers(sub_model: SubModel, nest: Nest) -> str:
+    if sub_model.layers == nest.layers_of(sub_model.num_layers):
+        return str(sub_model.num_layers)
+    # One layer keeps a comma, by which it is no depth.
+    end = "," if sub_model.num_layers == 1 else ""
+    return ",".join(map(str, sub_model.layers)) + end
+
+
+def _format_runs(sizes: Sequence[int]) -> str:
+    runs = []
+    for size, group in itertools.groupby(sizes):
+        count = len(list(group))
+        runs.append(f"{size}*{count}" if count > 1 else str(size))
+    return ",".join(runs)
+
+
+def preset_specs(nest: Nest) -> list[str]:
+    """Specs that show what a nest holds: its members, each uniform size of what layers choose, and
+    each pattern at half the layers; each sub-model once.
+    """
+    specs = [*nest.members]
+    half = nest.num_layers // 2
+    for axis in nest.by_layer:
+        sizes = nest.allowed[axis]
+        specs += [f"{word_of(axis)}={size}" for size in sizes]
+        # A pattern needs two sizes, and a layer to be wide.
+        if len(sizes) > 1 and half:
+            specs += [f"{word_of(axis)}={pattern}:{half}" for pattern in PATTERNS]
+    return canonical_specs(specs, nest)
+
+
+def canonical_specs(specs: Iterable[str], nest: Nest) -> list[str]:
+    """The shortest spec of each sub-model that these name, in their order, each once."""
+    canonical = []
+    for spec in specs:
+        sub_model = parse_spec(spec, nest)
+        canonical.append(format_spec(sub_model, nest))
+    return list(dict.fromkeys(canonical))
 
 
 def slug(spec: str) -> str:
     """A folder name for a spec: letters, digits, `.`, `_` and `-` alone."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", spec.replace("*", "x")).strip("_")
+    # `1024*6` stays legible as `1024x6`.
+    text = spec.replace("*", "x")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_")
 
 
-def _number(text: str, axis: str, spec: str) -> int:
+def _number(text: str, word: str, spec: str) -> int:
     if not re.fullmatch(r"\d+", text):
-        raise UserError(f"sub_model {spec!r}: {axis}={text!r} must be a whole number")
+        raise UserError(f"sub_model {spec!r}: {word}={text!r} must be a whole number")
     return int(text)
 
 
 def _layers(text: str, spec: str, nest: Nest) -> tuple[int, ...]:
+    # A list, where a comma is; otherwise a depth.
     if "," in text:
-        return tuple(_number(item.strip(), "layers", spec) for item in text.rstrip(", ").split(","))
-    count = _number(text, "layers", spec)
-    if not 1 <= count <= nest.ta.num_layers:
+        items = text.rstrip(", ").split(",")
+        return tuple(_number(item.strip(), LAYERS, spec) for item in items)
+    count = _number(text, LAYERS, spec)
+    if not 1 <= count <= nest.num_layers:
         raise UserError(
             f"sub_model {spec!r}: layers={count} is outside the nest; allowed: 1 to "
-            f"{nest.ta.num_layers}"
+            f"{nest.num_layers}"
         )
     return nest.layers_of(count)
 
 
-def _widths(text: str, num_layers: int, spec: str, nest: Nest) -> tuple[int, ...]:
+def _sizes_of_layers(
+    text: str,
+    axis: str,
+    num_layers: int,
+    spec: str,
+    nest: Nest,
+) -> tuple[int, ...]:
+    """The size of an axis in each layer: one for all, a list of runs, or a pattern."""
+    word = word_of(axis)
     if ":" in text:
-        name, _, count = text.partition(":")
-        if name not in PATTERNS:
-            hint = did_you_mean(name, PATTERNS)
-            raise UserError(
-                f"sub_model {spec!r}: d_ff pattern {name!r} must be one of "
-                f"{', '.join(PATTERNS)}{hint}"
-            )
-        num_wide = _number(count, "d_ff", spec)
-        if num_wide > num_layers:
-            raise UserError(
-                f"sub_model {spec!r}: d_ff has {num_wide} wide layers, but {num_layers} layers run"
-            )
-        return tuple(
-            nest.widths[-1] if wide else nest.widths[0]
-            for wide in PATTERNS[name](num_layers, num_wide)
-        )
-    widths: list[int] = []
+        return _pattern_sizes(text, axis, num_layers, spec, nest)
+    sizes: list[int] = []
     for item in text.split(","):
-        width, star, count = item.strip().partition("*")
-        widths += [_number(width, "d_ff", spec)] * (_number(count, "d_ff", spec) if star else 1)
-    if len(widths) == 1 and "*" not in text:
-        widths *= num_layers
-    if len(widths) != num_layers:
+        size, star, count = item.strip().partition("*")
+        repeats = _number(count, word, spec) if star else 1
+        sizes += [_number(size, word, spec)] * repeats
+
+    # `1024` is the size of all layers, while `1024*1` is that of one.
+    if len(sizes) == 1 and "*" not in text:
+        sizes *= num_layers
+    if len(sizes) != num_layers:
+        # The paper's word for sizes of d_ff.
+        plural = "widths" if axis == "d_ff" else "sizes"
         raise UserError(
-            f"sub_model {spec!r}: d_ff names {len(widths)} widths, but {num_layers} layers run; "
+            f"sub_model {spec!r}: {word} names {len(sizes)} {plural}, but {num_layers} layers run; "
             "name one each"
         )
-    return tuple(widths)
+    return tuple(sizes)
+
+
+def _pattern_sizes(
+    text: str,
+    axis: str,
+    num_layers: int,
+    spec: str,
+    nest: Nest,
+) -> tuple[int, ...]:
+    name, _, count = text.partition(":")
+    word = word_of(axis)
+    if name not in PATTERNS:
+        raise UserError(
+            f"sub_model {spec!r}: {word} pattern {name!r} must be one of "
+            f"{', '.join(PATTERNS)}{did_you_mean(name, PATTERNS)}"
+        )
+    num_wide = _number(count, word, spec)
+    if num_wide > num_layers:
+        raise UserError(
+            f"sub_model {spec!r}: {word} has {num_wide} wide layers, but {num_layers} layers run"
+        )
+
+    # Sizes rise: the first is the nest's smallest, the last the TA's.
+    narrow_size = nest.allowed[axis][0]
+    wide_size = nest.allowed[axis][-1]
+    is_wide = PATTERNS[name](num_layers, num_wide)
+    return tuple(wide_size if wide else narrow_size for wide in is_wide)

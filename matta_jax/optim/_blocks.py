@@ -1,4 +1,4 @@
-"""Cutting matrices into blocks, and stacking blocks of one shape.
+"""Matrices cut into blocks, and blocks of one shape in stacks.
 
 Each axis is cut at the given boundaries first (a nest's sizes), then into parts of equal size, at
 most `block_size`. The last part is padded with zeros where it is short. Blocks of one shape, from
@@ -10,10 +10,8 @@ rows and columns.
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +33,30 @@ class MatrixView:
     row_cuts: tuple[int, ...] = ()
     column_cuts: tuple[int, ...] = ()
 
+    def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the matrices of a weight of this shape."""
+        num_rows = math.prod(shape[axis] for axis in self.rows)
+        num_columns = math.prod(shape[axis] for axis in self.columns)
+        return num_rows, num_columns
+
+    def axis_order(self, num_axes: int) -> tuple[int, ...]:
+        """The axes of the stack, then those of the rows, then those of the columns."""
+        matrix_axes = (*self.rows, *self.columns)
+        stack_axes = [axis for axis in range(num_axes) if axis not in matrix_axes]
+        return (*stack_axes, *matrix_axes)
+
 
 def default_view(shape: tuple[int, ...]) -> MatrixView | None:
     """The last two axes are the matrix, those before it a stack (such as scanned layers); vectors
     have none.
     """
-    return MatrixView((len(shape) - 2,), (len(shape) - 1,)) if len(shape) >= 2 else None
+    if len(shape) < 2:
+        return None
+    return MatrixView(rows=(len(shape) - 2,), columns=(len(shape) - 1,))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Segment:
+class Segment:
     """`parts` parts of `size` entries that cover `length` entries from `start`; the last may be
     short.
     """
@@ -54,28 +66,63 @@ class _Segment:
     parts: int
     size: int
 
+    @property
+    def window(self) -> slice:
+        """The entries that are covered."""
+        return slice(self.start, self.start + self.length)
 
-def _segments(length: int, cuts: Sequence[int], block_size: int) -> list[_Segment]:
-    ends = sorted({0, length, *(cut for cut in cuts if 0 < cut < length)})
-    result = []
-    for start, stop in itertools.pairwise(ends):
-        parts = -(-(stop - start) // block_size)
-        result.append(_Segment(start, stop - start, parts, -(-(stop - start) // parts)))
-    return result
+    @property
+    def padding(self) -> int:
+        """Entries that the last part is short of."""
+        return self.parts * self.size - self.length
 
 
 @dataclasses.dataclass(frozen=True)
-class _Member:
-    """A grid of blocks of one weight: all its matrices, one segment of rows by one of columns."""
+class BlockGrid:
+    """Blocks of one weight: of all its matrices, one segment of rows by one of columns.
+
+    Attributes:
+      leaf: index of the weight.
+      matrices: S.
+      rows, columns: the segments.
+    """
 
     leaf: int
     matrices: int
-    rows: _Segment
-    columns: _Segment
+    rows: Segment
+    columns: Segment
+
+    @property
+    def blocks_per_matrix(self) -> int:
+        """Blocks of each matrix."""
+        return self.rows.parts * self.columns.parts
 
     @property
     def num_blocks(self) -> int:
-        return self.matrices * self.rows.parts * self.columns.parts
+        """Blocks of all matrices."""
+        return self.matrices * self.blocks_per_matrix
+
+    def cut(self, weight_SMN: jax.Array) -> jax.Array:
+        """Returns the blocks [K, m, n], matrix by matrix and row by row."""
+        m, n = self.rows.size, self.columns.size
+        segment = weight_SMN[:, self.rows.window, self.columns.window]
+
+        if self.rows.padding or self.columns.padding:
+            segment = jnp.pad(segment, ((0, 0), (0, self.rows.padding), (0, self.columns.padding)))
+
+        # The axes of the grid come first, so that blocks follow one another row by row.
+        tiles = segment.reshape(self.matrices, self.rows.parts, m, self.columns.parts, n)
+        return tiles.transpose(0, 1, 3, 2, 4).reshape(-1, m, n)
+
+    def join(self, blocks_KMN: jax.Array) -> jax.Array:
+        """Undoes `cut`: returns the segment of each matrix, without padding."""
+        m, n = self.rows.size, self.columns.size
+        row_parts, column_parts = self.rows.parts, self.columns.parts
+
+        tiles = blocks_KMN.reshape(self.matrices, row_parts, column_parts, m, n)
+        tiles = tiles.transpose(0, 1, 3, 2, 4)
+        segment = tiles.reshape(self.matrices, row_parts * m, column_parts * n)
+        return segment[:, : self.rows.length, : self.columns.length]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +132,19 @@ class Bucket:
     Attributes:
       shape: (m, n) of a block.
       sides: which sides have a preconditioner: ("L", "R"), or one of them.
-      members: where the blocks come from, in order.
+      grids: where the blocks come from, in order.
       size: K, padded.
     """
 
     shape: tuple[int, int]
     sides: tuple[str, ...]
-    members: tuple[_Member, ...]
+    grids: tuple[BlockGrid, ...]
     size: int
 
     @property
     def num_blocks(self) -> int:
         """Blocks that are not padding."""
-        return sum(member.num_blocks for member in self.members)
+        return sum(grid.num_blocks for grid in self.grids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,145 +164,77 @@ class Blocking:
     def cut(self, name: str, leaves: Sequence[jax.Array]) -> jax.Array:
         """Returns the blocks [K, m, n] of a bucket; padding is zero."""
         bucket = self.buckets[name]
-        m, n = bucket.shape
         stacks = []
-        for member in bucket.members:
-            x_SMN = self._matrices(member.leaf, leaves[member.leaf])
-            rows, columns = member.rows, member.columns
-            x = x_SMN[
-                :,
-                rows.start : rows.start + rows.length,
-                columns.start : columns.start + columns.length,
-            ]
-            short = (rows.parts * m - rows.length, columns.parts * n - columns.length)
-            if any(short):
-                x = jnp.pad(x, ((0, 0), (0, short[0]), (0, short[1])))
-            x = x.reshape(member.matrices, rows.parts, m, columns.parts, n)
-            stacks.append(x.transpose(0, 1, 3, 2, 4).reshape(-1, m, n))
+        for grid in bucket.grids:
+            weight_SMN = self._matrices(grid.leaf, leaves[grid.leaf])
+            stacks.append(grid.cut(weight_SMN))
+
+        # Blocks of zeros: their statistics stay zero, and their roots the identity.
         padding = bucket.size - bucket.num_blocks
         if padding:
-            stacks.append(jnp.zeros((padding, m, n), stacks[0].dtype))
-        return jnp.concatenate(stacks) if len(stacks) > 1 else stacks[0]
+            stacks.append(jnp.zeros((padding, *bucket.shape), stacks[0].dtype))
 
-    def join(self, blocks: dict[str, jax.Array]) -> dict[int, jax.Array]:
+        # A concatenation of one array would still be a copy.
+        return stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+
+    def join(self, blocks: Mapping[str, jax.Array]) -> dict[int, jax.Array]:
         """Undoes `cut` of all buckets: returns each leaf that has blocks, by its index."""
-        pieces: dict[int, dict[tuple[int, int], jax.Array]] = {}
+        segments: dict[int, dict[tuple[int, int], jax.Array]] = {}
         for name, bucket in self.buckets.items():
-            (m, n), position = bucket.shape, 0
-            for member in bucket.members:
-                rows, columns = member.rows, member.columns
-                x = blocks[name][position : position + member.num_blocks]
-                position += member.num_blocks
-                x = x.reshape(member.matrices, rows.parts, columns.parts, m, n).transpose(
-                    0, 1, 3, 2, 4
-                )
-                x = x.reshape(member.matrices, rows.parts * m, columns.parts * n)
-                piece = x[:, : rows.length, : columns.length]
-                pieces.setdefault(member.leaf, {})[rows.start, columns.start] = piece
-        return {leaf: self._leaf(leaf, grid) for leaf, grid in pieces.items()}
+            position = 0
+            for grid in bucket.grids:
+                grid_blocks = blocks[name][position : position + grid.num_blocks]
+                position += grid.num_blocks
+
+                # A weight's grids may lie in several buckets: their sizes differ with the cuts.
+                corner = (grid.rows.start, grid.columns.start)
+                segments.setdefault(grid.leaf, {})[corner] = grid.join(grid_blocks)
+
+        return {leaf: self._leaf(leaf, by_corner) for leaf, by_corner in segments.items()}
 
     def matrix_ids(self, name: str, offsets: Sequence[int]) -> list[int]:
         """For each block of a bucket, padding left out, the number of its matrix; `offsets` is that
         of each leaf.
         """
         ids: list[int] = []
-        for member in self.buckets[name].members:
-            grid = member.rows.parts * member.columns.parts
-            ids += [
-                offsets[member.leaf] + matrix
-                for matrix in range(member.matrices)
-                for _ in range(grid)
-            ]
+        for grid in self.buckets[name].grids:
+            for matrix in range(grid.matrices):
+                # A matrix has its blocks one after another, as `BlockGrid.cut` lays them.
+                ids += [offsets[grid.leaf] + matrix] * grid.blocks_per_matrix
         return ids
 
     def num_matrices(self, leaf: int) -> int:
         """Matrices in the stack of a leaf; 0 where it has no blocks."""
         view = self.views[leaf]
-        return (
-            0
-            if view is None
-            else math.prod(self.shapes[leaf]) // math.prod(self._matrix_shape(leaf))
-        )
+        if view is None:
+            return 0
+        shape = self.shapes[leaf]
+        return math.prod(shape) // math.prod(view.matrix_shape(shape))
 
-    def _order(self, leaf: int) -> tuple[int, ...]:
+    def _view(self, leaf: int) -> MatrixView:
         view = self.views[leaf]
-        assert view is not None
-        own = (*view.rows, *view.columns)
-        return (*(i for i in range(len(self.shapes[leaf])) if i not in own), *own)
+        assert view is not None, "buckets hold leaves with a view alone"
+        return view
 
-    def _matrix_shape(self, leaf: int) -> tuple[int, int]:
-        view, shape = self.views[leaf], self.shapes[leaf]
-        assert view is not None
-        return math.prod(shape[i] for i in view.rows), math.prod(shape[i] for i in view.columns)
+    def _matrices(self, leaf: int, weight: jax.Array) -> jax.Array:
+        """A leaf as a stack of matrices [S, M, N]."""
+        view, shape = self._view(leaf), self.shapes[leaf]
+        ordered = weight.transpose(view.axis_order(len(shape)))
+        return ordered.reshape(-1, *view.matrix_shape(shape))
 
-    def _matrices(self, leaf: int, x: jax.Array) -> jax.Array:
-        return x.transpose(self._order(leaf)).reshape(-1, *self._matrix_shape(leaf))
+    def _leaf(self, leaf: int, segments: Mapping[tuple[int, int], jax.Array]) -> jax.Array:
+        """Puts the segments of a leaf together, by their first row and column."""
+        # Segments side by side are bands of rows, and these one above the other the matrix.
+        bands = []
+        for first_row in sorted({row for row, _ in segments}):
+            corners = sorted(corner for corner in segments if corner[0] == first_row)
+            band = [segments[corner] for corner in corners]
+            bands.append(jnp.concatenate(band, axis=2))
+        weight_SMN = jnp.concatenate(bands, axis=1)
 
-    def _leaf(self, leaf: int, grid: dict[tuple[int, int], jax.Array]) -> jax.Array:
-        """Puts the pieces of a leaf together, by their first row and column."""
-        starts = sorted({row for row, _ in grid})
-        bands = [
-            jnp.concatenate([grid[at] for at in sorted(grid) if at[0] == row], axis=2)
-            for row in starts
-        ]
-        order = self._order(leaf)
-        x = jnp.concatenate(bands, axis=1).reshape([self.shapes[leaf][i] for i in order])
-        return x.transpose([order.index(i) for i in range(len(order))])
-
-
-def make_blocking(
-    leaves: Sequence[Any],
-    views: Sequence[MatrixView | None],
-    *,
-    block_size: int,
-    block_multiple: int,
-    max_dim: int,
-    one_sided: bool,
-) -> Blocking:
-    """Plans the blocks of a tree's leaves (anything with `shape`).
-
-    Args:
-      leaves: the weights.
-      views: how each is read; None leaves it without blocks.
-      block_size: largest side of a block.
-      block_multiple: what the number of blocks of a bucket is padded to.
-      max_dim: a matrix with a longer side than this has no blocks, or,
-      one_sided: where the other side is not longer, blocks of the whole long side with one
-        preconditioner.
-    """
-    found: dict[tuple[int, int, tuple[str, ...]], list[_Member]] = {}
-    kept: list[MatrixView | None] = []
-    for index, (leaf, view) in enumerate(zip(leaves, views, strict=True)):
-        kept.append(None)
-        if view is None or not math.prod(leaf.shape):
-            continue
-        rows, columns = (
-            math.prod(leaf.shape[i] for i in axes) for axes in (view.rows, view.columns)
-        )
-        sides = tuple(side for side, length in (("L", rows), ("R", columns)) if length <= max_dim)
-        if len(sides) < (1 if one_sided else 2):
-            continue
-        kept[-1] = view
-        row_segments = (
-            _segments(rows, view.row_cuts, block_size)
-            if "L" in sides
-            else [_Segment(0, rows, 1, rows)]
-        )
-        column_segments = (
-            _segments(columns, view.column_cuts, block_size)
-            if "R" in sides
-            else [_Segment(0, columns, 1, columns)]
-        )
-        matrices = math.prod(leaf.shape) // (rows * columns)
-        for row, column in itertools.product(row_segments, column_segments):
-            found.setdefault((row.size, column.size, sides), []).append(
-                _Member(index, matrices, row, column)
-            )
-    buckets = {}
-    for (m, n, sides), members in found.items():
-        count = sum(member.num_blocks for member in members)
-        name = f"{m}x{n}" + ("" if len(sides) == 2 else f"_{sides[0]}")
-        buckets[name] = Bucket(
-            (m, n), sides, tuple(members), -(-count // block_multiple) * block_multiple
-        )
-    return Blocking(tuple(kept), tuple(tuple(leaf.shape) for leaf in leaves), buckets)
+        shape = self.shapes[leaf]
+        order = self._view(leaf).axis_order(len(shape))
+        ordered = weight_SMN.reshape([shape[axis] for axis in order])
+        # Back from the order of stack, rows and columns to that of the weight.
+        inverse_order = [order.index(axis) for axis in range(len(order))]
+        return ordered.transpose(inverse_order)

@@ -1,6 +1,5 @@
 """The Optax chain of a run: clip, update rule, decoupled weight decay, learning rate."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +15,17 @@ from matta_jax.nesting import (
     Tree,
     flatten,
     is_decayed,
+    is_granulated,
+    map_names,
     matrix_view,
     path_name,
+    stack_positions,
     table_view,
 )
 from matta_jax.optim._blocks import MatrixView
-from matta_jax.optim._shampoo import BlockState, Shampoo, block_sharding, scale_by_shampoo
+from matta_jax.optim._distribution import block_sharding
+from matta_jax.optim._shampoo import scale_by_shampoo
+from matta_jax.optim._state import BlockState
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -60,76 +64,66 @@ def make_optimizer(
     boundaries and are shared by the devices of the mesh.
     """
     schedule = make_schedule(config, num_steps)
-    decayed = _map_names(is_decayed, axes)
-    clip = (
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm)
-    )
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
     if config.name == "muon":
-        # contrib.muon brings its own decay and learning rate. A consistent RMS lets AdamW's
-        # learning rates carry over.
-        return optax.chain(
-            clip,
-            optax.contrib.muon(
-                schedule,
-                beta=config.b1,
-                weight_decay=config.weight_decay,
-                adam_b1=config.b1,
-                adam_b2=config.b2,
-                muon_weight_dimension_numbers=_map_names(_muon_view, axes),
-                consistent_rms=0.2,
-            ),
-        )
-    rules = {
-        "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
-        "lion": lambda: optax.scale_by_lion(config.b1, config.b2),
-        "adafactor": lambda: optax.chain(
-            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
-        ),
-        "shampoo": lambda: optax.chain(
-            scale_by_shampoo(
-                shampoo_settings(shampoo or ShampooConfig()),
-                views=matrix_views(axes, nest),
-                mesh=mesh,
-            ),
-            optax.trace(config.b1, nesterov=True),
-            optax.scale(1 - config.b1),
-        ),
-    }
+        return optax.chain(clip, _muon(config, schedule, axes))
+
+    if config.name == "shampoo":
+        preconditioner = scale_by_shampoo(shampoo, views=matrix_views(axes, nest), mesh=mesh)
+        momentum = optax.trace(config.b1, nesterov=True)
+        rule = optax.chain(preconditioner, momentum, optax.scale(1 - config.b1))
+    else:
+        rule = _first_order_rule(config)
     return optax.chain(
         clip,
-        rules[config.name](),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        rule,
+        optax.add_decayed_weights(config.weight_decay, mask=map_names(is_decayed, axes)),
         optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _first_order_rule(config: OptimizerConfig) -> optax.GradientTransformation:
+    if config.name == "adamw":
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.name == "lion":
+        return optax.scale_by_lion(config.b1, config.b2)
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+def _muon(
+    config: OptimizerConfig, schedule: optax.Schedule, axes: Tree
+) -> optax.GradientTransformation:
+    """Muon with its own decay and learning rate, as Optax has it."""
+    return optax.contrib.muon(
+        schedule,
+        beta=config.b1,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=map_names(_muon_view, axes),
+        # A consistent RMS lets AdamW's learning rates carry over.
+        consistent_rms=0.2,
     )
 
 
 def _muon_view(names: Names) -> optax.contrib.MuonDimensionNumbers | None:
     view = matrix_view(names)
-    return view and optax.contrib.MuonDimensionNumbers(reduction_axis=view[0], output_axis=view[1])
-
-
-def _map_names(function: Callable[[Names], Any], axes: Tree) -> Tree:
-    return jax.tree.map(function, axes, is_leaf=lambda node: type(node) is tuple)
-
-
-def shampoo_settings(config: ShampooConfig) -> Shampoo:
-    """The settings of `scale_by_shampoo` that a config means."""
-    return Shampoo(**dataclasses.asdict(config))
+    if view is None:
+        return None
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=view[0], output_axis=view[1])
 
 
 def shampoo_advice(config: ShampooConfig, nest: Nest) -> str | None:
     """Returns a line for the user when the nest's widths make blocks odd or small, or None."""
-    granule = nest.d_ff_granule
-    if len(nest.widths) < 2 or granule % config.block_size == 0:
+    widths, granule = nest.allowed["d_ff"], nest.granule("d_ff")
+    if len(widths) < 2 or granule % config.block_size == 0:
         return None
     return (
         f"shampoo.block_size={config.block_size} does not divide {granule}, the common granule of "
-        "nest.widths="
-        f"{nest.widths}: blocks are cut at every {granule}; widths that are multiples of "
-        f"{config.block_size} make "
-        "fewer and fuller ones"
+        f"nest.widths={widths}: blocks are cut at every {granule}; widths that are multiples of "
+        f"{config.block_size} make fewer and fuller ones"
     )
 
 
@@ -137,26 +131,25 @@ def matrix_views(axes: Tree, nest: Nest | None = None) -> Tree:
     """Returns a `MatrixView` for each weight with these axis names, or None for norms and biases.
 
     Inputs are rows and outputs columns; of a table, its entries are rows. Granules are a stack,
-    which cuts their axis at every boundary of a nest, and so are query, key and value; other nested
-    axes are cut at the nest's boundaries.
+    which cuts their axis at every boundary of a nest, and so are layers, members and the parts of
+    one projection; other nested axes are cut at the nest's boundaries.
     """
 
     def view(names: Names) -> MatrixView | None:
-        found = matrix_view(names) or table_view(names)
-        if found is None:
+        sides = matrix_view(names) or table_view(names)
+        if sides is None:
             return None
-        rows, columns = (tuple(i for i in side if not is_stack(names[i])) for side in found)
+        stack = stack_positions(names)
+        rows = tuple(i for i in sides[0] if i not in stack)
+        columns = tuple(i for i in sides[1] if i not in stack)
         return MatrixView(rows, columns, cuts(names, rows), cuts(names, columns))
 
-    def is_stack(name: str) -> bool:
-        return name.endswith("_granules") or name == "qkv"
-
     def cuts(names: Names, side: tuple[int, ...]) -> tuple[int, ...]:
-        if nest is None or len(side) != 1 or f"{names[side[0]]}_granules" in names:
+        if nest is None or len(side) != 1 or is_granulated(names[side[0]], names):
             return ()
-        return tuple(nest.boundaries(names[side[0]]))
+        return nest.boundaries(names[side[0]])
 
-    return _map_names(view, axes)
+    return map_names(view, axes)
 
 
 def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params: Tree) -> Any:
@@ -169,8 +162,12 @@ def map_state(function: Callable[[Any, str | None], Any], opt_state: Any, params
 
     def visit(key_path: Any, leaf: Any) -> Any:
         parts = path_name(key_path).split("/")
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        return function(leaf, next((end for end in ends if shapes.get(end) == leaf.shape), None))
+        # The longest end of the leaf's path that is a weight's.
+        for start in range(len(parts)):
+            path = "/".join(parts[start:])
+            if shapes.get(path) == leaf.shape:
+                return function(leaf, path)
+        return function(leaf, None)
 
     return jax.tree_util.tree_map_with_path(visit, opt_state)
 
@@ -187,12 +184,12 @@ def state_shardings(opt_state: Any, params: Tree, shardings: Tree, mesh: Mesh) -
     """Returns how an optimiser state lies on the mesh: moments as their weights, Shampoo's blocks
     over all devices.
     """
-    by_path, whole = flatten(shardings), NamedSharding(mesh, P())
-    placed = map_state(lambda leaf, path: by_path[path] if path else whole, opt_state, params)
+    by_path, replicated = flatten(shardings), NamedSharding(mesh, P())
+    placed = map_state(lambda leaf, path: by_path[path] if path else replicated, opt_state, params)
 
-    def place(own: Any, found: Any) -> Any:
-        if isinstance(own, BlockState):
-            return jax.tree.map(lambda leaf: block_sharding(leaf.shape[0], mesh), own)
-        return found
+    def place(node: Any, sharding: Any) -> Any:
+        if isinstance(node, BlockState):
+            return jax.tree.map(lambda leaf: block_sharding(leaf.shape[0], mesh), node)
+        return sharding
 
     return jax.tree.map(place, opt_state, placed, is_leaf=lambda node: isinstance(node, BlockState))

@@ -6,47 +6,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from matta_jax.optim._shampoo import (
-    BlockState,
-    Moments,
-    Shampoo,
-    ShampooState,
-    scale_by_shampoo,
-    tree_paths,
-)
-
-
-def block_owners(
-    settings: Shampoo, params: Any, views: Any
-) -> tuple[Any, dict[int, tuple[str, int]]]:
-    """Numbers the blocks of a tree of weights.
-
-    Returns:
-      A tree like the weights that holds, for each entry, the number of its block from 1, or 0 where
-      it has none; and for each number the name of the bucket and the block's place in it.
-    """
-    blocking = settings.blocking(params, views)
-    numbers: dict[str, Any] = {}
-    where: dict[int, tuple[str, int]] = {}
-    for name, bucket in blocking.buckets.items():
-        first = len(where) + 1
-        numbers[name] = np.arange(first, first + bucket.size)[:, None, None] * np.ones(
-            bucket.shape, np.int64
-        )
-        where |= {first + i: (name, i) for i in range(bucket.size)}
-    leaves, treedef = jax.tree.flatten(params)
-    joined = blocking.join(numbers)
-    owners = [
-        np.asarray(joined[i]) if i in joined else np.zeros(leaf.shape, int)
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(treedef, owners), where
+from matta_jax.config import ShampooConfig
+from matta_jax.optim._blocks import Blocking
+from matta_jax.optim._numbering import BlockNumbering, number_blocks
+from matta_jax.optim._plan import blocking_of
+from matta_jax.optim._shampoo import scale_by_shampoo
+from matta_jax.optim._state import BlockState, Moments, ShampooState, tree_paths
 
 
 def slice_shampoo(
     state: ShampooState,
     *,
-    settings: Shampoo,
+    settings: ShampooConfig,
     params: Any,
     views: Any,
     sub_views: Any,
@@ -65,51 +36,72 @@ def slice_shampoo(
     Raises:
       ValueError: the sub-model cuts through a block: the boundaries are not those of its nest.
     """
-    owners, where = block_owners(settings, params, views)
-    sub_owners = jax.tree.map(np.asarray, narrow(owners))
-    blocking = settings.blocking(sub_owners, sub_views)
-    fresh = scale_by_shampoo(settings, views=sub_views).init(
-        jax.tree.map(lambda x: x.astype(np.float32), sub_owners)
-    )
+    numbering = number_blocks(settings, params, views)
+    sub_numbers = jax.tree.map(np.asarray, narrow(numbering.numbers))
+    blocking = blocking_of(settings, sub_numbers, sub_views)
+
+    # The shapes of the sub-model's state, and what padding holds.
+    sub_params = jax.tree.map(lambda numbers: numbers.astype(np.float32), sub_numbers)
+    initial = scale_by_shampoo(settings, views=sub_views).init(sub_params)
+
     buckets = {}
-    for name, bucket in blocking.buckets.items():
-        cut = np.asarray(blocking.cut(name, jax.tree.leaves(sub_owners)))[
-            : bucket.num_blocks
-        ].reshape(bucket.num_blocks, -1)
-        numbers = cut.max(axis=1)
-        if np.any((cut != 0) & (cut != numbers[:, None])) or any(
-            where[number][0] != name for number in numbers
-        ):
-            raise ValueError(
-                f"the sub-model cuts through blocks of {name}; cut the blocks at its nest's "
-                "boundaries"
-            )
-        places = np.array([where[number][1] for number in numbers])
-        take = lambda old, new, places=places: new.at[: len(places)].set(old[places])
-        buckets[name] = BlockState(
-            *jax.tree.map(take, tuple(state.buckets[name]), tuple(fresh.buckets[name]))
+    for name in blocking.buckets:
+        places = _places_of(name, blocking, jax.tree.leaves(sub_numbers), numbering)
+        buckets[name] = _take_blocks(state.buckets[name], initial.buckets[name], places)
+
+    moments = _slice_moments(state.rest, initial.rest, params, narrow)
+    return ShampooState(state.count, buckets, moments, state.failures)
+
+
+def _places_of(
+    name: str, blocking: Blocking, sub_numbers: list[Any], numbering: BlockNumbering
+) -> np.ndarray:
+    """Where the TA's bucket of this name holds the sub-model's blocks, in their order."""
+    num_blocks = blocking.buckets[name].num_blocks
+    blocks = np.asarray(blocking.cut(name, sub_numbers))[:num_blocks].reshape(num_blocks, -1)
+
+    # The entries of a whole block have one number; those of its padding have 0.
+    numbers = blocks.max(axis=1)
+    is_mixed = (blocks != 0) & (blocks != numbers[:, None])
+    if np.any(is_mixed) or any(numbering.places[number][0] != name for number in numbers):
+        raise ValueError(
+            f"the sub-model cuts through blocks of {name}; cut the blocks at its nest's boundaries"
         )
-    return ShampooState(
-        state.count, buckets, _slice_rest(state.rest, fresh.rest, params, narrow), state.failures
-    )
+    return np.array([numbering.places[number][1] for number in numbers])
 
 
-def _slice_rest(
-    rest: Moments, fresh: Moments, params: Any, narrow: Callable[[Any], Any]
+def _take_blocks(ta_blocks: BlockState, initial: BlockState, places: np.ndarray) -> BlockState:
+    def take(ta_leaf: Any, initial_leaf: jax.Array) -> jax.Array:
+        return initial_leaf.at[: len(places)].set(ta_leaf[places])
+
+    # As tuples: a state out of a checkpoint has the fields, not the class.
+    return BlockState(*jax.tree.map(take, tuple(ta_blocks), tuple(initial)))
+
+
+def _slice_moments(
+    moments: Moments, initial: Moments, params: Any, narrow: Callable[[Any], Any]
 ) -> Moments:
     """Slices the moments of the weights without blocks, as these are sliced."""
-    paths, (leaves, treedef) = tree_paths(params), jax.tree.flatten(params)
+    mu = _slice_by_path(moments.mu, initial.mu, params, narrow)
+    nu = _slice_by_path(moments.nu, initial.nu, params, narrow)
+    return Moments(mu, nu)
 
-    def part(
-        old: dict[str, jax.Array] | None, new: dict[str, jax.Array] | None
-    ) -> dict[str, jax.Array] | None:
-        if old is None or new is None:
-            return None
-        filled = [
-            old.get(path, np.zeros(leaf.shape)) for path, leaf in zip(paths, leaves, strict=True)
-        ]
-        sliced = narrow(jax.tree.unflatten(treedef, filled))
-        by_path = dict(zip(tree_paths(sliced), jax.tree.leaves(sliced), strict=True))
-        return {path: by_path[path] for path in new}
 
-    return Moments(*(part(old, new) for old, new in zip(rest, fresh, strict=True)))
+def _slice_by_path(
+    moments: dict[str, jax.Array] | None,
+    initial: dict[str, jax.Array] | None,
+    params: Any,
+    narrow: Callable[[Any], Any],
+) -> dict[str, jax.Array] | None:
+    if moments is None or initial is None:
+        return None
+
+    # `narrow` wants a whole tree: zeros stand in for the weights with blocks.
+    leaves, treedef = jax.tree.flatten(params)
+    filled = []
+    for path, leaf in zip(tree_paths(params), leaves, strict=True):
+        filled.append(moments.get(path, np.zeros(leaf.shape)))
+
+    sliced = narrow(jax.tree.unflatten(treedef, filled))
+    by_path = dict(zip(tree_paths(sliced), jax.tree.leaves(sliced), strict=True))
+    return {path: by_path[path] for path in initial}

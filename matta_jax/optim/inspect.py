@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from matta_jax.optim._shampoo import Shampoo, ShampooState, tree_paths
-from matta_jax.optim._slice import block_owners
+from matta_jax.config import ShampooConfig
+from matta_jax.optim._numbering import number_blocks
+from matta_jax.optim._state import BlockState, ShampooState, tree_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Block:
         """Eigenvalues of the statistics, falling, relative to the largest; zeros where there are
         none.
         """
-        values = np.maximum(np.linalg.eigvalsh(np.float64(self.statistics[side]))[::-1], 0.0)
+        rising = np.linalg.eigvalsh(np.float64(self.statistics[side]))
+        # Rounding makes the smallest negative.
+        values = np.maximum(rising[::-1], 0.0)
         return values / values[0] if values[0] > 0 else values
 
     def effective_rank(self, side: str) -> float:
@@ -43,8 +46,10 @@ class Block:
         alike.
         """
         values = self.spectrum(side)
-        share = values[values > 0] / max(values.sum(), 1e-300)
-        return float(np.exp(-np.sum(share * np.log(share)))) if share.size else 0.0
+        shares = values[values > 0] / max(values.sum(), 1e-300)
+        if not shares.size:
+            return 0.0
+        return float(np.exp(-np.sum(shares * np.log(shares))))
 
     def condition(self, side: str, epsilon: float) -> float:
         """λ_max / λ_min of L + ε λ_max I, whose root is taken."""
@@ -52,10 +57,10 @@ class Block:
         return float((1 + epsilon) / (values[-1] + epsilon))
 
 
-def blocks_of(
+def blocks_of(  # noqa: PLR0913  Keyword-only: the settings of a run.
     state: ShampooState,
     *,
-    settings: Shampoo,
+    settings: ShampooConfig,
     params: Any,
     views: Any,
     narrow: Callable[[Any], Any],
@@ -74,30 +79,36 @@ def blocks_of(
     Raises:
       KeyError: no such weight, or one without blocks.
     """
-    owners, where = block_owners(settings, params, views)
-    by_path = dict(zip(tree_paths(owners), jax.tree.leaves(owners), strict=True))
+    numbering = number_blocks(settings, params, views)
+    # An entry of a weight without blocks has number 0.
+    leaves = jax.tree.leaves(numbering.numbers)
+    by_path = dict(zip(tree_paths(numbering.numbers), leaves, strict=True))
     if weight not in by_path or not by_path[weight].any():
         raise KeyError(weight)
-    own = by_path[weight][layer] if by_path[weight].ndim > 2 else by_path[weight]
-    numbers, first = np.unique(own, return_index=True)
-    student = set(
-        np.unique(
-            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(narrow(owners))])
-        ).tolist()
+
+    # Of scanned layers the first axis is the layer.
+    entries = by_path[weight]
+    if entries.ndim > 2:
+        entries = entries[layer]
+    numbers, first_entry = np.unique(entries, return_index=True)
+
+    # A block is the Student's where any entry of it is: no block crosses the nest's boundaries.
+    student_leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(narrow(numbering.numbers))]
+    student_numbers = set(np.unique(np.concatenate(student_leaves)).tolist())
+
+    # `np.unique` sorts by number; a reader looks from the first entry to the last.
+    blocks = []
+    for number in numbers[np.argsort(first_entry)].tolist():
+        name, place = numbering.places[number]
+        blocks.append(_block_at(state.buckets[name], place, number in student_numbers))
+    return blocks
+
+
+def _block_at(bucket: BlockState, place: int, in_student: bool) -> Block:
+    return Block(
+        in_student=in_student,
+        statistics={side: np.asarray(stack[place]) for side, stack in bucket.statistics.items()},
+        residual=float(bucket.residual[place]),
+        failures=int(bucket.failures[place]),
+        age=int(bucket.age[place]),
     )
-    result = []
-    for number in numbers[np.argsort(first)]:
-        name, place = where[int(number)]
-        bucket = state.buckets[name]
-        result.append(
-            Block(
-                in_student=int(number) in student,
-                statistics={
-                    side: np.asarray(stack[place]) for side, stack in bucket.statistics.items()
-                },
-                residual=float(bucket.residual[place]),
-                failures=int(bucket.failures[place]),
-                age=int(bucket.age[place]),
-            )
-        )
-    return result

@@ -1,5 +1,6 @@
 """Packages: the folder of an extracted model: manifest, formats, card; opened, loaded, written."""
 
+from matta_jax.packages._card import CARD as CARD
 from matta_jax.packages._convert import TOKENIZER as TOKENIZER
 from matta_jax.packages._convert import convert as convert
 from matta_jax.packages._convert import write_package as write_package
@@ -14,21 +15,19 @@ from matta_jax.packages._formats import FORMATS as FORMATS
 from matta_jax.packages._formats import cast as cast
 from matta_jax.packages._formats import open_weights as open_weights
 from matta_jax.packages._formats import write_weights as write_weights
-from matta_jax.packages._hf import architecture_of_hf as architecture_of_hf
-from matta_jax.packages._hf import hf_config as hf_config
-from matta_jax.packages._hf import readers as readers
-from matta_jax.packages._hf import to_hf as to_hf
-from matta_jax.packages._model import MANIFEST as MANIFEST
-from matta_jax.packages._model import VERSION as VERSION
+from matta_jax.packages._hf_gpt2 import architecture_of_hf as architecture_of_hf
+from matta_jax.packages._hf_gpt2 import hf_config as hf_config
+from matta_jax.packages._hf_gpt2 import readers as readers
+from matta_jax.packages._hf_gpt2 import to_hf as to_hf
+from matta_jax.packages._manifest import MANIFEST as MANIFEST
+from matta_jax.packages._manifest import VERSION as VERSION
+from matta_jax.packages._manifest import record_scores as record_scores
+from matta_jax.packages._manifest import resolved_tokenizer as resolved_tokenizer
+from matta_jax.packages._manifest import sealed as sealed
 from matta_jax.packages._model import Model as Model
-from matta_jax.packages._model import Package as Package
-from matta_jax.packages._model import load_chosen as load_chosen
-from matta_jax.packages._model import load_in_place as load_in_place
-from matta_jax.packages._model import load_model as load_model
-from matta_jax.packages._model import open_model as open_model
-from matta_jax.packages._model import record_scores as record_scores
-from matta_jax.packages._model import resolved_tokenizer as resolved_tokenizer
-from matta_jax.packages._model import sealed as sealed
+from matta_jax.packages._package import Package as Package
+from matta_jax.packages._package import load_chosen as load_chosen
+from matta_jax.packages._package import load_in_place as load_in_place
+from matta_jax.packages._package import load_model as load_model
+from matta_jax.packages._package import open_model as open_model
 from matta_jax.packages._plain import plain_config as plain_config
-from matta_jax.packages._plain import regranulate as regranulate
-from matta_jax.packages._plain import regranulated as regranulated

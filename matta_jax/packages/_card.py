@@ -1,8 +1,10 @@
 """The model card: what a folder holds, where it came from, how good it is and how to load it."""
 
-import pathlib
-import shutil
+from collections.abc import Sequence
 from typing import Any
+
+from matta_jax import storage
+from matta_jax.models import Architecture, architecture_from_json
 
 _LOAD = {
     "hf": """```python
@@ -30,92 +32,119 @@ _TOKENIZER_FILES = {
 }
 
 
-def model_card(manifest: dict[str, Any], folder: pathlib.Path) -> str:
+def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     """Returns the README.md of the model in a folder."""
-    architecture, counts, parent = manifest["architecture"], manifest["counts"], manifest["parent"]
-    widths = architecture["d_ff"]
-    d_ff = str(widths[0]) if len(set(widths)) == 1 else " ".join(map(str, widths))
-    hf = manifest["format"] == "hf"
-    has_tokenizer = any(
-        all((folder / name).is_file() for name in files.values())
-        for files in _TOKENIZER_FILES.values()
-    )
-    origin = (
-        "A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. Extracted "
-        "from step "
-        f"{parent['step']} of `{parent['checkpoint']}` (fingerprint `{parent['fingerprint']}`)."
-        if "checkpoint" in parent
-        else f"Imported from `{parent['hf']}`."
-    )
-    front = [
-        "---",
-        f"library_name: {'transformers' if hf else 'matta_jax'}",
-        "tags: [matta_jax, matryoshka, gpt2]",
-    ]
+    architecture = architecture_from_json(manifest["architecture"])
+    is_hf = manifest["format"] == "hf"
+    library = "transformers" if is_hf else "matta_jax"
     parts = [
-        "\n".join([*front, "---"]),
+        f"---\nlibrary_name: {library}\ntags: [matta_jax, matryoshka, gpt2]\n---",
         f"# {manifest['spec']}",
-        origin,
-        "\n".join(
-            [
-                "| | |",
-                "|---|---|",
-                f"| parameters | {counts['parameters']:,} |",
-                f"| bytes ({manifest['dtype']}) | {counts['bytes']:,} |",
-                f"| FLOPs per token, forward | {counts['flops_per_token']:,} |",
-                f"| layers | {len(widths)} |",
-                f"| d_model | {architecture['d_model']} |",
-                f"| heads | {architecture['num_heads']}, each {architecture['head_dim']} wide |",
-                f"| d_ff | {d_ff} |",
-                f"| vocabulary | {architecture['vocab_size']:,} |",
-                f"| longest sequence | {architecture['max_len']:,} |",
-                f"| tokenizer | `{manifest['config']['data']['tokenizer']}` |",
-            ]
-        ),
+        _origin(manifest["parent"]),
+        _figures(manifest, architecture),
     ]
-    heads = architecture["d_model"] // architecture["head_dim"]
-    padded = [f"narrower layers with zero neurons to d_ff {max(widths)}"] * (len(set(widths)) > 1)
-    padded += [f"each layer with zero heads to {heads}"] * (heads > architecture["num_heads"])
-    if hf and padded:
-        parts.append(
-            "**Padded.** Stock GPT-2 has layers of one size: filled up are "
-            f"{', and '.join(padded)}. The function is "
-            "the same, and the figures above are the model's own; this format stores and computes "
-            "the padding too."
-        )
-    if not has_tokenizer and hf:
+    if is_hf:
+        parts += _padding(architecture)
+    if is_hf and not _has_tokenizer(folder):
         parts.append("The tokenizer is not among these files; the table names it.")
     if manifest["scores"]:
-        rows = [
-            f"| {score['task']} | {score['value']:.4f} | `{score['corpus']}` | {score['date']} |"
-            for score in manifest["scores"]
-        ]
-        parts.append("\n".join(["| task | score | corpus | date |", "|---|---|---|---|", *rows]))
+        parts.append(_scores(manifest["scores"]))
     if "opt_state" in manifest:
         parts.append(
             "The optimiser's state is here too: `matta-train --init_from=THIS_FOLDER` goes on from "
             "its step."
         )
     if "certificate" in manifest:
-        certificate = manifest["certificate"]
-        parts.append(
-            "Certificate: the largest difference to the TA's own slice is "
-            f"{certificate['max_difference']}, over all "
-            f"activations of a batch of {certificate['batch'][0]} x {certificate['batch'][1]} "
-            "tokens "
-            f"({certificate['backend']}, weights in {manifest['dtype']})."
-        )
+        parts.append(_certificate(manifest))
     parts += [block for block in (_LOAD[manifest["format"]], _OURS) if block]
     return "\n\n".join(parts) + "\n"
 
 
-def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> None:
+def _origin(parent: dict[str, Any]) -> str:
+    if "checkpoint" not in parent:
+        return f"Imported from `{parent['hf']}`."
+    return (
+        "A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. Extracted "
+        f"from step {parent['step']} of `{parent['checkpoint']}` (fingerprint "
+        f"`{parent['fingerprint']}`)."
+    )
+
+
+def _figures(manifest: dict[str, Any], architecture: Architecture) -> str:
+    """The table of what the model costs and is."""
+    counts = manifest["counts"]
+    heads = _listed(architecture.along("heads"))
+    rows = {
+        "parameters": f"{counts['parameters']:,}",
+        f"bytes ({manifest['dtype']})": f"{counts['bytes']:,}",
+        "FLOPs per token, forward": f"{counts['flops_per_token']:,}",
+        "layers": str(architecture.num_layers),
+        "d_model": str(architecture.d_model),
+        "heads": f"{heads}, each {architecture.head_dim} wide",
+        "d_ff": _listed(architecture.along("d_ff")),
+        "vocabulary": f"{architecture.vocab_size:,}",
+        "longest sequence": f"{architecture.max_len:,}",
+        "tokenizer": f"`{manifest['config']['data']['tokenizer']}`",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    """One size, or that of each layer."""
+    return str(sizes[0]) if len(set(sizes)) == 1 else " ".join(map(str, sizes))
+
+
+def _padding(architecture: Architecture) -> list[str]:
+    """What stock GPT-2 needs to have layers of one size, in words."""
+    padded = []
+    widths, heads = architecture.along("d_ff"), architecture.along("heads")
+    room = architecture.d_model // architecture.head_dim
+    if len(set(widths)) > 1:
+        padded.append(f"narrower layers with zero neurons to d_ff {max(widths)}")
+    if min(heads) < room:
+        padded.append(f"each layer with zero heads to {room}")
+    if not padded:
+        return []
+    return [
+        f"**Padded.** Stock GPT-2 has layers of one size: filled up are {', and '.join(padded)}. "
+        "The function is the same, and the figures above are the model's own; this format stores "
+        "and computes the padding too."
+    ]
+
+
+def _has_tokenizer(folder: storage.Path) -> bool:
+    return any(
+        all((folder / name).is_file() for name in files.values())
+        for files in _TOKENIZER_FILES.values()
+    )
+
+
+def _scores(scores: list[dict[str, Any]]) -> str:
+    rows = [
+        f"| {score['task']} | {score['value']:.4f} | `{score['corpus']}` | {score['date']} |"
+        for score in scores
+    ]
+    return "\n".join(["| task | score | corpus | date |", "|---|---|---|---|", *rows])
+
+
+def _certificate(manifest: dict[str, Any]) -> str:
+    certificate = manifest["certificate"]
+    rows, length = certificate["batch"]
+    return (
+        "Certificate: the largest difference to the TA's own slice is "
+        f"{certificate['max_difference']}, over all activations of a batch of {rows} x {length} "
+        f"tokens ({certificate['backend']}, weights in {manifest['dtype']})."
+    )
+
+
+def copy_tokenizer(tokenizer: str, folder: storage.Path) -> None:
     """Copies a tokenizer's files, where they are known, to where transformers looks for them."""
     kind, _, where = tokenizer.partition(":")
-    place = pathlib.Path(where)
+    place = storage.path(where)
     files = _TOKENIZER_FILES.get(kind, {})
     sources = {place / name if name else place: folder / target for name, target in files.items()}
     if not sources or not all(source.is_file() for source in sources):
         return
     for source, target in sources.items():
-        shutil.copyfile(source, target)
+        storage.copy_file(source, target)

@@ -1,13 +1,12 @@
 """A model of ours is written again, in another format or type."""
 
 import dataclasses
-import pathlib
-import shutil
 from typing import Any
 
+from matta_jax import storage
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, logical_axes
-from matta_jax.nesting import Tree, count_weights, flatten
+from matta_jax.models import Architecture, count_model, logical_axes
+from matta_jax.nesting import LAYERS, Tree, flatten
 from matta_jax.packages._folder import (
     Packaging,
     check_target,
@@ -16,7 +15,8 @@ from matta_jax.packages._folder import (
     new_folder,
 )
 from matta_jax.packages._formats import cast, open_weights, write_weights
-from matta_jax.packages._model import VERSION, Package, open_model
+from matta_jax.packages._manifest import VERSION
+from matta_jax.packages._package import Package, open_model
 
 # The folder in an imported model that keeps its tokenizer's files.
 TOKENIZER = "tokenizer"
@@ -25,13 +25,13 @@ _LINEAGE = ("parent", "spec", "config", "scores")
 
 
 def convert(
-    model: str | pathlib.Path, output: str | pathlib.Path, *, packaging: Packaging | None = None
+    model: str | storage.Path, output: str | storage.Path, *, packaging: Packaging | None = None
 ) -> Package:
     """Writes an extracted or imported model again, in another format or type. Raises UserError as
     `extract` does.
     """
     packaging = packaging or Packaging()
-    package, target = open_model(model), pathlib.Path(output).resolve()
+    package, target = open_model(model), storage.resolve(output)
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
         raise UserError(
@@ -41,14 +41,14 @@ def convert(
     params, about = package.load().params, {name: package.manifest[name] for name in _LINEAGE}
     with new_folder(target) as building:
         if (package.path / TOKENIZER).is_dir():
-            shutil.copytree(package.path / TOKENIZER, building / TOKENIZER)
+            storage.copy_folder(package.path / TOKENIZER, building / TOKENIZER)
         eos_id = eos_id_of(package.config.data.tokenizer)
         write_package(building, params, package.architecture, packaging, about, eos_id=eos_id)
     return open_model(target)
 
 
 def write_package(
-    building: pathlib.Path,
+    building: storage.Path,
     params: Tree,
     architecture: Architecture,
     packaging: Packaging,
@@ -58,10 +58,9 @@ def write_package(
 ) -> None:
     """Writes a model whose manifest has the lineage `about`."""
     params = cast(params, packaging.dtype)
-    axes = logical_axes(architecture)
     by_layer = {
-        path: tuple(int(name == "layers") for name in names)
-        for path, names in flatten(axes).items()
+        path: tuple(int(name == LAYERS) for name in names)
+        for path, names in flatten(logical_axes(architecture)).items()
     }
     tensors = write_weights(
         building,
@@ -72,20 +71,18 @@ def write_package(
         units=by_layer,
         eos_id=eos_id,
     )
+    # Read back and verified, before the folder takes its place: a model that is there is whole.
     for array in open_weights(building, packaging.format, architecture, tensors).values():
         array.whole()
-    attended = len(architecture.d_ff) * architecture.num_heads * architecture.head_dim
-    counts = count_weights(
-        params, axes, attended=attended, seq_len=about["config"]["data"]["seq_len"]
-    )
-    own = {
+
+    seq_len = about["config"]["data"]["seq_len"]
+    names = flatten(logical_axes(architecture))
+    manifest = {
         "version": VERSION,
         "format": packaging.format,
         "dtype": packaging.dtype,
-        "architecture": dataclasses.asdict(architecture),
-        "counts": dataclasses.asdict(counts),
-        "tensors": {
-            path: tensor | {"axes": list(flatten(axes)[path])} for path, tensor in tensors.items()
-        },
+        "architecture": architecture.to_json(),
+        "counts": dataclasses.asdict(count_model(architecture, seq_len, params)),
+        "tensors": {path: tensor | {"axes": list(names[path])} for path, tensor in tensors.items()},
     }
-    finish_package(building, own | about)
+    finish_package(building, manifest | about)

@@ -3,20 +3,17 @@
 import contextlib
 import dataclasses
 import json
-import os
-import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from matta_jax import storage
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import Counts
 from matta_jax.packages._card import CARD, copy_tokenizer, model_card
 from matta_jax.packages._formats import DTYPES, FORMATS
-from matta_jax.packages._model import MANIFEST, resolved_tokenizer, sealed
+from matta_jax.packages._manifest import MANIFEST, resolved_tokenizer, sealed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Packaging:
             )
 
 
-def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
+def check_target(target: storage.Path, *, overwrite: bool) -> None:
     """Raises UserError when a model may not be written there."""
     if not target.exists():
         return
@@ -58,6 +55,7 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
         raise UserError(
             f"output={str(target)!r} exists; name another folder, remove it, or give --overwrite"
         )
+    # --overwrite must not remove a folder of something else.
     if not (target / MANIFEST).is_file():
         raise UserError(
             f"output={str(target)!r} is not an extracted model, and is not overwritten; name "
@@ -66,45 +64,18 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_folder(target: storage.Path) -> Iterator[storage.Path]:
     """Yields a folder beside `target` that takes its place at the end, and is removed when that is
-    not reached.
+    not reached. Raises UserError when it cannot be written.
     """
-    building = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with (
+        storage.writing("output", target, "name another"),
+        storage.new_folder(target) as building,
+    ):
         yield building
-        building.chmod(0o755)
-        _move(building, target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"output={str(target)!r} cannot be written ({reason}); name another"
-        ) from None
-    finally:
-        if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
 
 
-def _move(building: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts a folder in the place of another; what was there goes last, and comes back when that
-    fails.
-    """
-    if not target.exists():
-        os.rename(building, target)
-        return
-    old = building.with_name(building.name + ".old")
-    os.rename(target, old)
-    try:
-        os.rename(building, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def finish_package(building: pathlib.Path, manifest: dict[str, Any]) -> None:
+def finish_package(building: storage.Path, manifest: dict[str, Any]) -> None:
     """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's
     files where known.
     """
@@ -113,8 +84,9 @@ def finish_package(building: pathlib.Path, manifest: dict[str, Any]) -> None:
             resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building), building
         )
     manifest = sealed(manifest)
-    (building / CARD).write_text(model_card(manifest, building), encoding="utf-8")
-    (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    # After the tokenizer's files: the card says whether they are there.
+    storage.replace_text(building / CARD, model_card(manifest, building))
+    storage.replace_text(building / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def at_dtype(counts: Counts, params: Any) -> Counts:

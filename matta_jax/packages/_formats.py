@@ -3,7 +3,6 @@ GPT-2).
 """
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from matta_jax import storage
 from matta_jax.checkpoints import (
     StoredArray,
     Units,
@@ -20,18 +20,18 @@ from matta_jax.checkpoints import (
     stored_arrays,
 )
 from matta_jax.errors import UserError
-from matta_jax.files import replace_text
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten
-from matta_jax.packages import _hf
+from matta_jax.packages._hf_gpt2 import architecture_of_hf, hf_config, readers, to_hf
+from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
 
 FORMATS = ("orbax", "safetensors", "hf")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _MEND = "extract it again"
 
 
-def write_weights(
-    folder: pathlib.Path,
+def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
+    folder: storage.Path,
     format: str,
     params: Tree,
     architecture: Architecture,
@@ -40,30 +40,36 @@ def write_weights(
     units: Mapping[str, Units],
     eos_id: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Writes a model's weights into a folder that is there; returns for each tensor `shape`,
-    `dtype`, `fingerprint`, `units`. Raises UserError when the format has no room for the model."""
+    """Writes a model's weights into a folder that is there.
+
+    Args:
+      folder: of the model.
+      format: of `FORMATS`.
+      params: the weights.
+      architecture: of the model.
+      config: of its run.
+      units: how each weight is cut into pieces, by path.
+      eos_id: of its tokenizer, for `hf`.
+
+    Returns:
+      For each tensor `shape`, `dtype`, `fingerprint`, `units`.
+
+    Raises:
+      UserError: the format has no room for the model.
+    """
     flat = flatten(params)
     if format == "orbax":
-        save_folder(
-            folder / "weights", {"params": params}, {"config": dict(config)}, {"params": units}
-        )
-        prints = read_meta(folder / "weights")["fingerprints"]["params"]
+        prints = _write_orbax(folder, params, config, units)
     else:
-        safetensors = _hf.require_safetensors()
+        require_safetensors()
         tensors = {path: np.asarray(leaf) for path, leaf in flat.items()}
         prints = fingerprints(tensors, units)
-        prints = {path: prints[path] for path in flat}
         if format == "hf":
-            described = _hf.hf_config(architecture, str(next(iter(flat.values())).dtype), eos_id)
-            tensors = _hf.to_hf(tensors, flatten(logical_axes(architecture)), architecture)
-            replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
-        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        safetensors.numpy.save_file(
-            contiguous, folder / "model.safetensors", metadata={"format": "pt"}
-        )
-        (folder / "model.safetensors").chmod(
-            0o644
-        )  # The library's own mode is for its owner alone.
+            dtype = str(next(iter(flat.values())).dtype)
+            described = hf_config(architecture, dtype, eos_id)
+            tensors = to_hf(tensors, flatten(logical_axes(architecture)), architecture)
+            storage.replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+        save_tensors(folder, tensors)
     return {
         path: {
             "shape": list(leaf.shape),
@@ -75,8 +81,17 @@ def write_weights(
     }
 
 
+def _write_orbax(
+    folder: storage.Path, params: Tree, config: Mapping[str, Any], units: Mapping[str, Units]
+) -> dict[str, str]:
+    """Writes a checkpoint; returns the fingerprint of each weight."""
+    place = folder / "weights"
+    save_folder(place, {"params": params}, {"config": dict(config)}, {"params": units})
+    return read_meta(place)["fingerprints"]["params"]
+
+
 def open_weights(
-    folder: pathlib.Path,
+    folder: storage.Path,
     format: str,
     architecture: Architecture,
     tensors: Mapping[str, Mapping[str, Any]],
@@ -89,25 +104,7 @@ def open_weights(
     shapes = {
         path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(architecture)).items()
     }
-    if format == "orbax":
-        path = folder / "weights"
-        if not path.is_dir():
-            raise UserError(f"model={str(folder)!r} is damaged: its weights are missing; {_MEND}")
-        reads = {
-            leaf: array.read
-            for leaf, array in stored_arrays(path, "params", read_meta(path), mend=_MEND).items()
-        }
-    elif format == "hf":
-        if _hf.architecture_of_hf(folder, mend=_MEND) != architecture:
-            raise UserError(
-                f"model={str(folder)!r} is damaged: its config.json is not that of its manifest; "
-                f"{_MEND}"
-            )
-        reads = dict(
-            _hf.readers(folder, architecture, flatten(logical_axes(architecture)), mend=_MEND)
-        )
-    else:
-        reads = _safetensors_readers(folder, shapes)
+    reads = _readers(folder, format, architecture, shapes)
     if set(reads) < set(shapes):
         missing = min(set(shapes) - set(reads))
         raise UserError(f"model={str(folder)!r} is damaged: tensor {missing} is missing; {_MEND}")
@@ -125,30 +122,33 @@ def open_weights(
     }
 
 
-def _safetensors_readers(
-    folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
+def _readers(
+    folder: storage.Path,
+    format: str,
+    architecture: Architecture,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
-    try:
-        file = _hf.require_safetensors().safe_open(folder / "model.safetensors", "np")
-        found = {path: tuple(file.get_slice(path).get_shape()) for path in list(file.keys())}
-    except UserError:
-        raise
-    except Exception as error:  # The library raises its own and several others for damaged files.
-        detail = " ".join(str(error).split())[:160]
-        raise UserError(f"model={str(folder)!r} is damaged ({detail}); {_MEND}") from None
-    if found != dict(shapes):
-        raise UserError(
-            f"model={str(folder)!r} is damaged: model.safetensors holds other tensors; {_MEND}"
-        )
-    return {
-        path: lambda index, path=path: np.asarray(file.get_slice(path)[index]) for path in found
-    }
+    """For each weight, by path, a function that reads the part of an index."""
+    if format == "orbax":
+        place = folder / "weights"
+        if not place.is_dir():
+            raise UserError(f"model={str(folder)!r} is damaged: its weights are missing; {_MEND}")
+        stored = stored_arrays(place, "params", read_meta(place), mend=_MEND)
+        return {path: array.read for path, array in stored.items()}
+    if format == "hf":
+        if architecture_of_hf(folder, mend=_MEND) != architecture:
+            raise UserError(
+                f"model={str(folder)!r} is damaged: its config.json is not that of its manifest; "
+                f"{_MEND}"
+            )
+        names = flatten(logical_axes(architecture))
+        return dict(readers(folder, architecture, names, mend=_MEND))
+    return open_tensors(folder, shapes, _MEND)
 
 
 def cast(params: Tree, dtype: str) -> Tree:
     """Rounds weights to `fp32` or `bf16`. Raises UserError for another."""
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf).astype(jnp.dtype(DTYPES[dtype]), copy=False), params
-    )
+    rounded = jnp.dtype(DTYPES[dtype])
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(rounded, copy=False), params)

@@ -18,16 +18,21 @@ from matta_jax.models import (
     Architecture,
     abstract_params,
     apply,
-    decode,
     decoder_weights,
+    extend,
     init_cache,
     logits,
+    table_of,
 )
-from matta_jax.nesting import SubModel
-from matta_jax.selection._space import Family
+from matta_jax.nesting import Sizes, SubModel
+from matta_jax.selection._space import Group
 
 MODES = ("prefill", "decode")
-_MIN_SECONDS, _MIN_REPEATS, _MAX_REPEATS = 0.3, 5, 200
+
+# A time is the median of so many runs, and of as many as fit in so many seconds.
+_MIN_SECONDS = 0.3
+_MIN_REPEATS = 5
+_MAX_REPEATS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Workload:
         if self.mode not in MODES:
             raise UserError(f"latency_mode={self.mode!r} must be one of {', '.join(MODES)}")
         for name in ("batch_size", "length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"latency_{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"latency_{name}={value} must be at least 1")
 
 
 def measure_ms(architecture: Architecture, workload: Workload) -> float:
@@ -66,82 +72,138 @@ def measure_ms(architecture: Architecture, workload: Workload) -> float:
         raise UserError(
             f"latency_length={workload.length} must be at most model.max_len={architecture.max_len}"
         )
-    params = jax.tree.map(
-        lambda leaf: jnp.full(leaf.shape, 0.01, workload.dtype), abstract_params(architecture)
+
+    def fill(leaf: Any) -> jax.Array:
+        return jnp.full(leaf.shape, 0.01, workload.dtype)
+
+    # No checkpoint is read: a time depends on shapes and types alone.
+    params = jax.tree.map(fill, abstract_params(architecture))
+
+    prepare = _prefill if workload.mode == "prefill" else _decode
+    call = prepare(architecture, workload, params)
+    return _time(call)
+
+
+def _head(architecture: Architecture, params: Any) -> jax.Array:
+    table = table_of(architecture.family, params)
+    assert table is not None
+    return table
+
+
+def _prefill(architecture: Architecture, workload: Workload, params: Any) -> Callable[[], Any]:
+    """Returns the call that is timed."""
+    tokens_BT = jnp.zeros((workload.batch_size, workload.length), jnp.int32)
+
+    # The weights are an argument: those of a closure would be constants of the program.
+    @jax.jit
+    def prefill(params: Any, tokens_BT: jax.Array) -> jax.Array:
+        hidden_ND = apply(architecture, params, {"tokens": tokens_BT}, dtype=workload.dtype)
+        hidden_BTD = hidden_ND.reshape(*tokens_BT.shape, -1)
+        # Serving needs the next token alone, so the logits of the others are not made.
+        last_BD = hidden_BTD[:, -1]
+        return logits(last_BD, _head(architecture, params))
+
+    return lambda: prefill(params, tokens_BT)
+
+
+def _decode(architecture: Architecture, workload: Workload, params: Any) -> Callable[[], Any]:
+    """As `_prefill`."""
+    tokens_B1 = jnp.zeros((workload.batch_size, 1), jnp.int32)
+    # The new token is the last of the length: it attends to itself too.
+    start = jnp.int32(workload.length - 1)
+    cache = init_cache(
+        architecture,
+        batch_size=workload.batch_size,
+        length=workload.length,
+        dtype=workload.dtype,
     )
-    batch_size, length = workload.batch_size, workload.length
-    if workload.mode == "prefill":
-        tokens_BT = jnp.zeros((batch_size, length), jnp.int32)
 
-        @jax.jit
-        def prefill(params: Any, tokens_BT: jax.Array) -> jax.Array:
-            hidden_ND = apply(architecture, params, tokens_BT, dtype=workload.dtype)
-            last_BD = hidden_ND.reshape(batch_size, length, -1)[:, -1]
-            return logits(last_BD, params["embed"]["tokens"])
-
-        return _time(lambda: prefill(params, tokens_BT))
-    tokens_B = jnp.zeros((batch_size,), jnp.int32)
-    cache = init_cache(architecture, batch_size=batch_size, length=length, dtype=workload.dtype)
-
+    # The cache is donated, so that the new token is written into it without a copy.
     @functools.partial(jax.jit, donate_argnums=2)
-    def step(params: Any, tokens_B: jax.Array, cache: Any) -> Any:
-        hidden_BD, new = decode(params, tokens_B, cache, jnp.int32(length - 1))
-        return logits(hidden_BD, params["embed"]["tokens"]), new
+    def step(params: Any, tokens_B1: jax.Array, cache: Any) -> Any:
+        hidden_BD, longer = extend(architecture, params, tokens_B1, cache, start)
+        z_BV = logits(hidden_BD, _head(architecture, params))
+        return z_BV, longer
 
     weights = decoder_weights(architecture, params)
 
-    def one_more() -> jax.Array:
+    def decode_token() -> jax.Array:
         nonlocal cache
-        z_BV, cache = step(weights, tokens_B, cache)  # In place, as in generation.
+        # A donated cache may not be used again: the next call takes what this one returns.
+        z_BV, cache = step(weights, tokens_B1, cache)
         return z_BV
 
-    return _time(one_more)
+    return decode_token
 
 
 def _time(call: Callable[[], Any]) -> float:
+    # The first call compiles, and is not timed.
     jax.block_until_ready(call())
+
     times: list[float] = []
     while len(times) < _MIN_REPEATS or (sum(times) < _MIN_SECONDS and len(times) < _MAX_REPEATS):
         start = time.perf_counter()
+        # A call returns before the device has done its work.
         jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
+
+    # Not the mean: a pause of the machine makes a few runs far too long.
     return 1e3 * statistics.median(times)
 
 
 class LatencyModel:
     """Predicts the time of a sub-model as a sum over its layers.
 
-    The time of one layer of a width is half the difference between models of four and of two such
-    layers; what is left of these is the time of what is not layers.
+    The time of one layer is half the difference between models of four and of two such layers; what
+    remains of these is the time of what is not layers.
     """
 
     def __init__(self, source: Source, workload: Workload):
-        self._source, self.workload = source, workload
-        self._parts: dict[tuple[int, int], tuple[float, dict[int, float]]] = {}
+        self._source = source
+        self.workload = workload
+        self._parts: dict[Sizes, tuple[float, list[float]]] = {}
 
-    def linear(self, family: Family) -> tuple[float, dict[int, float]]:
-        """Milliseconds of a family's model without layers, and of a layer of each width; measured
+    def linear(self, group: Group) -> tuple[float, list[float]]:
+        """Milliseconds of a group's model without layers, and of a layer of each option; measured
         once.
         """
-        key = (family.d_model, family.num_heads)
-        if key not in self._parts:
-            layers, rest = {}, []
-            for width in self._source.nest.widths:
-                two, four = (self._of_depth(*key, width, depth) for depth in (2, 4))
-                layers[width] = max((four - two) / 2, 0.0)
-                rest.append(max(two - 2 * layers[width], 0.0))
-            self._parts[key] = (statistics.median(rest), layers)
-        return self._parts[key]
+        # Groups that differ in their layers alone have the same parts.
+        if group.sizes not in self._parts:
+            self._parts[group.sizes] = self._measured_parts(group)
+        return self._parts[group.sizes]
 
-    def __call__(self, sub_model: SubModel) -> float:
-        """Returns the predicted milliseconds."""
-        base, layers = self.linear(Family(sub_model.d_model, sub_model.num_heads, sub_model.layers))
-        return base + sum(layers[width] for width in sub_model.d_ff)
+    def _measured_parts(self, group: Group) -> tuple[float, list[float]]:
+        """What `linear` returns, measured."""
+        layers = []
+        remainders = []
+        for option in self._source.nest.layer_options:
+            two = self._of_depth(group, option, 2)
+            four = self._of_depth(group, option, 4)
+
+            # The difference leaves out embedding and head. Noise may make it negative.
+            layer = max((four - two) / 2, 0.0)
+            layers.append(layer)
+            remainders.append(max(two - 2 * layer, 0.0))
+
+        # What is not layers is alike for all options: each measures it once more.
+        return statistics.median(remainders), layers
+
+    def predicted(self, group: Group, sub_model: SubModel) -> float:
+        """Returns the predicted milliseconds of a model of a group."""
+        base, layers = self.linear(group)
+        milliseconds = []
+        for layer in sub_model.layers:
+            option = self._source.nest.option_of(sub_model, layer)
+            if option is not None:
+                milliseconds.append(layers[option])
+        return base + sum(milliseconds)
 
     def measured(self, sub_model: SubModel) -> float:
         """Times the whole model."""
         return measure_ms(self._source.architecture_of(sub_model), self.workload)
 
-    def _of_depth(self, d_model: int, num_heads: int, width: int, depth: int) -> float:
-        stack = SubModel(d_model, num_heads, tuple(range(depth)), (width,) * depth)
+    def _of_depth(self, group: Group, option: Sizes, depth: int) -> float:
+        # Any layers will do: a time depends on their number and sizes.
+        layers = tuple(range(depth))
+        stack = group.with_layers(layers).uniform(option)
         return measure_ms(self._source.architecture_of(stack), self.workload)

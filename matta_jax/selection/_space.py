@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
+from immutabledict import immutabledict
 
 from matta_jax.checkpoints import Source
 from matta_jax.errors import UserError
-from matta_jax.nesting import PATTERNS, Nest, SubModel
+from matta_jax.nesting import LAYERS, PATTERNS, Nest, Sizes, SubModel, word_of
 from matta_jax.packages import DTYPES
 
 
@@ -33,6 +34,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
+            # Written so that it refuses NaN too.
             if not value > 0:
                 raise UserError(f"{name}={value!r} must be greater than 0")
         if self.dtype not in DTYPES:
@@ -40,8 +42,13 @@ class Budget:
 
     def limits(self) -> dict[str, float]:
         """The limits that are set."""
-        names = ("max_params", "max_mb", "max_flops_per_token", "max_ms")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        limits = {
+            "max_params": self.max_params,
+            "max_mb": self.max_mb,
+            "max_flops_per_token": self.max_flops_per_token,
+            "max_ms": self.max_ms,
+        }
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +64,42 @@ class Cost:
 
     def exceeds(self, budget: Budget) -> list[str]:
         """The limits that it breaks."""
-        return [
-            name for name, limit in budget.limits().items() if (getattr(self, name) or 0) > limit
-        ]
+        broken = []
+        for name, limit in budget.limits().items():
+            # A latency that nobody measured or predicted breaks no limit.
+            amount = getattr(self, name) or 0
+            if amount > limit:
+                broken.append(name)
+        return broken
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """Sub-models of one d_model, number of heads and set of layers, which differ in the widths of
-    their layers.
+class Group:
+    """Sub-models of one set of layers, which differ in what each layer chooses.
+
+    Attributes:
+      layers: of all of them.
+      sizes: what all layers have alike, by axis.
     """
 
-    d_model: int
-    num_heads: int
     layers: tuple[int, ...]
+    sizes: Sizes
 
-    def member(self, widths: tuple[int, ...]) -> SubModel:
-        """The sub-model of these widths."""
-        return SubModel(self.d_model, self.num_heads, self.layers, widths)
+    def member(self, options: Sequence[Sizes]) -> SubModel:
+        """The sub-model whose layers choose these options."""
+        per_layer = {}
+        # All options name the same axes.
+        for axis in options[0]:
+            per_layer[axis] = tuple(option[axis] for option in options)
+        return SubModel(self.layers, self.sizes, per_layer)
+
+    def uniform(self, option: Sizes) -> SubModel:
+        """The sub-model all of whose layers choose one option."""
+        return SubModel(self.layers, {**self.sizes, **option})
+
+    def with_layers(self, layers: tuple[int, ...]) -> "Group":
+        """The group of other layers."""
+        return dataclasses.replace(self, layers=layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,34 +108,56 @@ class Space:
 
     Attributes:
       nest: of the run.
-      families: of the models.
+      groups: of the models.
     """
 
     nest: Nest
-    families: tuple[Family, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def options(self) -> tuple[Sizes, ...]:
+        """What each layer chooses from, smallest first."""
+        return self.nest.layer_options
 
     @property
     def size(self) -> int:
         """How many models there are."""
-        return sum(len(self.nest.widths) ** len(family.layers) for family in self.families)
+        return sum(len(self.options) ** len(group.layers) for group in self.groups)
 
     def members(self) -> Iterator[SubModel]:
         """Yields every model."""
-        for family in self.families:
-            for widths in itertools.product(self.nest.widths, repeat=len(family.layers)):
-                yield family.member(widths)
+        for group in self.groups:
+            for options in itertools.product(self.options, repeat=len(group.layers)):
+                yield group.member(options)
 
     def patterns(self) -> Iterator[tuple[str, SubModel]]:
         """Yields the named patterns with each number of wide layers, and each uniform width."""
-        low, high = self.nest.widths[0], self.nest.widths[-1]
-        for family in self.families:
-            count = len(family.layers)
-            for width in self.nest.widths:
-                yield f"uniform {width}", family.member((width,) * count)
-            for name, pattern in PATTERNS.items() if low != high else ():
-                for wide in range(1, count):
-                    widths = tuple(high if is_wide else low for is_wide in pattern(count, wide))
-                    yield f"{name}:{wide}", family.member(widths)
+        narrow, wide = self.options[0], self.options[-1]
+        for group in self.groups:
+            depth = len(group.layers)
+            for option in self.options:
+                yield f"uniform {_label(option)}", group.uniform(option)
+
+            # With one option all patterns are the uniform model.
+            if narrow == wide:
+                continue
+            for name, pattern in PATTERNS.items():
+                # Of none and of all layers wide, a pattern is uniform, and was yielded above.
+                for num_wide in range(1, depth):
+                    is_wide = pattern(depth, num_wide)
+                    options = [wide if layer_is_wide else narrow for layer_is_wide in is_wide]
+                    yield f"{name}:{num_wide}", group.member(options)
+
+    def group_of(self, sub_model: SubModel) -> Group:
+        """The group that a model would be of."""
+        return Group(sub_model.layers, self.nest.sizes_alike(sub_model))
+
+
+def _label(option: Sizes) -> str:
+    """An option in words: its size, where it is one."""
+    if len(option) == 1:
+        return str(next(iter(option.values())))
+    return " ".join(f"{word_of(axis)}={size}" for axis, size in option.items())
 
 
 def make_space(
@@ -130,79 +177,94 @@ def make_space(
     Raises:
       UserError: a fixed axis outside the nest.
     """
+    fixed = {"d_model": d_model, "heads": num_heads}
+    depths = tuple(range(nest.student.num_layers, nest.num_layers + 1))
+    depths = _chosen(LAYERS, layers, depths)
 
-    def choose(name: str, wanted: int | None, allowed: tuple[int, ...]) -> tuple[int, ...]:
-        if wanted is None:
-            return allowed
-        if wanted not in allowed:
-            raise UserError(
-                f"{name}={wanted} is outside the nest; allowed: {', '.join(map(str, allowed))}"
-            )
-        return (wanted,)
+    # Axes of the nest that all layers have alike; the others are what the options are of.
+    axes = [axis for axis in nest.allowed if axis not in nest.by_layer]
+    choices = []
+    for axis in axes:
+        sizes = _chosen(word_of(axis), fixed.get(axis), nest.allowed[axis])
+        choices.append(sizes)
 
-    depths = choose("layers", layers, tuple(range(nest.student.num_layers, nest.ta.num_layers + 1)))
-    families = itertools.product(
-        choose("d_model", d_model, nest.d_models),
-        choose("num_heads", num_heads, nest.head_counts),
-        depths,
-    )
-    return Space(
-        nest, tuple(Family(width, heads, nest.layers_of(depth)) for width, heads, depth in families)
-    )
+    groups = []
+    for *group_sizes, depth in itertools.product(*choices, depths):
+        by_axis = immutabledict(sorted(zip(axes, group_sizes, strict=True)))
+        groups.append(Group(nest.layers_of(depth), by_axis))
+    return Space(nest, tuple(groups))
+
+
+def _chosen(name: str, size: int | None, allowed: tuple[int, ...]) -> tuple[int, ...]:
+    """The allowed sizes, or the one that a user fixes."""
+    if size is None:
+        return allowed
+    if size not in allowed:
+        choices = ", ".join(map(str, allowed))
+        raise UserError(f"{name}={size} is outside the nest; allowed: {choices}")
+    return (size,)
 
 
 class Costs:
     """The cost of any sub-model, from those of single layers: counts are sums over layers."""
 
     def __init__(self, source: Source, dtype: str):
-        self._source, self._bytes = source, jnp.dtype(DTYPES[dtype]).itemsize
+        self._source = source
+        self._bytes = jnp.dtype(DTYPES[dtype]).itemsize
 
     def __call__(self, sub_model: SubModel) -> Cost:
         """Returns parameters, megabytes and FLOPs."""
-        base, layers = self.parts(sub_model.d_model, sub_model.num_heads)
-        params, flops = (
-            base[i] + sum(layers[width][i] for width in sub_model.d_ff) for i in range(2)
-        )
-        return self._cost(params, flops)
+        parameters, flops = self._counts(sub_model)
+        return self._cost(parameters, flops)
 
-    def linear(self, family: Family) -> tuple[Cost, dict[int, Cost]]:
-        """The cost of a family's model without layers, and of a layer of each width."""
-        base, layers = self.parts(family.d_model, family.num_heads)
-        return self._cost(*base), {width: self._cost(*part) for width, part in layers.items()}
+    def linear(self, group: Group) -> tuple[Cost, list[Cost]]:
+        """The cost of a group's model without layers, and of a layer of each option."""
+        base, layers = self._parts(group.sizes)
+        return self._cost(*base), [self._cost(*part) for part in layers]
 
-    def _cost(self, params: int, flops: int) -> Cost:
-        return Cost(params, params * self._bytes / 1e6, flops)
+    def _counts(self, sub_model: SubModel) -> tuple[int, int]:
+        nest = self._source.nest
+        base, layers = self._parts(nest.sizes_alike(sub_model))
+        parameters, flops = base
+        for layer in sub_model.layers:
+            option = nest.option_of(sub_model, layer)
+            # None is for layers that it skips.
+            assert option is not None
+            layer_parameters, layer_flops = layers[option]
+            parameters += layer_parameters
+            flops += layer_flops
+        return parameters, flops
+
+    def _cost(self, parameters: int, flops: int) -> Cost:
+        return Cost(parameters, parameters * self._bytes / 1e6, flops)
 
     @functools.cache  # noqa: B019 - as long-lived as the search.
-    def parts(
-        self, d_model: int, num_heads: int
-    ) -> tuple[tuple[int, int], dict[int, tuple[int, int]]]:
-        """(parameters, FLOPs) of what is not layers, and of one layer of each width."""
-        none = self._source.count(SubModel(d_model, num_heads, (), ()))
-        layers = {}
-        for width in self._source.nest.widths:
-            one = self._source.count(SubModel(d_model, num_heads, (0,), (width,)))
-            layers[width] = (
-                one.parameters - none.parameters,
-                one.flops_per_token - none.flops_per_token,
-            )
-        return (none.parameters, none.flops_per_token), layers
+    def _parts(self, sizes: Sizes) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+        """(parameters, FLOPs) of what is not layers, and of one layer of each option."""
+        base = self._source.count(SubModel((), sizes))
+        layers = []
+        for option in self._source.nest.layer_options:
+            # A model of one layer, whichever it is: layers of equal sizes cost the same.
+            counts = self._source.count(SubModel((0,), {**sizes, **option}))
+            parameters = counts.parameters - base.parameters
+            flops = counts.flops_per_token - base.flops_per_token
+            layers.append((parameters, flops))
+        return (base.parameters, base.flops_per_token), layers
 
 
 def check_feasible(space: Space, costs: Callable[[SubModel], Cost], budget: Budget) -> None:
     """Raises UserError, naming the limit, when no model of the space can keep within the budget."""
-    smallest = [
-        costs(family.member((space.nest.widths[0],) * len(family.layers)))
-        for family in space.families
-    ]
+    smallest = [costs(group.uniform(space.options[0])) for group in space.groups]
     for name, limit in budget.limits().items():
         least = min(getattr(cost, name) or 0 for cost in smallest)
         if least > limit:
+            slack = " predicted, with slack" if name == "max_ms" else ""
             raise UserError(
-                f"{name}={limit:,g} is below the smallest model of the space ({least:,.6g}"
-                f"{' predicted, with slack' if name == 'max_ms' else ''}); raise it, or free an "
-                "axis"
+                f"{name}={limit:,g} is below the smallest model of the space "
+                f"({least:,.6g}{slack}); raise it, or free an axis"
             )
+
+    # Each limit may be kept by some group, and yet no group keep all of them.
     if all(cost.exceeds(budget) for cost in smallest):
         raise UserError(
             f"no model keeps within all of {', '.join(budget.limits())}; raise one of them"

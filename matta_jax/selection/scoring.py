@@ -17,7 +17,7 @@ from matta_jax.data import Windows, glob_data, sequential_batches, split_data
 from matta_jax.distill import make_objective
 from matta_jax.errors import UserError
 from matta_jax.models import candidate_apply
-from matta_jax.nesting import SubModel
+from matta_jax.nesting import Sizes, SubModel
 from matta_jax.packages import Model
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
@@ -39,17 +39,19 @@ class TextLoss:
     @property
     def perplexity(self) -> float:
         """exp of the mean nats of a token."""
+        # exp of more overflows a float.
         return math.exp(min(self.nats / self.num_tokens, 700.0))
 
 
 def task_windows(config: Config, where: str) -> Windows:
     """The windows of a glob, or of a run's held-out text, in the tokens of its models."""
-    if config.model.name == "scorer":
+    if config.model.reads_examples:
         raise UserError(
             f"{where}: a scorer reads labelled examples, and has no loss of a text; use "
             f"tasks=auc:{where}"
         )
     windows = split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+    # Others are examples of a scorer, which was refused above.
     assert isinstance(windows, Windows)
     return windows
 
@@ -58,33 +60,63 @@ def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLo
     """Sums a model's loss over windows. The separators between documents are context, but are not
     scored.
     """
-    batch_loss = jax.jit(_batch_loss(model.apply, model.config, windows.eos_id))
+    batch_loss = jax.jit(_batch_loss(model.apply, model.table, model.config, windows.eos_id))
+    # Rounded up: the last batch may be filled up with rows that do not count.
+    num_batches = -(-len(windows) // batch_size)
+    batches = tqdm.tqdm(
+        sequential_batches(windows, batch_size=batch_size),
+        total=num_batches,
+        desc=f"scoring {model.spec}",
+        delay=2.0,
+        disable=None,
+    )
+
+    # Summed in Python's float64: a float32 sum over a long text would lose digits.
     nats, tokens = 0.0, 0
-    total = -(-len(windows) // batch_size)
-    batches = sequential_batches(windows, batch_size=batch_size)
-    for batch in tqdm.tqdm(
-        batches, total=total, desc=f"scoring {model.spec}", delay=2.0, disable=None
-    ):
+    for batch in batches:
         batch_nats, batch_tokens = batch_loss(model.params, batch["tokens"], batch["length"])
-        nats, tokens = nats + float(batch_nats), tokens + int(batch_tokens)
+        nats += float(batch_nats)
+        tokens += int(batch_tokens)
     return TextLoss(nats, tokens, windows.num_bytes)
 
 
-def _batch_loss(apply: Callable[..., jax.Array], config: Config, eos_id: int) -> Callable[..., Any]:
-    """Returns `(params, tokens, length, *rest) -> (nats, tokens)`; `apply(params, tokens, *rest)`
-    runs a model.
+def _batch_loss(
+    apply: Callable[..., jax.Array],
+    table: Callable[[Any], jax.Array | None],
+    config: Config,
+    eos_id: int,
+) -> Callable[..., Any]:
+    """Returns `(params, tokens, length, *operands) -> (nats, tokens)`.
+
+    Args:
+      apply: runs a model, `apply(params, inputs, *operands)`.
+      table: of `params`, what hidden states are compared with.
+      config: of the run.
+      eos_id: the separator, which is not scored.
     """
-    objective = make_objective(config.objective, nested=False)
+    # The loss of training in chunks of tokens: the logits of a whole batch never exist at once.
+    objective = make_objective(config.objective)
 
     def loss(
-        params: Any, tokens_BT: jax.Array, length_B: jax.Array, *rest: Any
+        params: Any, tokens_BT: jax.Array, length_B: jax.Array, *operands: Any
     ) -> tuple[jax.Array, jax.Array]:
-        hidden_ND = apply(params, tokens_BT[:, :-1], *rest)
+        # Each token is predicted from those before it: labels are the inputs, one further.
+        hidden_ND = apply(params, {"tokens": tokens_BT[:, :-1]}, *operands)
         labels_BT = tokens_BT[:, 1:]
-        counted_BT = (jnp.arange(labels_BT.shape[1]) < length_B[:, None]) & (labels_BT != eos_id)
-        labels_N, counted_N, one = labels_BT.reshape(-1), counted_BT.reshape(-1), jnp.ones(())
+
+        # What fills up a window or a batch is not text, nor is a separator.
+        is_filled_BT = jnp.arange(labels_BT.shape[1]) < length_B[:, None]
+        counted_BT = is_filled_BT & (labels_BT != eos_id)
+
+        # A total of 1 gives a sum in place of a mean.
+        unit = jnp.ones(())
         _, sums = objective(
-            [hidden_ND], params["embed"]["tokens"], labels_N, counted_N, ramp=one, total=one
+            [hidden_ND],
+            table(params),
+            labels_BT.reshape(-1),
+            counted_BT.reshape(-1),
+            ramp=unit,
+            total=unit,
         )
         return sums["student"], jnp.sum(counted_BT)
 
@@ -93,7 +125,7 @@ def _batch_loss(apply: Callable[..., jax.Array], config: Config, eos_id: int) ->
 
 class InPlaceScorer:
     """Scores sub-models in place in their TA, on the same windows and without compiling again: one
-    program for each d_model and number of heads.
+    program for all that differ in what layers choose.
 
     Args:
       source: the TA; its weights are read once.
@@ -102,38 +134,54 @@ class InPlaceScorer:
     """
 
     def __init__(self, source: Source, windows: Windows, *, batch_size: int = 16):
-        self._source, self._windows, self._batch_size = source, windows, batch_size
-        self._programs: dict[tuple[int, int], Callable[..., Any]] = {}
+        self._source = source
+        self._windows = windows
+        self._batch_size = batch_size
+        self._programs: dict[Sizes, Callable[..., Any]] = {}
 
     @functools.cached_property
     def _params(self) -> Any:
-        return self._source.load(self._source.nest.ta)
+        # At the first score: when all of them are in the file of scores, nothing is read.
+        return self._source.load_ta()
 
     def __call__(self, sub_model: SubModel, num_windows: int) -> TextLoss:
         """Sums a sub-model's loss over windows taken evenly from all, in whole batches; their bytes
         are their share.
         """
-        nest, axes = self._source.nest, self._source.axes
-        key = (sub_model.d_model, sub_model.num_heads)
-        if key not in self._programs:
-            run = functools.partial(candidate_apply, sub_model=sub_model, nest=nest, axes=axes)
-            self._programs[key] = jax.jit(
-                _batch_loss(run, self._source.config, self._windows.eos_id)
-            )
-        chosen = [sub_model.width_of(layer) for layer in range(nest.ta.num_layers)]
-        choice_L = jnp.array(
-            [1 + nest.widths.index(width) if width else 0 for width in chosen], jnp.int32
-        )
+        program = self._program(sub_model)
+        choice_L = jnp.array(self._choices(sub_model), jnp.int32)
         limit = -(-num_windows // self._batch_size)
         batches = sequential_batches(self._windows, batch_size=self._batch_size, limit=limit)
-        sums = [
-            self._programs[key](self._params, batch["tokens"], batch["length"], choice_L)
-            for batch in batches
-        ]
-        found = jax.device_get(sums)
-        nats, tokens = (sum(float(part[i]) for part in found) for i in range(2))
+
+        # Read back at the end alone: until then the device need not wait for the host.
+        sums = []
+        for batch in batches:
+            sums.append(program(self._params, batch["tokens"], batch["length"], choice_L))
+
+        nats, tokens = 0.0, 0.0
+        for batch_nats, batch_tokens in jax.device_get(sums):
+            nats += float(batch_nats)
+            tokens += float(batch_tokens)
+
+        # Bytes are counted of all windows together, not of each.
         share = min(limit * self._batch_size / len(self._windows), 1.0)
         return TextLoss(nats, int(tokens), round(self._windows.num_bytes * share))
+
+    def _program(self, sub_model: SubModel) -> Callable[..., Any]:
+        source = self._source
+        # Which layers run, and of which option, is data: these sizes alone shape the program.
+        key = source.nest.sizes_alike(sub_model)
+        if key not in self._programs:
+            run = functools.partial(candidate_apply, source.plan, sub_model=sub_model)
+            loss = _batch_loss(run, source.plan.table, source.config, self._windows.eos_id)
+            self._programs[key] = jax.jit(loss)
+        return self._programs[key]
+
+    def _choices(self, sub_model: SubModel) -> list[int]:
+        """For each layer of the TA 0 to skip it, or 1 + the option that it chooses."""
+        nest = self._source.nest
+        options = [nest.option_of(sub_model, layer) for layer in range(nest.num_layers)]
+        return [0 if option is None else 1 + option for option in options]
 
 
 def score_record(

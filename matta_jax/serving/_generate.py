@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, decode, decoder_weights, logits, prefill
+from matta_jax.models import Architecture, decoder_weights, extend, logits, prefill, table_of
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
 from matta_jax.tokenizers import make_tokenizer
@@ -55,13 +55,16 @@ class Sampling:
             raise UserError(f"seed={self.seed} must be from 0 to {2**32 - 1}")
 
 
+_DEFAULT = Sampling()
+
+
 def generate(
     model: Model,
     prompt: str,
     *,
     num_tokens: int,
     num_samples: int = 1,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = _DEFAULT,
 ) -> list[str]:
     """Continues a prompt; a text ends at the separator of documents, or after `num_tokens`.
 
@@ -92,10 +95,11 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError(f"prompt={prompt!r} is not UTF-8; convert it") from None
-    if model.is_scorer:
+    if model.reads_examples:
         where = next(iter(model.origin.values()))
         raise UserError(f"{where} is a scorer, and writes no text; name a language model")
     tokenizer = make_tokenizer(model.config.data.tokenizer)
+    # The separator begins a document, and gives an empty prompt a token to read.
     start = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)], np.int32)
     ids_BT = generate_ids(
         model,
@@ -104,61 +108,60 @@ def generate(
         eos_id=tokenizer.eos_id,
         sampling=sampling,
     )
-    ended = [
-        np.append(row, tokenizer.eos_id).tolist().index(tokenizer.eos_id)
-        for row in ids_BT[:, len(start) :]
-    ]
-    return [
-        tokenizer.decode(row[1 : len(start) + end]) for row, end in zip(ids_BT, ended, strict=True)
-    ]
+    texts = []
+    for row in ids_BT:
+        # One more separator, so that there is a first one in a text that did not end.
+        drawn = np.append(row[len(start) :], tokenizer.eos_id).tolist()
+        end = len(start) + drawn.index(tokenizer.eos_id)
+        # Without the separator that it began with.
+        texts.append(tokenizer.decode(row[1:end]))
+    return texts
 
 
 def generate_ids(
-    model: Model,
-    ids_BT: np.ndarray,
-    *,
-    num_tokens: int,
-    eos_id: int,
-    sampling: Sampling = Sampling(),
+    model: Model, ids_BT: np.ndarray, *, num_tokens: int, eos_id: int, sampling: Sampling = _DEFAULT
 ) -> np.ndarray:
     """As `generate`, on token ids: returns prompts and continuations [B, T + at most num_tokens].
 
     A row that has ended goes on with `eos_id`.
     """
-    model, limit = model.plain(), model.config.data.seq_len
-    assert model.architecture is not None
-    ids_BT, left = np.asarray(ids_BT, np.int32), num_tokens
+    limit = model.config.data.seq_len
+    # A cache is of a plain model's layers, so a sub-model in place is sliced first.
+    model = model.plain()
+    ids_BT = np.asarray(ids_BT, np.int32)
+    remaining = num_tokens
     ended_B = np.zeros(len(ids_BT), bool)
     key = jax.random.key(sampling.seed)
-    while left and not ended_B.all():
-        seen = ids_BT.shape[1]
-        if seen + left > limit + 1:  # The last token is drawn, but not read.
-            seen = min(seen, max(limit // 2, limit + 1 - left, 1))
-        steps = min(left, limit + 1 - seen)
+    # One turn, unless the text outgrows the model's sequences: then each reads its end anew.
+    while remaining and not ended_B.all():
+        seen = _context_length(ids_BT.shape[1], remaining, limit)
+        steps = min(remaining, limit + 1 - seen)
+        # Filled up at the end to one of few lengths: what is not seen is written over.
         padded = np.zeros((len(ids_BT), _padded_length(seen, limit)), np.int32)
         padded[:, :seen] = ids_BT[:, ids_BT.shape[1] - seen :]
-        key, own_key = jax.random.split(key)
-        new_BS, ended, count = _continue(
-            model.architecture,
-            _padded_length(seen + steps, limit),
-            sampling.temperature == 0,
-            (sampling.top_k is not None, sampling.top_p is not None),
-            model.params,
-            padded,
-            jnp.int32(seen),
-            jnp.int32(steps),
-            jnp.asarray(ended_B),
-            jnp.int32(eos_id),
-            (
-                jnp.float32(sampling.temperature or 1),
-                jnp.int32(min(sampling.top_k or 1, model.architecture.vocab_size)),
-                jnp.float32(max(sampling.top_p or 1, _LEAST_TOP_P)),
-            ),
-            own_key,
-        )
-        ids_BT = np.concatenate([ids_BT, np.asarray(new_BS)[:, : int(count)]], axis=1)
-        ended_B, left = np.asarray(ended), left - int(count)
+
+        key, draw_key = jax.random.split(key)
+        program = _Program.of(model.architecture, sampling, _padded_length(seen + steps, limit))
+        draw = _Draw.of(sampling, model.architecture.vocab_size, seen, steps, eos_id, draw_key)
+        new_BS, ended, count = _continue(program, model.params, padded, draw, jnp.asarray(ended_B))
+
+        # Fewer than `steps` where all rows ended before.
+        num_drawn = int(count)
+        drawn_BS = np.asarray(new_BS)[:, :num_drawn]
+        ids_BT = np.concatenate([ids_BT, drawn_BS], axis=1)
+        ended_B = np.asarray(ended)
+        remaining -= num_drawn
     return ids_BT
+
+
+def _context_length(length: int, remaining: int, limit: int) -> int:
+    """How many of the last tokens are read: all, or where the text outgrows the model's sequences
+    the last half of one, or as many as leave room for what remains.
+    """
+    # The last token is drawn, but not read.
+    if length + remaining <= limit + 1:
+        return length
+    return min(length, max(limit // 2, limit + 1 - remaining, 1))
 
 
 def _padded_length(length: int, limit: int) -> int:
@@ -166,79 +169,140 @@ def _padded_length(length: int, limit: int) -> int:
     return min(1 << (length - 1).bit_length(), limit)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What a continuation is compiled for.
+
+    Attributes:
+      architecture: of the model.
+      length: room of the cache.
+      is_greedy: whether the most likely token is taken.
+      has_top_k, has_top_p: whether tokens are left out.
+    """
+
+    architecture: Architecture
+    length: int
+    is_greedy: bool
+    has_top_k: bool
+    has_top_p: bool
+
+    @classmethod
+    def of(cls, architecture: Architecture, sampling: Sampling, length: int) -> "_Program":
+        """That of a way of drawing."""
+        return cls(
+            architecture,
+            length,
+            sampling.temperature == 0,
+            sampling.top_k is not None,
+            sampling.top_p is not None,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """What a continuation depends on that is data.
+
+    Attributes:
+      seen: tokens of each row that are read.
+      steps: tokens to draw at most.
+      eos_id: the separator, which ends a row.
+      temperature, top_k, top_p: as of `Sampling`.
+      key: of the draws.
+    """
+
+    seen: jax.Array
+    steps: jax.Array
+    eos_id: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    key: jax.Array
+
+    @classmethod
+    def of(
+        cls, sampling: Sampling, vocab_size: int, seen: int, steps: int, eos_id: int, key: jax.Array
+    ) -> "_Draw":
+        """That of a way of drawing; numbers without effect are 1."""
+        return cls(
+            jnp.int32(seen),
+            jnp.int32(steps),
+            jnp.int32(eos_id),
+            jnp.float32(sampling.temperature or 1),
+            jnp.int32(min(sampling.top_k or 1, vocab_size)),
+            jnp.float32(max(sampling.top_p or 1, _LEAST_TOP_P)),
+            key,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _continue(
-    architecture: Architecture,
-    length: int,
-    greedy: bool,
-    cuts: tuple[bool, bool],
-    params: Tree,
-    tokens_BT: jax.Array,
-    seen: jax.Array,
-    steps: jax.Array,
-    ended_B: jax.Array,
-    eos_id: jax.Array,
-    numbers: tuple[jax.Array, ...],
-    key: jax.Array,
+    program: _Program, params: Tree, tokens_BT: jax.Array, draw: _Draw, ended_B: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Reads the first `seen` tokens of each row and draws up to `steps` more; returns them, who
     ended, and how many.
     """
+    architecture = program.architecture
+    table = table_of(architecture.family, params)
+    assert table is not None
     weights = decoder_weights(architecture, params)
-    hidden_ND, cache = prefill(weights, tokens_BT, length=length)
-    last_BD = hidden_ND.reshape(*tokens_BT.shape, -1)[:, seen - 1]
-    table = params["embed"]["tokens"]
+    hidden_ND, cache = prefill(architecture, weights, tokens_BT, length=program.length)
+    hidden_BTD = hidden_ND.reshape(*tokens_BT.shape, -1)
+    # The last token that is seen, not the last of the row: what fills it up comes after.
+    last_BD = hidden_BTD[:, draw.seen - 1]
 
-    def draw(
+    def draw_token(
         hidden_BD: jax.Array, step: jax.Array, ended_B: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        z_BV = _cut(logits(hidden_BD, table), cuts, *numbers)
-        drawn = (
-            jnp.argmax(z_BV, axis=-1)
-            if greedy
-            else jax.random.categorical(jax.random.fold_in(key, step), z_BV)
-        )
-        drawn_B = jnp.where(ended_B, eos_id, drawn.astype(jnp.int32))
-        return drawn_B, ended_B | (drawn_B == eos_id)
+        z_BV = _cut(logits(hidden_BD, table), program, draw)
+        if program.is_greedy:
+            drawn = jnp.argmax(z_BV, axis=-1)
+        else:
+            # The step is data, so each makes its key from the one of the turn.
+            step_key = jax.random.fold_in(draw.key, step)
+            drawn = jax.random.categorical(step_key, z_BV)
+
+        # Rows end at different steps, but go on side by side until the last one does.
+        drawn_B = jnp.where(ended_B, draw.eos_id, drawn.astype(jnp.int32))
+        return drawn_B, ended_B | (drawn_B == draw.eos_id)
+
+    def goes_on(carry: tuple[Any, ...]) -> jax.Array:
+        step, _, ended_B, _ = carry
+        return (step < draw.steps) & ~jnp.all(ended_B)
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, new_BS, ended_B, cache = carry
-        previous_B = new_BS[:, step - 1]
-        hidden_BD, cache = decode(weights, previous_B, cache, seen + step - 1)
-        drawn_B, ended_B = draw(hidden_BD, step, ended_B)
+        previous_B1 = jax.lax.dynamic_slice_in_dim(new_BS, step - 1, 1, axis=1)
+        # Token 0 of the new ones stands at `seen`.
+        position = draw.seen + step - 1
+        hidden_BD, cache = extend(architecture, weights, previous_B1, cache, position)
+        drawn_B, ended_B = draw_token(hidden_BD, step, ended_B)
         return step + 1, new_BS.at[:, step].set(drawn_B), ended_B, cache
 
-    drawn_B, ended_B = draw(last_BD, jnp.int32(0), ended_B)
-    new_BS = jnp.full((len(tokens_BT), length + 1), eos_id).at[:, 0].set(drawn_B)
-    goes_on = lambda carry: (carry[0] < steps) & ~jnp.all(carry[2])
-    count, new_BS, ended_B, _ = jax.lax.while_loop(
-        goes_on, body, (jnp.int32(1), new_BS, ended_B, cache)
-    )
+    # The first new token comes of the prompt itself; from there on each comes of the one before.
+    drawn_B, ended_B = draw_token(last_BD, jnp.int32(0), ended_B)
+    new_BS = jnp.full((len(tokens_BT), program.length + 1), draw.eos_id).at[:, 0].set(drawn_B)
+    start = (jnp.int32(1), new_BS, ended_B, cache)
+    count, new_BS, ended_B, _ = jax.lax.while_loop(goes_on, body, start)
     return new_BS, ended_B, count
 
 
-def _cut(
-    z_BV: jax.Array,
-    cuts: tuple[bool, bool],
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-) -> jax.Array:
+def _cut(z_BV: jax.Array, program: _Program, draw: _Draw) -> jax.Array:
     """Logits at a temperature, -inf for the tokens that top_k and top_p leave out; those as likely
     as the last stay.
     """
-    z_BV = z_BV / temperature
-    if not any(cuts):
+    z_BV = z_BV / draw.temperature
+    if not (program.has_top_k or program.has_top_p):
         return z_BV
+
+    # Both cut at a logit, the floor of a row: what is below it is left out.
     falling_BV = -jnp.sort(-z_BV, axis=-1)
-    floor_B = falling_BV[:, top_k - 1] if cuts[0] else falling_BV[:, -1]
-    if cuts[1]:
-        kept_BV = jnp.where(falling_BV >= floor_B[:, None], falling_BV, -jnp.inf)
-        before_BV = jnp.cumsum(jax.nn.softmax(kept_BV, axis=-1), axis=-1) - jax.nn.softmax(
-            kept_BV, axis=-1
-        )
-        kept_BV = jnp.where(
-            before_BV < top_p, kept_BV, jnp.inf
-        )  # The first one always stays: nothing is before it.
-        floor_B = jnp.maximum(floor_B, jnp.min(kept_BV, axis=-1))
+    floor_B = falling_BV[:, draw.top_k - 1] if program.has_top_k else falling_BV[:, -1]
+    if program.has_top_p:
+        likely_BV = jnp.where(falling_BV >= floor_B[:, None], falling_BV, -jnp.inf)
+        p_BV = jax.nn.softmax(likely_BV, axis=-1)
+        before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
+        # The first one always stays: nothing is before it.
+        likely_BV = jnp.where(before_BV < draw.top_p, likely_BV, jnp.inf)
+        floor_B = jnp.maximum(floor_B, jnp.min(likely_BV, axis=-1))
     return jnp.where(z_BV >= floor_B[:, None], z_BV, -jnp.inf)

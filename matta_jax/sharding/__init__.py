@@ -1,11 +1,8 @@
-"""Sharding: the mesh, the one rule table from logical axes to mesh axes, and placement; processes
-that share a run.
-"""
+"""Sharding: the mesh and what lies where on it; processes that share a run; TPU topologies."""
 
 from matta_jax.sharding._collectives import KINDS as KINDS
 from matta_jax.sharding._collectives import Collective as Collective
 from matta_jax.sharding._collectives import collectives as collectives
-from matta_jax.sharding._mesh import RULES as RULES
 from matta_jax.sharding._mesh import batch_sharding as batch_sharding
 from matta_jax.sharding._mesh import check_mesh as check_mesh
 from matta_jax.sharding._mesh import loss_layout as loss_layout

@@ -1,5 +1,8 @@
-"""What crosses devices in a compiled program, read from its HLO text (architecture.md, decision
-12).
+"""What crosses devices in a compiled program, read from its HLO text.
+
+An HLO text is a list of computations. Each has a head, `%name (parameters) -> type {`, and a line
+for each instruction, `%result = type operation(operands), attributes`; loops, fusions and
+conditionals name the computations that they call in their attributes.
 """
 
 import dataclasses
@@ -8,6 +11,7 @@ import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
+_DEFAULT_BYTES = 4
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -20,17 +24,30 @@ _BYTES = {
     "s64": 8,
     "u64": 8,
 }
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_SHAPE = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
-_BRANCH = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
+
+_HEAD = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{")
+_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+# Of a type such as `(bf16[16], f32[2,4]{1,0})`: each array's element type and dimensions.
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
+
 _NAME = re.compile(r"%?([\w.\-]+)")
+_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
+# A conditional on a bool names its two branches, one on an index lists them.
+_BRANCH = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_COUNTED_TO = re.compile(r"constant\((\d+)\)")
-_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})")
+_CONSTANT = re.compile(r"constant\((\d+)\)")
+
+# Groups are written as a list of lists, {{0,1},{2,3}}, as [number of groups, size], or as axes of a
+# mesh of named sizes, mesh['a'=2,'b'=4] {'a'}.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\{\{(?P<devices>[\d,]+)\}|\[\d+,(?P<size>\d+)\]"
+    r"|mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\})"
+)
+_MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
+_AXIS_NAME = re.compile(r"'([^']+)'")
 _SOURCE = re.compile(r"channel_id=\d+|metadata=\{[^}]*\}")
 
 
@@ -57,13 +74,17 @@ class Collective:
     @property
     def sent(self) -> float:
         """Bytes that a device sends each time, in the best algorithm."""
-        others = self.group - 1
-        share = {
-            "all-reduce": 2 * others / self.group,
-            "reduce-scatter": others,
-            "collective-permute": 1,
-        }
-        return self.bytes * share.get(self.kind, others / self.group)
+        num_peers = self.group - 1
+        share = num_peers / self.group
+        if self.kind == "all-reduce":
+            # A reduce-scatter, and an all-gather behind it.
+            share = 2 * num_peers / self.group
+        elif self.kind == "reduce-scatter":
+            # Its result is a device's part alone, and each peer gets another part.
+            share = num_peers
+        elif self.kind == "collective-permute":
+            share = 1
+        return self.bytes * share
 
 
 def collectives(hlo: str) -> list[Collective]:
@@ -73,88 +94,173 @@ def collectives(hlo: str) -> list[Collective]:
     `-start` and a `-done`. An all-reduce that it fuses with the slice of its result is a
     reduce-scatter. Of the branches of a conditional the one that moves most counts.
     """
-    lines_of: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        if found := _COMPUTATION.match(line):
-            name = found[2]
-            lines_of[name] = []
-            entry = name if found[1] else entry
-        elif name:
-            lines_of[name].append(line)
+    program = _Program(hlo)
+    main = _Place(program.entry, times=1, in_loop=False, in_fusion=False)
+    return list(program.collectives_at(main).values())
 
-    def trips(line: str) -> int:
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A computation, where it is called.
+
+    Attributes:
+      computation: its name.
+      times: how often it runs in a step.
+      in_loop: whether it is called in the body of a loop, however deep.
+      in_fusion: the same of a fusion.
+    """
+
+    computation: str
+    times: int
+    in_loop: bool
+    in_fusion: bool
+
+
+class _Program:
+    """The computations of an HLO text.
+
+    Attributes:
+      entry: name of the one that runs first.
+      lines_of: the instructions of each, by name.
+    """
+
+    def __init__(self, hlo: str):
+        self.entry = ""
+        self.lines_of: dict[str, list[str]] = {}
+
+        name = ""
+        for line in hlo.splitlines():
+            head = _HEAD.match(line)
+            if head is not None:
+                name = head["name"]
+                self.lines_of[name] = []
+                if head["entry"]:
+                    self.entry = name
+            elif name:
+                self.lines_of[name].append(line)
+
+    def collectives_at(self, place: _Place) -> dict[str, Collective]:
+        """Returns the collectives of a computation and of all that it calls.
+
+        The keys tell two collectives apart that are equal, and are the same for the stages of one.
+        """
+        result: dict[str, Collective] = {}
+        for line in self.lines_of.get(place.computation, []):
+            match = _COLLECTIVE.search(line)
+            if match is not None:
+                key = _key(line, place)
+                result.setdefault(key, self._collective(line, match, place))
+            else:
+                result = self._called(line, place, result)
+        return result
+
+    def _called(
+        self, line: str, place: _Place, result: dict[str, Collective]
+    ) -> dict[str, Collective]:
+        """Returns the collectives so far, and those of the computations that a line calls."""
+        is_loop = " while(" in line
+        inner = dataclasses.replace(
+            place,
+            times=place.times * (self._trip_count(line) if is_loop else 1),
+            in_loop=place.in_loop or is_loop,
+        )
+
+        for name in _CALLED.findall(line):
+            in_fusion = place.in_fusion or " fusion(" in line
+            callee = dataclasses.replace(inner, computation=name, in_fusion=in_fusion)
+            result = self.collectives_at(callee) | result
+
+        options = []
+        for name in _branches(line):
+            branch = dataclasses.replace(inner, computation=name)
+            options.append(self.collectives_at(branch))
+        if options:
+            largest: dict[str, Collective] = max(options, key=_total_bytes)
+            result |= largest
+        return result
+
+    def _collective(self, line: str, match: re.Match[str], place: _Place) -> Collective:
+        kind = match["kind"]
+        result_type = match["type"]
+
+        # TPUs fuse an all-reduce with the slice of its result, in a computation of this name: what
+        # crosses is a reduce-scatter, whose result is the root's.
+        if place.computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+            result_type = self._root(place.computation).partition(" dynamic-slice(")[0]
+
+        arrays = _ARRAY.findall(result_type)
+        # The start of an asynchronous one shows its operands, its results, and scalars that tell
+        # that they are there. An all-reduce shows its results alone.
+        if match["start"] and kind != "all-reduce":
+            arrays = [array for array in arrays if array[1]]
+            arrays = arrays[len(arrays) // 2 :]
+
+        shapes = []
+        num_bytes = 0
+        for dtype, dimensions in arrays:
+            shape = tuple(int(size) for size in dimensions.split(",") if size)
+            shapes.append(shape)
+            num_bytes += _BYTES.get(dtype, _DEFAULT_BYTES) * math.prod(shape)
+        return Collective(
+            kind, tuple(shapes), num_bytes, place.times, place.in_loop, _group_size(line)
+        )
+
+    def _root(self, computation: str) -> str:
+        """The instruction whose result is the computation's."""
+        lines = self.lines_of[computation]
+        return next(line for line in lines if line.lstrip().startswith("ROOT "))
+
+    def _trip_count(self, line: str) -> int:
         """How often the body of a while loop runs: stated, or read from a condition that counts up
         to a constant.
         """
-        if stated := _TRIP_COUNT.search(line):
+        stated = _TRIP_COUNT.search(line)
+        if stated is not None:
             return int(stated[1])
+
         condition = _CONDITION.search(line)
-        lines = lines_of.get(condition[1], []) if condition else []
-        limits = [found[1] for found in map(_COUNTED_TO.search, lines) if found]
+        if condition is None:
+            return 1
+        lines = self.lines_of.get(condition[1], [])
+        constants = [match for match in map(_CONSTANT.search, lines) if match is not None]
         counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
-        return int(limits[0]) if len(limits) == 1 and counts_up else 1
-
-    def found_in(
-        name: str, times: int, in_loop: bool, fused: bool = False
-    ) -> dict[str, Collective]:
-        result: dict[str, Collective] = {}
-        for line in lines_of.get(name, []):
-            if match := _COLLECTIVE.search(line):
-                kind, shown = match[2], match[1]
-                if name.startswith("all-reduce-scatter"):
-                    root = next(
-                        line for line in lines_of[name] if line.lstrip().startswith("ROOT ")
-                    )
-                    kind, shown = "reduce-scatter", root.partition(" dynamic-slice(")[0]
-                shapes = _SHAPE.findall(shown)
-                if (
-                    match[3] and kind != "all-reduce"
-                ):  # Operands, results, and what tells that they are there.
-                    shapes = [shape for shape in shapes if shape[1]]
-                    shapes = shapes[len(shapes) // 2 :]
-                sizes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in shapes)
-                size = sum(
-                    _BYTES.get(dtype, 4) * math.prod(dims)
-                    for (dtype, _), dims in zip(shapes, sizes, strict=True)
-                )
-                # Stages share their channel and source; others may share a channel, but stand in
-                # one computation.
-                source = _SOURCE.findall(line)
-                key = str(source) if fused and source else f"{name}: {line}"
-                result.setdefault(
-                    key, Collective(kind, sizes, size, times, in_loop, _group_size(line))
-                )
-                continue
-            is_loop = " while(" in line
-            runs = times * (trips(line) if is_loop else 1)
-            inside = in_loop or is_loop
-            for callee in _CALLED.findall(line):
-                result = found_in(callee, runs, inside, fused or " fusion(" in line) | result
-            branches = _BRANCH.findall(line) + [
-                one for many in _BRANCHES.findall(line) for one in _NAME.findall(many)
-            ]
-            options = [found_in(branch, runs, inside, fused) for branch in branches]
-            if options:
-                largest: dict[str, Collective] = max(options, key=_total)
-                result |= largest
-        return result
-
-    return list(found_in(entry, 1, False).values())
+        if counts_up and len(constants) == 1:
+            return int(constants[0][1])
+        return 1
 
 
-def _total(found: dict[str, Collective]) -> int:
-    return sum(one.bytes * one.times for one in found.values())
+def _key(line: str, place: _Place) -> str:
+    """Stages of one collective share their channel and source; two others may share a channel, but
+    stand in one computation.
+    """
+    source = _SOURCE.findall(line)
+    if place.in_fusion and source:
+        return str(source)
+    return f"{place.computation}: {line}"
+
+
+def _branches(line: str) -> list[str]:
+    """Names of the computations of which a conditional runs one."""
+    names = _BRANCH.findall(line)
+    for listing in _BRANCHES.findall(line):
+        names += _NAME.findall(listing)
+    return names
+
+
+def _total_bytes(branch: dict[str, Collective]) -> int:
+    return sum(collective.bytes * collective.times for collective in branch.values())
 
 
 def _group_size(line: str) -> int:
     """Devices of a group: listed, counted, or as axes of a mesh."""
-    found = _GROUP.search(line)
-    if found is None:
+    match = _GROUPS.search(line)
+    if match is None:
         return 1
-    if found[1]:
-        return len(found[1].split(","))
-    if found[2]:
-        return int(found[2])
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[3])}
-    return math.prod(sizes[name] for name in re.findall(r"'([^']+)'", found[4]))
+    if match["devices"]:
+        return len(match["devices"].split(","))
+    if match["size"]:
+        return int(match["size"])
+    sizes = {name: int(size) for name, size in _MESH_AXIS.findall(match["mesh"])}
+    axes = _AXIS_NAME.findall(match["axes"])
+    return math.prod(sizes[axis] for axis in axes)

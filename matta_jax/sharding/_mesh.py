@@ -1,5 +1,7 @@
-"""The mesh of a run, and where its arrays lie on it. Auto axis types throughout (architecture.md,
-decision 12).
+"""The mesh of a run, and where its arrays lie on it. Auto axis types throughout.
+
+What an axis of a weight is sharded over stands in the table of axes. Granules are never sharded,
+only what lies inside them.
 """
 
 import functools
@@ -13,21 +15,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
-from matta_jax.nesting import Names, Tree
+from matta_jax.nesting import (
+    RESIDUAL,
+    Names,
+    Tree,
+    axis_of,
+    is_granulated,
+    mesh_axis,
+    table_view,
+)
 from matta_jax.sharding._placement import Layout, Placement
-
-RULES: dict[str, str] = {"d_model": "fsdp", "heads": "tensor", "d_ff": "tensor", "vocab": "tensor"}
-"""Logical axis to mesh axis; all others are kept whole. Granules are never sharded, only what lies
-inside them.
-"""
 
 AXES = ("data", "fsdp", "tensor")
 _BATCH_AXES = ("data", "fsdp")
-_FIELDS = {
-    "heads": "model.num_heads, nest.num_heads",
-    "d_ff": "nest.widths",
-    "vocab": "model.vocab_size",
-}
 
 
 def check_mesh(
@@ -41,12 +41,15 @@ def check_mesh(
         or do not divide the batch.
     """
     sizes = {name: getattr(config, name) for name in AXES}
-    free = next((name for name in AXES if sizes[name] == -1), None)
+    free_axis = next((name for name in AXES if sizes[name] == -1), None)
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if fixed > num_devices or (free and num_devices % fixed):
-        raise UserError(_misfit(sizes, num_devices, exact=free is not None))
-    if free:
-        sizes[free] = num_devices // fixed
+
+    leaves_odd_number = free_axis is not None and num_devices % fixed != 0
+    if fixed > num_devices or leaves_odd_number:
+        raise UserError(_misfit(sizes, num_devices, exact=free_axis is not None))
+    if free_axis is not None:
+        sizes[free_axis] = num_devices // fixed
+
     parts = sizes["data"] * sizes["fsdp"] * microbatches
     if batch_size % parts:
         nearest = max(round(batch_size / parts), 1) * parts
@@ -69,15 +72,17 @@ def _misfit(sizes: Mapping[str, int], num_devices: int, *, exact: bool) -> str:
     rule = f"{need} devices, which must divide the {num_devices} that there are"
     if not exact:
         rule = f"{need} devices, but there are {num_devices}"
-    for name, size in stated.items():  # The first axis that can mend it alone.
-        others = need // size
-        fits = [
-            n
-            for n in range(1, size)
-            if n * others <= num_devices and not (exact and num_devices % (n * others))
-        ]
-        if fits:
-            return f"{shown} needs {rule}; nearest that fits: mesh.{name}={max(fits)}"
+
+    def fits(count: int) -> bool:
+        is_exact = not exact or num_devices % count == 0
+        return count <= num_devices and is_exact
+
+    # The first axis that can mend it, the others as they are.
+    for name, size in stated.items():
+        remaining = need // size
+        fitting_sizes = [n for n in range(1, size) if fits(n * remaining)]
+        if fitting_sizes:
+            return f"{shown} needs {rule}; nearest that fits: mesh.{name}={max(fitting_sizes)}"
     return f"{shown} needs {rule}; lower two of them"
 
 
@@ -89,15 +94,18 @@ def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None)
       UserError: several processes, and a mesh that leaves some of their devices idle.
     """
     count = math.prod(sizes)
-    if devices is None and jax.process_count() > 1 and count != jax.device_count():
+    is_shared = devices is None and jax.process_count() > 1
+    if is_shared and count != jax.device_count():
         raise UserError(
             f"mesh.data={sizes[0]} x mesh.fsdp={sizes[1]} x mesh.tensor={sizes[2]} is {count} "
             "devices, but the "
             f"{jax.process_count()} processes have {jax.device_count()}, and all must take part; "
             "use mesh.data=-1"
         )
-    devices = (jax.devices() if devices is None else devices)[:count]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if devices is None:
+        devices = jax.devices()
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices[:count])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -111,10 +119,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def _spec(names: Names, mesh: Mesh, *, without: str | None = None) -> PartitionSpec:
-    axes = [RULES.get(name) for name in names]
-    return PartitionSpec(
-        *(axis if axis != without and axis and mesh.shape[axis] > 1 else None for axis in axes)
-    )
+    """The mesh axis of each axis of a weight; None where it is not sharded, or over `without`."""
+
+    def sharded_over(name: str) -> str | None:
+        axis = mesh_axis(name)
+        if axis is None or axis == without:
+            return None
+        # An axis over one device is whole.
+        return axis if mesh.shape[axis] > 1 else None
+
+    return PartitionSpec(*map(sharded_over, names))
 
 
 def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: bool = False) -> Tree:
@@ -124,60 +138,76 @@ def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: bool 
       shapes: the weights.
       axes: their axis names.
       mesh: the devices.
-      uneven_whole: whether an axis that does not divide over its mesh axis is kept whole.
+      uneven_whole: whether an axis that does not divide over its mesh axis is kept on every device.
 
     Raises:
       UserError: an axis that does not divide over its mesh axis.
     """
 
     def sharding(weight: Any, names: Names) -> NamedSharding:
-        spec = _spec(names, mesh)
-        for i, (name, size, axis) in enumerate(zip(names, weight.shape, spec, strict=True)):
-            if axis is not None and size % mesh.shape[axis]:
-                if uneven_whole:
-                    spec = PartitionSpec(*spec[:i], None, *spec[i + 1 :])
-                    continue
-                raise UserError(
-                    _uneven(name, size, axis, mesh.shape[axis], granule=f"{name}_granules" in names)
-                )
-        return NamedSharding(mesh, spec)
+        spec = list(_spec(names, mesh))
+        for i, axis in enumerate(spec):
+            if axis is None:
+                continue
+            size, parts = weight.shape[i], mesh.shape[axis]
+            if size % parts == 0:
+                continue
+            if not uneven_whole:
+                raise UserError(_uneven(names, i, size, axis, parts))
+            spec[i] = None
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(sharding, shapes, axes)
 
 
-def _uneven(name: str, size: int, axis: str, parts: int, *, granule: bool) -> str:
+def _uneven(names: Names, position: int, size: int, axis: str, parts: int) -> str:
     """The line about a weight's axis that cannot be cut into `parts`."""
-    field = _FIELDS.get(name, f"model.{name}, nest.{name}")
+    name = names[position]
+    fields = axis_of(name).config_fields
     divisor = max(n for n in range(1, parts) if size % n == 0)
     multiple = -(-size // parts) * parts
+
+    what = f"the {name} of {size} ({fields})"
     mend = f"use mesh.{axis}={divisor}, or {name} of {multiple}"
-    what = f"the {name} of {size} ({field})"
-    if granule:
-        what = f"the common granule of {size} of {name} ({field})"
+    if is_granulated(name, names):
+        what = f"the common granule of {size} of {name} ({fields})"
         mend = f"use mesh.{axis}={divisor}, or sizes that are all multiples of {multiple}"
     return f"mesh.{axis}={parts} must divide {what}, over which it is sharded; {mend}"
 
 
 def placement(mesh: Mesh) -> Placement:
-    """Returns where weights lie: whole over fsdp while they are used, tensor shards stay (decision
-    2).
-    """
-    joins = mesh.shape["tensor"] == 1 and mesh.devices.flat[0].platform != "tpu"
+    """Returns where weights lie: gathered over fsdp while they are used; tensor shards stay."""
+    is_tpu = mesh.devices.flat[0].platform == "tpu"
+    joins = mesh.shape["tensor"] == 1 and not is_tpu
     if mesh.size == 1:
         return Placement(joins=joins)
-    place = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-    whole = lambda x, names: place(x, _spec(names, mesh, without="fsdp"))
+
+    def place(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    def gather(x: jax.Array, names: Names) -> jax.Array:
+        return place(x, _spec(names, mesh, without="fsdp"))
 
     def scatter(gradient: jax.Array, names: Names) -> jax.Array:
-        # A matrix's comes together first: so compilers add up the sub-models' gradients before
-        # these cross devices. A table's is cheaper at once, as the few rows of a batch go where
-        # their columns are kept; but where data are split over two axes, the partitioner would make
-        # every device hold all rows.
-        at_once = "vocab" in names and mesh.shape["data"] == 1
-        gradient = gradient if at_once else whole(gradient, names)
+        # A matrix's gradient comes together first: so compilers add up the sub-models' gradients
+        # before these cross devices. A sharded table's is cheaper at once, as the few rows of a
+        # batch go where their columns are kept; but where data are split over two axes, the
+        # partitioner would make every device hold all rows.
+        at_once = _is_sharded_table(names) and mesh.shape["data"] == 1
+        if not at_once:
+            gradient = gather(gradient, names)
         return place(gradient, _spec(names, mesh))
 
-    return Placement(gather=whole, scatter=scatter, joins=joins)
+    return Placement(gather=gather, scatter=scatter, joins=joins)
+
+
+def _is_sharded_table(names: Names) -> bool:
+    """Whether a weight is a table whose entries may be sharded."""
+    table = table_view(names)
+    if table is None:
+        return False
+    entries, _ = table
+    return any(mesh_axis(names[i]) is not None for i in entries)
 
 
 def loss_layout(mesh: Mesh) -> Layout | None:
@@ -185,19 +215,18 @@ def loss_layout(mesh: Mesh) -> Layout | None:
     if mesh.size == 1:
         return None
     tokens = tuple(axis for axis in _BATCH_AXES if mesh.shape[axis] > 1)
-    columns, vocab = (
-        RULES[name] if mesh.shape[RULES[name]] > 1 else None for name in ("d_model", "vocab")
-    )
+    vocab, columns = _spec(("vocab", RESIDUAL), mesh)
     return Layout(mesh, tokens=tokens, columns=columns, vocab=vocab)
 
 
 @functools.lru_cache(maxsize=16)  # Asked for every batch.
 def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Returns the rows of a global batch, rising, that the devices of this process hold."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(
-        np.concatenate([np.arange(batch_size)[index] for index in places if index is not None])
-    )
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    rows_by_device = [rows[index] for index in indices.values() if index is not None]
+    # Devices that share an entry of the batch's axes hold the same rows.
+    return np.unique(np.concatenate(rows_by_device))
 
 
 def place_batch(
@@ -214,10 +243,11 @@ def place_batch(
 
     def place(array: np.ndarray) -> jax.Array:
         size = batch_size or len(array)
-        own = own_rows(mesh, size)
+        process_rows = own_rows(mesh, size)
 
         def shard(index: Any) -> np.ndarray:
-            return array[np.searchsorted(own, np.arange(size)[index[0]])]
+            shard_rows = np.arange(size)[index[0]]
+            return array[np.searchsorted(process_rows, shard_rows)]
 
         return jax.make_array_from_callback((size, *array.shape[1:]), sharding, shard)
 
@@ -228,7 +258,7 @@ def place(tree: Any, shardings: Any) -> Any:
     """Places a tree that every process holds whole; each puts its own shards on its devices."""
 
     def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree, shardings)

@@ -13,8 +13,15 @@ from jax.experimental import multihost_utils
 
 from matta_jax.errors import UserError
 
+# How long a process that fails waits for the others to fail alike.
 _PARTING_SECONDS = 3.0
-_heartbeat_seconds = 0  # That this process joined with.
+# How many characters of a runtime's error, and how many processes, a message shows.
+_SHOWN_CHARACTERS = 200
+_SHOWN_PROCESSES = 8
+_DIGEST_BYTES = 8
+
+# What this process joined with.
+_heartbeat_seconds = 0
 
 
 def join_processes(
@@ -39,7 +46,7 @@ def join_processes(
     """
     global _heartbeat_seconds
     _heartbeat_seconds = heartbeat_seconds
-    stated = (coordinator, num_processes, process_id)
+
     if coordinator is not None and ":" not in coordinator:
         raise UserError(
             f"--coordinator={coordinator!r} must be HOST:PORT of process 0, such as 10.0.0.1:1234"
@@ -48,20 +55,23 @@ def join_processes(
         raise UserError(
             f"--process_id={process_id} must be from 0 to {num_processes - 1} (--num_processes - 1)"
         )
+
+    # Where all is said, JAX need not ask a launcher, whose answer could contradict it.
+    is_complete = None not in (coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
-            *stated,
+            coordinator,
+            num_processes,
+            process_id,
             heartbeat_timeout_seconds=heartbeat_seconds,
-            cluster_detection_method="deactivate" if None not in stated else None,
+            cluster_detection_method="deactivate" if is_complete else None,
         )
     except (ValueError, RuntimeError, ImportError, KeyError) as error:
-        shown = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
         raise UserError(
-            f"--distributed cannot join the other processes ({type(error).__name__}: {shown}); on "
-            "Cloud TPU, SLURM and "
-            "Kubernetes (with its Python client) nothing else is needed, elsewhere give "
-            "--coordinator, "
-            "--num_processes and --process_id"
+            f"--distributed cannot join the other processes ({type(error).__name__}: {reason}); on "
+            "Cloud TPU, SLURM and Kubernetes (with its Python client) nothing else is needed, "
+            "elsewhere give --coordinator, --num_processes and --process_id"
         ) from None
 
 
@@ -80,7 +90,8 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process."""
     if jax.process_count() == 1:
         return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    flags = multihost_utils.process_allgather(np.array(flag))
+    return bool(np.any(flags))
 
 
 def check_agreement(facts: Mapping[str, str]) -> None:
@@ -89,21 +100,28 @@ def check_agreement(facts: Mapping[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in facts.values()]
-    every = multihost_utils.process_allgather(
-        np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), 8)
+
+    # Digests have one length on every process, which a gather needs.
+    digests = b"".join(_digest(text) for text in facts.values())
+    digests_of_all = multihost_utils.process_allgather(
+        np.frombuffer(digests, np.uint8).reshape(len(facts), _DIGEST_BYTES)
     )
+
     for i, name in enumerate(facts):
-        odd = [
-            process
-            for process in range(len(every))
-            if not np.array_equal(every[process, i], every[0, i])
-        ]
-        if odd:
-            shown = ", ".join(map(str, odd[:8])) + (", …" if len(odd) > 8 else "")
-            raise UserError(
-                f"{name} differs between process 0 and process {shown}; give all processes the same"
-            )
+        differs = np.any(digests_of_all[:, i] != digests_of_all[0, i], axis=-1)
+        odd_processes = np.flatnonzero(differs)
+        if not len(odd_processes):
+            continue
+        numbers = ", ".join(str(process) for process in odd_processes[:_SHOWN_PROCESSES])
+        if len(odd_processes) > _SHOWN_PROCESSES:
+            numbers += ", …"
+        raise UserError(
+            f"{name} differs between process 0 and process {numbers}; give all processes the same"
+        )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def wait_for_verdict(error: BaseException) -> None:
@@ -113,9 +131,12 @@ def wait_for_verdict(error: BaseException) -> None:
     A broken collective raises at once; the runtime finds the dead process by its heartbeat, and
     then aborts this one.
     """
+    # An error of the runtime may have been wrapped on its way up.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
         cause = cause.__cause__ or cause.__context__
+
+    # The runtime aborts this process while it sleeps, unless nobody has died.
     if cause is not None:
         time.sleep(2 * _heartbeat_seconds + 5)
 
@@ -127,14 +148,15 @@ def part(code: int) -> None:
     Processes that fail alike part together; one that fails alone leaves the others to their
     heartbeat.
     """
-    from jax._src import (
-        distributed,
-    )  # The one barrier that does not need the devices, which may be stuck.
+    # The one barrier that does not need the devices, which may be stuck.
+    from jax._src import distributed
 
     client = distributed.global_state.client
     assert client is not None
     sys.stdout.flush()
     sys.stderr.flush()
-    with contextlib.suppress(Exception):  # Any failure means that the others do not part now.
+
+    # Any failure means that the others do not part now.
+    with contextlib.suppress(Exception):
         client.wait_at_barrier("matta_jax/part", int(1000 * _PARTING_SECONDS))
     os._exit(code)

@@ -27,6 +27,9 @@ class Chip:
     ici_gb_per_second: float
 
 
+# How many characters of libtpu's error a message shows.
+_SHOWN_CHARACTERS = 160
+
 CHIPS = {
     "v5e": Chip(hbm_gb=16, tflops=197, ici_gb_per_second=200),
     "v5p": Chip(hbm_gb=95, tflops=459, ici_gb_per_second=600),
@@ -42,30 +45,31 @@ def topology_devices(topology: str) -> Sequence[Any]:
     """
     chip, colon, _ = topology.partition(":")
     if chip not in CHIPS or not colon:
+        hint = "" if chip in CHIPS else did_you_mean(chip, CHIPS)
         raise UserError(
             f"topology={topology!r} must be a chip ({', '.join(CHIPS)}) and a shape, such as "
-            "v5e:4x4 or v5p:2x2x2"
-            f"{'' if chip in CHIPS else did_you_mean(chip, CHIPS)}"
+            f"v5e:4x4 or v5p:2x2x2{hint}"
         )
-    # No metadata server is asked, and several processes may compile at once. Read when libtpu is
-    # loaded.
+
+    # No metadata server is asked, and several processes may compile at once. Both are read when
+    # libtpu is loaded.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except (
-        Exception
-    ) as error:  # JAX and libtpu raise many kinds, for a missing library as for a bad shape.
-        shown = " ".join(str(error).split())[:160]
+    # JAX and libtpu raise many kinds, for a missing library as for a bad shape.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
         raise UserError(
-            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {shown}); the "
-            "shape must be one "
-            "that the chip has, and compiling needs libtpu: pip install 'matta_jax[tpu]'"
+            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {reason}); the "
+            "shape must be one that the chip has, and compiling needs libtpu: "
+            "pip install 'matta_jax[tpu]'"
         ) from None
 
 
-def collective_seconds(chip: Chip, found: Iterable[Collective]) -> float:
+def collective_seconds(chip: Chip, collectives: Iterable[Collective]) -> float:
     """The least time that a step's collectives take: all links busy in one direction."""
-    return sum(one.sent * one.times for one in found) / (chip.ici_gb_per_second * 1e9)
+    sent_bytes = sum(collective.sent * collective.times for collective in collectives)
+    return sent_bytes / (chip.ici_gb_per_second * 1e9)

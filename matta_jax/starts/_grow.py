@@ -9,29 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matta_jax.models import Architecture, block_importance, init_params, logical_axes, module_apply
+from matta_jax.models import Family, Inputs, Plan, bind, bind_block, init_params
 from matta_jax.nesting import (
+    BLOCKS,
+    LAYERS,
+    RESIDUAL,
     Names,
-    Nest,
     Tree,
     flatten,
+    layer_axes,
     logical_names,
     merge_granules,
+    outside_blocks,
     place_array,
+    reads_residual,
     sizes_of,
     split_granules,
+    stack_of,
     unflatten,
+    writes_residual,
 )
 
 
-def grow(
-    student: Tree,
-    architecture: Architecture,
-    nest: Nest,
-    key: jax.Array,
-    *,
-    noise: float | None = None,
-) -> Tree:
+def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = None) -> Tree:
     """Makes a TA around a trained Student, M-nesting in reverse order.
 
     The Student's slice of the TA is the Student, bit for bit. New heads, neurons and layers write
@@ -42,47 +42,56 @@ def grow(
 
     Args:
       student: weights of a plain model with the TA's granules.
-      architecture: of the TA.
-      nest: Student and TA.
+      plan: of the run: Student and TA.
       key: of the fresh parts.
       noise: scale of the new output projections, of that of a fresh TA; None for zeros.
     """
-    fresh, names = (
-        flatten(jax.tree.map(np.array, init_params(architecture, key, nest))),
-        flatten(logical_axes(architecture)),
-    )
-    sizes = sizes_of(nest.student, nest.student.d_ff[0]) | {"layers": nest.student.layers}
-    sizes.pop("d_model")  # Every part is first given the TA's d_model.
+    nest = plan.nest
+    # Copies in numpy, which the Student is then written into in place.
+    fresh = flatten(jax.tree.map(np.array, init_params(plan.architecture, key, nest)))
+    names, student_weights = flatten(plan.axes), flatten(student)
+    sizes = sizes_of(nest.student) | {LAYERS: nest.student.layers}
+    # Every part is first given the TA's residual stream.
+    del sizes[RESIDUAL]
+
     grown = {}
-    for path, whole in fresh.items():
-        if path.startswith("blocks/") and path.rsplit("/", 1)[-1] in ("w_out", "b_out"):
-            whole *= 0.0 if noise is None else noise
+    for path, weight in fresh.items():
+        # With output projections of zeros, the new parts add nothing to the residual stream.
+        if path.startswith(f"{BLOCKS}/") and writes_residual(names[path]):
+            weight *= 0.0 if noise is None else noise
         part = _widened(
-            np.asarray(flatten(student)[path]), names[path], nest.ta.d_model, repeat=_repeats(path)
+            np.asarray(student_weights[path]),
+            names[path],
+            nest.ta.sizes[RESIDUAL],
+            repeat=_repeats(path, names[path], plan.family),
         )
-        place_array(part, whole, names[path], sizes)
-        grown[path] = jnp.asarray(whole)
+        place_array(part, weight, names[path], sizes)
+        grown[path] = jnp.asarray(weight)
     return unflatten(grown)
 
 
-def _repeats(path: str) -> bool:
+def _repeats(path: str, names: Names, family: Family) -> bool:
     """Whether a weight repeats the Student's entries on new dimensions of the residual stream: what
-    writes to it does, and the norms in the blocks; what reads from it, the head's norm among them,
-    has zeros there."""
-    return not path.endswith(("w_qkv", "w_in")) and not path.startswith(("norm/", "head/"))
+    writes to it does, and the norms in the layers; what reads from it, the norm of the head among
+    it, has zeros there.
+    """
+    is_exit = path.partition("/")[0] in family.exits
+    return not is_exit and not reads_residual(names)
 
 
 def _widened(part: np.ndarray, names: Names, d_model: int, *, repeat: bool) -> np.ndarray:
-    if "d_model" not in names:
+    """A weight on a wider residual stream, whose new dimensions repeat the old, or are zeros."""
+    if RESIDUAL not in names:
         return part
-    axis = names.index("d_model")
-    own = part.shape[axis]
+    axis = names.index(RESIDUAL)
+    old_size = part.shape[axis]
     if repeat:
-        return np.take(part, np.arange(d_model) % own, axis=axis)
-    return np.pad(part, [(0, d_model - own if i == axis else 0) for i in range(part.ndim)])
+        return np.take(part, np.arange(d_model) % old_size, axis=axis)
+    padding = [(0, d_model - old_size if i == axis else 0) for i in range(part.ndim)]
+    return np.pad(part, padding)
 
 
-def sort_by_importance(params: Tree, architecture: Architecture, tokens_BT: jax.Array) -> Tree:
+def sort_by_importance(params: Tree, plan: Plan, inputs: Inputs) -> Tree:
     """Permutes the heads and neurons of each layer, the most important first; the function stays
     the same.
 
@@ -90,37 +99,41 @@ def sort_by_importance(params: Tree, architecture: Architecture, tokens_BT: jax.
     stream.
 
     Args:
-      params: weights of a plain model of one width.
-      architecture: of the model.
-      tokens_BT: a calibration batch.
+      params: weights of the TA.
+      plan: of the run.
+      inputs: of a calibration batch.
     """
-    names = {
-        path: axes[1:] for path, axes in flatten(logical_axes(architecture)["blocks"]["0"]).items()
-    }
-    granules = architecture.granules
-    seq_len = tokens_BT.shape[1]
-    block = jax.jit(lambda weights, x_ND: module_apply("block", weights, x_ND, seq_len))
-    importance = jax.jit(lambda weights, x_ND: block_importance(weights, x_ND, seq_len))
-    x_ND = module_apply("embed", params["embed"], tokens_BT)
+    family, options = plan.family, plan.architecture.options
+    names = flatten(layer_axes(stack_of(plan.axes)))
+    granules = plan.nest.granules
+    x_ND, context = family.enter(bind(family, options, outside_blocks(params)), inputs)
+
+    @jax.jit
+    def run(weights: Tree, x_ND: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        block = bind_block(family, options, weights)
+        return block.importance(x_ND, context), block(x_ND, context)
+
     layers = []
-    for layer in range(len(architecture.d_ff)):
-        weights = jax.tree.map(lambda stack, layer=layer: stack[layer], params["blocks"]["0"])
-        by_axis = dict(zip(("heads", "d_ff"), importance(weights, x_ND), strict=True))
-        order = {
-            axis: np.argsort(-np.ravel(values), kind="stable") for axis, values in by_axis.items()
-        }
-        sorted_ = {
-            path: _permuted(leaf, names[path], order, granules)
-            for path, leaf in flatten(weights).items()
-        }
-        layers.append(unflatten(sorted_))
-        x_ND = block(weights, x_ND)
-    return params | {"blocks": {"0": jax.tree.map(lambda *stack: jnp.stack(stack), *layers)}}
+    for layer in range(plan.nest.num_layers):
+        weights = jax.tree.map(lambda stack, layer=layer: stack[layer], stack_of(params))
+        importance, x_ND = run(weights, x_ND)
+        # Stable, so that equals stay in their order and a sorted model stays as it is.
+        order = {}
+        for axis, values in importance.items():
+            order[axis] = np.argsort(-np.ravel(values), kind="stable")
+
+        ordered = {}
+        for path, leaf in flatten(weights).items():
+            ordered[path] = _permuted(leaf, names[path], order, granules)
+        layers.append(unflatten(ordered))
+    stack = jax.tree.map(lambda *layer_weights: jnp.stack(layer_weights), *layers)
+    return params | {BLOCKS: {"0": stack}}
 
 
 def _permuted(
     weight: Any, names: Names, order: Mapping[str, np.ndarray], granules: Mapping[str, int]
 ) -> Any:
+    # Entries move between granules, so the order is of the logical axis, without them.
     merged = merge_granules(weight, names)
     for axis, name in enumerate(logical_names(names)):
         if name in order:

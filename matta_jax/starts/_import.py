@@ -1,15 +1,16 @@
 """Models from elsewhere become ours: Hugging Face folders."""
 
-import pathlib
-import shutil
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
 from matta_jax import config as config_lib
+from matta_jax import storage
 from matta_jax.config import Config, DataConfig, ModelConfig
 from matta_jax.errors import UserError
-from matta_jax.models import abstract_params, logical_axes
-from matta_jax.nesting import flatten, unflatten
+from matta_jax.models import Architecture, abstract_params, logical_axes
+from matta_jax.nesting import Tree, flatten, unflatten
 from matta_jax.packages import (
     TOKENIZER,
     Package,
@@ -25,8 +26,8 @@ from matta_jax.packages import (
 
 
 def import_hf(
-    folder: str | pathlib.Path,
-    output: str | pathlib.Path,
+    folder: str | storage.Path,
+    output: str | storage.Path,
     *,
     tokenizer: str | None = None,
     packaging: Packaging | None = None,
@@ -45,19 +46,36 @@ def import_hf(
       UserError: files or tensors are missing or damaged, or belong to another model than GPT-2.
     """
     packaging = packaging or Packaging()
-    source, target = pathlib.Path(folder).resolve(), pathlib.Path(output).resolve()
+    source, target = storage.resolve(folder), storage.resolve(output)
     architecture = architecture_of_hf(source)
-    axes = flatten(logical_axes(architecture))
-    reads = readers(source, architecture, axes)
-    shapes = flatten(abstract_params(architecture))
+    names = flatten(logical_axes(architecture))
+    reads = readers(source, architecture, names)
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
         raise UserError(
             "with_optimizer: a Hugging Face folder holds no optimiser state; import without it"
         )
+
+    params = _read(source, architecture, reads)
+    with new_folder(target) as building:
+        spec = tokenizer or _keep_tokenizer(source, building)
+        eos_id = _checked_eos_id(source, target, building, spec, tokenizer, architecture)
+        about = {
+            "parent": {"hf": str(source)},
+            "spec": source.name,
+            "config": config_lib.to_dict(_config(architecture, spec)),
+            "scores": [],
+        }
+        write_package(building, params, architecture, packaging, about, eos_id=eos_id)
+    return open_model(target)
+
+
+def _read(source: storage.Path, architecture: Architecture, reads: Mapping[str, Any]) -> Tree:
+    """Reads all weights, in float32. Raises UserError for damaged files and weights."""
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(architecture)).items()}
     try:
         flat = {
-            path: jnp.asarray(read((slice(None),) * len(axes[path])), jnp.float32)
+            path: jnp.asarray(read((slice(None),) * len(shapes[path])), jnp.float32)
             for path, read in reads.items()
         }
     except UserError:
@@ -65,68 +83,80 @@ def import_hf(
     except Exception as error:  # safetensors raises many kinds for damaged files.
         detail = " ".join(str(error).split())[:160]
         raise UserError(f"{str(source)!r} is damaged ({detail}); fetch the model again") from None
+
+    # A file may be whole, and yet hold weights of a training that diverged.
     for path, leaf in flat.items():
         if not bool(jnp.isfinite(leaf).all()):
             raise UserError(
                 f"{str(source)!r}: {path} holds numbers that are not finite; fetch the model again"
             )
-    params = unflatten({path: flat[path].reshape(shapes[path].shape) for path in shapes})
-    with new_folder(target) as building:
-        spec = tokenizer or _keep_tokenizer(source, building)
-        try:
-            from matta_jax.tokenizers import make_tokenizer  # As in _extract.py.
+    return unflatten({path: flat[path].reshape(shape) for path, shape in shapes.items()})
 
-            known = make_tokenizer(resolved_tokenizer(spec, building))
-        except UserError as error:
-            if tokenizer is not None:
-                raise
-            detail = str(error).replace(str(building), str(target)).partition(";")[0]
-            raise UserError(
-                f"{str(source)!r}: its tokenizer cannot be used ({detail}); name one by --tokenizer"
-            ) from None
-        if known.vocab_size > architecture.vocab_size:
-            whose = f"tokenizer={tokenizer!r}" if tokenizer else f"the tokenizer in {str(source)!r}"
-            raise UserError(
-                f"{whose} has {known.vocab_size} ids, but the model a vocabulary of "
-                f"{architecture.vocab_size}; name "
-                "the model's own by --tokenizer"
-            )
-        config = Config(
-            model=ModelConfig(
-                vocab_size=architecture.vocab_size,
-                max_len=architecture.max_len,
-                num_layers=len(architecture.d_ff),
-                d_model=architecture.d_model,
-                num_heads=architecture.d_model // architecture.head_dim,
-                d_ff=max(architecture.d_ff),
-            ),
-            data=DataConfig(tokenizer=spec, seq_len=min(1024, architecture.max_len)),
+
+def _config(architecture: Architecture, tokenizer: str) -> Config:
+    """The config that an imported model has in place of its run's."""
+    model = ModelConfig(
+        vocab_size=architecture.vocab_size,
+        max_len=architecture.max_len,
+        num_layers=architecture.num_layers,
+        d_model=architecture.d_model,
+        num_heads=architecture.d_model // architecture.head_dim,
+        d_ff=architecture.sub_model.largest("d_ff"),
+    )
+    data = DataConfig(tokenizer=tokenizer, seq_len=min(1024, architecture.max_len))
+    return Config(model=model, data=data)
+
+
+def _checked_eos_id(
+    source: storage.Path,
+    target: storage.Path,
+    building: storage.Path,
+    spec: str,
+    named: str | None,
+    architecture: Architecture,
+) -> int:
+    """The end-of-text id of the model's tokenizer.
+
+    Raises:
+      UserError: the tokenizer cannot be used, or knows more ids than the model.
+    """
+    from matta_jax.tokenizers import make_tokenizer  # Other calls of this room need none.
+
+    try:
+        tokenizer = make_tokenizer(resolved_tokenizer(spec, building))
+    except UserError as error:
+        if named is not None:
+            raise
+        # The folder that is being built is gone when the user reads this.
+        detail = str(error).replace(str(building), str(target)).partition(";")[0]
+        raise UserError(
+            f"{str(source)!r}: its tokenizer cannot be used ({detail}); name one by --tokenizer"
+        ) from None
+    if tokenizer.vocab_size > architecture.vocab_size:
+        whose = f"tokenizer={named!r}" if named else f"the tokenizer in {str(source)!r}"
+        raise UserError(
+            f"{whose} has {tokenizer.vocab_size} ids, but the model a vocabulary of "
+            f"{architecture.vocab_size}; name the model's own by --tokenizer"
         )
-        about = {
-            "parent": {"hf": str(source)},
-            "spec": source.name,
-            "config": config_lib.to_dict(config),
-            "scores": [],
-        }
-        write_package(building, params, architecture, packaging, about, eos_id=known.eos_id)
-    return open_model(target)
+    return tokenizer.eos_id
 
 
-def _keep_tokenizer(source: pathlib.Path, building: pathlib.Path) -> str:
+def _keep_tokenizer(source: storage.Path, building: storage.Path) -> str:
     """Copies a Hugging Face folder's tokenizer into the model's; returns its spec."""
-    kept = building / TOKENIZER
+    place = building / TOKENIZER
     if (source / "tokenizer.json").is_file():
-        kept.mkdir()
-        shutil.copyfile(source / "tokenizer.json", kept / "tokenizer.json")
+        storage.make_folder(place)
+        storage.copy_file(source / "tokenizer.json", place / "tokenizer.json")
         return f"hf:./{TOKENIZER}/tokenizer.json"
+
+    # OpenAI's names of the same files, which our GPT-2 tokenizer reads.
     files = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
-    if all((source / name).is_file() for name in files):
-        kept.mkdir()
-        for name, ours in files.items():
-            shutil.copyfile(source / name, kept / ours)
+    if all((source / hf_name).is_file() for hf_name in files):
+        storage.make_folder(place)
+        for hf_name, name in files.items():
+            storage.copy_file(source / hf_name, place / name)
         return f"gpt2:./{TOKENIZER}"
     raise UserError(
         f"{str(source)!r} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name "
-        "one, such as "
-        "--tokenizer=gpt2:FOLDER or --tokenizer=byte"
+        "one, such as --tokenizer=gpt2:FOLDER or --tokenizer=byte"
     )

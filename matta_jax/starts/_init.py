@@ -6,16 +6,12 @@ from typing import Any
 import jax
 
 from matta_jax.checkpoints import load_folder, on_one_device
-from matta_jax.config import Config
+from matta_jax.config import Config, field_names, state_fields
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, architecture_of, logical_axes
-from matta_jax.nesting import Nest, Tree, nest_of
-from matta_jax.packages import Package, open_model, plain_config, regranulate
+from matta_jax.models import Architecture, Inputs, Plan, logical_axes, plan_of
+from matta_jax.nesting import SubModel, Tree, nest_of, regranulate, word_of
+from matta_jax.packages import Package, open_model, plain_config
 from matta_jax.starts._grow import grow, sort_by_importance
-
-# A plain run may take up an optimiser state when these agree; its learning rate and length are its
-# own.
-_OPTIMIZER_FIELDS = ("name", "clip_norm")
 
 
 def check_init(config: Config) -> Package | None:
@@ -27,50 +23,58 @@ def check_init(config: Config) -> Package | None:
     """
     if config.init.model is None:
         return None
-    package, nest = open_model(config.init.model), nest_of(config)
+    package, plan = open_model(config.init.model), plan_of(config)
     where = f"init.model={config.init.model!r}"
     try:
-        own = plain_config(config, package.architecture).model
+        model_alone = plain_config(config, package.architecture).model
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if _fits(package.architecture, config, nest) is None:
-        model, ta = config.model, nest.ta
-        ta_sizes = {
-            "num_layers": ta.num_layers,
-            "d_model": ta.d_model,
-            "num_heads": ta.num_heads,
-            "d_ff": ta.d_ff[0],
-        }
-        differing = [
-            f"{name}={getattr(own, name)} there, {getattr(model, name)} here"
-            + (
-                f" (TA: {ta_sizes[name]})"
-                if ta_sizes.get(name, getattr(model, name)) != getattr(model, name)
-                else ""
-            )
-            for name in ("vocab_size", "max_len", "num_layers", "d_model", "num_heads", "d_ff")
-            if getattr(own, name) != getattr(model, name)
-        ]
+    kind = _kind(package.architecture, plan)
+    if kind is None:
+        differing = _differences(model_alone, config, plan.nest.ta)
         raise UserError(
             f"{where} is neither the Student nor the TA of this run: "
             f"model.{'; model.'.join(differing)}"
         )
     if config.init.sort:
-        if config.model.name == "scorer":
-            raise UserError("init.sort=True is for language models; leave it False")
-        if _fits(package.architecture, config, nest) != "ta":
-            raise UserError(
-                "init.sort=True needs an init.model of the TA's sizes; the Student must stay as it "
-                "is"
-            )
-        theirs = nest_of(package.config)
-        if theirs.student != theirs.ta:
-            raise UserError(
-                f"init.sort=True would scatter the sub-models of {where}, which was trained "
-                "nested; leave it False"
-            )
-    _check_opt_state(config, package)
+        _check_sort(config, package, kind, where)
+    _check_opt_state(config, package, where)
     return package
+
+
+def _differences(model: Any, config: Config, ta: SubModel) -> list[str]:
+    """Each size in which a model, as a config section, differs from the Student, in words."""
+    ta_sizes = {word_of(axis): size for axis, size in ta.sizes.items()}
+    ta_sizes["num_layers"] = ta.num_layers
+    # Depth first and d_ff last, as in the config; what lies between depends on the family.
+    sizes = ("num_layers", *sorted(set(ta_sizes) - {"num_layers", "d_ff"}), "d_ff")
+    lines = []
+    for name in ("vocab_size", "max_len", *sizes):
+        size, student_size = getattr(model, name), getattr(config.model, name)
+        if size == student_size:
+            continue
+        line = f"{name}={size} there, {student_size} here"
+        if ta_sizes.get(name, student_size) != student_size:
+            line += f" (TA: {ta_sizes[name]})"
+        lines.append(line)
+    return lines
+
+
+def _check_sort(config: Config, package: Package, kind: str, where: str) -> None:
+    """Raises UserError unless a model can be sorted, and may be."""
+    if config.model.reads_examples:
+        raise UserError("init.sort=True is for language models; leave it False")
+    if kind != "ta":
+        raise UserError(
+            "init.sort=True needs an init.model of the TA's sizes; the Student must stay as it is"
+        )
+    # Sub-models are prefixes: sorted anew, they would hold other neurons than were trained.
+    nest = nest_of(package.config)
+    if nest.student != nest.ta:
+        raise UserError(
+            f"init.sort=True would scatter the sub-models of {where}, which was trained "
+            "nested; leave it False"
+        )
 
 
 def plain_run(package: Package) -> Config:
@@ -78,18 +82,17 @@ def plain_run(package: Package) -> Config:
     without a nest.
     """
     config = plain_config(package.config, package.architecture)
-    return dataclasses.replace(
-        config, init=dataclasses.replace(config.init, model=str(package.path))
-    )
+    init = dataclasses.replace(config.init, model=str(package.path))
+    return dataclasses.replace(config, init=init)
 
 
-def initial_params(config: Config, package: Package, tokens_BT: jax.Array) -> tuple[Tree, str]:
+def initial_params(config: Config, package: Package, inputs: Inputs) -> tuple[Tree, str]:
     """Makes the TA's weights of a run out of a model that `check_init` let pass.
 
     Args:
       config: of the run.
       package: the model.
-      tokens_BT: training text, to sort by.
+      inputs: of a batch of training text, to sort by.
 
     Returns:
       The weights, and what was done, in words.
@@ -97,20 +100,19 @@ def initial_params(config: Config, package: Package, tokens_BT: jax.Array) -> tu
     Raises:
       UserError: the model is damaged.
     """
-    nest = nest_of(config)
-    kind = _fits(package.architecture, config, nest)
-    ta = architecture_of(config.model, nest, nest.ta)
-    own = architecture_of(config.model, nest, nest.student if kind == "student" else nest.ta)
-    params = regranulate(package.load().params, logical_axes(own), own)
+    plan = plan_of(config)
+    kind = _kind(package.architecture, plan)
+    end = plan.nest.student if kind == "student" else plan.nest.ta
+    axes = logical_axes(plan.architecture_of(end))
+    # A plain model has granules of its own, and the TA those of its nest.
+    params = regranulate(package.load().params, axes, plan.nest.granules)
     if kind == "student":
         noise = config.init.growth_noise if config.init.growth == "noisy" else None
-        return grow(
-            params, ta, nest, jax.random.key(config.train.seed), noise=noise
-        ), f"grew a TA around {package.path}"
+        key = jax.random.key(config.train.seed)
+        return grow(params, plan, key, noise=noise), f"grew a TA around {package.path}"
     if kind == "ta" and config.init.sort:
-        return sort_by_importance(
-            params, ta, tokens_BT
-        ), f"sorted {package.path} by importance, for the TA"
+        sorted_params = sort_by_importance(params, plan, inputs)
+        return sorted_params, f"sorted {package.path} by importance, for the TA"
     return params, f"took {package.path}" + (" for the TA" if kind == "ta" else "")
 
 
@@ -133,49 +135,51 @@ def _goes_on(config: Config, package: Package) -> bool:
     return "opt_state" in package.manifest and config.init.optimizer and nest.student == nest.ta
 
 
-def _check_opt_state(config: Config, package: Package) -> None:
+def _check_opt_state(config: Config, package: Package, where: str) -> None:
+    """Raises UserError where the model's optimiser state would be taken up, and does not fit. The
+    learning rate and the length of the run are its own.
+    """
     if not _goes_on(config, package):
         return
-    where = f"init.model={config.init.model!r}"
-    theirs, step = package.config.optimizer, package.manifest["opt_state"]["step"]
-    differing = [
-        name
-        for name in _OPTIMIZER_FIELDS
-        if getattr(theirs, name) != getattr(config.optimizer, name)
-    ]
-    shampoo = theirs.name == "shampoo" and package.config.shampoo != config.shampoo
-    if differing or shampoo:
-        names = [f"optimizer.{name}" for name in differing] + ["shampoo.*"] * shampoo
+    in_state = state_fields()
+    differing = []
+    for name in field_names():
+        if name in in_state and _value(package.config, name) != _value(config, name):
+            differing.append(name)
+
+    # Shampoo's settings matter to the state of Shampoo alone.
+    names = [name for name in differing if name.startswith("optimizer.")]
+    if package.config.optimizer.name == "shampoo" and len(differing) > len(names):
+        names.append("shampoo.*")
+    if names:
         raise UserError(
             f"{where} holds the state of another optimiser (it differs in {', '.join(names)}); set "
-            "these as there, or "
-            "init.optimizer=False"
+            "these as there, or init.optimizer=False"
         )
+    step = package.manifest["opt_state"]["step"]
     if step >= config.train.num_steps:
         raise UserError(
             f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it"
         )
 
 
-def _fits(architecture: Architecture, config: Config, nest: Nest) -> str | None:
+def _value(config: Config, name: str) -> Any:
+    section, _, field = name.partition(".")
+    return getattr(getattr(config, section), field)
+
+
+def _kind(architecture: Architecture, plan: Plan) -> str | None:
     """Whether a model is the run's `student`, its `ta` or, in a plain run, `both`; None when it is
-    neither.
+    neither. Granules do not count.
     """
 
-    def sizes(one: Architecture) -> tuple[Any, ...]:
-        kind = (one.num_classes, one.num_dense, one.categories)
-        return (
-            one.vocab_size,
-            one.max_len,
-            one.d_model,
-            one.num_heads,
-            one.head_dim,
-            one.d_ff,
-            *kind,
-        )
+    def sizes(candidate: Architecture) -> Architecture:
+        return dataclasses.replace(candidate, granules={})
 
-    is_student, is_ta = (
-        sizes(architecture_of(config.model, nest, end)) == sizes(architecture)
-        for end in (nest.student, nest.ta)
-    )
-    return "both" if is_student and is_ta else "student" if is_student else "ta" if is_ta else None
+    is_student = sizes(plan.architecture_of(plan.nest.student)) == sizes(architecture)
+    is_ta = sizes(plan.architecture_of(plan.nest.ta)) == sizes(architecture)
+    if is_student and is_ta:
+        return "both"
+    if is_student:
+        return "student"
+    return "ta" if is_ta else None

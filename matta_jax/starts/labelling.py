@@ -4,8 +4,7 @@ Shape letters: B batch, T sequence, N tokens, K top k, V vocab.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 import tqdm
 from jax.sharding import NamedSharding, PartitionSpec
 
+from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.data import LabelHeader, Windows, split_windows, write_header, write_labels
 from matta_jax.errors import UserError
@@ -37,15 +37,15 @@ class Labelled:
       written: files that this process wrote now; others were there, or are other processes'.
     """
 
-    path: pathlib.Path
+    path: storage.Path
     header: LabelHeader
     written: int
 
 
-def label(
+def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     config: Config,
     teacher: str,
-    output: str | pathlib.Path,
+    output: str | storage.Path,
     *,
     top_k: int = 64,
     temperature: float = 1.0,
@@ -70,20 +70,16 @@ def label(
       UserError: a Teacher that cannot teach this run, a bad top_k, or an output that cannot be
         written or holds labels of another kind.
     """
-    folder = pathlib.Path(output).resolve()
-    if config.model.name == "scorer":
+    folder = storage.resolve(output)
+    if config.model.reads_examples:
         raise UserError(
             "model.name='scorer': labels are of language models; name the Teacher by teacher.model"
         )
     opened = open_teacher(teacher, "teacher")
     check_teacher(opened, config, "teacher")
     vocab_size = opened.architecture.vocab_size
-    if not 1 <= top_k <= vocab_size:
-        raise UserError(f"top_k={top_k} must be from 1 to the vocabulary's {vocab_size}")
-    if not 0 < temperature < float("inf"):
-        raise UserError(f"temperature={temperature} must be greater than 0")
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
+    _check_settings(top_k, temperature, batch_size, vocab_size)
+
     tokenizer = make_tokenizer(config.data.tokenizer)
     windows = split_windows(config.data, tokenizer, held_out=False)
     header = LabelHeader(
@@ -100,68 +96,107 @@ def label(
     check_agreement({"the labels' header": repr(header), "output": str(folder)})
     if is_first():
         write_header(folder, header)
+    # A process may write its files once it sees the folder with its header.
     wait_for_all("matta_jax/labels")
-    mine = range(jax.process_index(), header.num_files, jax.process_count())
-    missing = [i for i in mine if not header.file(folder, i).is_file()]
+
+    missing = _missing_files(folder, header)
     log(
         f"{header.num_windows} windows in {header.num_files} files, of which {len(missing)} are to "
         "be written here"
     )
+    # The Teacher is loaded only where there is something to label.
     if missing:
         capture = _Capture(opened.load(), header, batch_size)
-        for i in tqdm.tqdm(
-            missing, desc=f"labelling by {opened.where}", unit=" files", disable=None
-        ):
-            try:
-                write_labels(
-                    header.file(folder, i), header, capture.rows(windows, header.windows_of(i))
-                )
-            except OSError as error:
-                raise UserError(
-                    f"output={str(folder)!r} cannot be written ({error.strerror}); make room, and "
-                    "start again"
-                ) from None
+        _write_files(folder, header, missing, capture, windows, f"labelling by {opened.where}")
+
     wait_for_all("matta_jax/labelled")
     return Labelled(folder, header, len(missing))
+
+
+def _check_settings(top_k: int, temperature: float, batch_size: int, vocab_size: int) -> None:
+    if not 1 <= top_k <= vocab_size:
+        raise UserError(f"top_k={top_k} must be from 1 to the vocabulary's {vocab_size}")
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be greater than 0")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
+
+
+def _missing_files(folder: storage.Path, header: LabelHeader) -> list[int]:
+    """The indices of this process's files that are not there yet; processes take turns."""
+    indices = range(jax.process_index(), header.num_files, jax.process_count())
+    return [i for i in indices if not header.file(folder, i).is_file()]
 
 
 class _Capture:
     """The Teacher on this process's devices, each with its rows of a batch."""
 
     def __init__(self, model: Model, header: LabelHeader, batch_size: int):
-        architecture, top_k, T = model.architecture, header.top_k, header.temperature
-        assert architecture is not None
         devices = jax.local_devices()
-        mesh = jax.make_mesh(
-            (len(devices),), ("data",), (jax.sharding.AxisType.Auto,), devices=devices
-        )
-        self._rows, whole = (
-            NamedSharding(mesh, PartitionSpec("data")),
-            NamedSharding(mesh, PartitionSpec()),
-        )
+        axis_types = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((len(devices),), ("data",), axis_types, devices=devices)
+        replicated = NamedSharding(mesh, PartitionSpec())
+
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
         self._batch_size = batch_size * len(devices)
-        self._params = jax.device_put(model.params, whole)
-
-        def capture(params: Tree, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
-            hidden_ND = apply(architecture, params, tokens_BT)
-            table = params["embed"]["tokens"]
-            of_one = lambda hidden_D: top_k_log_probs(logits(hidden_D[None], table), top_k, T)
-            found = jax.lax.map(of_one, hidden_ND, batch_size=_CHUNK)
-            return tuple(part.reshape(*tokens_BT.shape, -1) for part in found)
-
-        self._program = jax.jit(capture, in_shardings=(whole, self._rows), out_shardings=self._rows)
+        self._params = jax.device_put(model.params, replicated)
+        self._program = jax.jit(
+            _capture_program(model, header),
+            in_shardings=(replicated, self._rows),
+            out_shardings=self._rows,
+        )
 
     def rows(self, windows: Windows, indices: range) -> Iterator[tuple[np.ndarray, ...]]:
         """Yields tokens [T + 1], ids [T, k], log-probabilities [T, k] and tail [T] of
         each window.
         """
         for start in range(0, len(indices), self._batch_size):
-            tokens = [windows[i]["tokens"] for i in indices[start : start + self._batch_size]]
-            filled = np.stack(tokens + tokens[:1] * (self._batch_size - len(tokens)))
+            batch = indices[start : start + self._batch_size]
+            tokens = [windows[i]["tokens"] for i in batch]
+            # One program for all batches: the last is filled up with its first window.
+            fill = tokens[:1] * (self._batch_size - len(tokens))
+            filled = np.stack(tokens + fill)
+
             inputs = jax.device_put(filled[:, :-1], self._rows)
             ids, log_probs, tail = jax.device_get(self._program(self._params, inputs))
-            for row, own in enumerate(tokens):
-                yield own, ids[row], log_probs[row], tail[row, :, 0]
+            for row, window_tokens in enumerate(tokens):
+                yield window_tokens, ids[row], log_probs[row], tail[row, :, 0]
+
+
+def _capture_program(
+    model: Model, header: LabelHeader
+) -> Callable[[Tree, jax.Array], tuple[jax.Array, ...]]:
+    """The function of the Teacher's weights and tokens [B, T] that `top_k_log_probs` is of, each
+    [B, T, ...].
+    """
+    architecture, top_k, T = model.architecture, header.top_k, header.temperature
+
+    def capture(params: Tree, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
+        hidden_ND = apply(architecture, params, {"tokens": tokens_BT})
+        table = model.table(params)
+
+        def of_token(hidden_D: jax.Array) -> tuple[jax.Array, ...]:
+            return top_k_log_probs(logits(hidden_D[None], table), top_k, T)
+
+        parts = jax.lax.map(of_token, hidden_ND, batch_size=_CHUNK)
+        return tuple(part.reshape(*tokens_BT.shape, -1) for part in parts)
+
+    return capture
+
+
+def _write_files(
+    folder: storage.Path,
+    header: LabelHeader,
+    files: Sequence[int],
+    capture: _Capture,
+    windows: Windows,
+    title: str,
+) -> None:
+    """Writes the label files of these indices, under a progress bar."""
+    for i in tqdm.tqdm(files, desc=title, unit=" files", disable=None):
+        with storage.writing("output", folder, "make room, and start again"):
+            rows = capture.rows(windows, header.windows_of(i))
+            write_labels(header.file(folder, i), header, rows)
 
 
 def top_k_log_probs(

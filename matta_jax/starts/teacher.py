@@ -3,15 +3,15 @@ labels of one.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
+from matta_jax import storage
 from matta_jax.checkpoints import locate, open_source
 from matta_jax.config import Config
 from matta_jax.data import LabelHeader
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, architecture_of, logical_axes
-from matta_jax.nesting import Tree, nest_of
+from matta_jax.models import Architecture, abstract_params, logical_axes, plan_of
+from matta_jax.nesting import Tree
 from matta_jax.packages import MANIFEST, Model, load_model, open_model
 from matta_jax.tokenizers import Tokenizer, make_tokenizer, tokenizer_digest
 
@@ -44,14 +44,13 @@ class Teacher:
 
     def load(self) -> Model:
         """Reads and verifies the weights. Raises UserError when they are damaged."""
-        if (pathlib.Path(self.where) / MANIFEST).is_file():
+        if (storage.path(self.where) / MANIFEST).is_file():
             return load_model(self.where)
         source = open_source(self.where)
-        params = source.load(source.nest.ta)
-        counts = source.count(source.nest.ta)
-        return Model(
-            "ta", source.config, counts, params, dict(self.origin), architecture=self.architecture
-        )
+        ta = source.nest.ta
+        origin: dict[str, Any] = dict(self.origin)
+        params, counts = source.load(ta), source.count(ta)
+        return Model("ta", source.config, counts, params, origin, self.architecture)
 
 
 def open_teacher(where: str, field: str) -> Teacher:
@@ -59,7 +58,7 @@ def open_teacher(where: str, field: str) -> Teacher:
     `field`.
     """
     try:
-        if (pathlib.Path(where) / MANIFEST).is_file():
+        if (storage.path(where) / MANIFEST).is_file():
             package = open_model(where)
             seal = package.manifest["seal"]
             return Teacher(
@@ -85,39 +84,48 @@ def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
     """Raises UserError unless the Teacher can teach a run: one vocabulary, one tokenizer, sequences
     as long.
     """
-    theirs, where = teacher.architecture, f"{field}={teacher.where!r}"
-    wanted = architecture_of(config.model, nest_of(config), nest_of(config).ta)
-    about = ("num_classes", "num_dense", "categories")
-    for name in about:
-        if getattr(theirs, name) != getattr(wanted, name):
-            raise UserError(
-                f"{where} has {name}={getattr(theirs, name)}, and must have the run's "
-                f"{getattr(wanted, name)} "
-                "(0 classes: a language model); use a Teacher of the same task"
-            )
-    if theirs.vocab_size != config.model.vocab_size:
+    where, architecture = f"{field}={teacher.where!r}", teacher.architecture
+    _check_task(teacher, config, where)
+    if architecture.vocab_size != config.model.vocab_size:
         raise UserError(
-            f"{where} has a vocabulary of {theirs.vocab_size}, and must have the "
-            f"{config.model.vocab_size} of "
-            "model.vocab_size; use a Teacher with the run's tokenizer"
+            f"{where} has a vocabulary of {architecture.vocab_size}, and must have the "
+            f"{config.model.vocab_size} of model.vocab_size; use a Teacher with the run's tokenizer"
         )
-    if theirs.max_len < config.data.seq_len:
+    # The Teacher reads the run's own windows, at the positions that it learned.
+    if architecture.max_len < config.data.seq_len:
         raise UserError(
-            f"{where} reads at most {theirs.max_len} tokens, fewer than "
-            f"data.seq_len={config.data.seq_len}; shorten "
-            "the windows, or use another Teacher"
+            f"{where} reads at most {architecture.max_len} tokens, fewer than "
+            f"data.seq_len={config.data.seq_len}; shorten the windows, or use another Teacher"
         )
-    own = make_tokenizer(config.data.tokenizer)
+
+    run_tokenizer = make_tokenizer(config.data.tokenizer)
     try:
-        other = make_tokenizer(teacher.config.data.tokenizer)
+        tokenizer = make_tokenizer(teacher.config.data.tokenizer)
     except UserError as error:
         raise UserError(f"{where}: its tokenizer cannot be compared ({error})") from None
-    if not same_tokenizer(own, other):
+    if not same_tokenizer(run_tokenizer, tokenizer):
         raise UserError(
             f"{where} has another tokenizer ({teacher.config.data.tokenizer!r}) than "
-            "data.tokenizer="
-            f"{config.data.tokenizer!r}; use a Teacher with the run's tokenizer"
+            f"data.tokenizer={config.data.tokenizer!r}; use a Teacher with the run's tokenizer"
         )
+
+
+def _check_task(teacher: Teacher, config: Config, where: str) -> None:
+    """Raises UserError unless both read and say the same: text and a table's logits, or examples
+    with the same features and classes.
+    """
+    student, architecture = plan_of(config).architecture, teacher.architecture
+    facts = {
+        "num_classes": lambda model: model.fixed.get("classes", 0),
+        "num_dense": lambda model: model.fixed.get("dense", 0),
+        "categories": lambda model: model.options.get("categories", ()),
+    }
+    for name, fact in facts.items():
+        if fact(architecture) != fact(student):
+            raise UserError(
+                f"{where} has {name}={fact(architecture)}, and must have the run's {fact(student)} "
+                "(0 classes: a language model); use a Teacher of the same task"
+            )
 
 
 def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
@@ -132,21 +140,18 @@ def check_labels(
 ) -> None:
     """Raises UserError unless labels are of a run's own windows, and fit its loss."""
     where = f"teacher.labels={config.teacher.labels!r}"
+    digest = tokenizer_digest(make_tokenizer(config.data.tokenizer))
     facts: dict[str, tuple[Any, Any, str]] = {
         "vocabulary": (header.vocab_size, config.model.vocab_size, "model.vocab_size"),
-        "tokenizer": (
-            header.tokenizer,
-            tokenizer_digest(make_tokenizer(config.data.tokenizer)),
-            "data.tokenizer",
-        ),
+        "tokenizer": (header.tokenizer, digest, "data.tokenizer"),
         "window length": (header.seq_len, config.data.seq_len, "data.seq_len"),
         "temperature": (header.temperature, config.teacher.temperature, "teacher.temperature"),
         "text": (header.windows, fingerprint, "data.source"),
         "number of windows": (header.num_windows, num_windows, "data.source"),
     }
-    for name, (theirs, own, field) in facts.items():
-        if theirs != own:
+    for name, (labelled, run_value, field) in facts.items():
+        if labelled != run_value:
             raise UserError(
-                f"{where} is of another {name} ({theirs}) than {field} ({own}); set it so, or "
-                "label again"
+                f"{where} is of another {name} ({labelled}) than {field} ({run_value}); set it so, "
+                "or label again"
             )

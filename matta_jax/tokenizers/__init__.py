@@ -1,6 +1,8 @@
-"""Tokenizers: text to ids and back."""
+"""Tokenizers: text to ids and back. Bytes, GPT-2's BPE from local files, and any Hugging Face
+tokenizer JSON, behind one small interface.
+"""
 
-from matta_jax.tokenizers._tokenizers import ByteTokenizer as ByteTokenizer
-from matta_jax.tokenizers._tokenizers import Tokenizer as Tokenizer
-from matta_jax.tokenizers._tokenizers import make_tokenizer as make_tokenizer
-from matta_jax.tokenizers._tokenizers import tokenizer_digest as tokenizer_digest
+from matta_jax.tokenizers._base import Tokenizer as Tokenizer
+from matta_jax.tokenizers._byte import ByteTokenizer as ByteTokenizer
+from matta_jax.tokenizers._digest import tokenizer_digest as tokenizer_digest
+from matta_jax.tokenizers._make import make_tokenizer as make_tokenizer

@@ -16,10 +16,9 @@ from matta_jax.sharding import (
     make_mesh,
     topology_devices,
 )
+from matta_jax.training._cost import step_flops_of
 from matta_jax.training._dry_run import compile_step, device_bytes
-from matta_jax.training._metrics import step_flops_per_token
-from matta_jax.training._state import make_setup
-from matta_jax.training._step import num_mixes, static_sub_models
+from matta_jax.training._state import Setup, make_setup
 
 _REALISTIC_MFU = 0.45  # What published runs reach on these chips (v6e 8B 45.5 %: MaxText).
 
@@ -73,41 +72,65 @@ class CompileReport:
     def text(self) -> str:
         """The report for people."""
         data, fsdp, tensor = self.mesh
-        rows = {
+        verdict = "fits"
+        if not self.fits:
+            verdict = "does not fit: raise mesh.fsdp or train.microbatches, or take a larger slice"
+        lines = [
+            f"{self.topology}, mesh data={data} fsdp={fsdp} tensor={tensor}; per device:",
+            *self._memory_lines(),
+            *self._collective_lines(),
+            f"  computation      {self.flops / 1e12:>9.3f} TFLOP a step",
+            *self._time_lines(),
+            verdict,
+        ]
+        return "\n".join(lines)
+
+    def _memory_lines(self) -> list[str]:
+        sizes = {
             "parameters": self.parameter_bytes,
             "optimiser": self.optimizer_bytes,
             "temporaries": self.temporary_bytes,
             "needed": self.needed_bytes,
             "there": self.hbm_bytes,
         }
-        lines = [f"{self.topology}, mesh data={data} fsdp={fsdp} tensor={tensor}; per device:"]
-        for name, size in rows.items():
-            lines.append(
-                f"  HBM {name:<12} "
-                + ("     unknown" if size is None else f"{size / 1e9:>9.3f} GB")
-            )
-        if self.temporary_bytes is not None:
-            for kind, size in sorted(self.collective_bytes.items()):
-                lines.append(f"  {kind:<16} {size / 1e9:>9.3f} GB a step")
-        lines.append(f"  computation      {self.flops / 1e12:>9.3f} TFLOP a step")
-        if self.temporary_bytes is not None:
-            lines.append(
-                f"  step time        {1e3 * self.expected_seconds:>9.1f} ms: the larger of "
-                "computation at "
-                f"{_REALISTIC_MFU:.0%} of the peak "
-                f"({1e3 * self.compute_seconds / _REALISTIC_MFU:.1f} ms) and "
-                f"collectives at the links' full speed ({1e3 * self.collective_seconds:.1f} ms)"
-            )
-            lines.append(
-                f"  at least         {1e3 * self.bound_seconds:>9.1f} ms: the same at 100 % of the "
-                "peak"
-            )
-        lines.append(
-            "fits"
-            if self.fits
-            else "does not fit: raise mesh.fsdp or train.microbatches, or take a larger slice"
-        )
-        return "\n".join(lines)
+        lines = []
+        for name, size in sizes.items():
+            amount = "     unknown" if size is None else f"{size / 1e9:>9.3f} GB"
+            lines.append(f"  HBM {name:<12} {amount}")
+        return lines
+
+    def _collective_lines(self) -> list[str]:
+        # A compiler that gave up says nothing of the collectives.
+        if self.temporary_bytes is None:
+            return []
+        return [
+            f"  {kind:<16} {size / 1e9:>9.3f} GB a step"
+            for kind, size in sorted(self.collective_bytes.items())
+        ]
+
+    def _time_lines(self) -> list[str]:
+        # Without the collectives, a time would be too short by an unknown amount.
+        if self.temporary_bytes is None:
+            return []
+        likely_ms = 1e3 * self.compute_seconds / _REALISTIC_MFU
+        return [
+            f"  step time        {1e3 * self.expected_seconds:>9.1f} ms: the larger of "
+            f"computation at {_REALISTIC_MFU:.0%} of the peak ({likely_ms:.1f} ms) and "
+            f"collectives at the links' full speed ({1e3 * self.collective_seconds:.1f} ms)",
+            f"  at least         {1e3 * self.bound_seconds:>9.1f} ms: the same at 100 % of the "
+            "peak",
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """What the compiler says: bytes of the whole step and of its temporaries (None when the
+    compiler gave up), and the collectives.
+    """
+
+    needed_bytes: int
+    temporary_bytes: int | None
+    collectives: list[Collective]
 
 
 def compile_check(config: Config, topology: str) -> CompileReport:
@@ -125,60 +148,58 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     )
     setup = make_setup(config, make_mesh(sizes, devices))
     chip = CHIPS[topology.partition(":")[0]]
-    by_kind: dict[str, int] = collections.defaultdict(int)
-    found: list[Collective] = []
-    temporaries: int | None = None
-    parameters, optimizer = (
-        device_bytes(setup.abstract.params),
-        device_bytes(setup.abstract.opt_state),
-    )
-    try:
-        compiled = compile_step(setup)
-    except Exception as error:
-        needed = _bytes_of_refusal(str(error), parameters + optimizer)
-        if needed is None:
-            raise
-    else:
-        memory = compiled.memory_analysis()
-        temporaries = memory.temp_size_in_bytes
-        kept = (
-            memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        )
-        needed = kept + temporaries + memory.generated_code_size_in_bytes
-        found = collectives(compiled.as_text())
-        for one in found:
-            by_kind[one.kind] += one.bytes * one.times
+    parameter_bytes = device_bytes(setup.abstract.params)
+    optimizer_bytes = device_bytes(setup.abstract.opt_state)
+    compiled = _compiled(setup, state_bytes=parameter_bytes + optimizer_bytes)
+    collective_bytes: dict[str, int] = collections.defaultdict(int)
+    for collective in compiled.collectives:
+        collective_bytes[collective.kind] += collective.bytes * collective.times
     tokens = config.data.batch_size * config.data.seq_len
-    flops = (
-        step_flops_per_token(
-            config, setup.nest, static_sub_models(setup), num_mixes(setup), setup.teacher
-        )
-        * tokens
-    )
-    flops /= setup.mesh.size
+    flops = step_flops_of(setup) * tokens / setup.mesh.size
     return CompileReport(
         topology=topology,
         mesh=sizes,
         hbm_bytes=chip.hbm_gb * 1e9,
-        parameter_bytes=parameters,
-        optimizer_bytes=optimizer,
-        temporary_bytes=temporaries,
-        needed_bytes=needed,
-        collective_bytes=dict(by_kind),
+        parameter_bytes=parameter_bytes,
+        optimizer_bytes=optimizer_bytes,
+        temporary_bytes=compiled.temporary_bytes,
+        needed_bytes=compiled.needed_bytes,
+        collective_bytes=dict(collective_bytes),
         flops=flops,
         compute_seconds=flops / (chip.tflops * 1e12),
-        collective_seconds=collective_seconds(chip, found),
+        collective_seconds=collective_seconds(chip, compiled.collectives),
     )
 
 
-def _bytes_of_refusal(message: str, kept: int) -> int | None:
+def _compiled(setup: Setup, *, state_bytes: int) -> _Compiled:
+    """Compiles the step, and keeps what the compiler says when the step does not fit."""
+    try:
+        executable = compile_step(setup)
+    except Exception as error:
+        needed_bytes = _bytes_of_refusal(str(error), state_bytes)
+        if needed_bytes is None:
+            raise
+        return _Compiled(needed_bytes, None, [])
+    memory = executable.memory_analysis()
+    # A donated argument shares its memory with an output: it counts once.
+    lasting_bytes = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
+    needed_bytes = lasting_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return _Compiled(needed_bytes, memory.temp_size_in_bytes, collectives(executable.as_text()))
+
+
+def _bytes_of_refusal(message: str, state_bytes: int) -> int | None:
     """What a compiler that refuses for want of memory says that it would have needed, beside the
-    `kept` state.
+    state.
     """
-    for pattern, more in (
+    # The first message counts the state; the second counts only the temporaries.
+    patterns = (
         (r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", 0),
-        (r"HLO temporaries \(([\d.]+)([KMGT])", kept),
-    ):
-        if found := re.search(pattern, message):
-            return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) + more
+        (r"HLO temporaries \(([\d.]+)([KMGT])", state_bytes),
+    )
+    for pattern, uncounted_bytes in patterns:
+        if match := re.search(pattern, message):
+            unit = 1024 ** ("KMGT".index(match[2]) + 1)
+            return int(float(match[1]) * unit) + uncounted_bytes
     return None

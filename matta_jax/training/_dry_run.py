@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from matta_jax.config import Config
-from matta_jax.nesting import PATTERNS, count, format_spec, parse_spec
+from matta_jax.models import Plan
+from matta_jax.nesting import parse_spec, preset_specs
 from matta_jax.optim import find_shampoo
 from matta_jax.sharding import check_mesh, make_mesh
 from matta_jax.training._state import Setup, make_setup
@@ -21,36 +22,40 @@ def dry_run(config: Config) -> str:
       A table for people: parameters, bytes and FLOPs per token of Student, TA, each uniform width
       and each pattern at half its layers; then the memory of a device.
     """
-    sizes = check_mesh(
+    data, fsdp, tensor = sizes = check_mesh(
         config.mesh,
         batch_size=config.data.batch_size,
         microbatches=config.train.microbatches,
         num_devices=jax.device_count(),
     )
-    mesh = make_mesh(sizes)
-    setup = make_setup(config, mesh)
-    nest, abstract = setup.nest, setup.abstract
-    specs = ["student", "ta", *(f"d_ff={width}" for width in nest.widths)]
-    specs += [f"d_ff={pattern}:{nest.ta.num_layers // 2}" for pattern in PATTERNS]
-    sub_models = dict.fromkeys(parse_spec(spec, nest) for spec in specs)  # Each once, in order.
+    setup = make_setup(config, make_mesh(sizes))
+    kind = jax.devices()[0].device_kind
+    temporaries = compile_step(setup).memory_analysis().temp_size_in_bytes
+    lines = [
+        *_sub_model_lines(setup.plan),
+        "",
+        f"mesh data={data} fsdp={fsdp} tensor={tensor} on {kind}",
+        *_memory_lines(setup),
+        f"{'temporaries':<12} {temporaries / 1e6:>12.2f} MB per device, of the compiled step",
+    ]
+    return "\n".join(lines)
+
+
+def _sub_model_lines(plan: Plan) -> list[str]:
+    """The table of what sub-models cost."""
     lines = [f"{'sub-model':<44} {'parameters':>14} {'MB':>10} {'MFLOP/token':>12}"]
-    for sub_model in sub_models:
-        counts = count(
-            abstract.params,
-            setup.axes,
-            sub_model,
-            head_dim=nest.head_dim,
-            seq_len=config.data.seq_len,
-        )
+    for spec in preset_specs(plan.nest):
+        counts = plan.count(parse_spec(spec, plan.nest))
         lines.append(
-            f"{format_spec(sub_model, nest):<44} {counts.parameters:>14,} "
-            f"{counts.bytes / 1e6:>10.2f} "
+            f"{spec:<44} {counts.parameters:>14,} {counts.bytes / 1e6:>10.2f} "
             f"{counts.flops_per_token / 1e6:>12.2f}"
         )
-    lines.append("")
-    lines.append(
-        f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} on {jax.devices()[0].device_kind}"
-    )
+    return lines
+
+
+def _memory_lines(setup: Setup) -> list[str]:
+    """What the state takes on a device."""
+    abstract = setup.abstract
     parts = {
         "parameters": abstract.params,
         "gradient": abstract.params,
@@ -58,22 +63,19 @@ def dry_run(config: Config) -> str:
     }
     if setup.teacher is not None:
         parts["teacher"] = setup.abstract_teacher
-    for name, tree in parts.items():
-        lines.append(f"{name:<12} {device_bytes(tree) / 1e6:>12.2f} MB per device")
+    lines = [
+        f"{name:<12} {device_bytes(tree) / 1e6:>12.2f} MB per device"
+        for name, tree in parts.items()
+    ]
+
     shampoo = find_shampoo(abstract.opt_state)
     for name, state in {} if shampoo is None else shampoo.buckets.items():
-        size = device_bytes((state.statistics, state.roots)) / 1e6
+        megabytes = device_bytes((state.statistics, state.roots)) / 1e6
         lines.append(
-            f"  of which {size:>12.2f} MB per device: statistics and roots of {state.age.size} "
-            f"blocks {name}"
+            f"  of which {megabytes:>12.2f} MB per device: statistics and roots of "
+            f"{state.age.size} blocks {name}"
         )
-
-    memory = compile_step(setup).memory_analysis()
-    lines.append(
-        f"{'temporaries':<12} {memory.temp_size_in_bytes / 1e6:>12.2f} MB per device, of the "
-        "compiled step"
-    )
-    return "\n".join(lines)
+    return lines
 
 
 def compile_step(setup: Setup) -> Any:

@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from matta_jax.config import Config
-from matta_jax.models import abstract_params, architecture_of, init_params, logical_axes
-from matta_jax.nesting import Nest, Tree, flatten, nest_of, units
+from matta_jax.models import Plan, init_params, plan_of
+from matta_jax.nesting import Nest, Tree, flatten, units
 from matta_jax.optim import make_optimizer, state_shardings, weights_of
 from matta_jax.sharding import param_shardings, place, replicated
 from matta_jax.starts.teacher import Teacher, open_teacher
@@ -40,8 +40,7 @@ class Setup:
 
     Attributes:
       config: the run.
-      nest: Student, TA and what lies between.
-      axes: axis names of the TA's weights.
+      plan: of its models.
       optimizer: the Optax chain.
       mesh: the devices.
       abstract: a TrainState of `jax.ShapeDtypeStruct` with shardings.
@@ -49,12 +48,21 @@ class Setup:
     """
 
     config: Config
-    nest: Nest
-    axes: Tree
+    plan: Plan
     optimizer: optax.GradientTransformation
     mesh: Mesh
     abstract: TrainState
     teacher: Teacher | None = None
+
+    @property
+    def nest(self) -> Nest:
+        """Student, TA and what lies between."""
+        return self.plan.nest
+
+    @property
+    def axes(self) -> Tree:
+        """Axis names of the TA's weights."""
+        return self.plan.axes
 
     @property
     def abstract_teacher(self) -> Tree:
@@ -99,8 +107,8 @@ class Setup:
         """Makes the state of step 0, each device its own part."""
 
         def fresh() -> TrainState:
-            architecture = architecture_of(self.config.model, self.nest, self.nest.ta)
-            params = init_params(architecture, jax.random.key(self.config.train.seed), self.nest)
+            key = jax.random.key(self.config.train.seed)
+            params = init_params(self.plan.architecture, key, self.nest)
             return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
         return jax.jit(fresh, out_shardings=self.shardings)()
@@ -108,32 +116,29 @@ class Setup:
 
 def make_setup(config: Config, mesh: Mesh) -> Setup:
     """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit
-    the model, or its Teacher is missing."""
-    nest = nest_of(config)
-    architecture = architecture_of(config.model, nest, nest.ta)
-    axes = logical_axes(architecture)
+    the model, or its Teacher is missing.
+    """
+    plan = plan_of(config)
     optimizer = make_optimizer(
         config.optimizer,
         num_steps=config.train.num_steps,
-        axes=axes,
+        axes=plan.axes,
         shampoo=config.shampoo,
-        nest=nest,
+        nest=plan.nest,
         mesh=mesh,
     )
-    params = abstract_params(architecture)
-    shardings = param_shardings(params, axes, mesh)
-    whole = replicated(mesh)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    opt_shardings = state_shardings(opt_state, params, shardings, mesh)
+    shardings = param_shardings(plan.abstract, plan.axes, mesh)
+    opt_state = jax.eval_shape(optimizer.init, plan.abstract)
+    opt_shardings = state_shardings(opt_state, plan.abstract, shardings, mesh)
 
     def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     abstract = TrainState(
-        step=placed(jax.ShapeDtypeStruct((), jnp.int32), whole),
-        params=jax.tree.map(placed, params, shardings),
+        step=placed(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)),
+        params=jax.tree.map(placed, plan.abstract, shardings),
         opt_state=jax.tree.map(placed, opt_state, opt_shardings),
     )
     where = config.teacher.model
     teacher = None if where is None else open_teacher(where, "teacher.model")
-    return Setup(config, nest, axes, optimizer, mesh, abstract, teacher)
+    return Setup(config, plan, optimizer, mesh, abstract, teacher)

@@ -1,9 +1,10 @@
-"""One optimiser step of Student, TA and random mixes together; and the same losses without one.
+"""One optimiser step of all members and random mixes together; and the same losses without one.
 
 Shape letters: B batch, T sequence, N tokens (= B·T), M mixes, L layers, A accumulated microbatches.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,19 @@ import jax.numpy as jnp
 import optax
 
 from matta_jax.data import Labels
-from matta_jax.distill import OnlineTeacher, Teacher, TopKTeacher, as_softmax, make_objective, ramp
-from matta_jax.models import apply, joint_apply, targets_of
-from matta_jax.nesting import SubModel, Tree
+from matta_jax.distill import (
+    Objective,
+    OnlineTeacher,
+    Teacher,
+    TopKTeacher,
+    as_softmax,
+    make_objective,
+    member_stream,
+    mix_stream,
+    ramp,
+)
+from matta_jax.models import Compute, Targets, apply, joint_apply, table_of
+from matta_jax.nesting import STUDENT, TA, SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
 from matta_jax.sharding import batch_sharding, loss_layout, placement, replicated
 from matta_jax.training._state import Setup, TrainState
@@ -22,15 +33,20 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def static_sub_models(setup: Setup) -> list[SubModel]:
-    """The sub-models that every step runs: Student and TA, or one of them when they are equal."""
+def static_members(setup: Setup) -> dict[str, SubModel]:
+    """The sub-models that every step runs, by stream: Student, TA unless it is the Student, and the
+    members that the run names.
+    """
     nest = setup.nest
-    return [nest.student] if nest.student == nest.ta else [nest.student, nest.ta]
+    members = {STUDENT: nest.student}
+    if nest.ta != nest.student:
+        members[TA] = nest.ta
+    return members | {member_stream(name): member for name, member in nest.others.items()}
 
 
 def num_mixes(setup: Setup) -> int:
-    """Random mixes of a step; none where the nest has one width."""
-    return setup.config.nest.mix_per_step if len(setup.nest.widths) > 1 else 0
+    """Random mixes of a step; none where layers have nothing to choose from."""
+    return setup.config.nest.mix_per_step if len(setup.nest.layer_options) > 1 else 0
 
 
 def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -41,57 +57,44 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
 
     Random numbers depend on the seed and the step alone: a resumed run repeats them. A step whose
     loss or gradient is not finite leaves weights and optimiser as they were (`skipped` is True),
-    and goes on to the next data. Metrics are float32 scalars: the loss, each term, `gap` (CE_S -
-    CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`, and what the
-    optimiser has to say of itself (`optim.diagnostics`).
+    and goes on to the next data. Metrics are float32 scalars: the loss, each term, `gap`
+    (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`, and
+    what the optimiser has to say of itself (`optim.diagnostics`).
     """
-    config = setup.config
+    config, nest = setup.config, setup.nest
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    loss_and_gradient = jax.value_and_grad(
-        _make_loss(setup, num_mixes(setup), training=True), has_aux=True
-    )
+    loss = _Loss(setup, mixes=num_mixes(setup), is_training=True)
+    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch, *teacher: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         mix_key, dropout_key = jax.random.split(key)
-        choice_ML = jax.random.randint(
-            mix_key,
-            (num_mixes(setup), setup.nest.ta.num_layers),
-            0,
-            len(setup.nest.widths),
-            jnp.int32,
-        )
+        choices = (num_mixes(setup), nest.num_layers)
+        choice_ML = jax.random.randint(mix_key, choices, 0, len(nest.layer_options), jnp.int32)
         scale = ramp(
             state.step,
             num_steps=config.train.num_steps,
             fraction=config.objective.distill_ramp,
             shape=config.objective.ramp_shape,
         )
-        total = jnp.maximum(jnp.sum(targets_of(batch).weights_N), 1.0)
+        weights_N = setup.plan.schema.targets(batch).weights_N
+        total = jnp.maximum(jnp.sum(weights_N), 1.0)
 
         def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
-            (_, metrics), gradient = loss_and_gradient(
-                state.params, rows, choice_ML, key, scale, total, *teacher
-            )
+            draws = Draws(choice_ML, key, scale, total)
+            (_, metrics), gradient = loss_and_gradient(state.params, rows, draws, *teacher)
             return metrics, gradient
 
         metrics, gradient = _accumulate(part, batch, dropout_key, config.train.microbatches)
-        updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.tree.norm(gradient)
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
-        metrics["skipped"] = ~good
-        if "ta" in metrics:
-            metrics["gap"] = metrics["student"] - metrics["ta"]
+        new_state, grad_norm, is_good = _update(setup, state, gradient, metrics["loss"])
+        metrics["grad_norm"] = grad_norm
+        metrics["skipped"] = ~is_good
+        if TA in metrics:
+            metrics["gap"] = metrics[STUDENT] - metrics[TA]
         metrics["distill_scale"] = scale
-        metrics |= diagnostics(opt_state)
+        metrics |= diagnostics(new_state.opt_state)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return new_state, metrics
 
     return jax.jit(
         step,
@@ -101,15 +104,34 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
     )
 
 
+def _update(
+    setup: Setup, state: TrainState, gradient: Tree, loss: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """Returns the next state, the gradient's norm, and whether both it and the loss are finite:
+    otherwise weights and optimiser stay as they were.
+    """
+    updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    grad_norm = optax.tree.norm(gradient)
+    is_good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_good, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    return TrainState(state.step + 1, params, opt_state), grad_norm, is_good
+
+
 def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
-    """Returns the compiled `(params, batch) -> sums`: Student's and TA's terms summed over targets,
+    """Returns the compiled `(params, batch) -> sums`: the terms of all members summed over targets,
     and `targets`.
     """
-    loss = _make_loss(setup, 0, training=False)
+    loss = _Loss(setup, mixes=0, is_training=False)
 
     def step(params: Tree, batch: Batch) -> Metrics:
-        sums = loss(params, batch, None, None, jnp.ones(()), jnp.ones(()))[1]
-        return sums | {"targets": jnp.sum(targets_of(batch).weights_N)}
+        unit = jnp.ones(())
+        sums = loss(params, batch, Draws(None, None, scale=unit, total=unit))[1]
+        return sums | {"targets": jnp.sum(setup.plan.schema.targets(batch).weights_N)}
 
     return jax.jit(
         step,
@@ -130,108 +152,127 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """
     config, rows = setup.config, batch_sharding(setup.mesh)
     size, length = config.data.batch_size, config.data.seq_len
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "tokens": ((size, length + 1), jnp.int32),
-        "length": ((size,), jnp.int32),
-    }
-    if config.model.name == "scorer":
-        shapes = {"tokens": ((size, length), jnp.int32), "length": ((size,), jnp.int32)}
-        shapes |= {"label": ((size,), jnp.int32), "weight": ((size,), jnp.float32)}
-        if config.model.num_dense:
-            shapes["dense"] = ((size, config.model.num_dense), jnp.float32)
-        if config.model.categories:
-            shapes["categorical"] = ((size, len(config.model.categories)), jnp.int32)
+    shapes = dict(setup.plan.schema.batch_shapes(size, length))
     if config.teacher.labels is not None:
         top_k = Labels(config.teacher.labels).header.top_k
-        shapes["teacher_ids"] = ((size, length, top_k), jnp.int32)
-        shapes["teacher_log_probs"] = ((size, length, top_k), jnp.float32)
-        shapes["teacher_tail"] = ((size, length), jnp.float32)
+        shapes["teacher_ids"] = ((size, length, top_k), "int32")
+        shapes["teacher_log_probs"] = ((size, length, top_k), "float32")
+        shapes["teacher_tail"] = ((size, length), "float32")
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=rows)
         for name, (shape, dtype) in shapes.items()
     }
 
 
-def _make_loss(setup: Setup, mixes: int, *, training: bool) -> Callable[..., Any]:
-    config = setup.config
-    sub_models = static_sub_models(setup)
-    taught = training and config.teacher.is_used
-    objective = make_objective(
-        config.objective,
-        num_mixes=mixes,
-        nested=len(sub_models) > 1,
-        layout=loss_layout(setup.mesh),
-        teacher=config.teacher if taught else None,
-    )
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What a loss depends on beside weights and batch.
 
-    def teach(batch: Batch, weights: tuple[Tree, ...]) -> Teacher | None:
-        """What the Teacher says of a batch: the states of one that runs along, or its labels."""
-        if not taught:
-            return None
-        if setup.teacher is None:
-            flat = {
-                name: batch[name].reshape(-1, *batch[name].shape[2:])
-                for name in batch
-                if "teacher" in name
-            }
-            ids, log_probs, tail = (
-                flat[f"teacher_{name}"] for name in ("ids", "log_probs", "tail")
-            )
-            return TopKTeacher(ids, log_probs, tail, temperature=config.teacher.temperature)
-        targets = targets_of(batch)
-        output = apply(
-            setup.teacher.architecture,
-            weights[0],
-            targets.tokens_BT,
-            extras=targets.extras,
-            dtype=config.model.compute_dtype,
-            placement=placement(setup.mesh),
-        )
-        if targets.extras is None:
-            return OnlineTeacher(output, weights[0]["embed"]["tokens"])
-        logits = as_softmax(output)
-        return OnlineTeacher(logits, jnp.eye(logits.shape[1]))
+    Attributes:
+      choice_ML: the choices of random mixes; None: there are none.
+      key: of dropout; None: nothing is dropped.
+      scale: w(t)/w_max.
+      total: what sums over targets are divided by.
+    """
 
-    def loss(
-        params: Tree,
-        batch: Batch,
-        choice_ML: jax.Array | None,
-        key: jax.Array | None,
-        scale: jax.Array,
-        total: jax.Array,
-        *teacher_weights: Tree,
+    choice_ML: jax.Array | None
+    key: jax.Array | None
+    scale: jax.Array
+    total: jax.Array
+
+
+class _Loss:
+    """The loss of a step, and each of its terms by name."""
+
+    def __init__(self, setup: Setup, *, mixes: int, is_training: bool):
+        self._setup, self._is_training = setup, is_training
+        self._members = static_members(setup)
+        self._is_taught = is_training and setup.config.teacher.is_used
+        self._objective = _objective(setup, self._members, mixes, is_taught=self._is_taught)
+
+    def __call__(
+        self, params: Tree, batch: Batch, draws: Draws, *teacher_weights: Tree
     ) -> tuple[jax.Array, Metrics]:
-        targets = targets_of(batch)
-        teacher = teach(batch, teacher_weights)
-        labels_N = targets.labels_N
-        if teacher is not None and config.teacher.task_labels == "teacher":
-            labels_N = teacher.top_ids(config.objective.chunk_size)
+        setup, config = self._setup, self._setup.config
+        targets = setup.plan.schema.targets(batch)
+        labels_N, teacher = targets.labels_N, None
+        if self._is_taught:
+            teacher = _teacher_of(setup, batch, targets, teacher_weights)
+            if config.teacher.task_labels == "teacher":
+                labels_N = teacher.top_ids(config.objective.chunk_size)
+
+        mixes = [] if draws.choice_ML is None else list(draws.choice_ML)
+        has_dropout = self._is_training and config.model.dropout
         outputs = joint_apply(
+            setup.plan,
             params,
-            targets.tokens_BT,
-            sub_models,
-            nest=setup.nest,
-            axes=setup.axes,
-            mix_choice_ML=choice_ML,
-            extras=targets.extras,
-            dtype=config.model.compute_dtype,
-            reduce_dtype=config.model.reduce_dtype,
-            remat=config.model.remat if training else "none",
-            dropout=config.model.dropout,
-            key=key if training and config.model.dropout else None,
-            placement=placement(setup.mesh),
+            targets.inputs,
+            [*self._members.values(), *mixes],
+            compute=self._compute(),
+            key=draws.key if has_dropout else None,
         )
-        return objective(
+        return self._objective(
             outputs,
-            params["embed"]["tokens"] if targets.extras is None else None,
+            setup.plan.table(params),
             labels_N,
             targets.weights_N,
-            ramp=scale,
-            total=total,
+            ramp=draws.scale,
+            total=draws.total,
             teacher=teacher,
         )
 
-    return loss
+    def _compute(self) -> Compute:
+        model = self._setup.config.model
+        return Compute(
+            dtype=model.compute_dtype,
+            reduce_dtype=model.reduce_dtype,
+            remat=model.remat if self._is_training else "none",
+            dropout=model.dropout,
+            placement=placement(self._setup.mesh),
+        )
+
+
+def _objective(
+    setup: Setup, members: dict[str, SubModel], mixes: int, *, is_taught: bool
+) -> Objective:
+    streams: Sequence[str] = [*members, *(mix_stream(i) for i in range(mixes))]
+    return make_objective(
+        setup.config.objective,
+        streams,
+        layout=loss_layout(setup.mesh),
+        teacher=setup.config.teacher if is_taught else None,
+    )
+
+
+def _teacher_of(setup: Setup, batch: Batch, targets: Targets, weights: tuple[Tree, ...]) -> Teacher:
+    """What the Teacher says of a batch: the states of one that runs along, or its labels."""
+    config = setup.config
+    if setup.teacher is None:
+        flat = {
+            name: array.reshape(-1, *array.shape[2:])
+            for name, array in batch.items()
+            if name.startswith("teacher_")
+        }
+        return TopKTeacher(
+            flat["teacher_ids"],
+            flat["teacher_log_probs"],
+            flat["teacher_tail"],
+            temperature=config.teacher.temperature,
+        )
+
+    output = apply(
+        setup.teacher.architecture,
+        weights[0],
+        targets.inputs,
+        dtype=config.model.compute_dtype,
+        placement=placement(setup.mesh),
+    )
+    table = table_of(setup.teacher.architecture.family, weights[0])
+    if table is not None:
+        return OnlineTeacher(output, table)
+    logits = as_softmax(output)
+    return OnlineTeacher(logits, jnp.eye(logits.shape[1]))
 
 
 def _accumulate(
@@ -245,14 +286,15 @@ def _accumulate(
     """
     if microbatches == 1:
         return part(key, batch)
-    parts_A = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1), batch
-    )
+
+    def in_parts(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
+
+    parts_A = jax.tree.map(in_parts, batch)
     keys_A = jax.random.split(key, microbatches)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(part, keys_A[0], jax.tree.map(lambda x: x[0], parts_A)),
-    )
+    first_part = jax.tree.map(lambda x: x[0], parts_A)
+    shapes = jax.eval_shape(part, keys_A[0], first_part)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(total: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, part(*inputs)), None

@@ -102,6 +102,11 @@ QUICK = "--config=configs/quickstart.py"
             [QUICK, "--workdir=W", "--config.nest.num_layers=2.5"],
             ["nest.num_layers", "2.5"],
         ),
+        (
+            "train",
+            [QUICK, "--workdir=W", "--config.nest.members.middle=layers=2"],
+            ["unknown config field 'nest.members.middle'", "did you mean 'nest.members'"],
+        ),
         ("train", [QUICK, "--workdir=W", "--config.nest.widths=0.5"], ["nest.widths=(0.5,)"]),
         (
             "train",

@@ -1,7 +1,6 @@
 import contextlib
 import gzip
 import json
-import pathlib
 import queue
 import shutil
 import sys
@@ -19,7 +18,6 @@ from matta_jax.config import DataConfig
 from matta_jax.data import _windows
 from matta_jax.errors import UserError
 
-SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 BYTES = tokenizers.ByteTokenizer()
 
 
@@ -29,30 +27,6 @@ def windows_of(text, folder, seq_len=8, **fields):
         source=f"text:{folder}/a.txt", seq_len=seq_len, cache_dir=str(folder / "cache"), **fields
     )
     return data.split_windows(config, BYTES, held_out=False)
-
-
-@hypothesis.given(st.text(max_size=200))
-def test_bytes_round_trip(text):
-    text = text.replace("\0", "")
-    ids = BYTES.encode(text)
-    assert BYTES.decode(ids) == text and BYTES.eos_id not in ids
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is not here")
-@pytest.mark.parametrize(
-    "spec", [f"gpt2:{SHARED}/gpt2_bpe", f"hf:{SHARED}/bpe/books_bpe_4096.json"]
-)
-def test_bpe_round_trips(spec):
-    tokenizer = tokenizers.make_tokenizer(spec)
-    text = "Hello world, it's <|endoftext|> 1984! naïve — 東京\n\n  indented"
-    ids = tokenizer.encode(text)
-    assert ids.max() < tokenizer.vocab_size
-    if spec.startswith("gpt2"):
-        assert tokenizer.decode(ids) == text and list(tokenizer.encode("Hello world")) == [
-            15496,
-            995,
-        ]
-        assert tokenizer.eos_id == 50256 and tokenizer.eos_id not in ids
 
 
 @hypothesis.given(st.integers(1, 60), st.integers(1, 20))
@@ -134,21 +108,6 @@ def test_bad_files_are_named_in_one_line_and_leave_no_cache(tmp_path, name, cont
         assert word in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(cache.glob("*.tmp"))
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("bytes", ["data.tokenizer='bytes'", "did you mean 'byte'"]),
-        ("gpt2:/nowhere", ["/nowhere/vocab.bpe", "missing"]),
-        ("hf:/nowhere.json", ["/nowhere.json", "missing"]),
-    ],
-)
-def test_bad_tokenizers_are_named(spec, words):
-    with pytest.raises(UserError) as error:
-        tokenizers.make_tokenizer(spec)
-    for word in words:
-        assert word in str(error.value)
 
 
 def test_no_match_and_unknown_sources_are_named(tmp_path):

@@ -22,9 +22,10 @@ NEST = nesting.expand(
     ta_d_ff=48,
 )
 CONFIG = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, d_ff=16, max_len=8)
-ARCHITECTURE = models.architecture_of(CONFIG, NEST, NEST.ta)
-AXES = models.logical_axes(ARCHITECTURE)
-PARAMS = jax.jit(lambda: models.init_params(ARCHITECTURE, jax.random.key(0), NEST))()
+PLAN = models.Plan(CONFIG, NEST, seq_len=8)
+AXES = PLAN.axes
+PARAMS = jax.jit(lambda: models.init_params(PLAN.architecture, jax.random.key(0), NEST))()
+STREAMS = ("student", "ta", "mix_0")
 
 
 def numpy_softmax(z):
@@ -52,10 +53,9 @@ def test_a_constant_ramp_and_one_of_no_length_are_one_from_the_start():
 
 def joint_loss(objective, params, weights=None, ramp=1.0):
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, V)
-    choice = jnp.array([[1, 0, 1]])
-    hidden = models.joint_apply(
-        params, tokens[:, :-1], [NEST.student, NEST.ta], nest=NEST, axes=AXES, mix_choice_ML=choice
-    )
+    mix_L = jnp.array([1, 0, 1])
+    inputs = {"tokens": tokens[:, :-1]}
+    hidden = models.joint_apply(PLAN, params, inputs, [NEST.student, NEST.ta, mix_L])
     weights = jnp.ones(16) if weights is None else weights
     return objective(
         hidden,
@@ -70,7 +70,7 @@ def joint_loss(objective, params, weights=None, ramp=1.0):
 def only_distillation(**fields):
     """The objective of a run, with no weight but distillation's."""
     off = {"student_weight": 0.0, "ta_weight": 0.0, "mix_weight": 0.0, "mix_distill_weight": 0.0}
-    return distill.make_objective(ObjectiveConfig(distill_weight=1.0, **off, **fields), num_mixes=1)
+    return distill.make_objective(ObjectiveConfig(distill_weight=1.0, **off, **fields), STREAMS)
 
 
 _SLOW_KINDS = [
@@ -90,7 +90,7 @@ def test_distillation_sends_no_gradient_into_ta_only_parameters(kind):
     zeroed = zero_slice(gradient)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(zeroed))
     # The check can fail: with the TA's own loss the same parts have gradient.
-    full = distill.make_objective(ObjectiveConfig(), num_mixes=1)
+    full = distill.make_objective(ObjectiveConfig(), STREAMS)
     assert magnitude(zero_slice(jax.jit(jax.grad(lambda p: joint_loss(full, p)[0]))(PARAMS))) > 1e-3
 
 
@@ -101,9 +101,9 @@ def zero_slice(gradient):
     student, ta = NEST.student, NEST.ta
     keep = {
         "layers": student.num_layers / ta.num_layers,
-        "d_model": student.d_model / ta.d_model,
-        "heads_granules": student.num_heads / ta.num_heads,
-        "d_ff_granules": student.d_ff[0] / ta.d_ff[0],
+        "d_model": student.sizes["d_model"] / ta.sizes["d_model"],
+        "heads_granules": student.sizes["heads"] / ta.sizes["heads"],
+        "d_ff_granules": student.sizes["d_ff"] / ta.sizes["d_ff"],
     }
 
     def cut(leaf, names):
@@ -122,7 +122,7 @@ def test_the_distillation_gradient_on_shared_parameters_ignores_the_ta_path():
     gradient = jax.jit(jax.grad(lambda p: joint_loss(objective, p)[0]))(PARAMS)
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, V)[:, :-1]
     run = lambda p, sub_model: models.logits(
-        models.sub_model_apply(p, tokens, sub_model, nest=NEST, axes=AXES), p["embed"]["tokens"]
+        models.sub_model_apply(PLAN, p, {"tokens": tokens}, sub_model), PLAN.table(p)
     )
     constant = np.asarray(jax.jit(lambda p: run(p, NEST.ta))(PARAMS))
 
@@ -143,9 +143,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
         mix_weight=0.2,
         mix_distill_weight=0.1,
     )
-    loss, m = jax.jit(
-        lambda p: joint_loss(distill.make_objective(config, num_mixes=1), p, ramp=0.25)
-    )(PARAMS)
+    objective = distill.make_objective(config, STREAMS)
+    loss, m = jax.jit(lambda p: joint_loss(objective, p, ramp=0.25))(PARAMS)
     expected = 0.7 * m["student"] + 1.3 * m["ta"] + 0.25 * 0.4 * m["distill"]
     expected += 0.2 * m["mix_0"] + 0.25 * 0.1 * m["mix_0_distill"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-6) and float(m["distill"]) > 0
@@ -153,7 +152,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_masked_tokens_count_for_nothing():
-    objective = distill.make_objective(ObjectiveConfig(), num_mixes=1)
+    objective = distill.make_objective(ObjectiveConfig(), STREAMS)
     half = jnp.array([1.0] * 8 + [0.0] * 8)
     metrics = jax.jit(lambda weights: joint_loss(objective, PARAMS, weights)[1])
     first, second, both = metrics(half), metrics(1 - half), metrics(jnp.ones(16))
@@ -165,8 +164,41 @@ def test_masked_tokens_count_for_nothing():
 
 def test_terms_of_no_weight_are_left_out_and_a_trivial_nest_has_one():
     config = dataclasses.replace(ObjectiveConfig(), distill_weight=0.0, mix_weight=0.0)
-    names = [term.name for term in distill.make_objective(config, num_mixes=2).plan.terms]
-    assert names == ["student", "ta", "mix_0_distill", "mix_1_distill"]
-    assert [
-        t.name for t in distill.make_objective(config, num_mixes=0, nested=False).plan.terms
-    ] == ["student"]
+    streams = ("student", "ta", "mix_0", "mix_1")
+    assert names_of(config, streams) == ["student", "ta", "mix_0_distill", "mix_1_distill"]
+    assert names_of(config, ("student",)) == ["student"]
+
+
+def names_of(config, streams):
+    return [term.name for term in distill.make_objective(config, streams).plan.terms]
+
+
+def test_a_named_member_has_a_cross_entropy_and_a_distillation():
+    streams = ("student", "ta", "members/small", "members/middle", "mix_0")
+    config = ObjectiveConfig(
+        member_weights={"middle": 0.0, "small": 0.25},
+        member_distill_weights={"small": 0.0, "middle": 0.75},
+        temperature=2.0,
+    )
+    plan = distill.make_objective(config, streams).plan
+    terms = {term.name: (term.stream, term.weight, term.target) for term in plan.terms}
+    # A cross-entropy of weight 0 is logged; a distillation is left out.
+    assert terms == {
+        "student": (0, 1.0, "labels"),
+        "ta": (1, 1.0, "labels"),
+        "distill": (0, 0.5, "ta"),
+        "members/small": (2, 0.25, "labels"),
+        "members/middle": (3, 0.0, "labels"),
+        "members/middle_distill": (3, 0.75, "ta"),
+        "mix_0": (4, 0.5, "labels"),
+        "mix_0_distill": (4, 0.5, "ta"),
+    }
+    assert plan.student == 0 and plan.ta == 1
+    assert all(term.temperature == 2.0 for term in plan.terms if term.target == "ta")
+
+
+def test_a_member_whose_weights_are_not_named_has_a_half_of_each():
+    plan = distill.make_objective(ObjectiveConfig(), ("student", "ta", "members/small")).plan
+    weights = {term.name: term.weight for term in plan.terms}
+    assert weights["members/small"] == weights["members/small_distill"] == 0.5
+    assert distill.member_stream("small") == "members/small" and distill.mix_stream(3) == "mix_3"

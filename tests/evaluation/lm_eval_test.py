@@ -79,19 +79,19 @@ def test_our_figures_are_the_harnesss(tiny, tmp_path):
     (tmp_path / "tasks").mkdir()
     for name, text in (("lambada", LAMBADA), ("sat", SAT)):
         (tmp_path / "tasks" / f"{name}.yaml").write_text(text.format(folder=tmp_path))
-    mine = evaluate(
+    our_scores = evaluate(
         model=model, tasks=[f"lambada:{tmp_path}/lambada.jsonl", f"sat_math:{tmp_path}/sat.jsonl"]
     ).scores
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=ours.MattaLM(model=str(model)),
         tasks=["our_lambada", "our_sat"],
         task_manager=TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False),
         bootstrap_iters=0,
     )["results"]
-    assert found["our_lambada"]["acc,none"] == mine[f"lambada:{tmp_path}/lambada.jsonl"]
-    assert found["our_lambada"]["perplexity,none"] == pytest.approx(
-        mine[f"lambada_perplexity:{tmp_path}/lambada.jsonl"]
+    assert results["our_lambada"]["acc,none"] == our_scores[f"lambada:{tmp_path}/lambada.jsonl"]
+    assert results["our_lambada"]["perplexity,none"] == pytest.approx(
+        our_scores[f"lambada_perplexity:{tmp_path}/lambada.jsonl"]
     )
-    assert found["our_sat"]["acc,none"] == mine[f"sat_math:{tmp_path}/sat.jsonl"]
-    assert found["our_sat"]["acc_norm,none"] == mine[f"sat_math_norm:{tmp_path}/sat.jsonl"]
-    assert 0 < mine[f"lambada:{tmp_path}/lambada.jsonl"] < 1
+    assert results["our_sat"]["acc,none"] == our_scores[f"sat_math:{tmp_path}/sat.jsonl"]
+    assert results["our_sat"]["acc_norm,none"] == our_scores[f"sat_math_norm:{tmp_path}/sat.jsonl"]
+    assert 0 < our_scores[f"lambada:{tmp_path}/lambada.jsonl"] < 1

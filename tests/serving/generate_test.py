@@ -15,21 +15,24 @@ EOS = 0
 @pytest.fixture(scope="module")
 def model(run, tmp_path_factory):
     """A mix: several runs of layers."""
-    return packages.load_model(
-        extract(str(run[1]), ["d_ff=16,48,32"], tmp_path_factory.mktemp("mix") / "m")[0].path
-    )
+    output = tmp_path_factory.mktemp("mix") / "m"
+    [extracted] = extract(str(run[1]), ["d_ff=16,48,32"], output)
+    return packages.load_model(extracted.path)
 
 
 def test_prefill_and_decode_compute_what_the_forward_pass_does(model):
     tokens = jax.random.randint(jax.random.key(0), (2, 20), 1, 256)
-    whole = models.apply(model.architecture, model.params, tokens).reshape(2, 20, -1)
-    padded = tokens.at[:, 12:16].set(7)[:, :16]  # The last four only fill up.
-    weights = models.decoder_weights(model.architecture, model.params)
-    hidden, cache = models.prefill(weights, padded, length=32)
-    np.testing.assert_allclose(hidden.reshape(2, 16, -1)[:, :12], whole[:, :12], atol=2e-5)
+    architecture = model.architecture
+    expected = models.apply(architecture, model.params, {"tokens": tokens}).reshape(2, 20, -1)
+    # The last four only fill up.
+    padded = tokens.at[:, 12:16].set(7)[:, :16]
+    weights = models.decoder_weights(architecture, model.params)
+    hidden, cache = models.prefill(architecture, weights, padded, length=32)
+    np.testing.assert_allclose(hidden.reshape(2, 16, -1)[:, :12], expected[:, :12], atol=2e-5)
     for position in range(12, 20):
-        hidden, cache = models.decode(weights, tokens[:, position], cache, position)
-        np.testing.assert_allclose(hidden, whole[:, position], atol=2e-5)
+        token = tokens[:, position : position + 1]
+        hidden, cache = models.extend(architecture, weights, token, cache, jnp.int32(position))
+        np.testing.assert_allclose(hidden, expected[:, position], atol=2e-5)
 
 
 def greedy_without_cache(model, ids, steps):
@@ -42,17 +45,13 @@ def greedy_without_cache(model, ids, steps):
 
 
 def test_greedy_text_is_that_without_a_cache(model, run):
-    start = [0, *b"the quick"]
-    ids = serving.generate_ids(
-        model, np.array([start, start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
-    )
-    assert ids.shape == (2, 33) and list(ids[0]) == list(ids[1]) == greedy_without_cache(
-        model, start, 23
-    )
-    in_place = packages.load_in_place(str(run[1]), ["d_ff=16,48,32"])[0]
-    again = serving.generate_ids(
-        in_place, np.array([start]), num_tokens=23, eos_id=300, sampling=Sampling(temperature=0)
-    )
+    start, greedy = [0, *b"the quick"], Sampling(temperature=0)
+    starts = np.array([start, start])
+    ids = serving.generate_ids(model, starts, num_tokens=23, eos_id=300, sampling=greedy)
+    assert ids.shape == (2, 33)
+    assert list(ids[0]) == list(ids[1]) == greedy_without_cache(model, start, 23)
+    [in_place] = packages.load_in_place(str(run[1]), ["d_ff=16,48,32"])
+    again = serving.generate_ids(in_place, starts[:1], num_tokens=23, eos_id=300, sampling=greedy)
     np.testing.assert_array_equal(again[0], ids[0])
 
 
@@ -61,32 +60,31 @@ def test_a_longer_text_goes_on_from_half_a_sequence(model):
     greedy = Sampling(temperature=0)
     ids = serving.generate_ids(model, start, num_tokens=50, eos_id=300, sampling=greedy)[0]
     assert len(ids) == 66
-    first = 16 + 17  # 16 read, and 17 drawn: the last one is not read.
+    # 16 read, and 17 drawn: the last one is not read.
+    first = 16 + 17
     assert list(ids[:first]) == greedy_without_cache(model, ids[:16], 17)
-    assert (
-        list(ids[first : first + 17])
-        == greedy_without_cache(model, ids[first - 16 : first], 17)[16:]
-    )
+    second = greedy_without_cache(model, ids[first - 16 : first], 17)[16:]
+    assert list(ids[first : first + 17]) == second
 
 
 def test_draws_follow_the_model(model):
     start = np.tile([0, *b"the"], (4096, 1))
-    drawn = serving.generate_ids(
-        model, start, num_tokens=1, eos_id=300, sampling=Sampling(0.8, seed=3)
-    )[:, -1]
+
+    def draw(sampling):
+        ids = serving.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)
+        return ids[:, -1]
+
+    drawn = draw(Sampling(0.8, seed=3))
     z = model.logits(model.params, jnp.asarray(start[:1]))[-1] / 0.8
     p = np.asarray(jax.nn.softmax(z))
-    seen = np.bincount(drawn, minlength=256) / len(drawn)
-    assert np.abs(seen - p).max() < 5 * np.sqrt(p.max() / len(drawn))
+    frequencies = np.bincount(drawn, minlength=256) / len(drawn)
+    assert np.abs(frequencies - p).max() < 5 * np.sqrt(p.max() / len(drawn))
     for sampling, allowed in {
         Sampling(0.8, top_k=3): set(np.argsort(-p)[:3]),
         Sampling(0.8, top_p=0.3): nucleus(p, 0.3),
         Sampling(0.8, top_k=1, top_p=0.9): {int(np.argmax(p))},
     }.items():
-        drawn = serving.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)[
-            :, -1
-        ]
-        assert set(drawn) == allowed, sampling
+        assert set(draw(sampling)) == allowed, sampling
 
 
 def nucleus(p, mass):
@@ -96,11 +94,13 @@ def nucleus(p, mass):
 
 def test_top_p_counts_among_the_top_k():
     z = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-    kept = lambda k, p: list(
-        jnp.isfinite(
-            _generate._cut(z, (k is not None, p is not None), jnp.float32(1), k or 1, p or 1)
-        )[0]
-    )
+
+    def kept(top_k, top_p):
+        sampling = Sampling(1.0, top_k, top_p)
+        program = _generate._Program.of(None, sampling, 1)
+        draw = _generate._Draw.of(sampling, z.shape[-1], 1, 1, EOS, jax.random.key(0))
+        return list(jnp.isfinite(_generate._cut(z, program, draw))[0])
+
     assert kept(None, 0.4) == [True, False, False, False]
     assert kept(None, 0.41) == [True, True, False, False]
     assert kept(2, 0.57) == [True, False, False, False]  # 0.4 of 0.7 is 0.571.
@@ -166,10 +166,10 @@ def test_too_many_samples_and_half_a_character_are_named(model):
 
 
 def test_more_than_all_tokens_are_all_and_less_than_any_share_is_the_first(model):
-    write = lambda **how: serving.generate(
-        model, "the ", num_tokens=8, sampling=Sampling(1.0, seed=3, **how)
-    )
+    def write(**how):
+        sampling = Sampling(1.0, seed=3, **how)
+        return serving.generate(model, "the ", num_tokens=8, sampling=sampling)
+
     assert write(top_k=10**10) == write()
-    assert write(top_p=1e-300) == serving.generate(
-        model, "the ", num_tokens=8, sampling=Sampling(0.0)
-    )
+    greedy = serving.generate(model, "the ", num_tokens=8, sampling=Sampling(0.0))
+    assert write(top_p=1e-300) == greedy

@@ -54,8 +54,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_every_collective_counts_once_for_each_time_that_it_runs():
     found = collectives(HLO)
-    shown = sorted((one.kind, one.bytes, one.times, one.in_loop, one.group) for one in found)
-    assert shown == [
+    rows = [(each.kind, each.bytes, each.times, each.in_loop, each.group) for each in found]
+    assert sorted(rows) == [
         ("all-gather", 128, 6, True, 4),
         ("all-reduce", 16, 3, True, 2),
         ("all-reduce", 48, 6, True, 8),
@@ -64,7 +64,7 @@ def test_every_collective_counts_once_for_each_time_that_it_runs():
         ("collective-permute", 40, 1, False, 1),
         ("reduce-scatter", 32, 1, False, 8),
     ]
-    assert {one.shapes for one in found if one.bytes == 48} == {((16,), (2, 4))}
+    assert {each.shapes for each in found if each.bytes == 48} == {((16,), (2, 4))}
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ ALONE = NESTED | {"model__d_ff": 128, "nest__widths": []}
 
 
 def check_collectives(tiny, make, *kinds):
-    """architecture.md, decisions 2 and 3: what one joint step moves, against its TA alone."""
+    """What one joint step moves, against its TA alone."""
     for sizes in ((1, 8, 1), (2, 4, 1)):
         joint, alone = (step_collectives(tiny(**fields), make(sizes)) for fields in (NESTED, ALONE))
         assert moved(joint, *kinds) <= 1.05 * moved(alone, *kinds), sizes

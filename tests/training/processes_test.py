@@ -20,6 +20,7 @@ import pytest
 from matta_jax import config as c
 from matta_jax import data, train
 from matta_jax.checkpoints import Checkpoints, open_source
+from matta_jax.tokenizers import make_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -203,9 +204,7 @@ def test_two_processes_share_the_files_of_labels(wide, one, tmp_path):
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "both").iterdir()) and len(names) > 2
     mine, theirs = (data.Labels(tmp_path / name) for name in ("alone", "both"))
-    windows = data.split_windows(
-        config.data, data.make_tokenizer(config.data.tokenizer), held_out=False
-    )
+    windows = data.split_windows(config.data, make_tokenizer(config.data.tokenizer), held_out=False)
     for i in range(len(windows)):
         first, second = (labels.get(i, windows[i]["tokens"]) for labels in (mine, theirs))
         np.testing.assert_array_equal(first["teacher_ids"], second["teacher_ids"])

@@ -62,16 +62,22 @@ NAMES = {
 
 def load(model, weights):
     """Takes GPT-2's weights."""
-    found = {name.removeprefix("transformer."): value for name, value in np.load(weights).items()}
-    model.wte.embedding[...], model.wpe.embedding[...] = found["wte.weight"], found["wpe.weight"]
+    arrays = {}
+    for name, array in np.load(weights).items():
+        arrays[name.removeprefix("transformer.")] = array
+
+    model.wte.embedding[...] = arrays["wte.weight"]
+    model.wpe.embedding[...] = arrays["wpe.weight"]
+
     parts = [(model.ln_f, "ln_f")]
     for i, block in enumerate(model.h):
-        parts += [(getattr(block, ours), f"h.{i}.{theirs}") for ours, theirs in NAMES.items()]
+        for attribute, gpt2_name in NAMES.items():
+            parts.append((getattr(block, attribute), f"h.{i}.{gpt2_name}"))
+
     for part, name in parts:
-        (part.scale if hasattr(part, "scale") else part.kernel)[...] = jnp.array(
-            found[f"{name}.weight"]
-        )
-        part.bias[...] = jnp.array(found[f"{name}.bias"])
+        weight = part.scale if hasattr(part, "scale") else part.kernel
+        weight[...] = jnp.array(arrays[f"{name}.weight"])
+        part.bias[...] = jnp.array(arrays[f"{name}.bias"])
 
 
 def main():

@@ -1,43 +1,41 @@
 """Our train step: of the Student alone, the TA alone, both together, or with a mix. `--write`
-writes its fresh weights first, in GPT-2's names, for the others to load."""
+writes its fresh weights first, in GPT-2's names, for the others to load.
+"""
 
 import jax
 import numpy as np
 import serving
 
 from matta_jax import config as c
-from matta_jax.models import architecture_of
 from matta_jax.nesting import flatten
-from matta_jax.packages._hf import to_hf
+from matta_jax.packages import to_hf
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.training import make_setup, make_train_step
 
 
 def config_of(sizes, kind):
     """The run of a kind: student, ta, joint, joint_mix."""
-    own, ta = dict(sizes), dict(sizes["ta"])
-    batch_size, _ = own.pop("batch_size"), own.pop("ta")
+    model_sizes = {name: size for name, size in sizes.items() if name not in ("batch_size", "ta")}
     if kind == "ta":
-        own |= ta
-    nested = kind.startswith("joint")
+        model_sizes |= sizes["ta"]
+    nest_sizes = sizes["ta"] if kind.startswith("joint") else {}
     return c.Config(
-        model=c.ModelConfig(**own),
-        nest=c.NestConfig(**ta if nested else {}, mix_per_step=int(kind == "joint_mix")),
+        model=c.ModelConfig(**model_sizes),
+        nest=c.NestConfig(**nest_sizes, mix_per_step=int(kind == "joint_mix")),
         objective=c.ObjectiveConfig(distill_ramp=0.0),
         optimizer=c.OptimizerConfig(warmup_steps=0, schedule="constant"),
-        data=c.DataConfig(seq_len=own["max_len"], batch_size=batch_size),
+        data=c.DataConfig(seq_len=sizes["max_len"], batch_size=sizes["batch_size"]),
     )
 
 
 def main():
     """Serves."""
-    sizes, weights, (kind, *rest) = serving.arguments()
+    sizes, weights, (kind, *options) = serving.arguments()
     setup = make_setup(config_of(sizes, kind), make_mesh((1, 1, 1)))
     state = setup.init()
-    if rest == ["--write"]:
-        architecture = architecture_of(setup.config.model, setup.nest, setup.nest.ta)
+    if options == ["--write"]:
         flat = {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
-        np.savez(weights, **to_hf(flat, flatten(setup.axes), architecture))
+        np.savez(weights, **to_hf(flat, flatten(setup.axes), setup.plan.architecture))
     length = np.full(sizes["batch_size"], sizes["max_len"], np.int32)
     batch = place_batch(
         {"tokens": serving.tokens(sizes).astype(np.int32), "length": length}, setup.mesh

@@ -9,43 +9,47 @@ import numpy as np
 import serving
 
 from matta_jax import config as c
-from matta_jax.models import architecture_of, init_params, logical_axes
-from matta_jax.nesting import count, flatten, nest_of, parse_spec, slice_axes, slice_model
-from matta_jax.packages import Model
-from matta_jax.packages._hf import to_hf
+from matta_jax.models import init_params, plan_of
+from matta_jax.nesting import flatten, parse_spec
+from matta_jax.packages import Model, to_hf
 from matta_jax.serving import Sampling, generate_ids
+
+
+def config_of(sizes):
+    """A TA of these sizes, whose Student has half of the layers and half of each MLP."""
+    return c.Config(
+        model=c.ModelConfig(
+            num_layers=sizes["num_layers"] // 2,
+            d_ff=sizes["d_ff"] // 2,
+            d_model=sizes["d_model"],
+            num_heads=sizes["num_heads"],
+            max_len=sizes["max_len"],
+            vocab_size=sizes["vocab_size"],
+        ),
+        nest=c.NestConfig(num_layers=sizes["num_layers"], d_ff=sizes["d_ff"]),
+        data=c.DataConfig(seq_len=sizes["max_len"]),
+    )
 
 
 def main():
     """Serves."""
-    sizes, weights, (spec, *rest) = serving.arguments()
-    own = {
-        name: sizes[name]
-        for name in ("num_layers", "d_model", "num_heads", "d_ff", "max_len", "vocab_size")
-    }
-    student = own | {"num_layers": own["num_layers"] // 2, "d_ff": own["d_ff"] // 2}
-    nest = c.NestConfig(num_layers=own["num_layers"], d_ff=own["d_ff"])
-    config = c.Config(
-        model=c.ModelConfig(**student), nest=nest, data=c.DataConfig(seq_len=own["max_len"])
-    )
-    nest = nest_of(config)
-    ta, chosen = architecture_of(config.model, nest, nest.ta), parse_spec(spec, nest)
-    params, axes = init_params(ta, jax.random.key(0)), logical_axes(ta)
-    if rest == ["--write"]:
+    sizes, weights, (spec, *options) = serving.arguments()
+    config = config_of(sizes)
+    plan = plan_of(config)
+    params = init_params(plan.architecture, jax.random.key(0))
+    if options == ["--write"]:
         flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-        np.savez(weights, **to_hf(flat, flatten(axes), ta))
-    params = slice_model(params, axes, chosen)
-    counts = count(
-        params, slice_axes(axes, chosen), chosen, head_dim=nest.head_dim, seq_len=own["max_len"]
-    )
-    architecture = architecture_of(config.model, nest, chosen)
+        np.savez(weights, **to_hf(flat, flatten(plan.axes), plan.architecture))
+
+    sub_model = parse_spec(spec, plan.nest)
+    counts = plan.count(sub_model)
     model = Model(
         spec,
         config,
         counts,
-        params,
+        plan.slice(params, sub_model),
         {"made": pathlib.Path(weights).name},
-        architecture=architecture,
+        plan.architecture_of(sub_model),
     )
     prompt = serving.tokens(sizes)[:, : sizes["prompt"]].astype(np.int32)
 

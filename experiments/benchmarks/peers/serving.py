@@ -33,12 +33,9 @@ def serve(step: Callable[[], dict[str, Any]]) -> None:
     for _ in sys.stdin:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
         start = time.process_time()
-        found = step()
+        answer = step()
         seconds = time.process_time() - start
         status = pathlib.Path("/proc/self/status").read_text()
         peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        print(
-            json.dumps(found | {"seconds": seconds, "peak_mb": int(peak) / 1024}),
-            file=_answers,
-            flush=True,
-        )
+        answer |= {"seconds": seconds, "peak_mb": int(peak) / 1024}
+        print(json.dumps(answer), file=_answers, flush=True)

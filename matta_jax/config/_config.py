@@ -1,0 +1,123 @@
+"""A whole run: its sections, and the rules between them."""
+
+import dataclasses
+import itertools
+
+from matta_jax.config._model import ModelConfig, NestConfig
+from matta_jax.config._objective import ObjectiveConfig, TeacherConfig
+from matta_jax.config._training import (
+    DataConfig,
+    InitConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ShampooConfig,
+    TrainConfig,
+)
+from matta_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. Valid by construction; raises UserError otherwise."""
+
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    nest: NestConfig = dataclasses.field(default_factory=NestConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    shampoo: ShampooConfig = dataclasses.field(default_factory=ShampooConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        _check_nest(self.model, self.nest)
+        _check_members(self.nest, self.objective)
+        _check_teacher(self.teacher, self.model, self.data)
+        _check_lengths(self)
+
+
+def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
+    """The TA is at least as large as the Student, and widths rise from one to the other."""
+    for axis, student_size in model.size_fields().items():
+        ta_size = getattr(nest, axis, None)
+        if ta_size is not None and ta_size < student_size:
+            raise UserError(
+                f"nest.{axis}={ta_size} must be at least the Student's model.{axis}="
+                f"{student_size}; raise it, or lower model.{axis}"
+            )
+
+    widths = nest.widths
+    narrowest, widest = model.d_ff, nest.d_ff or model.d_ff
+    if widths and (widths[0], widths[-1]) != (narrowest, widest):
+        raise UserError(
+            f"nest.widths={widths} must run from the Student's model.d_ff={narrowest} to the "
+            f"TA's nest.d_ff={widest}"
+        )
+    if any(width >= next_width for width, next_width in itertools.pairwise(widths)):
+        raise UserError(
+            f"nest.widths={widths} must rise from each width to the next; sort and deduplicate them"
+        )
+
+
+def _check_members(nest: NestConfig, objective: ObjectiveConfig) -> None:
+    """Weights are of members that there are."""
+    for field in ("member_weights", "member_distill_weights"):
+        for name in getattr(objective, field):
+            if name not in nest.members:
+                members = ", ".join(nest.members) or "none"
+                raise UserError(
+                    f"objective.{field}.{name} is of no member of nest.members (there: {members}); "
+                    "name it there, or leave it out"
+                )
+
+
+def _check_teacher(teacher: TeacherConfig, model: ModelConfig, data: DataConfig) -> None:
+    """What learns from a Teacher has one, and a Teacher has something that learns from it."""
+    if teacher.labels is not None and (model.reads_examples or data.stream):
+        raise UserError(
+            f"teacher.labels={teacher.labels!r} are of a language model's shuffled windows; "
+            "for a scorer or a stream name teacher.model"
+        )
+
+    sources = {"model": teacher.model, "labels": teacher.labels}
+    sources = {name: value for name, value in sources.items() if value is not None}
+    if len(sources) > 1:
+        raise UserError(
+            f"teacher.model={teacher.model!r} and teacher.labels={teacher.labels!r}: one alone "
+            "teaches; name one"
+        )
+    if teacher.is_used and not sources:
+        defaults = TeacherConfig()
+        changed = [
+            f"teacher.{name}={value!r}"
+            for name, value in dataclasses.asdict(teacher).items()
+            if value != getattr(defaults, name) and name != "temperature"
+        ]
+        raise UserError(f"{changed[0]} needs a Teacher; name teacher.model or teacher.labels")
+    for name, value in sources.items():
+        if not teacher.is_used:
+            raise UserError(
+                f"teacher.{name}={value!r} would teach nothing; give teacher.student_weight or "
+                "teacher.ta_weight, or set teacher.task_labels=teacher"
+            )
+
+
+def _check_lengths(config: Config) -> None:
+    """Sequences fit the model, microbatches the batch, and the warm-up the run."""
+    data, model, train = config.data, config.model, config.train
+    if data.seq_len > model.max_len:
+        raise UserError(
+            f"data.seq_len={data.seq_len} must be at most model.max_len={model.max_len}; "
+            "shorten it, or raise model.max_len"
+        )
+    if data.batch_size % train.microbatches:
+        raise UserError(
+            f"train.microbatches={train.microbatches} must divide data.batch_size={data.batch_size}"
+        )
+    if config.optimizer.warmup_steps >= train.num_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than "
+            f"train.num_steps={train.num_steps}"
+        )

@@ -1,0 +1,134 @@
+"""Fields of a section: each with its type, default, range and meaning, and what else is true of it.
+
+A fact about a field stands at the field: no list of field names elsewhere repeats it.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from immutabledict import immutabledict
+
+from matta_jax.errors import UserError, did_you_mean
+
+_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+
+
+def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
+    default: Any,
+    meaning: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    is_free: bool = False,
+    in_state: bool = False,
+) -> Any:
+    """Declares a field of a section.
+
+    Args:
+      default: its value where none is given.
+      meaning: what it does, for people.
+      minimum, above, below, maximum: its range; of a tuple or mapping, that of each item.
+      choices: the only values it may have.
+      is_free: whether it may change between a run and its continuation: what the run computes does
+        not depend on it.
+      in_state: whether an optimiser state fits only runs with the same value.
+    """
+    metadata = {
+        "meaning": meaning,
+        "minimum": minimum,
+        "above": above,
+        "below": below,
+        "maximum": maximum,
+        "choices": choices,
+        "is_free": is_free,
+        "in_state": in_state,
+    }
+    if isinstance(default, Mapping):
+        return dataclasses.field(default_factory=lambda: immutabledict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Checks the type and the range of its own fields."""
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for declared in dataclasses.fields(self):
+            name = f"{self.section}.{declared.name}"
+            value = _checked_type(name, getattr(self, declared.name), hints[declared.name])
+            _check_range(name, value, declared.metadata)
+            # The section is frozen for all but its own making.
+            object.__setattr__(self, declared.name, value)
+
+
+def type_of(hint: Any) -> Any:
+    """The type of a field that may be None, or its type itself."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+
+
+def _checked_type(name: str, value: Any, hint: Any) -> Any:
+    """Returns `value` as the type `hint`, or raises UserError."""
+    if isinstance(hint, types.UnionType) and value is None:
+        return None
+
+    kind = type_of(hint)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            return tuple(value)
+        raise UserError(f"{name}={value!r} must be a tuple of whole numbers such as (256,512)")
+    if origin is not None and issubclass(origin, Mapping):
+        return _checked_mapping(name, value, typing.get_args(kind)[1])
+    if kind is float and type(value) is int:
+        return float(value)
+    # Not isinstance: True would be a whole number.
+    if type(value) is not kind:
+        raise UserError(f"{name}={value!r} must be {_WORDS[kind]}, not {type(value).__name__}")
+    return value
+
+
+def _checked_mapping(name: str, value: Any, kind: type) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{name}={value!r} must map names to values, such as {{'small': …}}")
+    items = {key: _checked_type(f"{name}.{key}", item, kind) for key, item in value.items()}
+    return immutabledict(items)
+
+
+def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_item(f"{name}.{key}", item, rule)
+        return
+    for item in value if isinstance(value, tuple) else (value,):
+        _check_item(name, item, rule)
+
+
+def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
+    shown = f"{name}={item!r}"
+    if rule["choices"] is not None and item not in rule["choices"]:
+        hint = did_you_mean(str(item), rule["choices"])
+        raise UserError(f"{shown} must be one of {', '.join(rule['choices'])}{hint}")
+    # Each written so that NaN, which compares as false with all numbers, breaks it.
+    if rule["minimum"] is not None and not item >= rule["minimum"]:
+        raise UserError(f"{shown} must be at least {rule['minimum']}")
+    if rule["above"] is not None and not item > rule["above"]:
+        raise UserError(f"{shown} must be greater than {rule['above']}")
+    if rule["below"] is not None and not item < rule["below"]:
+        raise UserError(f"{shown} must be less than {rule['below']}")
+    if rule["maximum"] is not None and not item <= rule["maximum"]:
+        raise UserError(f"{shown} must be at most {rule['maximum']}")
+    if isinstance(item, float) and item != item:
+        raise UserError(f"{shown} must be a number")

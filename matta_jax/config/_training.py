@@ -1,0 +1,256 @@
+"""Sections of how a run trains: optimiser, data, length, mesh, and what it starts from."""
+
+import dataclasses
+
+from matta_jax.config._fields import Section, field
+from matta_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """The Optax chain: clip, rule, decoupled weight decay, schedule."""
+
+    section = "optimizer"
+    name: str = field(
+        "adamw",
+        "Update rule.",
+        choices=("adamw", "adafactor", "lion", "muon", "shampoo"),
+        in_state=True,
+    )
+    learning_rate: float = field(1e-3, "Peak learning rate.", above=0.0)
+    warmup_steps: int = field(100, "Steps of linear warm-up from 0.", minimum=0)
+    schedule: str = field("cosine", "After the warm-up.", choices=("cosine", "constant"))
+    final_fraction: float = field(
+        0.1, "Where the cosine ends, of the peak.", minimum=0.0, maximum=1.0
+    )
+    weight_decay: float = field(
+        0.1, "Decoupled decay of matrices; norms and biases have none.", minimum=0.0
+    )
+    clip_norm: float | None = field(
+        1.0, "Global gradient norm to clip at; None: no clipping.", above=0.0, in_state=True
+    )
+    b1: float = field(
+        0.9,
+        "Decay of the first moment (adamw, lion) or momentum (muon, shampoo).",
+        minimum=0.0,
+        below=1.0,
+    )
+    b2: float = field(0.95, "Decay of the second moment (adamw, lion).", minimum=0.0, below=1.0)
+    eps: float = field(1e-8, "Added to the root of the second moment (adamw).", above=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShampooConfig(Section):
+    """Preconditioning, where optimizer.name is shampoo; `matta_jax/optim/_shampoo.py` has the
+    equations.
+    """
+
+    section = "shampoo"
+    block_size: int = field(
+        128, "Largest side of a block; 256 suits a TPU.", minimum=1, in_state=True
+    )
+    beta2: float = field(
+        0.99,
+        "Decay of statistics and grafting moment; 1 sums them up.",
+        above=0.0,
+        maximum=1.0,
+        in_state=True,
+    )
+    epsilon: float = field(
+        1e-6,
+        "Ridge of the statistics, relative to their largest eigenvalue.",
+        above=0.0,
+        in_state=True,
+    )
+    precondition_every: int = field(
+        10, "Steps between two computations of a block's roots.", minimum=1, in_state=True
+    )
+    start_step: int = field(
+        10, "Steps that take the grafting update alone.", minimum=0, in_state=True
+    )
+    staggered: bool = field(
+        False,
+        "Compute every k-th block's roots in each step, not all in every k-th step.",
+        in_state=True,
+    )
+    root: str = field(
+        "newton",
+        "How roots are computed; eigh suits CPUs and GPUs.",
+        choices=("newton", "eigh"),
+        in_state=True,
+    )
+    root_dtype: str = field(
+        "float32", "Type that roots are kept in.", choices=("float32", "bfloat16"), in_state=True
+    )
+    grafting: str = field(
+        "rmsprop", "Whose norm the update takes.", choices=("rmsprop", "adam", "sgd"), in_state=True
+    )
+    graft_scope: str = field(
+        "block",
+        "Norms of each block, as nesting needs it, or of each whole matrix.",
+        choices=("block", "parameter"),
+        in_state=True,
+    )
+    max_dim: int = field(
+        8192,
+        "Longest side of a matrix that is preconditioned on that side.",
+        minimum=1,
+        in_state=True,
+    )
+    beyond_max_dim: str = field(
+        "graft",
+        "A matrix with a longer side: the grafting update alone, or its other side to the power "
+        "-1/2.",
+        choices=("graft", "one_sided"),
+        in_state=True,
+    )
+    block_multiple: int = field(
+        8,
+        "Blocks of one shape are padded to a multiple of this, so that as many devices can share "
+        "them.",
+        minimum=1,
+        in_state=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    """What is read, and how it becomes batches."""
+
+    section = "data"
+    source: str = field(
+        "stdlib", "stdlib, text:GLOB (.txt .jsonl .jsonl.gz), or tfds:NAME[:SPLIT]."
+    )
+    tokenizer: str = field("byte", "byte, gpt2:FOLDER (vocab.bpe, encoder.json), or hf:FILE.json.")
+    seq_len: int = field(256, "Tokens of a training window.", minimum=1)
+    batch_size: int = field(16, "Windows of a step, over all devices.", minimum=1)
+    eval_source: str | None = field(
+        None, "Held-out documents; None: eval_fraction of the source is held out."
+    )
+    eval_fraction: float = field(
+        0.05, "Share of the documents held out by a hash.", above=0.0, below=1.0
+    )
+    text_field: str = field("text", "Field of a JSON line or TFDS example that holds the text.")
+    pair_field: str | None = field(
+        None, "Field with a second text, of a scorer's examples: read after the first."
+    )
+    stream: bool = field(
+        False,
+        "Feed the source once, in its order; each evaluation is on the batches up to the next one, "
+        "before training on "
+        "them. What the run leaves over is held out.",
+    )
+    # Free: where and how fast windows are read, not which, nor in what order.
+    tfds_dir: str | None = field(
+        None, "Where prepared TFDS sets lie; None: TFDS's own default.", is_free=True
+    )
+    cache_dir: str | None = field(
+        None, "Folder of tokenised windows; None: ~/.cache/matta_jax.", is_free=True
+    )
+    prefetch_batches: int = field(
+        16, "Batches read ahead, which hide a slow reader for as long.", minimum=1, is_free=True
+    )
+    read_threads: int = field(2, "Threads that read windows.", minimum=1, is_free=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    """The length of the run and what it leaves behind."""
+
+    section = "train"
+    num_steps: int = field(1000, "Optimiser steps.", minimum=1)
+    microbatches: int = field(1, "Parts that a batch is accumulated in.", minimum=1)
+    log_every: int = field(10, "Steps between two lines of metrics.", minimum=1, is_free=True)
+    eval_every: int = field(
+        200, "Steps between two evaluations on held-out windows.", minimum=1, is_free=True
+    )
+    eval_batches: int = field(8, "Batches of an evaluation.", minimum=1, is_free=True)
+    checkpoint_every: int = field(
+        200,
+        "Steps between two checkpoints; the last step is always saved.",
+        minimum=1,
+        is_free=True,
+    )
+    keep_checkpoints: int = field(
+        2, "Newest checkpoints to keep, beside the best.", minimum=1, is_free=True
+    )
+    max_skipped_steps: int = field(
+        10,
+        "A step of a non-finite loss or gradient is skipped; more than this many in a row stop the "
+        "run.",
+        minimum=0,
+        is_free=True,
+    )
+    seed: int = field(0, "Seed of initialisation, data order, mixes and dropout.", minimum=0)
+    peak_tflops: float | None = field(
+        None,
+        "Peak of one device, for MFU. None: measured by a matmul at the start.",
+        above=0.0,
+        is_free=True,
+    )
+    tensorboard: bool = field(
+        False, "Write TensorBoard events too (extra: tensorboard).", is_free=True
+    )
+    wandb_project: str | None = field(
+        None, "Log to this Weights & Biases project too (extra: wandb).", is_free=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+    """Devices along each mesh axis; -1, on one of them: whatever the other axes leave."""
+
+    section = "mesh"
+    # Free: a run may go on with other devices.
+    data: int = field(-1, "Data parallel.", minimum=-1, is_free=True)
+    fsdp: int = field(1, "Data parallel with sharded parameters.", minimum=-1, is_free=True)
+    tensor: int = field(
+        1, "Tensor parallel: heads, d_ff and vocabulary are sharded.", minimum=-1, is_free=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size == 0:
+                raise UserError(
+                    f"mesh.{name}=0 must be a number of devices, or -1 for all that the other axes "
+                    "leave"
+                )
+        free = [f"mesh.{name}=-1" for name, size in sizes.items() if size == -1]
+        if len(free) > 1:
+            raise UserError(
+                f"{' and '.join(free)}: one axis alone can take what the others leave; give numbers"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig(Section):
+    """What a run starts from."""
+
+    section = "init"
+    model: str | None = field(
+        None,
+        "Folder of an extracted or imported model. Of the Student's sizes: the TA is grown around "
+        "it; of the TA's: it "
+        "becomes the TA; of both, a plain run: training goes on, from its step where its optimiser "
+        "state is there.",
+    )
+    growth: str = field(
+        "zero",
+        "What the new parts of a grown TA add at first: nothing (zero output projections), or a "
+        "little noise.",
+        choices=("zero", "noisy"),
+    )
+    growth_noise: float = field(
+        0.1, "Scale of noisy output projections, of that of a fresh model.", above=0.0
+    )
+    sort: bool = field(
+        False,
+        "Sort the neurons and heads of a model of the TA's sizes by importance on training text, "
+        "so that its prefixes "
+        "are good sub-models from the start.",
+    )
+    optimizer: bool = field(
+        True, "Whether a plain run takes up the model's optimiser state, where it is there."
+    )

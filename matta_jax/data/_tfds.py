@@ -1,0 +1,85 @@
+"""Prepared sets of TensorFlow Datasets, read without TensorFlow."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from matta_jax.errors import UserError
+
+
+def tfds_name(source: str, text_field: str, tfds_dir: str | None) -> str:
+    """Returns the full name of a set: with its configuration and version. Raises UserError as
+    `tfds_texts` does.
+    """
+    builder, _ = _open(source, text_field, tfds_dir)
+    return builder.info.full_name
+
+
+def tfds_texts(source: str, text_field: str, tfds_dir: str | None) -> Iterator[bytes]:
+    """Yields the UTF-8 text of each example.
+
+    Args:
+      source: `tfds:NAME[:SPLIT]`; the split is `train` by default.
+      text_field: feature that holds the text.
+      tfds_dir: where prepared sets lie; None for the place that TFDS has for them.
+
+    Raises:
+      UserError: the set is unknown, not prepared as ArrayRecord, or without this split or field.
+    """
+    builder, split = _open(source, text_field, tfds_dir)
+    for example in builder.as_data_source(split=split):
+        value = example[text_field]
+        yield value if isinstance(value, bytes) else str(value).encode()
+
+
+def _open(source: str, text_field: str, tfds_dir: str | None) -> tuple[Any, str]:
+    """Returns the builder of a set that is prepared, and the name of its split."""
+    name, _, split = source.partition(":")[2].partition(":")
+    split = split or "train"
+    builder = _builder(source, name, tfds_dir)
+    _check_prepared(source, builder)
+
+    if split not in builder.info.splits:
+        splits = ", ".join(builder.info.splits)
+        raise UserError(f"data.source={source!r} has no split {split!r}; splits: {splits}")
+    if text_field not in builder.info.features:
+        fields = ", ".join(builder.info.features)
+        raise UserError(f"data.text_field={text_field!r} is not in {source!r}; fields: {fields}")
+    return builder, split
+
+
+def _builder(source: str, name: str, tfds_dir: str | None) -> Any:
+    # TFDS takes long to import, and is an extra.
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    from matta_jax.data import tfds_text  # noqa: F401  Registers the local text builder.
+
+    where = {} if tfds_dir is None else {"data_dir": tfds_dir}
+    try:
+        # A prepared set needs no code, which for many stock sets would import TensorFlow.
+        try:
+            return read_only_builder.builder_from_files(name, **where)
+        except tfds.core.DatasetNotFoundError:
+            return tfds.builder(name, file_format="array_record", **where)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"data.source={source!r}: TFDS does not know it, and no prepared set of this name is "
+            f"at hand ({reason}); name it with its configuration, such as tfds:c4/en, and see "
+            "data.tfds_dir"
+        ) from None
+
+
+def _check_prepared(source: str, builder: Any) -> None:
+    if not builder.data_path.exists():
+        raise UserError(
+            f"data.source={source!r} is not prepared in {builder.data_path}; "
+            "prepare it with file_format='array_record', or set data.tfds_dir"
+        )
+
+    file_format = builder.info.file_format
+    if file_format is not None and file_format.value != "array_record":
+        raise UserError(
+            f"data.source={source!r} is prepared as {file_format.value}, "
+            "which TensorFlow alone reads; prepare it with file_format='array_record'"
+        )

@@ -1,0 +1,150 @@
+"""The loop over chunks of tokens: logits are computed once, used for values and gradients, and
+forgotten.
+
+Shape letters: N tokens (of a chunk and of all its streams of one width, where they are stacked), C
+tokens of a chunk, K streams or chunks that are stacked, V vocab, D d_model, M terms.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from matta_jax.distill._plan import Constants, LossPlan, OnlineTeacher
+from matta_jax.distill._softmaxes import Vocab
+from matta_jax.distill._terms import chunk_terms
+
+# Of each stream's outputs, and of the table; None where they are not made, or there is no table.
+Gradients = tuple[tuple[jax.Array, ...] | None, jax.Array | None]
+
+
+def scan_chunks(
+    plan: LossPlan,
+    outputs: tuple[jax.Array, ...],
+    table_VD: jax.Array,
+    constants: Constants,
+    vocab: Vocab,
+    *,
+    gradients: bool,
+) -> tuple[jax.Array, Gradients]:
+    """Returns the sums [M + 2] of `chunk_terms`, and gradients of the hidden states and of the
+    table (float32).
+    """
+    num_tokens = outputs[0].shape[0]
+    num_chunks = -(-num_tokens // plan.chunk_size)
+    chunk_size = -(-num_tokens // num_chunks)
+    num_padding = num_chunks * chunk_size - num_tokens
+
+    def in_chunks(x: jax.Array) -> jax.Array:
+        """[N, …] to [chunks, C, …]; tokens that fill the last chunk have weight 0."""
+        if num_padding:
+            x = jnp.pad(x, [(0, num_padding)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(num_chunks, chunk_size, *x.shape[1:])
+
+    tables = _Tables(outputs, table_VD)
+
+    # A Teacher's head is one for all tokens, and does not go by with them.
+    teacher_per_token: Any = constants.teacher
+    head = None
+    if isinstance(constants.teacher, OnlineTeacher):
+        teacher_per_token = constants.teacher.hidden
+        head = constants.teacher.head
+
+    def step(d_table_VD: jax.Array | None, chunk: Any) -> tuple[jax.Array | None, Any]:
+        hidden, labels, weights, teacher = chunk
+        if head is not None:
+            teacher = OnlineTeacher(teacher, head)
+        chunk_constants = dataclasses.replace(
+            constants, labels=labels, weights=weights, teacher=teacher
+        )
+
+        stacked = tables.stack(hidden)
+        logits = tables.logits(stacked)
+        sums, d_logits = chunk_terms(plan, logits, chunk_constants, vocab, gradients=gradients)
+        if d_logits is None or d_table_VD is None:
+            return None, (sums, None)
+
+        d_hidden, d_table_VD = tables.backward(stacked, d_logits, d_table_VD)
+        return d_table_VD, (sums, d_hidden)
+
+    d_table_VD = jnp.zeros(table_VD.shape, jnp.float32) if gradients else None
+    per_token = (outputs, constants.labels, constants.weights, teacher_per_token)
+    chunks = jax.tree.map(in_chunks, per_token)
+    d_table_VD, (sums, d_hidden) = jax.lax.scan(step, d_table_VD, chunks)
+
+    if d_hidden is not None:
+        d_hidden = tuple(_in_one(d_hidden_KCD, num_tokens) for d_hidden_KCD in d_hidden)
+    return jnp.sum(sums, axis=0), (d_hidden, d_table_VD)
+
+
+def _in_one(chunks: jax.Array, num_tokens: int) -> jax.Array:
+    """[chunks, C, D] to [N, D], without what filled the last chunk."""
+    return chunks.reshape(-1, chunks.shape[-1])[:num_tokens]
+
+
+class _Tables:
+    """The table at each width of a stream, sliced and cast once, not in the loop. Streams of equal
+    width share a matmul.
+    """
+
+    def __init__(self, outputs: Sequence[jax.Array], table_VD: jax.Array):
+        self._dtype = outputs[0].dtype
+
+        self._streams: dict[int, list[int]] = {}
+        for stream, hidden_ND in enumerate(outputs):
+            self._streams.setdefault(hidden_ND.shape[1], []).append(stream)
+
+        self._tables: dict[int, jax.Array] = {}
+        for width in self._streams:
+            self._tables[width] = table_VD[:, :width].astype(self._dtype)
+
+    def stack(self, hidden: Sequence[jax.Array]) -> dict[int, jax.Array]:
+        """Returns the hidden states of all streams of a width, one stream below the other."""
+        stacked = {}
+        for width, streams in self._streams.items():
+            stacked[width] = jnp.concatenate([hidden[stream] for stream in streams])
+        return stacked
+
+    def logits(self, stacked: dict[int, jax.Array]) -> list[jax.Array]:
+        """Returns the logits [C, V] of each stream."""
+        logits: dict[int, jax.Array] = {}
+        for width, streams in self._streams.items():
+            z_NV = _matmul("nd,vd->nv", stacked[width], self._tables[width])
+            vocab_size = z_NV.shape[-1]
+            z_KCV = z_NV.reshape(len(streams), -1, vocab_size)
+            logits.update(zip(streams, z_KCV, strict=True))
+        return _in_order(logits)
+
+    def backward(
+        self,
+        stacked: dict[int, jax.Array],
+        d_logits: Sequence[jax.Array],
+        d_table_VD: jax.Array,
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """Returns the gradients [C, d_k] of each stream's hidden states, and the table's gradient
+        with that of this chunk added.
+        """
+        d_hidden: dict[int, jax.Array] = {}
+        for width, streams in self._streams.items():
+            dz_NV = jnp.concatenate([d_logits[stream] for stream in streams]).astype(self._dtype)
+
+            d_stacked_ND = _matmul("nv,vd->nd", dz_NV, self._tables[width]).astype(self._dtype)
+            d_hidden_KCD = d_stacked_ND.reshape(len(streams), -1, width)
+            d_hidden.update(zip(streams, d_hidden_KCD, strict=True))
+
+            # Not .at[].add: XLA of jaxlib 0.11.2 crashes when it compiles that scatter in a
+            # shard_map on CPUs.
+            d_columns_VD = d_table_VD[:, :width] + _matmul("nv,nd->vd", dz_NV, stacked[width])
+            d_table_VD = jax.lax.dynamic_update_slice(d_table_VD, d_columns_VD, (0, 0))
+        return _in_order(d_hidden), d_table_VD
+
+
+def _in_order(of_streams: dict[int, jax.Array]) -> list[jax.Array]:
+    return [of_streams[stream] for stream in range(len(of_streams))]
+
+
+def _matmul(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """In the operands' type, with sums in float32."""
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)

@@ -1,0 +1,194 @@
+"""Accuracy against size: the table and the picture of a run's scored models.
+
+A row is what `report` reads of a model: its name, sizes, counts and scores.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matta_jax import storage
+from matta_jax.reporting import markdown_table, save_figure
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """What models are compared by.
+
+    Attributes:
+      task: whose figure it is.
+      heading: of its column.
+      axis: what the picture's axis says.
+      rises: whether more is better.
+    """
+
+    task: str
+    heading: str
+    axis: str
+    rises: bool
+
+    def of(self, row: Row) -> float | None:
+        """The row's first figure of this task."""
+        for task, value in row["scores"].items():
+            if task.startswith(f"{self.task}:"):
+                return value
+        return None
+
+    def improves(self, value: float, best: float) -> bool:
+        """Whether a value is better than the best one before it."""
+        return value > best if self.rises else value < best
+
+
+_BITS = Figure(
+    "bits_per_byte", "bits/byte", "held-out bits per byte (lower is better)", rises=False
+)
+_AUC = Figure("auc", "AUC", "held-out AUC (higher is better)", rises=True)
+
+
+def figure_of(rows: Sequence[Row]) -> Figure:
+    """Bits per byte, or of scorers the AUC."""
+    if any(_AUC.of(row) is not None for row in rows):
+        return _AUC
+    return _BITS
+
+
+def width_text(widths: Sequence[int]) -> str:
+    """Of layers: one number where all have the same width."""
+    if len(set(widths)) == 1:
+        return str(widths[0])
+    return " ".join(str(width) for width in widths)
+
+
+def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
+    """Returns a Markdown table of the models, and of what trivial methods reach below them."""
+    if not rows:
+        return "No extracted model has been scored: matta-extract, then matta-evaluate"
+
+    figure = figure_of(rows)
+    header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token"]
+    header.append(figure.heading)
+
+    lines = []
+    for row in rows:
+        value = figure.of(row)
+        lines.append(
+            [
+                row["name"],
+                str(row["layers"]),
+                str(row["d_model"]),
+                width_text(row["widths"]),
+                f"{row['parameters']:,}",
+                f"{row['mb']:.2f}",
+                f"{row['flops_per_token'] / 1e6:.2f}",
+                "-" if value is None else f"{value:.4f}",
+            ]
+        )
+    for name, value in baselines.items():
+        lines.append([name, "", "", "", "", "", "", f"{value:.4f}"])
+    return markdown_table(header, lines, left=(0, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """A model in the picture: millions of parameters, its figure, its name."""
+
+    millions: float
+    value: float
+    name: str
+
+
+# Colour and label of the two models that every run has.
+_ENDS = {"student": ("C0", "Student"), "ta": ("C1", "TA")}
+_OTHER_COLOUR = "0.45"
+
+# Share of the range of values that stays free above and below, and the least range.
+_MARGIN = 0.15
+_LEAST_RANGE = 0.01
+
+
+def plot_sizes(
+    path: storage.Path, picture: Any, rows: Sequence[Row], baselines: dict[str, float]
+) -> storage.Path:
+    """Draws the figure of each model over its parameters; returns the path.
+
+    Args:
+      path: of the PNG file.
+      picture: a figure of Matplotlib's, without axes.
+      rows: by size, at least one of which has the figure.
+      baselines: what trivial methods reach, for the title.
+    """
+    figure = figure_of(rows)
+    points = _points(rows, figure)
+    front = _front(points, figure)
+
+    axes = picture.subplots()
+    if len(front) > 1:
+        sizes = [point.millions for point in front]
+        values = [point.value for point in front]
+        axes.plot(sizes, values, color="0.8", zorder=1, label="best at its size")
+        axes.legend(frameon=False)
+
+    middle = (points[0].millions + points[-1].millions) / 2
+    front_places = {(point.millions, point.value) for point in front}
+    for point in points:
+        is_on_front = (point.millions, point.value) in front_places
+        _draw_point(axes, point, is_on_front=is_on_front, is_right=point.millions > middle)
+
+    low = min(point.value for point in points)
+    high = max(point.value for point in points)
+    margin = _MARGIN * max(high - low, _LEAST_RANGE)
+    axes.set_ylim(low - margin, high + margin)
+    axes.margins(x=_MARGIN)
+    axes.set_xlabel("parameters, millions")
+    axes.set_ylabel(figure.axis)
+    axes.set_title(_title(baselines, figure), fontsize=10)
+    return save_figure(picture, path)
+
+
+def _points(rows: Sequence[Row], figure: Figure) -> list[_Point]:
+    points = []
+    for row in rows:
+        value = figure.of(row)
+        if value is not None:
+            points.append(_Point(row["parameters"] / 1e6, value, row["name"]))
+    return points
+
+
+def _front(points: Sequence[_Point], figure: Figure) -> list[_Point]:
+    """The points, by size, that are better than all smaller ones."""
+    best = -math.inf if figure.rises else math.inf
+    front = []
+    for point in points:
+        if figure.improves(point.value, best):
+            best = point.value
+            front.append(point)
+    return front
+
+
+def _draw_point(axes: Any, point: _Point, *, is_on_front: bool, is_right: bool) -> None:
+    colour, label = _ENDS.get(point.name, (_OTHER_COLOUR, point.name))
+    axes.scatter([point.millions], [point.value], color=colour, zorder=3)
+
+    # Labels stand below the falling front, or to the inside of the picture.
+    is_left = is_on_front or is_right
+    axes.annotate(
+        label,
+        (point.millions, point.value),
+        xytext=(-5 if is_left else 5, -12 if is_on_front else 6),
+        textcoords="offset points",
+        fontsize=8,
+        ha="right" if is_left else "left",
+    )
+
+
+def _title(baselines: dict[str, float], figure: Figure) -> str:
+    title = "One training run, many models"
+    if not baselines:
+        return title
+
+    decimals = 3 if figure.rises else 2
+    values = [f"{name} {value:.{decimals}f}" for name, value in baselines.items()]
+    return f"{title}\non the same text: {', '.join(values)}"

@@ -1,0 +1,124 @@
+"""Plan: all that a run's config says of its model, derived once."""
+
+import dataclasses
+import functools
+
+import jax
+
+from matta_jax.config import Config, ModelConfig
+from matta_jax.models._architecture import Architecture, architecture_of
+from matta_jax.models._plain import abstract_params, logical_axes, table_of
+from matta_jax.models.families import Family, Schema, family_of
+from matta_jax.nesting import (
+    MEMBERS,
+    Counts,
+    Nest,
+    SubModel,
+    Tree,
+    count_weights,
+    narrow,
+    narrow_axes,
+    nest_of,
+    sizes_of,
+    slice_axes,
+    slice_model,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A nest of a family's models: what follows from a config before an array exists.
+
+    Attributes:
+      model: the section of the Student.
+      nest: Student, TA and what lies between.
+      seq_len: tokens of a sequence, by which attention is counted.
+    """
+
+    model: ModelConfig
+    nest: Nest
+    seq_len: int
+
+    @property
+    def family(self) -> Family:
+        """Of all its models."""
+        return family_of(self.model.name)
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """Of the TA's weights, in which members own parts by themselves where there are such."""
+        plain = architecture_of(self.model, self.nest, self.nest.ta)
+        owners = []
+        for sub_model in self.nest.members.values():
+            if sub_model.member is not None:
+                owners.append(sub_model.member)
+        if not owners:
+            return plain
+
+        # Owners are indices, so the largest tells how many entries the axis needs.
+        fixed = {**plain.fixed, MEMBERS: max(owners) + 1}
+        return dataclasses.replace(plain, fixed=fixed)
+
+    @functools.cached_property
+    def abstract(self) -> Tree:
+        """Shapes of the TA's weights."""
+        return abstract_params(self.architecture)
+
+    @functools.cached_property
+    def axes(self) -> Tree:
+        """Axis names of the TA's weights."""
+        return logical_axes(self.architecture)
+
+    @functools.cached_property
+    def schema(self) -> Schema:
+        """What its models read."""
+        return self.family.schema(self.model)
+
+    def architecture_of(self, sub_model: SubModel) -> Architecture:
+        """The plain model that `sub_model` becomes when it is extracted."""
+        return architecture_of(self.model, self.nest, sub_model)
+
+    def slice(self, params: Tree, sub_model: SubModel) -> Tree:
+        """Slices the TA's weights into those of the plain model of `sub_model`."""
+        return slice_model(params, self.axes, sub_model)
+
+    def table(self, params: Tree) -> jax.Array | None:
+        """The table [V, D] that hidden states are compared with; None where there is none."""
+        return table_of(self.family, params)
+
+    def count(self, sub_model: SubModel) -> Counts:
+        """Counts a sub-model without touching a weight."""
+        # Of the slice itself, so that what is counted is what is extracted.
+        shapes = jax.eval_shape(lambda tree: self.slice(tree, sub_model), self.abstract)
+        fixed = self.architecture.fixed
+        attention = self.family.attention_flops(sub_model, fixed, self.seq_len)
+        return count_weights(
+            shapes,
+            slice_axes(self.axes, sub_model),
+            heads=self._heads,
+            attention=attention,
+        )
+
+    def exit_flops(self, sub_model: SubModel) -> int:
+        """FLOPs of a token in what a sub-model runs after its layers: its norm and its head."""
+        # A head may be the embedding's table, which is a module of the entry.
+        modules = set(self.family.exits)
+        modules |= {path.partition("/")[0] for path in self._heads}
+        exits = {name: part for name, part in self.abstract.items() if name in modules}
+        axes = {name: self.axes[name] for name in exits}
+
+        sizes = sizes_of(sub_model)
+        shapes = jax.eval_shape(lambda tree: narrow(tree, axes, sizes), exits)
+        counts = count_weights(shapes, narrow_axes(axes, sizes), heads=self._heads)
+        return counts.flops_per_token
+
+    @property
+    def _heads(self) -> list[str]:
+        """The path of the table that logits are made with, where there is one."""
+        return [] if self.family.table is None else [self.family.table]
+
+
+@functools.lru_cache(maxsize=32)
+def plan_of(config: Config) -> Plan:
+    """The plan of a run."""
+    return Plan(config.model, nest_of(config), config.data.seq_len)

@@ -1,0 +1,148 @@
+"""Streams: the sub-models of a step on their way through the layers."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from immutabledict import immutabledict
+
+from matta_jax.models._plan import Plan
+from matta_jax.nesting import (
+    BLOCKS,
+    RESIDUAL,
+    Nest,
+    Sizes,
+    SubModel,
+    flatten,
+    layer_axes,
+    stack_of,
+)
+
+# Each run of layers is a scan to compile; a mix of more runs than this goes by lax.switch.
+_MAX_STATIC_RUNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One sub-model on its way through the layers.
+
+    Attributes:
+      sub_model: its sizes, and its layers where these are static.
+      choice: for a stream that chooses by data, its row of the choice array; else None.
+      options: what each choice means: sizes of a layer, or None, which skips it.
+    """
+
+    sub_model: SubModel
+    choice: int | None = None
+    options: tuple[Sizes | None, ...] = ()
+
+    def history(self, stop: int) -> tuple[Any, ...]:
+        """Equal histories mean equal hidden states after `stop` layers.
+
+        A member that owns weights has a history of its own.
+        """
+        start = (self.sub_model.sizes[RESIDUAL], self.sub_model.member)
+        # Choices are unknown when this is traced, so no two of them count as equal.
+        if self.choice is not None:
+            return (*start, "choice", self.choice)
+        return (*start, *map(self.sub_model.sizes_in, range(stop)))
+
+    def runs_in(self, layer: int) -> bool:
+        """Whether it may run a layer."""
+        return self.choice is not None or self.sub_model.sizes_in(layer) is not None
+
+
+def make_streams(
+    nest: Nest, members: Sequence[SubModel | jax.Array]
+) -> tuple[list[Stream], jax.Array]:
+    """Returns the streams and the choices [rows, L] of those that choose by data.
+
+    Args:
+      nest: where the members lie.
+      members: sub-models; or of a mix of the TA the choice [L] of each layer, an index into
+        `nest.layer_options`.
+    """
+    streams: list[Stream] = []
+    rows: list[jax.Array] = []
+    for member in members:
+        if not isinstance(member, SubModel):
+            streams.append(Stream(nest.ta, len(rows), _mix_options(nest)))
+            rows.append(member)
+            continue
+
+        layers = [member.sizes_in(layer) for layer in range(nest.num_layers)]
+        if _num_changes(layers) < _MAX_STATIC_RUNS:
+            streams.append(Stream(member))
+            continue
+
+        # One branch for each set of sizes, though many layers have it.
+        options = tuple(dict.fromkeys(layers))
+        streams.append(Stream(member, len(rows), options))
+        choice_L = [options.index(sizes) for sizes in layers]
+        rows.append(jnp.array(choice_L, jnp.int32))
+
+    # A scan takes this array along with the weights, also where nothing is chosen.
+    choices_SL = jnp.stack(rows) if rows else jnp.zeros((0, nest.num_layers), jnp.int32)
+    return streams, choices_SL
+
+
+def _mix_options(nest: Nest) -> tuple[Sizes, ...]:
+    """The sizes of a layer of the TA for each of the nest's options."""
+    options = []
+    for option in nest.layer_options:
+        options.append(immutabledict({**nest.ta.sizes, **option}))
+    return tuple(options)
+
+
+def _num_changes(layers: Sequence[Sizes | None]) -> int:
+    return sum(sizes != next_sizes for sizes, next_sizes in itertools.pairwise(layers))
+
+
+def cuts_of(streams: Sequence[Stream], num_layers: int) -> list[int]:
+    """Layers at which a static stream starts, stops or changes its sizes, with both ends."""
+    cuts = {0, num_layers}
+    for stream in streams:
+        # What chooses by data runs the same branches in all layers.
+        if stream.choice is not None:
+            continue
+        sizes = [stream.sub_model.sizes_in(layer) for layer in range(num_layers)]
+        for layer in range(1, num_layers):
+            if sizes[layer] != sizes[layer - 1]:
+                cuts.add(layer)
+    return sorted(cuts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a layer, and whether its weights differ between the options of a mix."""
+
+    method: str
+    varies: bool
+
+
+def varied_axes(options: Sequence[Sizes]) -> set[str]:
+    """The axes in which options differ."""
+    varied = set()
+    for axis in options[0]:
+        choices = {sizes[axis] for sizes in options}
+        if len(choices) > 1:
+            varied.add(axis)
+    return varied
+
+
+def parts_that_vary(plan: Plan, varied: set[str]) -> list[Part]:
+    """The parts of a layer in their order, and which of them the varied axes reach."""
+    names = flatten(layer_axes(stack_of(plan.axes)))
+    parts = []
+    for method, modules in plan.family.modules[BLOCKS].parts.items():
+        axes: set[str] = set()
+        for path, weight_axes in names.items():
+            # A path in a layer starts with the submodule that has the weight.
+            module, _, _ = path.partition("/")
+            if module in modules:
+                axes.update(weight_axes)
+        parts.append(Part(method, bool(axes & varied)))
+    return parts

@@ -1,0 +1,64 @@
+"""A switch between branches that keeps for the backward pass no more than its operands."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from matta_jax.nesting import Tree
+
+Branch = Callable[[Tree, jax.Array, jax.Array | None], jax.Array]
+"""A function of weights, the residual stream [N, D] and a key; returns the residual stream."""
+
+
+def lean_switch(
+    choice: jax.Array,
+    branches: Sequence[Branch],
+    weights: Tree,
+    x_ND: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """`lax.switch` that keeps its operands alone, and runs the chosen branch again in the backward
+    pass.
+
+    By itself a switch keeps what all its branches would, also within a `jax.checkpoint`, whose
+    policy counts for all.
+    """
+
+    @jax.custom_vjp
+    def run(
+        choice: jax.Array,
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        return jax.lax.switch(choice, branches, weights, x_ND, key)
+
+    def forward(*operands: Any) -> tuple[jax.Array, Any]:
+        return run(*operands), operands
+
+    def backward(operands: Any, d_out: jax.Array) -> tuple[Any, ...]:
+        choice, weights, x_ND, key = operands
+        pullbacks = [_pullback(branch) for branch in branches]
+        d_weights, d_x_ND = jax.lax.switch(choice, pullbacks, weights, x_ND, key, d_out)
+        # Neither a choice nor a key has a gradient.
+        return None, d_weights, d_x_ND, None
+
+    run.defvjp(forward, backward)
+    return run(choice, weights, x_ND, key)
+
+
+def _pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:
+    """The gradients of a branch with respect to its weights and the residual stream."""
+
+    def pullback(
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+        d_out: jax.Array,
+    ) -> tuple[Tree, jax.Array]:
+        # The forward pass runs here again: its operands are all that was kept.
+        _, gradients = jax.vjp(lambda w, x: branch(w, x, key), weights, x_ND)
+        return gradients(d_out)
+
+    return pullback

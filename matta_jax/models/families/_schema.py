@@ -1,0 +1,113 @@
+"""What a family reads: the one truth for batches, data, proofs and cards.
+
+Shape letters: B batch, T sequence, N targets: tokens of a language model (= B·T), examples (= B).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Inputs = Mapping[str, jax.Array]
+"""What a model reads, by name; `tokens` [B, T] among them."""
+
+_LENGTH = "length"
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One input of a model.
+
+    Attributes:
+      shape: beside the batch; None stands for the sequence.
+      dtype: of its numbers.
+      entries: the axis of weights whose rows its numbers choose; None: they choose none.
+      limit: its numbers are below this, where they are whole ones.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    entries: str | None = None
+    limit: int = 0
+
+    def shape_of(self, batch_size: int, seq_len: int) -> tuple[int, ...]:
+        """Its shape in a batch."""
+        sizes = [seq_len if size is None else size for size in self.shape]
+        return (batch_size, *sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """A batch, as models and losses take it.
+
+    Attributes:
+      inputs: of the model.
+      labels_N: the next token of each, or the class of each example.
+      weights_N: 1 for targets that count, 0 for those that fill up the batch.
+    """
+
+    inputs: Inputs
+    labels_N: jax.Array
+    weights_N: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What a family reads, and what its outputs are compared with.
+
+    Attributes:
+      inputs: by name.
+      is_labelled: whether a batch holds labelled examples (`label` and `weight` [B] beside the
+        inputs); otherwise windows of text (`tokens` [B, T + 1], `length` [B]), whose targets are
+        the next tokens.
+    """
+
+    inputs: Mapping[str, Input]
+    is_labelled: bool = False
+
+    def batch_shapes(self, batch_size: int, seq_len: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each array of a batch."""
+        if not self.is_labelled:
+            # One token more than a model reads: the last is a target alone.
+            return {
+                "tokens": ((batch_size, seq_len + 1), "int32"),
+                _LENGTH: ((batch_size,), "int32"),
+            }
+
+        shapes = {}
+        for name, declared in self.inputs.items():
+            shapes[name] = (declared.shape_of(batch_size, seq_len), declared.dtype)
+        shapes["label"] = ((batch_size,), "int32")
+        shapes["weight"] = ((batch_size,), "float32")
+        return shapes
+
+    def targets(self, batch: Mapping[str, jax.Array]) -> Targets:
+        """Reads a batch."""
+        if self.is_labelled:
+            inputs = {name: batch[name] for name in self.inputs}
+            return Targets(inputs, batch["label"], batch["weight"])
+
+        # Windows are filled up to one shape; what fills them is read, but no target.
+        tokens_BT = batch["tokens"]
+        counted_BT = jnp.arange(tokens_BT.shape[1] - 1) < batch[_LENGTH][:, None]
+        return Targets(
+            {"tokens": tokens_BT[:, :-1]},
+            tokens_BT[:, 1:].reshape(-1),
+            counted_BT.reshape(-1).astype(jnp.float32),
+        )
+
+    def example(self, batch_size: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:
+        """Returns random inputs of full length, to compare two ways of running a model by."""
+        rng = np.random.default_rng(seed)
+        inputs: dict[str, np.ndarray] = {}
+        for name, declared in self.inputs.items():
+            shape = declared.shape_of(batch_size, seq_len)
+            if name == _LENGTH:
+                inputs[name] = np.full(shape, seq_len, declared.dtype)
+            elif declared.limit:
+                inputs[name] = rng.integers(0, declared.limit, shape).astype(declared.dtype)
+            else:
+                inputs[name] = rng.normal(size=shape).astype(declared.dtype)
+        return inputs

@@ -1,0 +1,40 @@
+"""What all layers of a pass share beside the residual stream.
+
+Shape letters: B batch, S positions that are attended to.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+# `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["seen_BS", "start"], meta_fields=["seq_len"]
+)
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all layers of a pass share.
+
+    Attributes:
+      seq_len: new positions of each row.
+      seen_BS: the positions that all attend to, of which each row needs one; None: each position
+        attends to itself and those before it.
+      start: how many positions of a row stand in its cache already, [] for all rows alike or [B];
+        None: none, and there is no cache to read.
+    """
+
+    seq_len: int
+    seen_BS: jax.Array | None = None
+    start: jax.Array | None = None
+
+    @property
+    def positions(self) -> jax.Array:
+        """The positions of the new tokens: [T], or [B, T] where rows start at different ones."""
+        new = jnp.arange(self.seq_len)
+        if self.start is None:
+            return new
+        # A scalar start gives [1] + [T], and [B] gives [B, 1] + [T].
+        return self.start[..., None] + new

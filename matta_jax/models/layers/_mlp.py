@@ -1,0 +1,41 @@
+"""Feed-forward layers.
+
+Shape letters: N tokens, D d_model, G d_ff granules, F neurons of a granule.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from matta_jax.models.layers._build import Build
+from matta_jax.models.layers._linear import project
+
+
+class MLP(nnx.Module):
+    """The feed-forward layer, with GPT-2's tanh approximation of GELU."""
+
+    def __init__(self, build: Build):
+        # Granules first: a prefix of them is one piece of memory, and no device's shard is cut.
+        self.w_in = build.weight("d_ff_granules", "d_model", "d_ff")
+        self.b_in = build.weight("d_ff_granules", "d_ff")
+        self.w_out = build.weight("d_ff_granules", "d_ff", "d_model", scale=build.residual_scale)
+        self.b_out = build.weight("d_model")
+
+    def hidden(self, x_ND: jax.Array) -> jax.Array:
+        """Returns the neurons' activations [N, G, F]."""
+        product_NGF = project("nd,gdf->ngf", x_ND, self.w_in[...])
+        hidden_NGF = product_NGF + self.b_in[...]
+        return jax.nn.gelu(hidden_NGF, approximate=True)
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        hidden_NGF = self.hidden(x_ND)
+        product_ND = project("ngf,gfd->nd", hidden_NGF, self.w_out[...])
+        return product_ND + self.b_out[...]
+
+    def importance(self, x_ND: jax.Array) -> jax.Array:
+        """Returns how much each neuron [G, F] adds to the residual stream: the mean norm of its
+        part of the output over tokens.
+        """
+        # A neuron's part is its activation times its row: no array [N, G, F, D] is needed.
+        norms_GF = jnp.linalg.norm(self.w_out[...], axis=-1)
+        return jnp.abs(self.hidden(x_ND)).mean(0) * norms_GF

@@ -1,0 +1,26 @@
+"""Normalisation; statistics in float32, over the d_model that a module is given."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from matta_jax.models.layers._build import Build
+
+_EPSILON = 1e-5
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with scale and bias."""
+
+    def __init__(self, build: Build):
+        self.scale = build.constant(1.0, "d_model")
+        self.bias = build.constant(0.0, "d_model")
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        x_32 = x_ND.astype(jnp.float32)
+        # Centred first: mean square less squared mean would cancel where the mean is large.
+        centred = x_32 - jnp.mean(x_32, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + _EPSILON)
+        scaled = normed * self.scale[...] + self.bias[...]
+        return scaled.astype(x_ND.dtype)

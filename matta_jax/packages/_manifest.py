@@ -1,0 +1,122 @@
+"""The manifest of a model: what it is, where it came from, and a seal over all of it."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from matta_jax import config as config_lib
+from matta_jax import storage
+from matta_jax.config import Config
+from matta_jax.errors import UserError
+from matta_jax.models import Architecture, architecture_from_json
+from matta_jax.nesting import Counts
+from matta_jax.packages._card import CARD, model_card
+
+MANIFEST = "manifest.json"
+VERSION = 3
+
+# Version 2 differs in how it describes an architecture.
+_READABLE_VERSIONS = (2, VERSION)
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a hash over all of it but its scores, which may grow."""
+    about = {name: value for name, value in manifest.items() if name not in ("scores", "seal")}
+    text = json.dumps(about, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return manifest | {"seal": digest}
+
+
+def resolved_tokenizer(spec: str, folder: storage.Path) -> str:
+    """`hf:./tokenizer/…` names files in the model's own folder, wherever that is."""
+    kind, _, place = spec.partition(":")
+    return f"{kind}:{folder / place}" if place.startswith("./") else spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a manifest says, read and checked.
+
+    Attributes:
+      manifest: as it was read.
+      architecture: of the model.
+      config: of its run.
+      counts: of the model.
+    """
+
+    manifest: dict[str, Any]
+    architecture: Architecture
+    config: Config
+    counts: Counts
+
+
+def read_manifest(folder: storage.Path, name: str) -> Description:
+    """Reads and checks the manifest of a model.
+
+    Args:
+      folder: of the model.
+      name: as errors name it.
+
+    Raises:
+      UserError: it is missing or damaged, or names a tokenizer that is gone.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise UserError(
+            f"model={name!r} is not an extracted model (no {MANIFEST}); make one with matta-extract"
+        )
+    try:
+        description = _description(storage.read_json(file), folder)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"model={name!r} is damaged ({MANIFEST} was changed or cut off); extract it again"
+        ) from None
+
+    tokenizer = description.manifest["config"]["data"]["tokenizer"].partition(":")[2]
+    if tokenizer.startswith("./") and not (folder / tokenizer).exists():
+        raise UserError(
+            f"model={name!r} is damaged: its tokenizer {tokenizer} is missing; import it again"
+        )
+    return description
+
+
+def _description(manifest: dict[str, Any], folder: storage.Path) -> Description:
+    is_readable = manifest["version"] in _READABLE_VERSIONS
+    if not is_readable or sealed(manifest)["seal"] != manifest["seal"]:
+        raise ValueError("it was changed")
+    # Read here, so that one that is missing shows as damage.
+    for field in ("tensors", "format", "scores"):
+        manifest[field]
+
+    fields = manifest["config"]
+    tokenizer = resolved_tokenizer(fields["data"]["tokenizer"], folder)
+    config = config_lib.from_dict(fields | {"data": fields["data"] | {"tokenizer": tokenizer}})
+    architecture = architecture_from_json(manifest["architecture"])
+    return Description(manifest, architecture, config, Counts(**manifest["counts"]))
+
+
+def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> None:
+    """Adds scores to a model's manifest and card, in place of older ones of the same task.
+
+    Args:
+      folder: of the model.
+      scores: of each `task`, `value`, `corpus` (its fingerprint) and `date`.
+
+    Raises:
+      UserError: the manifest cannot be read or written.
+    """
+    file = storage.path(folder) / MANIFEST
+    tasks = {score["task"] for score in scores}
+    try:
+        with storage.writing("model", folder, "copy it first"):
+            manifest = storage.read_json(file)
+            older = [score for score in manifest["scores"] if score["task"] not in tasks]
+            manifest["scores"] = older + scores
+            # The manifest first: the card only repeats it.
+            storage.replace_text(file, json.dumps(manifest, indent=2) + "\n")
+            storage.replace_text(file.with_name(CARD), model_card(manifest, file.parent))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again"
+        ) from None

@@ -1,0 +1,119 @@
+"""The folder of a model, opened but not read; and models to run, from folders or checkpoints."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from matta_jax import storage
+from matta_jax.checkpoints import StoredArray, open_source
+from matta_jax.config import Config
+from matta_jax.errors import UserError
+from matta_jax.models import Architecture
+from matta_jax.nesting import Counts, format_spec, parse_spec, unflatten
+from matta_jax.packages._formats import open_weights
+from matta_jax.packages._manifest import read_manifest
+from matta_jax.packages._model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """The folder of an extracted model, opened but not read.
+
+    Attributes:
+      path: the folder.
+      manifest: its `manifest.json`.
+      architecture: of the model.
+      config: of its run.
+      counts: of the model.
+      stored: its weights on disk, by path.
+    """
+
+    path: storage.Path
+    manifest: dict[str, Any]
+    architecture: Architecture
+    config: Config
+    counts: Counts
+    stored: dict[str, StoredArray]
+
+    def load(self) -> Model:
+        """Reads and verifies the weights, as float32. Raises UserError when one is damaged."""
+        flat = {
+            path: jnp.asarray(array.whole(), jnp.float32) for path, array in self.stored.items()
+        }
+        origin = {"model": str(self.path), "step": self.manifest["parent"].get("step")}
+        return Model(
+            self.manifest["spec"],
+            self.config,
+            self.counts,
+            unflatten(flat),
+            origin,
+            self.architecture,
+        )
+
+
+def open_model(folder: str | storage.Path) -> Package:
+    """Opens an extracted model. Raises UserError when it is missing or damaged."""
+    path = storage.resolve(folder)
+    description = read_manifest(path, str(folder))
+    manifest, architecture = description.manifest, description.architecture
+    return Package(
+        path,
+        manifest,
+        architecture,
+        description.config,
+        description.counts,
+        open_weights(path, manifest["format"], architecture, manifest["tensors"]),
+    )
+
+
+def load_model(folder: str | storage.Path) -> Model:
+    """Reads and verifies an extracted model. Raises UserError when it is missing or damaged."""
+    return open_model(folder).load()
+
+
+def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
+    """Reads a run's TA, once, and takes sub-models of it in place. Raises UserError for a bad
+    checkpoint or spec.
+    """
+    source = open_source(checkpoint)
+    sub_models = [parse_spec(spec, source.nest) for spec in specs]
+    params = source.load_ta()
+    origin = {"checkpoint": str(source.directory), "step": source.step}
+    return [
+        Model(
+            format_spec(sub_model, source.nest),
+            source.config,
+            source.count(sub_model),
+            params,
+            dict(origin),
+            source.architecture_of(sub_model),
+            in_place=(source.plan, sub_model),
+        )
+        for sub_model in sub_models
+    ]
+
+
+def load_chosen(
+    models: Sequence[str | storage.Path],
+    checkpoint: str | None = None,
+    sub_models: Sequence[str] = (),
+) -> list[Model]:
+    """Reads extracted models, or sub-models in place in their run's checkpoint, which is read once.
+
+    Raises:
+      UserError: both or neither are named, or what is named is missing or damaged.
+    """
+    if bool(models) == (checkpoint is not None):
+        raise UserError(
+            "name either model (an extracted folder) or checkpoint with sub_model, not both or "
+            "neither"
+        )
+    if checkpoint is None:
+        return [load_model(folder) for folder in models]
+    if not sub_models:
+        raise UserError(
+            "sub_model is missing; name one beside checkpoint, such as --sub_model=student"
+        )
+    return load_in_place(checkpoint, sub_models)

@@ -1,0 +1,101 @@
+"""Single files: read, replaced as a whole, or grown line by line."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from matta_jax.storage._paths import Path
+
+# Of a file that everyone may read.
+_SHARED_FILE = 0o644
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the bytes of a file. Raises OSError."""
+    return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a UTF-8 file. Raises OSError, or UnicodeDecodeError, a ValueError."""
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file. Raises OSError, or ValueError when it is no JSON."""
+    return json.loads(read_text(path))
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; what is there at the end takes the place of `path`.
+
+    A crash leaves the old file or the new one, and at most a `.tmp` beside it, which the next
+    writer replaces.
+
+    Raises:
+      OSError: it cannot be moved to its place.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    yield beside
+    os.replace(beside, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file as a whole. A crash leaves what it does in `new_file`. Raises OSError."""
+    with new_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Opens a file to write bytes to, piece by piece. A crash leaves part of it, so it lies in a
+    folder that is still being built. Raises OSError.
+    """
+    return path.open("wb")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, which is made where there is none.
+
+    A crash leaves the lines before it, and at most a part of this one, without its end of line:
+    `recover_lines` takes that off.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def recover_lines(path: Path) -> list[str]:
+    """Returns the whole lines of a file that `append_line` wrote; none where there is no file.
+
+    A last line without its end is what a killed process wrote of it: it is cut off, in the file
+    too, so that the next line does not go on from it.
+
+    Raises:
+      OSError: the file cannot be read, or not be mended.
+    """
+    if not path.is_file():
+        return []
+
+    text = read_text(path)
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        replace_text(path, text)
+
+    return text.splitlines()
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies the content of a file. A crash leaves part of it, so `target` lies in a folder that is
+    still being built. Raises OSError.
+    """
+    shutil.copyfile(source, target)
+
+
+def share_file(path: Path) -> None:
+    """Lets everyone read a file of a library that writes for its owner alone. Raises OSError."""
+    path.chmod(_SHARED_FILE)

@@ -1,0 +1,106 @@
+"""Folders: made, listed, and put in their place as a whole."""
+
+import contextlib
+import glob as glob_module
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from matta_jax.storage._paths import Path, path
+
+# Of a folder that everyone may read.
+_SHARED_FOLDER = 0o755
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are not there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def glob(pattern: str) -> list[Path]:
+    """Returns what a user's pattern matches, sorted; `**` goes down any number of folders. Raises
+    UserError as `path` does.
+    """
+    path(pattern)  # Refuses an address.
+    names = glob_module.glob(pattern, recursive=True)
+    return sorted(pathlib.Path(name) for name in names)
+
+
+def match(folder: Path, pattern: str) -> list[Path]:
+    """Returns what a pattern matches within a folder, sorted; nothing where there is no folder."""
+    return sorted(folder.glob(pattern))
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, keep_first: bool = False, private: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `target` that takes its place at the end.
+
+    It is removed when the end is not reached. A killed process leaves it, hidden behind a dot, and
+    what was at `target` before. A process that is killed while it replaces an old folder may leave
+    that as `.NAME….old`, and nothing at `target`.
+
+    Args:
+      target: the folder to come; those above it are made.
+      keep_first: another process may build the same. The first that ends stays, and a failure does
+        not count when it is there. Otherwise the last that ends stays.
+      private: for its owner alone; otherwise everyone may read it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    building = None
+    try:
+        make_folder(target.parent)
+        building = pathlib.Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        )
+        yield building
+
+        # As it is made, only its owner may read it.
+        if not private:
+            building.chmod(_SHARED_FOLDER)
+        if keep_first:
+            os.rename(building, target)
+        else:
+            _exchange(building, target)
+    except OSError:
+        if not (keep_first and building is not None and target.exists()):
+            raise
+    finally:
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _exchange(building: Path, target: Path) -> None:
+    """Puts a folder in the place of another; what was there goes last, and comes back when that
+    fails.
+    """
+    if not target.exists():
+        os.rename(building, target)
+        return
+
+    old = building.with_name(building.name + ".old")
+    os.rename(target, old)
+    try:
+        os.rename(building, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Moves a folder to a place that is free, on the same disk. A crash leaves it at one of the
+    two. Raises OSError.
+    """
+    os.rename(source, target)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies a folder and all in it. A crash leaves part of it, so `target` lies in a folder that
+    is still being built. Raises OSError.
+    """
+    shutil.copytree(source, target)

@@ -1,0 +1,24 @@
+"""The tokenizer that a config names."""
+
+from matta_jax import storage
+from matta_jax.errors import UserError, did_you_mean
+from matta_jax.tokenizers._base import Tokenizer
+from matta_jax.tokenizers._byte import ByteTokenizer
+from matta_jax.tokenizers._gpt2 import GPT2Tokenizer
+from matta_jax.tokenizers._hf import HFTokenizer
+
+
+def make_tokenizer(spec: str) -> Tokenizer:
+    """Returns the tokenizer that `data.tokenizer` names. Raises UserError for an unknown one or
+    missing files.
+    """
+    kind, _, where = spec.partition(":")
+    if spec == "byte":
+        return ByteTokenizer()
+    if kind == "gpt2" and where:
+        return GPT2Tokenizer(storage.path(where))
+    if kind == "hf" and where:
+        return HFTokenizer(storage.path(where))
+
+    hint = did_you_mean(kind, ("byte", "gpt2", "hf"))
+    raise UserError(f"data.tokenizer={spec!r} must be byte, gpt2:FOLDER or hf:FILE.json{hint}")

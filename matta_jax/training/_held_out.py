@@ -1,0 +1,91 @@
+"""Evaluation during training: on held-out data, or on what a stream feeds next."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from jax.sharding import Mesh
+
+from matta_jax.config import Config
+from matta_jax.data import Batch, ExampleSet, Windows, sequential_batches
+from matta_jax.nesting import Tree
+from matta_jax.sharding import own_rows, place_batch
+from matta_jax.training._metrics import Writer
+from matta_jax.training._state import TrainState
+
+
+def next_window(config: Config, step: int) -> range:
+    """The examples of a stream that training reads after `step` steps until the next evaluation."""
+    batch_size = config.data.batch_size
+    next_evaluation = (step // config.train.eval_every + 1) * config.train.eval_every
+    # The last window ends with the run, though no evaluation may be due there.
+    stop = min(next_evaluation, config.train.num_steps)
+    return range(step * batch_size, stop * batch_size)
+
+
+class HeldOut:
+    """The data that a run is evaluated on.
+
+    Args:
+      config: the run.
+      mesh: the devices.
+      eval_step: of `make_eval_step`.
+      windows: what the run trains on; a stream is evaluated on its next examples.
+      eval_windows: what the run never trains on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        eval_step: Callable[[Tree, dict[str, jax.Array]], Mapping[str, jax.Array]],
+        *,
+        windows: Windows | ExampleSet,
+        eval_windows: Windows | ExampleSet,
+    ):
+        self._config = config
+        self._mesh = mesh
+        self._eval_step = eval_step
+        self._windows = windows
+        self._eval_windows = eval_windows
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Means over held-out targets of Student's and TA's terms, by name with `eval/` before it.
+
+        Of a stream: over what training reads until the next evaluation; at the end, over what is
+        left.
+        """
+        rows = own_rows(self._mesh, self._config.data.batch_size)
+        sums: dict[str, float] = {}
+        for batch in self._batches(int(state.step)):
+            # Every process reads all of a batch, and places the rows of its own devices.
+            process_batch = {name: values[rows] for name, values in batch.items()}
+            placed = place_batch(process_batch, self._mesh, len(batch["length"]))
+
+            # Sums, not means: the last batch may have fewer targets.
+            batch_sums = jax.device_get(self._eval_step(state.params, placed))
+            for name, value in batch_sums.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+
+        targets = sums.pop("targets")
+        # The loss is but the weighted sum of the terms, each of which is told.
+        return {f"eval/{name}": value / targets for name, value in sums.items() if name != "loss"}
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        train = self._config.train
+        batch_size = self._config.data.batch_size
+        # A stream is scored before it is trained on, all of it, as in production.
+        if self._config.data.stream and step < train.num_steps:
+            within = next_window(self._config, step)
+            return sequential_batches(self._windows, batch_size=batch_size, within=within)
+        return sequential_batches(
+            self._eval_windows, batch_size=batch_size, limit=train.eval_batches
+        )
+
+
+def report_evaluation(
+    step: int, evaluation: Mapping[str, float], writer: Writer, log: Callable[[str], None]
+) -> None:
+    """Writes and logs what `HeldOut.evaluate` returned."""
+    writer.write(step, evaluation)
+    losses = " ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    log(f"step {step}: {losses}")

@@ -1,0 +1,153 @@
+"""All that may speak against a run, found before anything is written."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import jax
+from absl import logging
+
+from matta_jax import config as config_lib
+from matta_jax import storage
+from matta_jax.config import Config
+from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_data
+from matta_jax.errors import UserError
+from matta_jax.optim import shampoo_advice
+from matta_jax.packages import Package
+from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh, wait_for_all
+from matta_jax.starts import check_init
+from matta_jax.starts.teacher import check_labels, check_teacher
+from matta_jax.tokenizers import Tokenizer, make_tokenizer
+from matta_jax.training._resume import check_workdir, has_checkpoint
+from matta_jax.training._state import Setup, make_setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that nothing speaks against, before anything is written.
+
+    Attributes:
+      setup: all that is known before an array exists.
+      package: the model to start from; None for a run that resumes, or starts from scratch.
+      windows: the training data.
+      eval_windows: the held-out data.
+      labels: a Teacher's, of the training data; None without.
+    """
+
+    setup: Setup
+    package: Package | None
+    windows: Windows | ExampleSet
+    eval_windows: Windows | ExampleSet
+    labels: Labels | None
+
+    @property
+    def examples(self) -> Examples:
+        """What training reads: the windows, with their labels where they have some."""
+        if self.labels is None:
+            return self.windows
+        # Labels are of token windows; the config refuses them for a scorer's examples.
+        assert isinstance(self.windows, Windows)
+        return LabelledWindows(self.windows, self.labels)
+
+    def scores_first(self, step: int) -> bool:
+        """Whether the run is evaluated before its first step.
+
+        A model is known before its training goes on; a stream's first examples, too, are scored
+        before it.
+        """
+        starts_stream = self.setup.config.data.stream and step == 0
+        return self.package is not None or starts_stream
+
+
+def check_start(
+    config: Config, workdir: storage.Path, resume: str, log: Callable[[str], None]
+) -> Prepared:
+    """Finds all that may speak against a run, on every process, before anything is written.
+
+    Args:
+      config: the run.
+      workdir: its folder, which need not be there.
+      resume: whether it may hold a run, as of `train`.
+      log: takes what a user should know of the data.
+
+    Raises:
+      UserError: something speaks against the run.
+    """
+    if resume not in ("auto", "must", "never"):
+        raise UserError(f"resume={resume!r} must be auto, must or never")
+
+    # The cheap checks come first: a mistake shows in a second, before data is read.
+    mesh_sizes = check_mesh(
+        config.mesh,
+        batch_size=config.data.batch_size,
+        microbatches=config.train.microbatches,
+        num_devices=jax.device_count(),
+    )
+    check_workdir(config, workdir, resume)
+    tokenizer = _make_fitting_tokenizer(config)
+
+    # A run that resumes has no use for the model that it once started from, which may be gone.
+    package = None if has_checkpoint(workdir) else check_init(config)
+    setup = make_setup(config, make_mesh(mesh_sizes))
+    _advise(setup)
+
+    windows = split_data(config, tokenizer, held_out=False)
+    eval_windows = split_data(config, tokenizer, held_out=True)
+    labels = _check_teacher(setup, windows)
+    if isinstance(windows, ExampleSet) and windows.truncated:
+        log(
+            f"{windows.truncated} of {len(windows)} examples are longer than data.seq_len, and "
+            "lost their start"
+        )
+
+    # Processes may see other files, or flags; they would train on without a word.
+    check_agreement(
+        {
+            "the config": config_text(config),
+            "workdir": str(workdir),
+            "the text of data.source": windows.fingerprint,
+            "the held-out text": eval_windows.fingerprint,
+        }
+    )
+    # Nothing is written before every process has found all in order.
+    wait_for_all("matta_jax/checked")
+    return Prepared(setup, package, windows, eval_windows, labels)
+
+
+def _make_fitting_tokenizer(config: Config) -> Tokenizer:
+    tokenizer = make_tokenizer(config.data.tokenizer)
+    # More rows than ids are fine: tables are often rounded up for the devices.
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size} must be at least the "
+            f"{tokenizer.vocab_size} ids of data.tokenizer={config.data.tokenizer!r}"
+        )
+    return tokenizer
+
+
+def _advise(setup: Setup) -> None:
+    """Warns of settings that work, and work badly."""
+    if setup.config.optimizer.name != "shampoo":
+        return
+    advice = shampoo_advice(setup.config.shampoo, setup.nest)
+    if advice and is_first():
+        logging.warning("%s", advice)
+
+
+def _check_teacher(setup: Setup, windows: Windows | ExampleSet) -> Labels | None:
+    """Checks the Teacher against the run; returns its labels, where it teaches by these."""
+    config = setup.config
+    if setup.teacher is not None:
+        check_teacher(setup.teacher, config, "teacher.model")
+    if config.teacher.labels is None:
+        return None
+
+    # The fingerprint ties labels to the very text that they were made of.
+    labels = Labels(config.teacher.labels)
+    check_labels(labels.header, config, num_windows=len(windows), fingerprint=windows.fingerprint)
+    return labels
+
+
+def config_text(config: Config) -> str:
+    """The config as it is written into a run's folder, and compared between processes."""
+    return json.dumps(config_lib.to_dict(config), indent=2) + "\n"

@@ -1,0 +1,210 @@
+"""What a run saves of itself, and how it goes on from that, to the same bits."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matta_jax import config as config_lib
+from matta_jax import storage
+from matta_jax.checkpoints import Checkpoints
+from matta_jax.config import Config
+from matta_jax.errors import DamageError, DivergenceError, UserError
+from matta_jax.nesting import flatten
+from matta_jax.training._state import Setup, TrainState
+
+
+def check_workdir(config: Config, workdir: storage.Path, resume: str) -> None:
+    """Refuses a workdir that holds another run, or that `resume` does not allow.
+
+    Raises:
+      UserError: of a `resume` that does not allow it, a config that cannot be read, or fields that
+        differ and may not.
+    """
+    # A run writes its config first: without one there is no run.
+    file = workdir / "config.json"
+    if not file.exists():
+        if resume == "must":
+            raise UserError(
+                f"resume=must, but workdir={str(workdir)!r} holds no run; name one, or use "
+                "resume=auto"
+            )
+        return
+
+    if resume == "never":
+        raise UserError(
+            f"resume=never, but workdir={str(workdir)!r} holds a run; name an empty one, or use "
+            "resume=auto"
+        )
+
+    try:
+        stored_config = storage.read_json(file)
+        changes = _forbidden_changes(stored_config, config)
+    except (ValueError, AttributeError):  # No JSON, or JSON of another shape.
+        raise UserError(
+            f"{file} cannot be read as the config of a run; name another workdir"
+        ) from None
+    if changes:
+        raise UserError(
+            f"workdir={str(workdir)!r} holds a run of another config ({'; '.join(changes)}); "
+            "name another workdir, or set these fields back"
+        )
+
+
+def has_checkpoint(workdir: storage.Path) -> bool:
+    """Whether a run has saved a step; before its checkpoints are opened, which makes the folder."""
+    return any(folder.name.isdigit() for folder in storage.match(workdir / "checkpoints", "*"))
+
+
+def last_good(checkpoints: Checkpoints) -> str:
+    """The path of the newest checkpoint, for an error; `none yet` without one."""
+    steps = checkpoints.steps
+    return f"{checkpoints.directory / str(steps[-1])}" if steps else "none yet"
+
+
+def save_state(
+    checkpoints: Checkpoints,
+    setup: Setup,
+    state: TrainState,
+    *,
+    step: int,
+    fingerprint: str,
+    evaluation: Mapping[str, float],
+) -> None:
+    """Starts to write a checkpoint.
+
+    Args:
+      checkpoints: of the run.
+      setup: of the run.
+      state: what is written.
+      step: of the state, on the host: to read it there would wait for the device.
+      fingerprint: of the training data.
+      evaluation: of the state.
+
+    Raises:
+      DivergenceError: the weights are not fit to be kept.
+    """
+    # A checkpoint of such weights would push a good one out, and be resumed from.
+    if not math.isfinite(evaluation["eval/student"]):
+        raise DivergenceError(
+            f"eval/student={evaluation['eval/student']} at step {step}: the weights have diverged, "
+            f"and are not saved; last good checkpoint: {last_good(checkpoints)}; lower "
+            "optimizer.learning_rate"
+        )
+
+    meta = {
+        "step": step,
+        "config": config_lib.to_dict(setup.config),
+        # Axes by path, so that a checkpoint can be cut without the code of its model.
+        "axes": {path: list(names) for path, names in flatten(setup.axes).items()},
+        "data": {
+            "fingerprint": fingerprint,
+            "next_example": step * setup.config.data.batch_size,
+        },
+        "evaluation": dict(evaluation),
+    }
+    checkpoints.save(
+        step, _trees_of(state), meta, loss=evaluation["eval/student"], units=setup.units
+    )
+
+
+def restore_state(
+    checkpoints: Checkpoints,
+    setup: Setup,
+    *,
+    fingerprint: str,
+    fallback: bool,
+    log: Callable[[str], None],
+) -> TrainState:
+    """Reads the newest checkpoint, or with `fallback` the newest healthy one.
+
+    Args:
+      checkpoints: of the run; at least one.
+      setup: of the run.
+      fingerprint: of the training data.
+      fallback: set damaged checkpoints aside, once a healthy one is read.
+      log: takes what was done.
+
+    Raises:
+      UserError: the checkpoint is of another config, or of other data.
+      DamageError: the newest checkpoint is damaged, or with `fallback` all are.
+    """
+    steps = checkpoints.steps
+    damaged_steps: list[int] = []
+    # From the newest one back.
+    for step in reversed(steps):
+        try:
+            state = _restore_step(
+                checkpoints, setup, step, fingerprint=fingerprint, mend=_mend(step, steps)
+            )
+        except DamageError as error:
+            if not fallback:
+                raise
+            damaged_steps.append(step)
+            # The line ends in the advice that is being followed here.
+            log(str(error).partition("; start again")[0])
+            continue
+
+        # Nothing is moved before a healthy step is found: the files may yet be brought back.
+        for damaged_step in damaged_steps:
+            folder = checkpoints.set_aside(damaged_step)
+            log(f"fallback: damaged step {damaged_step} is now {folder}")
+        log(f"resumed from step {step} of {checkpoints.directory}")
+        return state
+
+    raise DamageError(
+        f"every checkpoint of {checkpoints.directory} is damaged (steps "
+        f"{', '.join(map(str, steps))}); bring files back, or start in another workdir"
+    )
+
+
+def _mend(step: int, steps: Sequence[int]) -> str:
+    """What a user can do about a damaged step."""
+    older_steps = steps[: steps.index(step)]
+    if not older_steps:
+        return "bring its files back, or start in another workdir"
+    return (
+        f"start again with --fallback, to go on from step {older_steps[-1]} or the newest healthy "
+        "one before it"
+    )
+
+
+def _restore_step(
+    checkpoints: Checkpoints, setup: Setup, step: int, *, fingerprint: str, mend: str
+) -> TrainState:
+    """Reads one checkpoint, after it has shown to be of this run."""
+    meta = checkpoints.meta(step, mend=mend)
+    # The workdir's config may be lost, or of another run than a checkpoint that was copied there.
+    changes = _forbidden_changes(meta["config"], setup.config)
+    if changes:
+        raise UserError(
+            f"checkpoint {step} of {checkpoints.directory} is of another config "
+            f"({'; '.join(changes)}); name another workdir, or set these fields back"
+        )
+    # With another text the order of examples means nothing, and the run would not be exact.
+    if meta["data"]["fingerprint"] != fingerprint:
+        raise UserError(
+            f"data.source={setup.config.data.source!r} has changed since checkpoint {step} of "
+            f"{checkpoints.directory}; bring the old text back, or start in another workdir"
+        )
+
+    trees = checkpoints.restore(step, _trees_of(setup.abstract), mend=mend)
+    return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
+
+
+def _trees_of(state: TrainState) -> dict[str, Any]:
+    """The trees that a checkpoint holds, of a state or of an abstract one."""
+    return {
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "step": {"step": state.step},
+    }
+
+
+def _forbidden_changes(stored_config: Mapping[str, Any], config: Config) -> list[str]:
+    """Lines `section.field: x -> y` of the fields that may not change in a continuation."""
+    free_fields = config_lib.free_fields()
+    return [
+        line
+        for line in config_lib.differences(stored_config, config_lib.to_dict(config))
+        if line.partition(":")[0] not in free_fields
+    ]

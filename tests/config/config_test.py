@@ -1,0 +1,97 @@
+"""A whole run; and the runs of configs/."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from matta_jax import config as c
+from matta_jax.errors import UserError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"nest": {"d_ff": 256}}, ["nest.d_ff=256", "model.d_ff=512"]),
+        (
+            {"nest": {"d_ff": 1024, "widths": (512, 800)}},
+            ["nest.widths=(512, 800)", "nest.d_ff=1024"],
+        ),
+        ({"nest": {"d_ff": 1024, "widths": (512, 900, 700, 1024)}}, ["nest.widths", "rise"]),
+        ({"data": {"seq_len": 1024}}, ["data.seq_len=1024", "model.max_len=256"]),
+        ({"train": {"microbatches": 3}}, ["train.microbatches=3", "data.batch_size=16"]),
+        (
+            {"optimizer": {"warmup_steps": 5000}},
+            ["optimizer.warmup_steps=5000", "train.num_steps=1000"],
+        ),
+    ],
+)
+def test_sections_that_do_not_fit_each_other_end_in_one_line(assert_one_line, values, words):
+    assert_one_line(values, words)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_name_their_command(path):
+    assert "matta-" in load(path).__doc__
+
+
+SHRUNK = {
+    "model": {
+        "num_layers": 2,
+        "d_model": 32,
+        "num_heads": 2,
+        "d_ff": 32,
+        "max_len": 32,
+        "vocab_size": 256,
+    },
+    "optimizer": {"warmup_steps": 0},
+    "train": {"num_steps": 1, "microbatches": 1, "peak_tflops": 1.0},
+    "data": {"seq_len": 32, "batch_size": 8, "tokenizer": "byte", "eval_fraction": 0.2},
+    "mesh": {"data": 1},
+}
+SLOW = pytest.mark.slow
+VARIANTS = [
+    pytest.param(path, "", marks=[SLOW] if path.stem != "quickstart" else []) for path in CONFIGS
+] + [
+    pytest.param(path, variant, marks=SLOW)
+    for path in CONFIGS
+    for variant in {"quickstart": ("two_point", "depth", "d_model"), "gpt2_medium": ("paper",)}.get(
+        path.stem, ()
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"), VARIANTS, ids=lambda value: getattr(value, "stem", str(value))
+)
+def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache, tmp_path):
+    from matta_jax import train
+
+    full = c.from_config_dict(load(path).get_config(*([variant] if variant else [])))
+    values = c.to_dict(full)
+    for section, fields in SHRUNK.items():
+        values[section].update(fields)
+    nest = values["nest"]
+    for axis, small in {"num_layers": 3, "d_model": 48, "num_heads": 3, "d_ff": 64}.items():
+        nest[axis] = None if nest[axis] is None else small
+    nest["widths"] = [] if len(nest["widths"]) < 3 else [32, 48, 64]
+    model = full.model
+    if model.name == "scorer":
+        corpus = examples(num_dense=model.num_dense, categories=model.categories)
+    values["data"].update(source=corpus, eval_source=None, cache_dir=cache)
+    result = train(c.from_dict(values), tmp_path / "run", log=lambda line: None)
+    assert result.finished and result.metrics["eval/student"] > 0
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(UserError, match="did you mean 'two_point'"):
+        load(CONFIGS[-1]).get_config("two_points")

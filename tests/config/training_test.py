@@ -1,0 +1,41 @@
+"""Sections of how a run trains."""
+
+import dataclasses
+
+from matta_jax import config as c
+
+
+def test_a_mesh_of_no_devices_is_named(assert_one_line):
+    assert_one_line({"mesh": {"data": 0}}, ["mesh.data=0"])
+
+
+def test_one_axis_of_the_mesh_takes_what_is_left(assert_one_line):
+    words = ["mesh.fsdp=-1 and mesh.tensor=-1", "one axis alone"]
+    assert_one_line({"mesh": {"data": 1, "fsdp": -1, "tensor": -1}}, words)
+
+
+def test_fields_that_may_change_on_resume_stand_by_themselves():
+    assert c.free_fields() == {
+        "train.log_every",
+        "train.eval_every",
+        "train.eval_batches",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.peak_tflops",
+        "train.tensorboard",
+        "train.wandb_project",
+        "train.max_skipped_steps",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+        "data.cache_dir",
+        "data.tfds_dir",
+        "data.prefetch_batches",
+        "data.read_threads",
+    }
+
+
+def test_an_optimiser_state_fits_the_same_rule_clipping_and_shampoo():
+    shampoo = {f"shampoo.{declared.name}" for declared in dataclasses.fields(c.ShampooConfig)}
+    assert len(shampoo) == 13
+    assert c.state_fields() == {"optimizer.name", "optimizer.clip_norm", *shampoo}

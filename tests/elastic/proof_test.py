@@ -1,0 +1,40 @@
+"""A model is certified: one that differs is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from matta_jax import checkpoints, extract, nesting, packages
+from matta_jax.elastic import _extract, _proof
+from matta_jax.errors import UserError
+
+
+def test_a_model_that_differs_is_refused_and_nothing_is_left(run, tmp_path, monkeypatch):
+    write = _extract.write_weights
+
+    def altered(folder, format, params, *rest, **more):
+        return write(folder, format, jax.tree.map(lambda leaf: leaf * 1.001, params), *rest, **more)
+
+    monkeypatch.setattr(_extract, "write_weights", altered)
+    with pytest.raises(UserError, match="differs from the TA's slice"):
+        extract(str(run[1]), ["student"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "path", ["embed/positions", "blocks/1/attention/w_qkv", "blocks/2/mlp/w_out", "norm/bias"]
+)
+def test_one_altered_entry_is_found(run, family, path):
+    """Wherever it stands; the proof reads what was written, and goes by what was read."""
+    source = checkpoints.open_source(str(run[1]))
+    spec = "num_heads=3,2,3"
+    sub_model = nesting.parse_spec(spec, source.nest)
+    written = packages.open_model(family[spec].path).stored
+    params = source.read(sub_model)
+    assert _proof.prove(source.plan, params, written, sub_model)[0] == 0
+
+    flat = nesting.flatten(params)
+    flat[path] = np.array(flat[path])
+    flat[path].flat[0] += 0.1
+    difference, _ = _proof.prove(source.plan, nesting.unflatten(flat), written, sub_model)
+    assert difference > 1e-3

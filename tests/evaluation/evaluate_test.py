@@ -1,0 +1,92 @@
+import dataclasses
+import json
+from unittest import mock
+
+import pytest
+
+from matta_jax import compare, evaluate, evaluation, packages
+from matta_jax.errors import UserError
+from matta_jax.evaluation import _evaluate
+
+
+def test_extracted_and_in_place_score_the_same(run, student, tmp_path):
+    a = evaluate(
+        model=student, tasks=["bits_per_byte:held_out"], output=tmp_path / "deep" / "scores.json"
+    )
+    b = evaluate(checkpoint=str(run[1]), sub_model="student", tasks=["bits_per_byte:held_out"])
+    assert a.scores == b.scores and a.counts == b.counts
+    assert json.loads((tmp_path / "deep" / "scores.json").read_text())["scores"] == a.scores
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"tasks": ["bits_per_byte:held_out"]}, "either model .* or checkpoint"),
+        ({"model": "x", "checkpoint": "y", "tasks": ["bits_per_byte:held_out"]}, "not both"),
+        ({"checkpoint": "y", "tasks": ["bits_per_byte:held_out"]}, "sub_model is missing"),
+        ({"model": "x", "tasks": []}, "tasks is missing"),
+        ({"model": "x", "tasks": ["bits_per_bite:held_out"]}, "did you mean 'bits_per_byte'"),
+        ({"model": "x", "tasks": ["perplexity"]}, "perplexity:GLOB"),
+        ({"model": "/nowhere", "tasks": ["perplexity:held_out"]}, "not an extracted model"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, words):
+    with pytest.raises(UserError, match=words):
+        evaluate(**arguments)
+
+
+def test_models_side_by_side_are_paired_and_in_place_is_as_extracted(run, models, files, tmp_path):
+    tasks = [f"lambada:{files}/lambada.jsonl", "bits_per_byte:held_out", "perplexity:held_out"]
+    apart = [evaluate(model=model, tasks=tasks) for model in models]
+    together = compare(models=models, tasks=tasks, output=tmp_path / "both.json")
+    in_place = compare(checkpoint=str(run[1]), sub_models=["student", "ta"], tasks=tasks)
+    for i in range(2):
+        assert apart[i].scores == together.evaluations[i].scores == in_place.evaluations[i].scores
+    assert len(together.paired) == 1 and 0 <= together.paired[0].p_value <= 1
+    saved = json.loads((tmp_path / "both.json").read_text())
+    assert [model["spec"] for model in saved["models"]] == ["student", "ta"]
+    assert saved["baselines"][tasks[0]] == together.baselines[tasks[0]]
+    assert together.baselines[tasks[0]]["most frequent name"] == 1 / 5  # Tom.
+    assert "most frequent name" in together.table and "against student" in together.table
+
+
+@pytest.mark.parametrize("task", ["lambada", "lambada:", "perplexity"])
+def test_a_task_without_a_file_is_told_so(models, task):
+    with pytest.raises(UserError, match=f"tasks='{task}' names no file; write {task.rstrip(':')}:"):
+        evaluate(model=models[0], tasks=[task])
+
+
+def test_nothing_is_scored_before_all_is_in_order(models, files, tmp_path):
+    """Neither a bad task of a later model, nor an output that cannot be, comes after hours of
+    scoring.
+    """
+    manifest = models[0] / "manifest.json"
+    before = manifest.read_bytes()
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        ({"tasks": [f"lambada:{files}/lambada.jsonl", "lambada:/no.jsonl"]}, "does not exist"),
+        (
+            {"tasks": [f"lambada:{files}/lambada.jsonl"], "output": tmp_path / "file" / "a.json"},
+            "cannot be written",
+        ),
+        ({"tasks": [f"lambada:{files}/lambada.jsonl"] * 2}, "tasks='lambada:.*' is named twice"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate(model=models[0], **arguments)
+    with pytest.raises(UserError, match="model='.*' is named twice"):
+        evaluation.compare(models=[models[0], models[0]], tasks=["perplexity:held_out"])
+    assert manifest.read_bytes() == before
+
+
+def test_models_of_several_runs_go_by_their_folders_and_tokens_do_not_compare(models):
+    student = packages.load_model(models[0])
+    ta = packages.load_model(models[1])
+    data = dataclasses.replace(ta.config.data, tokenizer="gpt2:somewhere")
+    foreign = dataclasses.replace(ta, config=dataclasses.replace(ta.config, data=data))
+    assert _evaluate._names([student, ta], ["a", "b"]) == [student.spec, ta.spec]
+    assert _evaluate._names([student, foreign], ["a", "b"]) == ["a", "b"]
+    scores = [mock.Mock(scores={"perplexity:x": 1.0, "bits_per_byte:x": 1.0})]
+    assert "(byte, gpt2:somewhere): figures of a token" in _evaluate._note_on_tokenizers(
+        [student, foreign], scores
+    )
+    assert _evaluate._note_on_tokenizers([student, ta], scores) == ""

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from matta_jax import evaluation, packages
+from matta_jax.evaluation import _likelihood
+from matta_jax.tokenizers import ByteTokenizer
+
+
+def test_the_context_of_a_word_that_follows_a_line_break_keeps_it():
+    request = _likelihood.encode_request(ByteTokenizer(), "five dozen\n", " jugs")
+    assert bytes(request.context.astype(np.uint8)) == b"five dozen"
+    assert bytes(request.target.astype(np.uint8)) == b"\n jugs"
+    assert list(_likelihood.encode_request(ByteTokenizer(), "", "x").context) == [0]
+
+
+def test_buckets_have_room_and_are_few():
+    assert [_likelihood._bucket(n, 100) for n in (1, 16, 17, 25, 33, 49, 65, 97, 100)] == [
+        16, 16, 24, 32, 48, 64, 96, 100, 100,
+    ]  # fmt: skip
+
+
+def test_batches_change_nothing(models, passages, split):
+    model = packages.load_model(models[0])
+    requests = [_likelihood.encode_request(ByteTokenizer(), *split(text)) for text in passages]
+    singles = evaluation.likelihoods(model, requests, batch_size=1)
+    batches = evaluation.likelihoods(model, requests, batch_size=4)
+    for a, b in zip(singles, batches, strict=True):
+        assert a.log_prob == pytest.approx(b.log_prob, rel=1e-5)
+        assert list(a.is_top) == list(b.is_top)

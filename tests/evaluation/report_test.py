@@ -1,0 +1,60 @@
+import json
+import re
+import shutil
+
+import pytest
+
+from matta_jax import evaluate, extract, report
+from matta_jax.errors import UserError
+
+
+def test_report_gathers_table_and_plots(run, tiny, tmp_path):
+
+    workdir = tmp_path / "run"
+    shutil.copytree(run[1], workdir)
+    empty = report(workdir)
+    assert not empty.rows and "matta-extract" in empty.table
+    for spec in ("ta", "student"):
+        extract(str(workdir), [spec], workdir / "models" / spec)
+        evaluate(
+            model=workdir / "models" / spec,
+            tasks=["bits_per_byte:held_out"],
+        )
+    made = report(workdir, notes={"baselines": {"unigram entropy": 4.5}, "sample": "text ``` more"})
+    assert [row["name"] for row in made.rows] == ["student", "ta"]
+    assert made.rows[0]["parameters"] < made.rows[1]["parameters"]
+    names = {file.name for file in made.files}
+    assert names == {"report.md", "report.json", "curves.png", "accuracy_vs_size.png"}
+    assert all(file.stat().st_size > 100 for file in made.files)
+    markdown = (workdir / "report.md").read_text()
+    assert (
+        "unigram entropy" in markdown
+        and "text ''' more" in markdown
+        and f"{made.rows[1]['parameters']:,}" in markdown
+    )
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = next(row for row in reversed(metrics) if "eval/student" in row)
+    cells = {
+        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in markdown.splitlines()
+    }
+    assert ("loss of the Student, nats per token", f"{last['eval/student']:.4f}") in cells
+    assert ("steps", "6 of 6, of 4 x 32 tokens") in cells
+    assert dict(cell for cell in cells if len(cell) == 2)["TA"].endswith(
+        f"{made.rows[1]['parameters']:,} parameters"
+    )
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert sorted(pictures) == ["accuracy_vs_size.png", "curves.png"]
+    again = report(workdir)  # The notes of the last report stay.
+    assert again.table == made.table and "text ''' more" in (workdir / "report.md").read_text()
+
+
+def test_report_of_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        report(tmp_path)
+
+
+def test_report_of_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        report(tmp_path)

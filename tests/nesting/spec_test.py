@@ -1,0 +1,98 @@
+"""The grammar of sub-models."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from matta_jax import nesting
+from matta_jax.errors import UserError
+
+DEPTH_12 = {"d_model": 128, "heads": 8}
+
+
+@hypothesis.given(st.data())
+def test_specs_round_trip(cases, data):
+    nest, sub_model = data.draw(cases())
+    assert nesting.parse_spec(nesting.format_spec(sub_model, nest), nest) == sub_model
+
+
+@hypothesis.given(st.data())
+def test_specs_of_named_members_round_trip(cases, data):
+    nest, member, sub_model = data.draw(cases(2))
+    nest = nesting.Nest(nest.members | {"small": member}, nest.allowed, nest.spread)
+    assert nesting.parse_spec("small", nest) == member
+    for part in (member, sub_model):
+        assert nesting.parse_spec(nesting.format_spec(part, nest), nest) == part
+
+
+CASES = [
+    ("student", lambda nest: nest.student),
+    ("ta", lambda nest: nest.ta),
+    (
+        "layers=12;d_ff=512",
+        lambda nest: nesting.SubModel(tuple(range(12)), DEPTH_12, {"d_ff": (512,) * 12}),
+    ),
+    ("d_ff=1024*6,256*12,1024*6", lambda nest: nest.mix([1024] * 6 + [256] * 12 + [1024] * 6)),
+    ("d_ff=wide-narrow-wide:8", lambda nest: nest.mix([1024] * 4 + [256] * 16 + [1024] * 4)),
+    ("d_ff=narrow-wide-narrow:8", lambda nest: nest.mix([256] * 8 + [1024] * 8 + [256] * 8)),
+    ("layers=0,2,4", lambda nest: nest.ta.with_layers((0, 2, 4))),
+    ("layers=7,", lambda nest: nest.ta.with_layers((7,))),
+    (" d_model = 64 ", lambda nest: nest.ta.resized(d_model=64)),
+    (
+        "num_heads=4;layers=1",
+        lambda nest: nesting.SubModel((0,), {"d_model": 128, "heads": 4, "d_ff": 1024}),
+    ),
+    ("num_heads=4*12,8*12", lambda nest: nest.mix([4] * 12 + [8] * 12, axis="heads")),
+    ("layers=2;num_heads=8,4", lambda nest: nest.ta.with_layers((0, 1)).resized(heads=(8, 4))),
+    (
+        "num_heads=wide-narrow-wide:2;d_ff=512",
+        lambda nest: nest.ta.resized(heads=(8, *(4,) * 22, 8), d_ff=512),
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), CASES, ids=[spec for spec, _ in CASES])
+def test_specs(medium, spec, expected):
+    assert nesting.parse_spec(spec, medium) == expected(medium)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("d_ff=300", ["d_ff=300", "256, 512, 1024"]),
+        ("d_model=96", ["d_model=96", "64, 128"]),
+        ("num_heads=5", ["num_heads=5", "4, 8"]),
+        ("layers=25", ["layers=25", "1 to 24"]),
+        ("layers=0", ["layers=0"]),
+        ("layers=3,24", ["layers=24", "0 to 23"]),
+        ("layers=3,2", ["layers=3,2", "rise"]),
+        ("d_ff=256*3", ["3 widths", "24 layers"]),
+        ("d_ff=wide-narow-wide:3", ["wide-narow-wide", "did you mean 'wide-narrow-wide'"]),
+        ("d_ff=wide-narrow-wide:30", ["30 wide layers"]),
+        ("d_modl=64", ["d_modl", "did you mean 'd_model'"]),
+        ("d_ff=x", ["'x'", "whole number"]),
+        ("d_ff=256;d_ff=512", ["d_ff is named twice"]),
+        ("studnt", ["did you mean 'student'"]),
+        ("", ["student, ta or AXIS=VALUE"]),
+        ("num_heads=4*3", ["num_heads names 3 sizes", "24 layers"]),
+        ("num_heads=4*23,5", ["num_heads=5", "4, 8"]),
+        ("d_model=64*12,128*12", ["d_model='64*12,128*12'", "whole number"]),
+        ("heads=4", ["'heads=4'", "num_heads"]),
+    ],
+)
+def test_bad_specs_name_the_axis_the_value_and_what_is_allowed(medium, spec, words):
+    with pytest.raises(UserError) as error:
+        nesting.parse_spec(spec, medium)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_sizes_that_a_run_adds_need_not_be_the_nests(medium):
+    with pytest.raises(UserError, match="d_ff=300"):
+        nesting.parse_spec("d_ff=300", medium)
+    assert nesting.parse_spec("d_ff=300", medium, is_new=True) == medium.ta.resized(d_ff=300)
+
+
+def test_slugs_are_names_of_folders():
+    assert nesting.slug("layers=0,2;d_ff=16*3,8") == "layers_0_2_d_ff_16x3_8"

@@ -1,0 +1,51 @@
+"""The model card says what the folder holds."""
+
+import pytest
+
+import matta_jax
+from matta_jax import packages
+from matta_jax.packages import Packaging
+
+FORMATS = ("orbax", "safetensors", "hf")
+
+
+ONE_DTYPE_EACH = [("orbax", "fp32"), ("safetensors", "bf16"), ("hf", "fp32")]
+
+
+def test_the_card_mentions_padding_exactly_where_there_is_some(models, padded, tmp_path):
+    for format in FORMATS:
+        for spec, folder in models(format).items():
+            card = (folder / "README.md").read_text()
+            padding = padded[spec] if format == "hf" else []
+            assert ("Padded" in card) == bool(padding)
+            for words in ("zero neurons to d_ff 48", "zero heads to 3"):
+                assert (words in card) == (words in padding), (format, spec)
+    mix = matta_jax.convert(models()["d_ff=48,16,48"], tmp_path / "mix", packaging=Packaging("hf"))
+    assert "zero neurons to d_ff 48" in (mix.path / "README.md").read_text()
+
+
+def test_the_card_names_what_the_manifest_counts(models, padded):
+    specs = list(padded)[1:]
+    for (format, dtype), spec in zip(ONE_DTYPE_EACH, specs, strict=False):
+        folder = models(format, dtype)[spec]
+        card, counts = (folder / "README.md").read_text(), packages.open_model(folder).counts
+        assert f"# {spec}\n" in card and f"| parameters | {counts.parameters:,} |" in card
+        assert f"| bytes ({dtype}) | {counts.bytes:,} |" in card
+        assert f"library_name: {'transformers' if format == 'hf' else 'matta_jax'}\n" in card
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_stock_transformers_finds_the_tokenizer_of_an_export(save_tokenizer, hf_folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save_tokenizer(hf_folder / "tokenizer.json", 256)
+    package = matta_jax.import_hf(hf_folder, tmp_path / "ours")
+    matta_jax.convert(package.path, tmp_path / "theirs", packaging=Packaging("hf"))
+    assert (tmp_path / "theirs" / "tokenizer.json").read_bytes() == (
+        hf_folder / "tokenizer.json"
+    ).read_bytes()
+    assert "The tokenizer is not among" not in (tmp_path / "theirs" / "README.md").read_text()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "theirs" / "tokenizer.json")
+    )
+    assert tokenizer.convert_tokens_to_ids("word7") == 7

@@ -1,0 +1,42 @@
+"""The models of a search, and what they cost."""
+
+import pytest
+
+from matta_jax import nesting
+from matta_jax.errors import UserError
+from matta_jax.selection import Budget, Workload, _space
+
+
+def test_costs_of_layers_add_up_to_the_counts_of_models(source):
+    costs = _space.Costs(source, "bf16")
+    for spec in ("student", "ta", "layers=2;d_ff=48,16", "d_model=16;num_heads=3"):
+        sub_model = nesting.parse_spec(spec, source.nest)
+        counts, cost = source.count(sub_model), costs(sub_model)
+        assert (cost.max_params, cost.max_flops_per_token) == (
+            counts.parameters,
+            counts.flops_per_token,
+        )
+        assert cost.max_mb == counts.parameters * 2 / 1e6
+
+
+def test_the_space_has_every_depth_and_width_between_student_and_ta(source):
+    space = _space.make_space(source.nest)
+    members = list(space.members())
+    assert space.size == len(members) == len(set(members)) == 2 * 2 * (3**2 + 3**3)
+    assert source.nest.student in members and source.nest.ta in members
+    for member in members[::7]:
+        source.nest.check(member)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Budget(max_ms=0), "max_ms=0 must be greater than 0"),
+        (lambda: Budget(dtype="fp16"), "dtype='fp16' must be one of fp32, bf16"),
+        (lambda: Workload("train"), "latency_mode='train' must be one of prefill, decode"),
+        (lambda: Workload(batch_size=0), "latency_batch_size=0 must be at least 1"),
+    ],
+)
+def test_bad_budgets_and_workloads_are_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        make()

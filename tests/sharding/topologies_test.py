@@ -1,0 +1,23 @@
+import pytest
+
+from matta_jax.errors import UserError
+from matta_jax.sharding import CHIPS, Collective, collective_seconds, topology_devices
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("v5f:4x4", r"topology='v5f:4x4' must be a chip \(v5e, v5p, v6e\).* did you mean 'v5"),
+        ("v5e", "must be a chip .* and a shape, such as v5e:4x4 or v5p:2x2x2$"),
+    ],
+)
+def test_a_topology_that_is_none_is_named(topology, words):
+    with pytest.raises(UserError, match=words):
+        topology_devices(topology)
+
+
+def test_collectives_take_at_least_the_time_of_what_is_sent_over_all_links():
+    chip = CHIPS["v5e"]
+    gather = Collective("all-gather", ((25,),), 100, times=7, in_loop=True, group=4)
+    seconds = collective_seconds(chip, [gather, gather])
+    assert seconds == pytest.approx(2 * 7 * 75 / (chip.ici_gb_per_second * 1e9))

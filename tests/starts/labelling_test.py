@@ -1,0 +1,77 @@
+"""What matta-label writes of a Teacher."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from matta_jax import data, label, packages
+from matta_jax.errors import UserError
+from matta_jax.starts import labelling
+
+
+def test_labels_are_the_models_own(tiny, teacher, labels, training_windows):
+    config, folder = tiny(), labels(8)
+    windows, found = training_windows(config), data.Labels(folder)
+    model = packages.load_model(teacher)
+    assert found.header.top_k == 8 and found.header.num_windows == len(windows)
+    for i in (0, len(windows) - 1):
+        window = windows[i]
+        row = found.get(i, window["tokens"])
+        log_p = np.asarray(
+            jax.nn.log_softmax(model.logits(model.params, window["tokens"][None, :-1]) / 2)
+        )
+        order = np.argsort(-log_p, axis=-1)[:, :8]
+        np.testing.assert_allclose(
+            row["teacher_log_probs"], np.take_along_axis(log_p, order, -1), atol=4e-3
+        )
+        inside = np.take_along_axis(np.exp(log_p), row["teacher_ids"], -1).sum(-1)
+        np.testing.assert_allclose(np.exp(row["teacher_tail"]), 1 - inside, atol=1e-5)
+    size = sum(file.stat().st_size for file in pathlib.Path(folder).glob("*.array_record"))
+    assert size < 3 * len(windows) * 32 * (8 * 4 + 4) + 200_000
+
+
+def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
+    z = jnp.array([[50.0, 0.0, -1.0]])
+    ids, _, tail = labelling.top_k_log_probs(z, 1, 1.0)
+    assert ids[0, 0] == 0 and float(tail[0, 0]) == pytest.approx(
+        np.log(1 + np.exp(-1)) - 50, rel=1e-6
+    )
+    assert np.isneginf(labelling.top_k_log_probs(z, 3, 1.0)[2]).all()
+
+
+def test_labelling_goes_on_where_it_stopped(tiny, teacher, labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(labelling, "_PER_FILE", 8)
+    whole = label(tiny(), teacher, tmp_path / "a", top_k=4)
+    assert whole.written == whole.header.num_files > 2
+    assert label(tiny(), teacher, tmp_path / "a", top_k=4).written == 0
+    file = whole.header.file(whole.path, 1)
+    before = file.read_bytes()
+    file.unlink()
+    (file.with_name(file.name + ".tmp")).write_bytes(b"cut off")
+    with pytest.raises(
+        UserError, match=r"is not finished: 1 of \d+ files are missing, the first labels-00001"
+    ):
+        data.Labels(tmp_path / "a")
+    assert (
+        label(tiny(), teacher, tmp_path / "a", top_k=4).written == 1 and file.read_bytes() == before
+    )
+    with pytest.raises(UserError, match="holds other labels .top_k: 4 there, 5 here"):
+        label(tiny(), teacher, tmp_path / "a", top_k=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"top_k": 0}, "top_k=0 must be from 1 to the vocabulary's 256"),
+        ({"top_k": 257}, "top_k=257"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_bad_labelling_ends_in_one_line(tiny, teacher, tmp_path, fields, words):
+    with pytest.raises(UserError, match=words):
+        label(tiny(), teacher, tmp_path / "l", **fields)
+    assert not (tmp_path / "l").exists()

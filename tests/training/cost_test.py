@@ -1,0 +1,79 @@
+"""FLOPs of a step."""
+
+import types
+
+import pytest
+
+from matta_jax import models
+from matta_jax.sharding import make_mesh
+from matta_jax.training import make_setup, step_flops_of, step_flops_per_token
+
+DEEPER = {
+    "nest__d_model": None,
+    "nest__num_heads": None,
+    "nest__d_ff": None,
+    "nest__widths": [],
+}
+
+
+def flops(config, names=("student", "ta"), mixes=0, teacher=None):
+    plan = models.plan_of(config)
+    members = [plan.nest.members[name] for name in names]
+    return step_flops_per_token(plan, members, mixes, teacher)
+
+
+def test_step_flops_share_the_trunk_of_a_prefix_student(tiny):
+    config = tiny(**DEEPER)
+    plan = models.plan_of(config)
+    nest = plan.nest
+    joint = step_flops_per_token(plan, [nest.student, nest.ta], 0)
+    ta_alone = step_flops_per_token(plan, [nest.ta], 0)
+    assert joint == ta_alone + 3 * 2 * config.model.vocab_size * config.model.d_model
+
+
+def forward_flops(layers, d_model, heads, d_ff, *, head_dim=8, vocab=256, seq_len=32):
+    """Of a token in a GPT-2: 2 a weight of matmuls and head, and causal attention at half."""
+    weights = layers * (4 * d_model * heads * head_dim + 2 * d_model * d_ff) + vocab * d_model
+    return 2 * weights + layers * 2 * heads * head_dim * seq_len
+
+
+def test_step_flops_are_three_forward_passes_of_all_that_runs(tiny):
+    student, ta = forward_flops(2, 16, 2, 16), forward_flops(3, 24, 3, 48)
+    assert flops(tiny(), ["student"]) == 3 * student == 49152
+    assert flops(tiny(), ["ta"]) == 3 * ta == 133632
+    assert flops(tiny()) == 3 * (student + ta) == 182784
+    # A mix counts at the mean of 16, 32 and 48.
+    mix = forward_flops(3, 24, 3, 32)
+    assert flops(tiny(), mixes=1) == 3 * (student + ta + mix) == 302592
+    assert flops(tiny(), mixes=2) == 3 * (student + ta + 2 * mix) == 422400
+    assert flops(tiny(nest__d_model=None, nest__num_heads=None), mixes=1) == 199680
+    assert flops(tiny(**DEEPER)) == 86016 and flops(tiny(**DEEPER), ["ta"]) == 61440
+
+
+def test_a_teacher_that_runs_along_counts_with_one_forward_pass(tiny):
+    plan = models.plan_of(tiny())
+    architecture = plan.architecture_of(plan.nest.mix([16, 48, 32]))
+    teacher = types.SimpleNamespace(architecture=architecture)
+    # A mix of the mean width 32 has the FLOPs of that width.
+    expected = flops(tiny(), mixes=1) + forward_flops(3, 24, 3, 32)
+    assert flops(tiny(), mixes=1, teacher=teacher) == expected == 342528
+
+
+def test_named_members_count_and_prefixes_of_the_ta_with_their_head_alone(tiny):
+    members = {"middle": "layers=2;d_ff=32", "shallow": "layers=1"}
+    config = tiny(nest__members=members)
+    middle = 3 * forward_flops(2, 24, 3, 32)
+    head = 3 * 2 * 256 * 24
+    ends = flops(config)
+    assert ends == 182784
+    assert flops(config, ["student", "ta", "middle"]) == ends + middle
+    assert flops(config, ["student", "ta", "shallow"]) == ends + head
+    mixes = flops(config, mixes=1) - ends
+    assert step_flops_of(make_setup(config, make_mesh((1, 1, 1)))) == ends + middle + head + mixes
+
+
+def test_a_size_that_only_a_member_has_is_one_more_that_mixes_choose_from(tiny):
+    config = tiny(nest__members={"odd": "d_ff=40"})
+    # 16, 32, 40 and 48.
+    mix = forward_flops(3, 24, 3, 34)
+    assert flops(config, mixes=1) == pytest.approx(182784 + 3 * mix)

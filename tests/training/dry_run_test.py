@@ -1,0 +1,32 @@
+"""Sizes before a run."""
+
+import jax
+
+from matta_jax import models
+from matta_jax.training import dry_run, make_setup
+
+
+def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny(mesh__fsdp=4)
+    text = dry_run(config)
+    assert not list(tmp_path.iterdir())
+    setup = make_setup(config, jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor")))
+    counts = setup.plan.count(setup.nest.ta)
+    ta = next(line for line in text.splitlines() if line.startswith("ta "))
+    assert f"{counts.parameters:,}" in ta
+    parameters = next(line for line in text.splitlines() if line.startswith("parameters"))
+    assert (
+        float(parameters.split()[1]) < 0.5 * counts.bytes / 1e6
+    )  # d_model weights are split over four devices.
+    assert "wide" not in text.splitlines()[0] and "d_ff=48,16*2" in text and "temporaries" in text
+
+
+def test_dry_run_names_the_members_of_a_run(tiny):
+    config = tiny(nest__members={"middle": "layers=2;d_ff=32", "odd": "d_ff=40"})
+    plan = models.plan_of(config)
+    lines = dry_run(config).splitlines()
+    for name in ("student", "ta", "middle", "odd"):
+        counts = plan.count(plan.nest.members[name])
+        row = next(line for line in lines if line.startswith(f"{name} "))
+        assert f"{counts.parameters:,}" in row, name

@@ -1,0 +1,28 @@
+"""Where metrics are written."""
+
+import json
+
+import pytest
+
+from matta_jax import train
+from matta_jax.training._metrics import open_writers
+
+
+def quiet(line):
+    """Takes progress lines, and shows none."""
+
+
+def test_a_resumed_run_drops_lines_past_its_step_and_one_that_was_cut_short(tiny, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "loss": 0.5} for step in (1, 2, 3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "lo')
+    with open_writers(tiny(), tmp_path, 2) as writer:
+        writer.write(3, {"loss": 0.25})
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert written == [*rows[:2], {"step": 3, "loss": 0.25}]
+
+
+@pytest.mark.slow
+def test_tensorboard_is_written(tiny, tmp_path):
+    train(tiny(train__tensorboard=True), tmp_path / "run", log=quiet)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))

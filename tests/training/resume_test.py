@@ -1,0 +1,272 @@
+"""A run goes on to the same bits, and from no other run's files."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from matta_jax import config as c
+from matta_jax import report, train
+from matta_jax.checkpoints import open_source
+from matta_jax.errors import DamageError, DivergenceError, UserError
+from matta_jax.training._held_out import HeldOut
+
+
+def quiet(line):
+    """Takes progress lines, and shows none."""
+
+
+def flip_a_bit(folder, piece):
+    """Flips one of the bits of a piece of an array, wherever it is stored."""
+    for file in folder.rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        position = content.find(np.ascontiguousarray(piece).tobytes())
+        if position >= 0:
+            content[position + 5] ^= 1
+            file.write_bytes(bytes(content))
+            return
+    raise AssertionError("the piece is nowhere")
+
+
+@pytest.mark.slow
+def test_killed_anywhere_even_in_mid_save_a_run_ends_with_the_same_bits(
+    run, tmp_path, start_child, final_params, assert_same_bits
+):
+    config, finished, _ = run
+    child = start_child(config, tmp_path / "killed", hold="6.orbax")
+    child.read_until("SAVING")  # In mid-save of the last step.
+    child.kill()
+
+    names = [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()]
+    assert "3" in names and "6" not in names
+    assert any("orbax-checkpoint-tmp" in name for name in names)
+
+    child = start_child(config, tmp_path / "killed")
+    child.read_until("step 5/6")
+    child.kill()  # Between two checkpoints.
+
+    child = start_child(config, tmp_path / "killed")
+    lines = child.read_until("DONE")
+    child.read_to_end()
+    assert any("resumed from step 3" in line for line in lines)
+    assert_same_bits(final_params(tmp_path / "killed", 6), final_params(finished, 6))
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(steps) and steps.count(4) == 1
+
+
+def test_resume_in_one_process_is_exact(run, tmp_path, final_params, assert_same_bits):
+    config, finished, _ = run
+    workdir = tmp_path / "again"
+    os.makedirs(workdir)
+    shutil.copytree(finished / "checkpoints" / "3", workdir / "checkpoints" / "3")
+    shutil.copy(finished / "config.json", workdir)
+    lines = []
+    train(config, workdir, resume="must", log=lines.append)
+    assert any("resumed from step 3" in line for line in lines)
+    assert_same_bits(final_params(workdir, 6), final_params(finished, 6))
+
+
+def test_a_run_with_a_member_resumes_to_the_same_bits(
+    tiny, tmp_path, final_params, assert_same_bits
+):
+    config = tiny(nest__members={"middle": "layers=2;d_ff=32"})
+    first = train(config, tmp_path / "run", log=quiet)
+    expected = final_params(tmp_path / "run", 6)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    lines = []
+    again = train(config, tmp_path / "run", log=lines.append)
+    assert any("resumed from step 3" in line for line in lines)
+    assert again.metrics == first.metrics and "eval/members/middle" in again.metrics
+    assert_same_bits(final_params(tmp_path / "run", 6), expected)
+    other = tiny(nest__members={"middle": "layers=1;d_ff=32"})
+    words = "nest.members: {'middle': 'layers=2;d_ff=32'} -> {'middle': 'layers=1;d_ff=32'}"
+    with pytest.raises(UserError, match=words):
+        train(other, tmp_path / "run", log=quiet)
+
+
+def test_free_fields_may_change_and_a_finished_run_is_left_alone(run):
+    config, workdir, _ = run
+    on_four_devices = c.from_dict(c.to_dict(config) | {"mesh": {"data": 2, "fsdp": 2}})
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    result = train(on_four_devices, workdir, log=quiet)
+    assert result.finished and result.step == 6 and result.metrics["eval/student"] > 0
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
+    (workdir / "config.json").write_text(json.dumps(c.to_dict(config)))
+
+
+def test_another_config_is_refused_with_the_fields_that_differ(run, tiny):
+    _, workdir, _ = run
+    with pytest.raises(UserError) as error:
+        train(tiny(optimizer__learning_rate=0.5, train__seed=3), workdir, log=quiet)
+    assert "optimizer.learning_rate: 0.01 -> 0.5; train.seed: 0 -> 3" in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_trained(run, tmp_path):
+    config, finished, _ = run
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished, workdir)
+    flip_a_bit(
+        workdir / "checkpoints" / "6",
+        open_source(str(run[1])).stored["embed"]["tokens"].whole()[:, :8],
+    )
+    with pytest.raises(
+        UserError,
+        match=r"checkpoints/6' is damaged: .*start again with --fallback, to go on from step 3",
+    ) as error:
+        train(config, workdir, log=quiet)
+    assert "\n" not in str(error.value)
+
+
+DAMAGES = {
+    "a flipped bit": (None, "differs from its fingerprint"),
+    "a truncated file": (
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        "is damaged",
+    ),
+    "a missing file": (lambda file: file.unlink(), "is damaged"),
+}
+
+
+_SLOW_DAMAGES = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in (*list(DAMAGES)[1:], "metadata missing")
+]
+
+
+@pytest.mark.parametrize("kind", ["a flipped bit", "metadata cut short", *_SLOW_DAMAGES])
+def test_fallback_goes_on_from_the_newest_healthy_step(
+    run, tmp_path, kind, final_params, assert_same_bits
+):
+    config, finished, _ = run
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished, workdir)
+    newest = workdir / "checkpoints" / "6"
+    if kind == "a flipped bit":
+        flip_a_bit(newest, open_source(str(finished)).stored["embed"]["tokens"].whole()[:, :8])
+        words = DAMAGES[kind][1]
+    elif kind in DAMAGES:
+        change, words = DAMAGES[kind]
+        for file in (newest / "params").rglob("d/*"):  # Not all of them are read.
+            change(file)
+    else:
+        file, words = newest / "_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA"
+        file.unlink() if "missing" in kind else file.write_text(file.read_text()[:100])
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    with pytest.raises(
+        DamageError, match=rf"{words}.*; start again with --fallback, to go on from step 3"
+    ) as error:
+        train(config, workdir, log=quiet)
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == names
+    lines = []
+    train(config, workdir, fallback=True, log=lines.append)
+    assert any("fallback: damaged step 6 is now" in line for line in lines)
+    assert any("resumed from step 3" in line for line in lines)
+    assert (workdir / "damaged" / "6").is_dir()
+    assert_same_bits(final_params(workdir, 6), final_params(finished, 6))
+
+
+def test_fallback_without_a_healthy_step_moves_nothing(run, tmp_path):
+    config, finished, _ = run
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished, workdir)
+    for step in ("3", "6"):
+        (workdir / "checkpoints" / step / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(DamageError, match=r"every checkpoint of .* is damaged \(steps 3, 6\)"):
+        train(config, workdir, fallback=True, log=quiet)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_a_checkpoint_of_another_nest_is_refused(run, tiny, tmp_path):
+    _, finished, _ = run
+    shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"checkpoint 6 of .* is of another config \(nest.num_layers: 3 -> 4\)"
+    ):
+        train(tiny(nest__num_layers=4), tmp_path / "run", fallback=True, log=quiet)
+
+
+def test_resume_never_and_must(run, tiny, tmp_path):
+    config, workdir, _ = run
+    with pytest.raises(UserError, match="resume=never"):
+        train(config, workdir, resume="never", log=quiet)
+    with pytest.raises(UserError, match="resume=must"):
+        train(config, tmp_path / "none", resume="must", log=quiet)
+    assert not (tmp_path / "none").exists()
+
+
+def test_changed_data_is_refused(tiny, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i}.txt").write_text(f"first text {i} " * 20)
+    config = tiny(data__source=f"text:{folder}/*.txt")
+    train(config, tmp_path / "run", log=quiet)
+    (folder / "3.txt").write_text("changed " * 20)
+    with pytest.raises(UserError, match="has changed since checkpoint 6"):
+        train(config, tmp_path / "run", log=quiet)
+
+
+def test_diverged_weights_are_not_saved(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        HeldOut, "evaluate", lambda self, state: {"eval/student": np.inf, "eval/ta": 1.0}
+    )
+    with pytest.raises(
+        DivergenceError, match="eval/student=inf at step 3: .*not saved; last good checkpoint: none"
+    ):
+        train(tiny(), tmp_path / "run", log=quiet)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
+def test_every_optimiser_trains_and_resumes(tiny, tmp_path, name):
+    config = tiny(optimizer__name=name, train__num_steps=4, train__checkpoint_every=2)
+    train(config, tmp_path / "run", log=quiet)
+    lines = []
+    train(config, tmp_path / "run", log=lines.append)
+    assert any("resumed from step 4" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, tmp_path):
+    fields = {
+        "optimizer__name": "shampoo",
+        "shampoo__block_size": 8,
+        "shampoo__precondition_every": 2,
+        "shampoo__start_step": 1,
+        "model__num_heads": 2,
+        "nest__num_heads": 4,
+        "nest__d_model": 32,
+        "data__batch_size": 8,
+    }
+    meshes = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    one = train(tiny(**fields), tmp_path / "one", log=quiet)
+    train(tiny(**fields, **meshes), tmp_path / "many", log=quiet)
+    shutil.rmtree(tmp_path / "many" / "checkpoints" / "6")
+    lines = []
+    many = train(tiny(**fields), tmp_path / "many", log=lines.append)
+    assert any("resumed from step 3" in line for line in lines)
+    assert many.metrics == pytest.approx(one.metrics, rel=1e-3)
+    metrics = [
+        json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert metrics[0]["shampoo_failures"] == 0 and 0 < metrics[-2]["shampoo_residual"] < 0.1
+    made = report(tmp_path / "many", weight="blocks/0/mlp/w_out", layer=1)
+    assert (tmp_path / "many" / "preconditioners.png").stat().st_size > 1000
+    text = (tmp_path / "many" / "report.md").read_text()
+    assert (
+        "## Preconditioners\n\nOf blocks/0/mlp/w_out, layer 1," in text
+        and "| TA alone | R |" in text
+        and made.files
+    )
+    for bad, words in (
+        ({"weight": "blocks/0/mlp/w_on"}, "did you mean"),
+        ({"layer": 9}, "layer=9 must be from 0 to 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            report(tmp_path / "many", **bad)
