@@ -1,0 +1,75 @@
+"""No text names a page that the project does not have."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLACES = ("matta_jax", "experiments", "tests", "configs", "docs", "README.md")
+KINDS = (".py", ".md", ".sh", ".yaml", ".ipynb", ".toml")
+DECISIONS = "docs/decisions.md"
+
+# Pages that a run, a search or a sweep writes.
+WRITTEN = ("report.md", "search.md", "sweep.md")
+
+# Names of pages that are not there, and why they stand.
+MISSING = {"tests/storage/storage_test.py: c.md": "a file that the test writes"}
+
+
+def project_files():
+    """The files whose text is read, without this one, which is about such names."""
+    for place in PLACES:
+        path = ROOT / place
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        for file in files:
+            is_text = file.is_file() and (file.suffix in KINDS or file.name == "Dockerfile")
+            if is_text and file != pathlib.Path(__file__):
+                yield file
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """All pages of the project, from its root."""
+    return {file.relative_to(ROOT).as_posix() for file in project_files() if file.suffix == ".md"}
+
+
+def missing_pages(text, pages):
+    """The names of pages in a text that are none of `pages`, and `decision N` without a page."""
+    names = re.findall(r"[\w./-]*\w\.md\b", text)
+    missing = []
+    for name in names:
+        # Each folder's README may name a page by its place from there.
+        tail = "/" + re.sub(r"^(\.{0,2}/)+", "", name)
+        exists = any(f"/{page}".endswith(tail) for page in pages)
+        if not exists and tail[1:] not in WRITTEN:
+            missing.append(name)
+
+    if DECISIONS not in pages or DECISIONS not in text:
+        missing += re.findall(r"\bdecisions?[\s#]+\d+", text)
+    return missing
+
+
+def test_each_page_that_is_named_exists(pages, assert_excepted):
+    missing = {}
+    for file in project_files():
+        path = file.relative_to(ROOT).as_posix()
+        for name in missing_pages(file.read_text(), pages):
+            missing[f"{path}: {name}"] = name
+    assert_excepted(missing, MISSING, "names of pages that the project does not have")
+
+
+def test_what_a_text_names_is_found():
+    pages = {"README.md", "docs/decisions.md", "experiments/scale/README.md"}
+    text = "see architecture.md, decision 12; scale/README.md, ../README.md and report.md"
+    assert missing_pages(text, pages) == ["architecture.md", "decision 12"]
+    assert missing_pages("docs/decisions.md, decision 12", pages) == []
+    assert missing_pages("docs/decisions.md, decision 12", {"README.md"}) == [
+        "docs/decisions.md",
+        "decision 12",
+    ]
+    assert missing_pages("a decision\n# 12", pages) == ["decision\n# 12"]
+    assert missing_pages("scale/other.md and quick/README.md", pages) == [
+        "scale/other.md",
+        "quick/README.md",
+    ]
