@@ -1,6 +1,7 @@
 """Nest: the Student and other members inside their TA, and the sizes that they may have."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ class Nest:
                 members[name] = member
         return members
 
-    @property
+    @functools.cached_property
     def layer_options(self) -> tuple[Sizes, ...]:
         """What a mix chooses from in each layer: sizes of the axes of `by_layer`, rising."""
         choices = [self.allowed[axis] for axis in self.by_layer]
