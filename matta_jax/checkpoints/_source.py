@@ -17,7 +17,7 @@ from matta_jax.config import Config
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Plan, plan_of
 from matta_jax.nesting import Counts, Nest, SubModel, Tree, flatten, slice_model, unflatten
-from matta_jax.optim import make_optimizer
+from matta_jax.optim import optimizer_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +122,7 @@ def load_opt_state(source: Source) -> Any:
     """Reads and verifies the optimiser state beside a source's weights. Raises UserError when it is
     damaged.
     """
-    config = source.config
-    optimizer = make_optimizer(
-        config.optimizer,
-        num_steps=config.train.num_steps,
-        axes=source.axes,
-        shampoo=config.shampoo,
-        nest=source.nest,
-    )
+    optimizer = optimizer_of(source.config, source.plan)
     abstract = on_one_device(jax.eval_shape(optimizer.init, source.abstract))
     with Checkpoints(source.directory, read_only=True) as checkpoints:
         return checkpoints.restore(source.step, {"opt_state": abstract})["opt_state"]

@@ -27,8 +27,8 @@ from matta_jax.nesting import (
 from matta_jax.optim import (
     ShampooState,
     find_shampoo,
-    make_optimizer,
     matrix_views,
+    optimizer_of,
     slice_shampoo,
     weights_of,
 )
@@ -70,15 +70,8 @@ class _Slicer:
 
     def slice(self, shampoo: ShampooState | None) -> Any:
         """Returns the state; `shampoo` is the TA's, where it has one."""
-        config = self._config
         plan = self._plan
-        optimizer = make_optimizer(
-            config.optimizer,
-            num_steps=config.train.num_steps,
-            axes=plan.axes,
-            shampoo=config.shampoo,
-            nest=plan.nest,
-        )
+        optimizer = optimizer_of(self._config, plan)
         # The state that a plain run would start with, whose leaves are then filled one by one.
         abstract = jax.eval_shape(optimizer.init, plan.abstract)
         stored = self._stored(abstract)

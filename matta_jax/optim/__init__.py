@@ -5,6 +5,7 @@ from matta_jax.optim._chain import make_optimizer as make_optimizer
 from matta_jax.optim._chain import make_schedule as make_schedule
 from matta_jax.optim._chain import map_state as map_state
 from matta_jax.optim._chain import matrix_views as matrix_views
+from matta_jax.optim._chain import optimizer_of as optimizer_of
 from matta_jax.optim._chain import shampoo_advice as shampoo_advice
 from matta_jax.optim._chain import state_shardings as state_shardings
 from matta_jax.optim._chain import weights_of as weights_of

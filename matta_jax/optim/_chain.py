@@ -8,7 +8,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.config import OptimizerConfig, ShampooConfig
+from matta_jax.config import Config, OptimizerConfig, ShampooConfig
+from matta_jax.models import Plan
 from matta_jax.nesting import (
     Names,
     Nest,
@@ -44,6 +45,22 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, config.warmup_steps), after],
         boundaries=[config.warmup_steps],
+    )
+
+
+def optimizer_of(
+    config: Config,
+    plan: Plan,
+    mesh: Mesh | None = None,
+) -> optax.GradientTransformation:
+    """Builds the chain of a run, for the weights of its plan; `mesh` as in `make_optimizer`."""
+    return make_optimizer(
+        config.optimizer,
+        num_steps=config.train.num_steps,
+        axes=plan.axes,
+        shampoo=config.shampoo,
+        nest=plan.nest,
+        mesh=mesh,
     )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from matta_jax.config import Config
 from matta_jax.models import Plan, init_params, plan_of
 from matta_jax.nesting import Nest, Tree, flatten, units
-from matta_jax.optim import make_optimizer, state_shardings, weights_of
+from matta_jax.optim import optimizer_of, state_shardings, weights_of
 from matta_jax.sharding import param_shardings, place, replicated
 from matta_jax.starts.teacher import Teacher, open_teacher
 
@@ -119,14 +119,7 @@ def make_setup(config: Config, mesh: Mesh) -> Setup:
     the model, or its Teacher is missing.
     """
     plan = plan_of(config)
-    optimizer = make_optimizer(
-        config.optimizer,
-        num_steps=config.train.num_steps,
-        axes=plan.axes,
-        shampoo=config.shampoo,
-        nest=plan.nest,
-        mesh=mesh,
-    )
+    optimizer = optimizer_of(config, plan, mesh)
     shardings = param_shardings(plan.abstract, plan.axes, mesh)
     opt_state = jax.eval_shape(optimizer.init, plan.abstract)
     opt_shardings = state_shardings(opt_state, plan.abstract, shardings, mesh)
