@@ -3,7 +3,6 @@ of them all.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -163,7 +162,7 @@ def gather_sweep(runs: Sequence[SweepRun], endings: Mapping[str, str] | None = N
     folder = runs[0].workdir.parent
     # The folder is absent where no run was trained here yet.
     storage.make_folder(folder)
-    storage.replace_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    storage.replace_text(folder / "sweep.json", storage.json_text(rows, indent=2) + "\n")
     storage.replace_text(folder / "sweep.md", table + "\n")
     return SweepResult(rows, table)
 
@@ -190,7 +189,7 @@ def last_evaluation(workdir: storage.Path) -> dict[str, Any] | None:
     # Means of training stand between evaluations, so the last line need not be one.
     for line in reversed(lines):
         try:
-            row = json.loads(line)
+            row = storage.parse_json(line)
         except ValueError:
             # The end of a run that was killed while it wrote.
             continue

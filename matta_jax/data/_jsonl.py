@@ -53,7 +53,7 @@ def read_json_lines(path: storage.Path, what: str) -> Iterator[tuple[int, dict[s
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = storage.parse_json(line)
         # Also of numbers and nestings beyond what Python reads.
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", str(error))

@@ -13,7 +13,6 @@ probability.
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -93,7 +92,7 @@ def write_header(folder: storage.Path, header: LabelHeader) -> None:
 
     with storage.writing("output", folder, "name another"):
         storage.make_folder(folder)
-        text = json.dumps(dataclasses.asdict(header), indent=2) + "\n"
+        text = storage.json_text(dataclasses.asdict(header), indent=2) + "\n"
         storage.replace_text(folder / _HEADER, text)
 
 

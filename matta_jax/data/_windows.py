@@ -8,7 +8,6 @@ so each token but the first is predicted exactly once; the last window may be sh
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -195,4 +194,4 @@ def _write(
         "num_documents": num_documents,
         "fingerprint": digest.hexdigest(),
     }
-    storage.replace_text(folder / "meta.json", json.dumps(meta))
+    storage.replace_text(folder / "meta.json", storage.json_text(meta))

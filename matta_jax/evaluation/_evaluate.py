@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -353,7 +352,7 @@ def write_json(path: storage.Path, value: object) -> None:
     """Writes JSON, making its folder. Raises UserError when it cannot be written."""
     make_folder_of(path)
     with storage.writing("output", path, "name another"):
-        storage.replace_text(path, json.dumps(value, indent=2) + "\n")
+        storage.replace_text(path, storage.json_text(value, indent=2) + "\n")
 
 
 def _parse_task(task: str) -> tuple[str, str]:

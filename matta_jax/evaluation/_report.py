@@ -3,7 +3,6 @@ curves.
 """
 
 import dataclasses
-import json
 import statistics
 from typing import Any
 
@@ -105,7 +104,7 @@ def _read_config(file: storage.Path) -> config_lib.Config:
 
 def _read_metrics(file: storage.Path) -> list[dict[str, float]]:
     try:
-        return [json.loads(line) for line in storage.read_text(file).splitlines()]
+        return [storage.parse_json(line) for line in storage.read_text(file).splitlines()]
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); resume the run to mend it") from None
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,7 +85,7 @@ def finish_package(building: storage.Path, manifest: dict[str, Any]) -> None:
     manifest = sealed(manifest)
     # After the tokenizer's files: the card says whether they are there.
     storage.replace_text(building / CARD, model_card(manifest, building))
-    storage.replace_text(building / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    storage.replace_text(building / MANIFEST, storage.json_text(manifest, indent=2) + "\n")
 
 
 def at_dtype(counts: Counts, params: Any) -> Counts:

@@ -2,7 +2,6 @@
 GPT-2).
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,7 +67,9 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
             dtype = str(next(iter(flat.values())).dtype)
             described = hf_config(architecture, dtype, eos_id)
             tensors = to_hf(tensors, flatten(logical_axes(architecture)), architecture)
-            storage.replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+            storage.replace_text(
+                folder / "config.json", storage.json_text(described, indent=2) + "\n"
+            )
         save_tensors(folder, tensors)
     return {
         path: {

@@ -114,7 +114,7 @@ def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> N
             older = [score for score in manifest["scores"] if score["task"] not in tasks]
             manifest["scores"] = older + scores
             # The manifest first: the card only repeats it.
-            storage.replace_text(file, json.dumps(manifest, indent=2) + "\n")
+            storage.replace_text(file, storage.json_text(manifest, indent=2) + "\n")
             storage.replace_text(file.with_name(CARD), model_card(manifest, file.parent))
     except (ValueError, KeyError, TypeError):
         raise UserError(

@@ -1,7 +1,6 @@
 """What a search knows of each model that it scored."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 from matta_jax import storage
@@ -75,7 +74,7 @@ class ScoreFile:
         self._losses: dict[tuple[str, int], TextLoss] = {}
         for line in storage.recover_lines(path):
             try:
-                record = json.loads(line)
+                record = storage.parse_json(line)
             except ValueError:
                 raise UserError(f"{str(path)!r} is damaged; remove it, and search again") from None
             # The folder may hold scores of an older search: of another checkpoint or corpus.
@@ -92,5 +91,5 @@ class ScoreFile:
             # Each at once: a search that is killed loses the score that it was at, and no other.
             record = {**self._about, "spec": spec, "windows": num_windows}
             record |= dataclasses.asdict(loss)
-            storage.append_line(self._path, json.dumps(record))
+            storage.append_line(self._path, storage.json_text(record))
         return self._losses[key]

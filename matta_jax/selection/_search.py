@@ -7,7 +7,6 @@ stopped goes on where it was.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 from matta_jax import storage
@@ -218,7 +217,7 @@ def _write(
         "rows": [dataclasses.asdict(row) for row in result.rows],
     }
     files = [root / "search.json", root / "search.md"]
-    storage.replace_text(files[0], json.dumps(described, indent=2) + "\n")
+    storage.replace_text(files[0], storage.json_text(described, indent=2) + "\n")
 
     parts = [f"# Search in {source.directory.parent.name}", result.table, *result.notes]
     if picture:

@@ -1,12 +1,12 @@
 """Single files: read, replaced as a whole, or grown line by line."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from matta_jax.storage._json import parse_json
 from matta_jax.storage._paths import Path
 
 # Of a file that everyone may read.
@@ -19,28 +19,34 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a UTF-8 file. Raises OSError, or UnicodeDecodeError, a ValueError."""
-    return path.read_text(encoding="utf-8")
+    """Returns the text of a UTF-8 file, without the mark that some editors begin it with. Raises
+    OSError, or UnicodeDecodeError, a ValueError.
+    """
+    return path.read_text(encoding="utf-8-sig")
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file. Raises OSError, or ValueError when it is no JSON."""
-    return json.loads(read_text(path))
+    """Returns the value of a JSON file. Raises OSError, or ValueError as `parse_json` does."""
+    return parse_json(read_text(path))
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; what is there at the end takes the place of `path`.
 
-    A crash leaves the old file or the new one, and at most a `.tmp` beside it, which the next
-    writer replaces.
+    A failure leaves the old file alone. A killed process leaves that or the new one, and at most a
+    `.tmp` beside it, which the next writer replaces.
 
     Raises:
       OSError: it cannot be moved to its place.
     """
     beside = path.with_name(path.name + ".tmp")
-    yield beside
-    os.replace(beside, path)
+    try:
+        yield beside
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """Where metrics go: a file of JSON lines, and TensorBoard or W&B where the config asks for them."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -33,7 +32,7 @@ class _JsonLines:
         self._path = path
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        storage.append_line(self._path, json.dumps({"step": step, **metrics}))
+        storage.append_line(self._path, storage.json_text({"step": step, **metrics}))
 
     def close(self) -> None:
         """Does nothing: no file is open."""
@@ -106,7 +105,7 @@ def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
     for line in storage.recover_lines(path):
         # A crash may have damaged a line.
         with contextlib.suppress(ValueError):
-            if json.loads(line)["step"] <= start_step:
+            if storage.parse_json(line)["step"] <= start_step:
                 lines.append(line)
 
     storage.replace_text(path, "".join(line + "\n" for line in lines))

@@ -1,7 +1,6 @@
 """All that may speak against a run, found before anything is written."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 import jax
@@ -150,4 +149,4 @@ def _check_teacher(setup: Setup, windows: Windows | ExampleSet) -> Labels | None
 
 def config_text(config: Config) -> str:
     """The config as it is written into a run's folder, and compared between processes."""
-    return json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+    return storage.json_text(config_lib.to_dict(config), indent=2) + "\n"
