@@ -1,9 +1,14 @@
 """Package metadata. Tool settings live in pyproject.toml."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+    r'__version__ = "(.+)"', (_ROOT / "matta_jax" / "__init__.py").read_text(encoding="utf-8")
+)
 _PLOTS = ["matplotlib>=3.9,<4"]
 _TOKENIZERS = ["tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
@@ -29,7 +34,7 @@ _NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
 
 setup(
     name="matta_jax",
-    version="0.1.0",
+    version=_VERSION[1],
     description="Train once, serve many: Matryoshka Teaching Assistants (MatTA) in JAX/Flax.",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,6 +1,5 @@
 """How every binary starts and ends: one line and exit code 2 for what a user got wrong."""
 
-import os
 import re
 import sys
 import traceback
@@ -8,18 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from matta_jax import storage
+import matta_jax
+from matta_jax import stops, storage
+from matta_jax.bin._config_file import config_file_error
+from matta_jax.bin._output import exit_of, guarded_output
 from matta_jax.config import Config, field_names, from_config_dict, unknown_field
 from matta_jax.errors import UserError, did_you_mean
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
+_TERMINATED = 143
+_GOES_ON = "the same command goes on from what was saved"
 
 # A flag in the arguments, joined by zeros: `--config=FILE` or `--config`, `FILE`.
 _INIT_FROM = re.compile(r"(?:^|\0)--?init_from[=\0]([^\0]*)")
-_CONFIG = re.compile(r"(?:^|\0)--?config[=\0]([^:\0]*)")
+_CONFIG = re.compile(r"(?:^|\0)--?config[=\0]([^\0]*)")
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 
 
@@ -30,14 +34,31 @@ def run(main: Callable[[], None]) -> None:
     # Progress is printed by `say`; the libraries' own is not wanted.
     logging.set_verbosity(logging.WARNING)
 
-    # A console script is no module of its own to absl, which would list no flags.
-    module = sys.modules[main.__module__]
-    asks_for_help = not {"--help", "-help", "-h"}.isdisjoint(sys.argv[1:])
-    if asks_for_help and module.__name__ != "__main__":
-        print(f"{module.__doc__}\n{flags.FLAGS.module_help(module)}")
+    words = set(sys.argv[1:])
+    if words & {"--help", "-help", "-h"}:
+        print(_help(main))
+        return
+    if words & {"--version", "-version"}:
+        print(f"matta_jax {matta_jax.__version__}")
         return
 
     app.run(lambda _: _guard(main), flags_parser=_parse)
+
+
+def _help(main: Callable[[], None]) -> str:
+    """What a binary does, and its flags."""
+    module = sys.modules[main.__module__]
+    # absl calls the module that was started by the name of its file.
+    name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
+    parts = [module.__doc__ or "", flags.FLAGS.module_help(name)]
+
+    takes_processes = hasattr(module, "_processes")
+    if takes_processes:
+        parts.append(flags.FLAGS.module_help("matta_jax.bin._processes"))
+    if "config" in flags.FLAGS:
+        parts.append(flags.FLAGS.module_help(__name__))
+        parts.append("  --config.SECTION.FIELD=VALUE sets a field over the file.")
+    return "\n".join(parts)
 
 
 def define_config(default: str | None = None) -> Any:
@@ -53,6 +74,9 @@ def checked_config(holder: Any) -> Config:
     """
     if holder.value is None:
         raise UserError("--config is missing; name a file, such as --config=configs/quickstart.py")
+    if not isinstance(holder.value, ConfigDict):
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise UserError(config_file_error(file, None))
     return from_config_dict(holder.value)
 
 
@@ -64,21 +88,46 @@ def required(holder: flags.FlagHolder, example: str) -> Any:
 
 
 def _guard(main: Callable[[], Any]) -> None:
-    try:
-        main()
-    except UserError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what was saved", code=_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of the output went away: what Python still flushes at exit goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        if _is_distributed():
-            sys.modules["matta_jax.sharding"].wait_for_verdict(error)
-            traceback.print_exc()
-            sys.modules["matta_jax.sharding"].part(1)
-        raise
+    with stops.watched(), stops.sigterm_raises(), guarded_output() as output:
+        try:
+            main()
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail(f"interrupted; {_GOES_ON}", code=_INTERRUPTED)
+        except stops.Stopped:
+            _fail(f"stopped by SIGTERM; {_GOES_ON}", code=_TERMINATED)
+        except Exception as error:
+            _fail_by(error)
+
+    code, line = exit_of(output)
+    if line:
+        _fail(line, code=code)
+    if code:
+        sys.exit(code)
+
+
+def _fail_by(error: Exception) -> None:
+    """Ends by an error that nobody foresaw: in a line where it is the machine's, else as it is."""
+    line = _machine_line(error)
+    if line is not None:
+        _fail(line)
+    if _is_distributed():
+        sys.modules["matta_jax.sharding"].wait_for_verdict(error)
+        traceback.print_exc()
+        sys.modules["matta_jax.sharding"].part(1)
+    raise error
+
+
+def _machine_line(error: Exception) -> str | None:
+    """What the file system or the memory refuses, in words; None of any other error."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; mend that, or name another file or folder"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+        reason = str(error).strip().split("\n")[0][:160]
+        return f"out of memory ({reason}); lower data.batch_size, data.seq_len or the model's sizes"
+    return None
 
 
 def _fail(message: str, code: int = _USAGE_ERROR) -> None:
@@ -99,27 +148,45 @@ def _is_distributed() -> bool:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    argv = _with_config(argv)
-
-    # config_flags would raise from deep inside of an import.
-    file = _CONFIG.search("\0".join(argv[1:]))
-    if file and not storage.path(file[1]).is_file():
-        _fail(f"--config={file[1]!r} does not exist; name a file, from {storage.working_folder()}")
-
     try:
-        arguments = flags.FLAGS(list(argv))
+        argv = _with_config(argv)
+        file = _CONFIG.search("\0".join(argv[1:]))
+        # config_flags would raise from deep inside of an import.
+        if file is not None:
+            _check_config_file(file[1])
+        return _parsed(argv, file[1] if file else None)
     except UserError as error:
         _fail(str(error))
+    raise AssertionError("_fail exits")
+
+
+def _check_config_file(named: str) -> None:
+    file = named.partition(":")[0]
+    if not storage.path(file).is_file():
+        raise UserError(
+            f"--config={file!r} does not exist; name a file, from {storage.working_folder()}"
+        )
+
+
+def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:
+    """The arguments that are no flags. Raises UserError."""
+    try:
+        arguments = flags.FLAGS(list(argv))
+    except UserError:
+        raise
     except flags.UnrecognizedFlagError as error:
         hint = did_you_mean(error.flagname, flags.FLAGS)
-        _fail(f"unknown flag --{error.flagname}{hint}; --help lists them")
+        raise UserError(f"unknown flag --{error.flagname}{hint}; --help lists them") from None
     except flags.Error as error:
-        _fail(_plain_words(str(error).replace("flag --", "--")))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(_config_error(argv, error))
+        if config_file is not None and "Error whilst parsing config file" in str(error):
+            raise UserError(config_file_error(config_file, error)) from None
+        raise UserError(_plain_words(str(error).replace("flag --", "--"))) from None
+    # The file is a user's own code, which may raise anything.
+    except Exception as error:
+        raise UserError(_config_error(argv, config_file, error)) from None
 
     if len(arguments) > 1:
-        _fail(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
+        raise UserError(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
     return arguments
 
 
@@ -132,7 +199,7 @@ def _with_config(argv: Sequence[str]) -> Sequence[str]:
     return [argv[0], f"--config={file}:{folder[1]}", *argv[1:]]
 
 
-def _config_error(argv: Sequence[str], error: Exception) -> str:
+def _config_error(argv: Sequence[str], file: str | None, error: Exception) -> str:
     """config_flags raises many kinds from deep inside; the override that it stumbled
     on tells best.
     """
@@ -141,7 +208,9 @@ def _config_error(argv: Sequence[str], error: Exception) -> str:
         override = _OVERRIDE.match(argument)
         if override and override[1] not in fields:
             return unknown_field(override[1])
-    return f"--config cannot be read: {type(error).__name__}: {error}"
+    if file is None:
+        return f"--config cannot be read: {type(error).__name__}: {error}"
+    return config_file_error(file, error)
 
 
 def _plain_words(message: str) -> str:

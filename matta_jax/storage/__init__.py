@@ -27,6 +27,7 @@ from matta_jax.storage._folders import move_folder as move_folder
 from matta_jax.storage._folders import new_folder as new_folder
 from matta_jax.storage._json import json_text as json_text
 from matta_jax.storage._json import parse_json as parse_json
+from matta_jax.storage._locks import locked as locked
 from matta_jax.storage._paths import Path as Path
 from matta_jax.storage._paths import home_cache as home_cache
 from matta_jax.storage._paths import kvstore as kvstore

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 from matta_jax.storage._json import parse_json
 from matta_jax.storage._paths import Path
 
-# Of a file that everyone may read.
-_SHARED_FILE = 0o644
+# Of a new file, from which the user's umask takes what it forbids.
+_NEW_FILE = 0o666
 
 
 def read_bytes(path: Path) -> bytes:
@@ -103,5 +103,15 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def share_file(path: Path) -> None:
-    """Lets everyone read a file of a library that writes for its owner alone. Raises OSError."""
-    path.chmod(_SHARED_FILE)
+    """Gives a file of a library that writes for its owner alone the permissions of any new file.
+    Raises OSError.
+    """
+    path.chmod(_NEW_FILE & ~umask())
+
+
+def umask() -> int:
+    """The permissions that the user takes from new files and folders."""
+    # It can only be read by setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

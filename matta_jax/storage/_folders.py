@@ -8,10 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from matta_jax.storage._files import umask
 from matta_jax.storage._paths import Path, path
 
-# Of a folder that everyone may read.
-_SHARED_FOLDER = 0o755
+# Of a new folder, from which the user's umask takes what it forbids.
+_NEW_FOLDER = 0o777
 
 
 def make_folder(folder: Path) -> None:
@@ -20,12 +21,26 @@ def make_folder(folder: Path) -> None:
 
 
 def glob(pattern: str) -> list[Path]:
-    """Returns what a user's pattern matches, sorted; `**` goes down any number of folders. Raises
-    UserError as `path` does.
+    """Returns what a user's pattern matches, sorted; `**` goes down any number of folders. Brackets
+    of a folder or file that is there by this very name have no meaning. Raises UserError as `path`
+    does.
     """
-    path(pattern)  # Refuses an address.
-    names = glob_module.glob(pattern, recursive=True)
+    # Refuses an address, and what the file system cannot look at.
+    expanded = path(pattern)
+    names = glob_module.glob(str(_literal_where_there(expanded)), recursive=True)
     return sorted(pathlib.Path(name) for name in names)
+
+
+def _literal_where_there(pattern: Path) -> Path:
+    """A pattern in which the names that are there as they stand match themselves alone."""
+    literal = pathlib.Path()
+    escaped = pathlib.Path()
+    for part in pattern.parts:
+        literal = literal / part
+        # A pattern of stars that is a name as well still means all that it matches.
+        is_there = "[" in part and literal.exists()
+        escaped = escaped / (glob_module.escape(part) if is_there else part)
+    return escaped
 
 
 def match(folder: Path, pattern: str) -> list[Path]:
@@ -45,7 +60,7 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
       target: the folder to come; those above it are made.
       keep_first: another process may build the same. The first that ends stays, and a failure does
         not count when it is there. Otherwise the last that ends stays.
-      private: for its owner alone; otherwise everyone may read it.
+      private: for its owner alone; otherwise it has the permissions of any new folder.
 
     Raises:
       OSError: it cannot be written.
@@ -60,7 +75,7 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
 
         # As it is made, only its owner may read it.
         if not private:
-            building.chmod(_SHARED_FOLDER)
+            building.chmod(_NEW_FOLDER & ~umask())
         if keep_first:
             os.rename(building, target)
         else:

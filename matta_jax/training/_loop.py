@@ -1,5 +1,6 @@
 """A run from its start to its end: the decisions at start-up, then step, log, evaluate, save."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
@@ -21,11 +23,15 @@ from matta_jax.training._metrics import Writer, open_writers
 from matta_jax.training._prepare import Prepared, check_start, config_text
 from matta_jax.training._resume import restore_state, save_state
 from matta_jax.training._signals import stop_requests
+from matta_jax.training._stall import Stall
 from matta_jax.training._start import start_from
 from matta_jax.training._state import Setup, TrainState
 from matta_jax.training._step import make_eval_step, make_train_step
 
 Log = Callable[[str], None]
+
+STALL_SECONDS = 120.0
+"""Without a step for so long, a line says what the run waits for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +57,7 @@ def train(
     *,
     resume: str = "auto",
     fallback: bool = False,
-    log: Log = logging.info,
+    log: Log = print,
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
@@ -83,7 +89,7 @@ def train(
     prepared = check_start(config, workdir, resume, log)
 
     mend = "make room or name another, and start again: the run goes on from its last checkpoint"
-    with storage.writing("workdir", workdir, mend, wrapped=True):
+    with storage.writing("workdir", workdir, mend, wrapped=True), _locked(workdir):
         _write_config(config, workdir, log)
         with Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
@@ -127,15 +133,27 @@ class _Run:
     log: Log
 
 
+def _locked(workdir: storage.Path) -> AbstractContextManager[None]:
+    """Makes the folder of a run, and keeps the processes of another one out of it."""
+    if not is_first():
+        return contextlib.nullcontext()
+    storage.make_folder(workdir)
+    return storage.locked("workdir", workdir)
+
+
 def _write_config(config: Config, workdir: storage.Path, log: Log) -> None:
-    """Makes the folder of a run, with its config in it."""
-    resolved = config_text(config)
+    """Writes the config into the folder of a run, and tells what it sets."""
     if is_first():
-        storage.make_folder(workdir)
-        storage.replace_text(workdir / "config.json", resolved)
+        storage.replace_text(workdir / "config.json", config_text(config))
     # The others open their checkpoints in the folder, which must be there.
     wait_for_all("matta_jax/workdir")
-    log(resolved.rstrip())
+
+    # Most of the fields have their defaults, and the whole stands in the file.
+    defaults = config_lib.to_dict(Config())
+    log(f"config ({workdir / 'config.json'} has the whole of it), where it differs from defaults:")
+    for line in config_lib.differences(defaults, config_lib.to_dict(config)):
+        field, _, change = line.partition(": ")
+        log(f"  {field} = {change.partition(' -> ')[2]}")
 
 
 def _first_state(
@@ -197,17 +215,26 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
     # Read once; the loop counts on the host.
     step = int(state.step)
     last = step >= train.num_steps
+    if last:
+        run.log(f"the run is finished: it is at step {step} of {train.num_steps}")
     # A finished run that is started again tells its evaluation, and is left as it is.
     evaluation = run.held_out.evaluate(state) if last else {}
 
     # What the meter has not seen: a step, its metrics on the device, and its wait for data.
     pending: tuple[int, Mapping[str, Any], float] | None = None
-    with stop_requests() as asked_to_stop, _open_batches(run, step) as batches:
+    stall = Stall(STALL_SECONDS, logging.warning)
+    with (
+        stop_requests() as asked_to_stop,
+        _open_batches(run, step) as batches,
+        stall.watched(),
+    ):
         while not last:
             before = time.perf_counter()
+            stall.enter(f"the data of step {step + 1}")
             rows = next(batches)
             waited = time.perf_counter() - before
 
+            stall.enter(f"the device, which computes step {step + 1}, or compiles it")
             # The step takes the old state's memory, and no name holds the batch: each would be
             # a copy more on the device.
             state, metrics = run.train_step(
@@ -229,11 +256,18 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
                 # Told before the evaluation, which waits for the step anyway.
                 run.meter.account(*pending)
                 pending = None
+                if last:
+                    # Before it is saved: weights that no step has changed are no result.
+                    run.meter.check_end()
+                stall.enter(f"the evaluation after step {step}, or its checkpoint")
                 evaluation = _evaluate(run, state, step, saves=saves)
                 # Neither the evaluation nor the saving is a step's time.
                 run.meter.restart_clock()
 
-    return TrainResult(workdir, step, finished=step >= train.num_steps, metrics=evaluation)
+    finished = step >= train.num_steps
+    ending = "finished" if finished else "stopped, to be continued by the same command,"
+    run.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
+    return TrainResult(workdir, step, finished=finished, metrics=evaluation)
 
 
 def _open_batches(run: _Run, step: int) -> AbstractContextManager[Iterator[Batch]]:

@@ -89,6 +89,7 @@ class SkippedSteps:
         self._checkpoints = checkpoints
         self._in_row = 0
         self._untold = 0
+        self._has_trained = False
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Counts and warns of a skipped step. Raises DivergenceError after too many in a row."""
@@ -113,6 +114,18 @@ class SkippedSteps:
     def end_row(self) -> None:
         """Takes note of a step that was not skipped."""
         self._in_row = 0
+        self._has_trained = True
+
+    def check_end(self) -> None:
+        """Raises DivergenceError where each step so far was skipped: nothing was trained."""
+        if self._has_trained or not self._in_row:
+            return
+        raise DivergenceError(
+            f"all {self._in_row} updates of this run were skipped, as their losses or gradients "
+            f"are not finite: nothing was trained; last good checkpoint: "
+            f"{last_good(self._checkpoints)}; lower optimizer.learning_rate, and look at the data "
+            "and the model that it started from"
+        )
 
     def tell(self) -> int:
         """Returns how many steps were skipped since this was last asked."""
@@ -182,6 +195,10 @@ class Meter:
 
         if step % log_every == 0:
             self._log_means(step, values)
+
+    def check_end(self) -> None:
+        """Raises DivergenceError where a run that ends has trained nothing."""
+        self._skipped_steps.check_end()
 
     def restart_clock(self) -> None:
         """Leaves what was done between two steps out of their speed."""

@@ -9,6 +9,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from matta_jax import stops
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
@@ -25,7 +27,10 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     event = threading.Event()
 
     def asked(step: int) -> bool:
-        return event.is_set()
+        is_asked = event.is_set()
+        if is_asked:
+            stops.answer()
+        return is_asked
 
     # Python sets handlers in the main thread alone; a run elsewhere is never asked.
     if threading.current_thread() is not threading.main_thread():
@@ -38,6 +43,8 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     # What was there before is put back, so that a notebook or a sweep keeps its own handler.
     previous_handler = signal.signal(signal.SIGTERM, remember)
     try:
-        yield asked
+        # A step may never end, and the handler waits for it: the second signal does not.
+        with stops.watched():
+            yield asked
     finally:
         signal.signal(signal.SIGTERM, previous_handler)

@@ -221,7 +221,7 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     code, output = call("train", *SMALL, "--dry_run")
     assert code == 0 and "MFLOP/token" in output and "temporaries" in output, output
     code, output = call("train", *SMALL, f"--workdir={workdir}")
-    assert code == 0 and '"learning_rate": 0.004' in output, output
+    assert code == 0 and "optimizer.learning_rate = 0.004" in output, output
     code, output = call("train", *SMALL, f"--workdir={workdir}", "--config.train.seed=5")
     assert code == 2 and "train.seed: 0 -> 5" in output
     code, output = call(

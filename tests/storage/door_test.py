@@ -22,7 +22,7 @@ OF_A_PATH = {
 
 EXCEPTIONS = {
     # Output whose reader went away is let go to nowhere: a descriptor, and no file.
-    "bin/_app.py": {"os.open"},
+    "bin/_output.py": {"os.open"},
     # tensorstore opens an array of the store that `storage.kvstore` names.
     "checkpoints/_stored.py": {"ts.open"},
 }

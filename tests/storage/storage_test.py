@@ -13,7 +13,8 @@ from matta_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "where", ["gs://bucket/run", "s3://bucket", pathlib.Path("gs://bucket/run")]
+    "where",
+    ["gs://bucket/run", "s3://bucket", pathlib.Path("gs://bucket/run"), "hdfs://x", "file:///a"],
 )
 def test_an_address_is_refused_in_one_line_and_makes_no_folder(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -40,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), storage.new_file(file) as beside:
         beside.write_text("half of the n")
         raise KeyboardInterrupt
-    assert storage.read_text(file) == "old"
+    assert storage.read_text(file) == "old" and list(tmp_path.iterdir()) == [file]
 
     storage.replace_text(file, "new")
     assert storage.read_text(file) == "new" and list(tmp_path.iterdir()) == [file]
@@ -76,7 +77,109 @@ def test_a_folder_takes_the_place_of_another_at_the_end(tmp_path):
         build(target, content)
         assert (target / "content").read_text() == content
         assert list(target.parent.iterdir()) == [target]
-    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_new_folders_and_files_respect_the_umask(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        build(tmp_path / "model", "x")
+        file = tmp_path / "model" / "content"
+        file.chmod(0o600)
+        storage.share_file(file)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+LOOP = "a loop of links"
+ODD_PATHS = {
+    "x" * 256: "too long",
+    "a/" * 3000: "too long",
+    LOOP: "symbolic links",
+    f"{LOOP}/run": "symbolic links",
+    "file/run": "Not a directory",
+    "nul\0": "null",
+    "~nobody-of-this-name/run": "names the home of no user",
+}
+
+
+@pytest.mark.parametrize("name", ODD_PATHS, ids=range(len(ODD_PATHS)))
+def test_what_the_file_system_cannot_look_at_is_a_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / LOOP).symlink_to(tmp_path / LOOP)
+    (tmp_path / "file").touch()
+    for opened in (storage.path, storage.resolve, storage.glob):
+        with pytest.raises(UserError, match=ODD_PATHS[name]) as error:
+            opened(name)
+        assert len(str(error.value)) < 300
+
+
+def test_a_removed_working_folder_is_a_line(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for where in ("run", ".", ""):
+        with pytest.raises(UserError, match="working folder"):
+            storage.resolve(where)
+    assert storage.resolve(tmp_path) == tmp_path.resolve()
+
+
+def test_the_home_of_the_user_is_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").touch()
+    assert storage.path("~/run") == tmp_path / "run"
+    assert storage.glob("~/*.txt") == [tmp_path / "a.txt"]
+
+
+def test_brackets_of_a_name_that_is_there_are_no_pattern(tmp_path):
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "[c].txt"):
+        (folder / name).touch()
+    assert storage.glob(f"{folder}/*.txt") == [folder / n for n in ("[c].txt", "a.txt", "b.txt")]
+    assert storage.glob(f"{folder}/[c].txt") == [folder / "[c].txt"]
+    assert storage.glob(f"{folder}/[ab].txt") == [folder / "a.txt", folder / "b.txt"]
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
+    code = (
+        "import pathlib, sys; from matta_jax import storage\n"
+        "from matta_jax.errors import UserError\n"
+        "try:\n"
+        "    with storage.locked('workdir', pathlib.Path(sys.argv[1])): print('mine')\n"
+        "except UserError as error: print(error)"
+    )
+
+    def ask():
+        asked = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+
+    with storage.locked("workdir", tmp_path), storage.locked("workdir", tmp_path):
+        assert f"is in use by process {os.getpid()}" in ask()
+    assert ask() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", '{"a": Infinity}', "[-Infinity]", "1e999", "[" * 200000, "{", "", "9" * 5000]
+)
+def test_what_is_no_json_is_a_value_error(text, tmp_path):
+    with pytest.raises(ValueError):
+        storage.parse_json(text)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError):
+        storage.read_json(tmp_path / "a.json")
+
+
+def test_json_holds_null_for_what_is_no_number_and_no_mark(tmp_path):
+    value = {"a": [float("nan"), 1.5, (float("inf"),)], "b": {"c": float("-inf")}, "d": "NaN"}
+    text = storage.json_text(value)
+    plain = {"a": [None, 1.5, [None]], "b": {"c": None}, "d": "NaN"}
+    assert storage.parse_json(text) == plain
+    (tmp_path / "a.json").write_text("\ufeff" + text)
+    assert storage.read_json(tmp_path / "a.json") == plain
 
 
 def test_a_folder_that_is_not_finished_leaves_what_was_there(tmp_path):

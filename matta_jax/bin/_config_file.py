@@ -1,0 +1,79 @@
+"""What is wrong with a user's config file, in one line with its file and line."""
+
+import runpy
+import traceback
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from matta_jax.errors import UserError
+
+# As Python says it of a call that does not fit.
+_TAKES_NONE = "get_config() takes 0 positional arguments"
+_NEEDS_ONE = "get_config() missing 1 required positional argument"
+
+
+def config_file_error(named: str, error: Exception | None) -> str:
+    """Returns the line about a config file that raised, or returned no config.
+
+    Args:
+      named: the flag's value, FILE or FILE:VARIANT.
+      error: what was raised; None where the file itself raised nothing.
+    """
+    file, colon, variant = named.partition(":")
+    shown = f"--config={file!r}"
+    for cause in _chain(error):
+        if isinstance(cause, UserError):
+            return str(cause)
+        text = str(cause)
+        if _TAKES_NONE in text and "Error whilst" not in text:
+            return f"{shown} has no variants; leave out {colon}{variant}"
+        if _NEEDS_ONE in text and "Error whilst" not in text:
+            return f"{shown} needs a variant; write {file}:VARIANT"
+        if isinstance(cause, AttributeError) and "'get_config'" in text:
+            return f"{shown} has no get_config(); define one that returns the config"
+        line = _line_in(file, cause)
+        if line is not None:
+            message = getattr(cause, "msg", None) or text or "no message"
+            return f"{shown} line {line}: {type(cause).__name__}: {message}; mend the file"
+
+    kind = _returned(named)
+    if kind is not None:
+        return (
+            f"{shown}: get_config() returns {kind}; return matta_jax.config.to_config_dict(Config("
+            "...))"
+        )
+    reason = f"{type(error).__name__}: {error}" if error is not None else "no config"
+    return f"{shown} cannot be read: {reason}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The causes of an error, the first one first."""
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return reversed(causes)
+
+
+def _line_in(file: str, error: BaseException) -> int | None:
+    """The line of a file that an error comes from; None where it comes from elsewhere."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
+    # The deepest: what it called elsewhere failed by its arguments.
+    return lines[-1] if lines else None
+
+
+def _returned(named: str) -> str | None:
+    """The kind of value that a file returns in place of a config; None where it returns one."""
+    file, colon, variant = named.partition(":")
+    try:
+        value = runpy.run_path(file)["get_config"](*([variant] if colon else []))
+    except Exception:
+        return None
+    return None if isinstance(value, ConfigDict) else type(value).__name__

@@ -1,0 +1,49 @@
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from matta_jax.bin._config_file import config_file_error
+
+FILES = {
+    "raises": ("def get_config():\n    return 1 // 0\n", "", ["line 2", "ZeroDivisionError"]),
+    "type": ("def get_config():\n    return 1 + 'a'\n", "", ["line 2", "TypeError"]),
+    "deep": (
+        "def f():\n    raise KeyError('x')\ndef get_config():\n    f()\n",
+        "",
+        ["line 2", "KeyError"],
+    ),
+    "syntax": ("def get_config(:\n    pass\n", "", ["line 1", "SyntaxError"]),
+    "import": ("import no_such_module\n", "", ["line 1", "no_such_module"]),
+    "nothing": ("x = 1\n", "", ["has no get_config()"]),
+    "variant": ("def get_config():\n    return {}\n", ":nope", ["has no variants"]),
+    "no variant": ("def get_config(name):\n    return {}\n", "", [":VARIANT"]),
+    "dict": ("def get_config():\n    return {}\n", "", ["returns dict", "to_config_dict"]),
+    "string": ("def get_config():\n    return 'a'\n", "", ["returns str"]),
+    "none": ("def get_config():\n    pass\n", "", ["returns NoneType"]),
+    "user": (
+        "from matta_jax.errors import UserError\ndef get_config():\n    raise UserError('mine')\n",
+        "",
+        ["mine"],
+    ),
+}
+
+
+# config_flags loads a module as Python 3.12 will not.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", FILES)
+def test_a_config_file_is_named_with_its_line(kind, tmp_path):
+    text, variant, words = FILES[kind]
+    file = tmp_path / "tiny.py"
+    file.write_text(text)
+    error = None
+    try:
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        values(["a binary", f"--config={file}{variant}"])
+    except Exception as raised:
+        error = raised
+
+    line = config_file_error(f"{file}{variant}", error)
+    for word in words:
+        assert word in line
+    assert kind == "user" or "tiny.py" in line
