@@ -20,6 +20,18 @@ class DivergenceError(UserError):
     """Training met a non-finite loss or gradient. The message names the last good checkpoint."""
 
 
+class UnsavedError(UserError):
+    """What was computed cannot be written.
+
+    Attributes:
+      text: what was computed, for people; binaries print it before the line.
+    """
+
+    def __init__(self, message: str, text: str):
+        super().__init__(message)
+        self.text = text
+
+
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the closest known word, or an empty string."""
     names = list(names)

@@ -23,12 +23,25 @@ class Stopped(BaseException):
     """A SIGTERM. No `except Exception` holds it up, and what is half written is cleared away."""
 
 
+def end_on_signals() -> None:
+    """Makes a SIGTERM or Ctrl-C end the process at once, in one line: nothing has begun."""
+    for number in _NUMBERS:
+        signal.signal(number, _end_at_start)
+
+
+def _end_at_start(number: int, frame: object) -> None:
+    _end(number, f"{signal.Signals(number).name} before anything was done", "nothing was written")
+
+
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Makes a SIGTERM within the block raise `Stopped`, in the main thread."""
+def raised() -> Iterator[None]:
+    """Makes a SIGTERM within the block raise `Stopped`, and a Ctrl-C KeyboardInterrupt, in the main
+    thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     previous_handler = signal.signal(signal.SIGTERM, _raise_stopped)
     try:
         yield
@@ -94,8 +107,8 @@ def _end_unanswered(number: int, seconds: float) -> None:
         _end(number, f"did not answer {signal.Signals(number).name} for {seconds:.0f} s")
 
 
-def _end(number: int, reason: str) -> None:
-    line = f"error: {reason}; it ends at once, and goes on from the last checkpoint\n"
+def _end(number: int, reason: str, outcome: str = "the work goes on from what was saved") -> None:
+    line = f"error: {reason}; the process ends at once, and {outcome}\n"
     with contextlib.suppress(OSError):
         os.write(2, line.encode())
     os._exit(128 + number)

@@ -7,18 +7,21 @@ import time
 
 import pytest
 
-# The lock is never free: a main thread that waits in C runs no handler of Python's.
+# A mutex that is locked twice is waited for in C for ever, and no signal ends the wait.
 STUCK = """
-import ctypes, signal, sys
+import ctypes, sys
 from matta_jax import stops
-with stops.watched(float(sys.argv[1])), stops.sigterm_raises():
+mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+with stops.watched(float(sys.argv[1])), stops.raised():
+    library.pthread_mutex_lock(mutex)
     print("ready", flush=True)
-    while True:
-        try:
-            ctypes.CDLL(None).pause()
-        except BaseException:
-            pass
+    library.pthread_mutex_lock(mutex)
 """
+
+
+def wait_for_the_wait():
+    """Nothing tells from outside that the main thread has come to its second lock."""
+    time.sleep(0.5)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,7 @@ def test_a_process_that_swallows_signals_ends(grace, num_signals, words, number)
         [sys.executable, "-c", STUCK, str(grace)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout.readline() == b"ready\n"
+    wait_for_the_wait()
     for _ in range(num_signals):
         process.send_signal(number)
         # Two signals at once are one.
@@ -40,13 +44,29 @@ def test_a_process_that_swallows_signals_ends(grace, num_signals, words, number)
 
 
 def test_an_answer_gives_all_the_time_that_the_end_needs():
-    code = STUCK.replace("    while True:\n", "    stops.answer()\n    while True:\n")
+    code = STUCK.replace('    print("ready"', '    stops.answer()\n    print("ready"')
     process = subprocess.Popen(
         [sys.executable, "-c", code, "0.2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout.readline() == b"ready\n"
+    wait_for_the_wait()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.8)
     assert process.poll() is None
     process.kill()
     process.communicate()
+
+
+def test_a_signal_before_anything_is_done_is_a_line():
+    code = "from matta_jax import stops; stops.end_on_signals(); print(1, flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"1\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and errors.startswith(b"error: SIGINT before")
+    assert errors.count(b"\n") == 1

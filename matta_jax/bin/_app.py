@@ -14,7 +14,7 @@ from matta_jax import stops, storage
 from matta_jax.bin._config_file import config_file_error
 from matta_jax.bin._output import exit_of, guarded_output
 from matta_jax.config import Config, field_names, from_config_dict, unknown_field
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UnsavedError, UserError, did_you_mean
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
@@ -88,10 +88,13 @@ def required(holder: flags.FlagHolder, example: str) -> Any:
 
 
 def _guard(main: Callable[[], Any]) -> None:
-    with stops.watched(), stops.sigterm_raises(), guarded_output() as output:
+    with stops.watched(), stops.raised(), guarded_output() as output:
         try:
             main()
         except UserError as error:
+            # Hours may have gone into it.
+            if isinstance(error, UnsavedError):
+                print(error.text, flush=True)
             _fail(str(error))
         except KeyboardInterrupt:
             _fail(f"interrupted; {_GOES_ON}", code=_INTERRUPTED)

@@ -30,6 +30,9 @@ from matta_jax.training._step import make_eval_step, make_train_step
 
 Log = Callable[[str], None]
 
+OnMetrics = Callable[[int, Mapping[str, float]], None]
+"""Takes a step and its metrics by name."""
+
 STALL_SECONDS = 120.0
 """Without a step for so long, a line says what the run waits for."""
 
@@ -51,13 +54,15 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def train(
+def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     config: Config,
     workdir: str | storage.Path,
     *,
     resume: str = "auto",
     fallback: bool = False,
     log: Log = print,
+    on_step: OnMetrics | None = None,
+    on_eval: OnMetrics | None = None,
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
@@ -75,6 +80,9 @@ def train(
       fallback: where the newest checkpoint is damaged, go on from the newest healthy one, and keep
         the damaged ones in `workdir/damaged`.
       log: takes progress lines.
+      on_step: called with each step and its metrics, one step late: the device does not wait for
+        it. What it raises ends the run.
+      on_eval: called with each evaluation, such as `eval/student`.
 
     Raises:
       UserError: the config does not fit the devices, the data or the run in `workdir`; or nothing
@@ -97,10 +105,9 @@ def train(
             state = _first_state(prepared, checkpoints, fallback, log)
             # After the state, whose step says which lines of an earlier process count.
             with open_writers(config, workdir, int(state.step)) as writer:
-                run = _make_run(prepared, checkpoints, writer, log)
+                run = _make_run(prepared, checkpoints, writer, log, on_step, on_eval)
                 if prepared.scores_first(int(state.step)):
-                    evaluation = run.held_out.evaluate(state)
-                    report_evaluation(int(state.step), evaluation, writer, log)
+                    _evaluate(run, state, int(state.step), saves=False)
                 return _run_steps(run, state, workdir)
 
 
@@ -119,6 +126,7 @@ class _Run:
       checkpoints: where states are saved.
       writer: takes metrics.
       log: takes progress lines.
+      on_eval: takes evaluations, where the caller wants them.
     """
 
     setup: Setup
@@ -131,6 +139,7 @@ class _Run:
     checkpoints: Checkpoints
     writer: Writer
     log: Log
+    on_eval: OnMetrics | None
 
 
 def _locked(workdir: storage.Path) -> AbstractContextManager[None]:
@@ -174,7 +183,14 @@ def _first_state(
     return prepared.setup.init()
 
 
-def _make_run(prepared: Prepared, checkpoints: Checkpoints, writer: Writer, log: Log) -> _Run:
+def _make_run(
+    prepared: Prepared,
+    checkpoints: Checkpoints,
+    writer: Writer,
+    log: Log,
+    on_step: OnMetrics | None,
+    on_eval: OnMetrics | None,
+) -> _Run:
     """Puts the parts of the loop together: reads the Teacher, and measures the device."""
     setup = prepared.setup
     config = setup.config
@@ -193,6 +209,7 @@ def _make_run(prepared: Prepared, checkpoints: Checkpoints, writer: Writer, log:
         skipped_steps=SkippedSteps(config.train.max_skipped_steps, checkpoints),
         writer=writer,
         log=log,
+        on_step=on_step,
     )
     return _Run(
         setup=setup,
@@ -205,6 +222,7 @@ def _make_run(prepared: Prepared, checkpoints: Checkpoints, writer: Writer, log:
         checkpoints=checkpoints,
         writer=writer,
         log=log,
+        on_eval=on_eval,
     )
 
 
@@ -290,6 +308,8 @@ def _evaluate(run: _Run, state: TrainState, step: int, *, saves: bool) -> dict[s
     """Evaluates a state and tells of it; then saves it, where it is due."""
     evaluation = run.held_out.evaluate(state)
     report_evaluation(step, evaluation, run.writer, run.log)
+    if run.on_eval is not None:
+        run.on_eval(step, evaluation)
     if saves:
         save_state(
             run.checkpoints,

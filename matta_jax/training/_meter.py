@@ -143,6 +143,7 @@ class Meter:
       skipped_steps: their count.
       writer: takes the means.
       log: takes progress lines.
+      on_step: takes each step and its metrics, where the caller wants them.
     """
 
     def __init__(
@@ -153,7 +154,9 @@ class Meter:
         skipped_steps: SkippedSteps,
         writer: Writer,
         log: Callable[[str], None],
+        on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     ):
+        self._on_step = on_step
         self._config = config
         self._cost = cost
         self._skipped_steps = skipped_steps
@@ -179,6 +182,8 @@ class Meter:
         host_metrics = jax.device_get(dict(metrics))
         values = {name: float(value) for name, value in host_metrics.items()}
         values["data_wait_seconds"] = waited
+        if self._on_step is not None:
+            self._on_step(step, dict(values))
 
         if values.pop("skipped"):
             self._skipped_steps.add(step, values)

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -31,10 +33,12 @@ FILES = {
 # config_flags loads a module as Python 3.12 will not.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", FILES)
-def test_a_config_file_is_named_with_its_line(kind, tmp_path):
+def test_a_config_file_is_named_with_its_line(kind, tmp_path, monkeypatch):
     text, variant, words = FILES[kind]
     file = tmp_path / "tiny.py"
     file.write_text(text)
+    # config_flags would load the file into the module of the last one.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     error = None
     try:
         values = flags.FlagValues()

@@ -56,7 +56,16 @@ def test_a_lone_student_trains(tiny, tmp_path):
         nest__widths=[],
         train__num_steps=3,
     )
-    result = train(config, tmp_path / "run", log=quiet)
+    steps, evaluations = {}, {}
+    result = train(
+        config,
+        tmp_path / "run",
+        log=quiet,
+        on_step=steps.__setitem__,
+        on_eval=evaluations.__setitem__,
+    )
+    assert list(steps) == [1, 2, 3] and np.isfinite(steps[2]["student"])
+    assert evaluations == {3: result.metrics}
     assert (
         set(result.metrics) == {"eval/student", "eval/agreement"}
         and result.metrics["eval/agreement"] == 1

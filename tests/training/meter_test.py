@@ -121,3 +121,10 @@ def test_speed_leaves_out_the_step_that_compiles_and_counts_those_that_are_skipp
     assert means["tokens_per_second"] == 64 and means["data_wait_share"] == 0.25
     assert means["mfu"] == 0.5
     assert lines[0].endswith("| 64 tok/s MFU 50.0% waits for data 25% | ETA 0:06")
+
+
+def test_a_run_that_skips_every_step_does_not_end_well(tiny, tmp_path, poison):
+    poison({1, 2, 3})
+    with pytest.raises(DivergenceError, match="all 3 updates .* nothing was trained"):
+        train(tiny(train__num_steps=3), tmp_path / "run", log=lambda line: None)
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
