@@ -5,4 +5,5 @@ tokenizer JSON, behind one small interface.
 from matta_jax.tokenizers._base import Tokenizer as Tokenizer
 from matta_jax.tokenizers._byte import ByteTokenizer as ByteTokenizer
 from matta_jax.tokenizers._digest import tokenizer_digest as tokenizer_digest
+from matta_jax.tokenizers._make import fitting_tokenizer as fitting_tokenizer
 from matta_jax.tokenizers._make import make_tokenizer as make_tokenizer

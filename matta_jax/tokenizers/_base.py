@@ -1,36 +1,90 @@
 """What every tokenizer does, and what those made from files share."""
 
+import abc
+import contextlib
 import hashlib
 import importlib
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from matta_jax import storage
 from matta_jax.errors import UserError
 
+# No table of embeddings has so many rows.
+_MOST_IDS = 2**24
 
-class Tokenizer(Protocol):
-    """Text to ids and back.
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back: the rules that hold of every tokenizer, whatever library or file does
+    the work.
 
     Attributes:
-      vocab_size: ids are below it.
+      vocab_size: ids are below it: the largest id + 1.
       eos_id: separates documents; never produced by `encode`.
       fingerprint: changes when the tokenizer does.
+      name: as the config names it.
     """
 
     vocab_size: int
     eos_id: int
     fingerprint: str
+    name: str
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns ids [n] of a text."""
-        ...
+        """Returns ids [n] of a text, in which names of special tokens are text like any other.
+        Raises UserError for an id that is none of the vocabulary's, or a text that the tokenizer
+        has no tokens for and refuses.
+        """
+        ids = np.asarray(self._ids_of(text))
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise UserError(
+                f"data.tokenizer={self.name!r} makes id {ids.max()} of a text, beyond its "
+                f"{self.vocab_size} ids; mend or replace its file"
+            )
+        # A word may be spelled as the separator: it must not end the document.
+        return ids[ids != self.eos_id]
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids; broken characters become U+FFFD."""
-        ...
+        """Returns the text of ids, without separators and ids that have no token; broken characters
+        become U+FFFD.
+        """
+        return self._text_of(self._known(ids))
+
+    @property
+    def has_token(self) -> np.ndarray:
+        """Of each id [vocab_size], whether it has a token."""
+        return np.ones(self.vocab_size, bool)
+
+    def survives(self, text: str, ids: np.ndarray) -> bool:
+        """Whether the ids of a text hold all of it."""
+        return self.decode(ids) == text
+
+    def count_bytes(self, text: str, ids: np.ndarray) -> int:
+        """How many UTF-8 bytes of a text its ids hold: all of a text that survives, else at most
+        what can be read back.
+        """
+        num_bytes = len(text.encode())
+        if self.survives(text, ids):
+            return num_bytes
+        return min(num_bytes, self.num_bytes(ids))
+
+    def num_bytes(self, ids: np.ndarray) -> int:
+        """How many UTF-8 bytes ids stand for; a token for the unknown stands for none."""
+        return len(self.decode(ids).encode())
+
+    @abc.abstractmethod
+    def _ids_of(self, text: str) -> np.ndarray | Sequence[int]: ...
+
+    @abc.abstractmethod
+    def _text_of(self, ids: list[int]) -> str: ...
+
+    def _known(self, ids: np.ndarray) -> list[int]:
+        """Those of ids that have a token and are no separator."""
+        ids = np.asarray(ids, np.int64)
+        ids = ids[(ids >= 0) & (ids < self.vocab_size) & (ids != self.eos_id)]
+        return ids[self.has_token[ids]].tolist()
 
 
 def hash_files(files: Sequence[storage.Path]) -> str:
@@ -48,3 +102,48 @@ def import_library(name: str, spec: str) -> Any:
         raise UserError(
             f"data.tokenizer={spec!r} needs the package {name}: pip install 'matta_jax[tokenizers]'"
         ) from None
+
+
+def read_vocabulary(file: storage.Path, spec: str) -> dict[str, Any]:
+    """Returns the object of a JSON file. Raises UserError where it cannot be read or is none."""
+    with reading(file, spec):
+        value = storage.read_json(file)
+    if not isinstance(value, dict):
+        raise UserError(
+            f"data.tokenizer={spec!r}: {file} is {type(value).__name__}, and must be a JSON object"
+        )
+    return value
+
+
+@contextlib.contextmanager
+def reading(file: storage.Path, spec: str) -> Iterator[None]:
+    """Turns the failures of reading a tokenizer's file into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.tokenizer={spec!r}: {file} cannot be read ({first_line(error)}); mend or "
+            "replace it"
+        ) from None
+
+
+def mark_ids(ids: Sequence[Any], spec: str) -> np.ndarray:
+    """Returns of each id up to the largest whether it is among `ids`. Raises UserError for what is
+    no id.
+    """
+    for i in ids:
+        # By `type`: true and false are ints to isinstance.
+        if type(i) is not int or not 0 <= i < _MOST_IDS:
+            raise UserError(
+                f"data.tokenizer={spec!r} has the id {i!r}; ids must be whole numbers from 0 to "
+                f"{_MOST_IDS - 1}"
+            )
+    marks = np.zeros(max(ids, default=-1) + 1, bool)
+    marks[list(ids)] = True
+    return marks
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -2,18 +2,23 @@
 
 import numpy as np
 
+from matta_jax.tokenizers._base import Tokenizer
 
-class ByteTokenizer:
-    """UTF-8 bytes; byte 0, which no text holds, separates documents."""
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes; byte 0, which no text holds, separates documents: NUL characters are dropped."""
 
     vocab_size = 256
     eos_id = 0
     fingerprint = "byte"
+    name = "byte"
 
-    def encode(self, text: str) -> np.ndarray:
-        """Returns the bytes of a text; NUL characters are dropped."""
-        return np.frombuffer(text.replace("\0", "").encode(), np.uint8)
+    def num_bytes(self, ids: np.ndarray) -> int:
+        """One for each id that is no separator, also of half a character."""
+        return len(self._known(ids))
 
-    def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of bytes, without separators."""
-        return bytes(int(i) for i in ids if i).decode("utf-8", errors="replace")
+    def _ids_of(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8)
+
+    def _text_of(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")

@@ -1,23 +1,34 @@
 """GPT-2's byte-level BPE, from the two files that OpenAI published."""
 
+from typing import Any
+
 import numpy as np
 
 from matta_jax import storage
 from matta_jax.errors import UserError
-from matta_jax.tokenizers._base import hash_files, import_library
+from matta_jax.tokenizers._base import (
+    Tokenizer,
+    hash_files,
+    import_library,
+    mark_ids,
+    read_vocabulary,
+    reading,
+)
 
 # How GPT-2 cuts a text into words before it merges: contractions, letters, numbers, all else, white
 # space. `++` never gives back, which matches the same and is faster than the published `+`.
 _WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _END_TOKEN = "<|endoftext|>"
+_START_TOKEN = "<|startoftext|>"
 
 
-class GPT2Tokenizer:
+class GPT2Tokenizer(Tokenizer):
     """The BPE of `vocab.bpe` and `encoder.json` in a folder. Raises UserError when they are missing
     or do not fit together.
     """
 
     def __init__(self, folder: storage.Path):
+        self.name = f"gpt2:{folder}"
         tiktoken = import_library("tiktoken", "gpt2:")
         merges, ids = folder / "vocab.bpe", folder / "encoder.json"
         for file in (merges, ids):
@@ -27,10 +38,9 @@ class GPT2Tokenizer:
                     "encoder.json"
                 )
 
-        ranks = _read_ranks(folder, merges, ids)
-        # The end of a text comes after all that merges make.
-        self.eos_id = len(ranks)
-        self.vocab_size = len(ranks) + 1
+        ranks, self.eos_id = _read_ranks(merges, ids, self.name)
+        self._has_token = mark_ids([*ranks.values(), self.eos_id], self.name)
+        self.vocab_size = len(self._has_token)
         self.fingerprint = "gpt2:" + hash_files([merges, ids])
         self._encoding = tiktoken.Encoding(
             "gpt2",
@@ -39,24 +49,62 @@ class GPT2Tokenizer:
             special_tokens={_END_TOKEN: self.eos_id},
         )
 
-    def encode(self, text: str) -> np.ndarray:
-        """Returns ids [n] of a text, in which the end token's name is text like any other."""
+    @property
+    def has_token(self) -> np.ndarray:
+        """Of each id [vocab_size], whether it has a token."""
+        return self._has_token
+
+    def num_bytes(self, ids: np.ndarray) -> int:
+        """Those of each token, also of half a character."""
+        return len(self._encoding.decode_bytes(self._known(ids)))
+
+    def _ids_of(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
-    def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids, without separators."""
-        of_text = [int(i) for i in ids if i != self.eos_id]
-        return self._encoding.decode(of_text, errors="replace")
+    def _text_of(self, ids: list[int]) -> str:
+        return self._encoding.decode(ids, errors="replace")
 
 
-def _read_ranks(folder: storage.Path, merges: storage.Path, ids: storage.Path) -> dict[bytes, int]:
-    """The id of each token, by its bytes."""
-    load = import_library("tiktoken.load", "gpt2:")
+def _read_ranks(merges: storage.Path, ids: storage.Path, spec: str) -> tuple[dict[bytes, int], int]:
+    """The id of each token, by its bytes; and the end token's."""
+    # Read here: the library's own reader keeps a copy of each file by its path, and returns that
+    # when another file lies there.
+    byte_of = _byte_of_character()
+    encoder = read_vocabulary(ids, spec)
+    with reading(merges, spec):
+        lines = storage.read_text(merges).splitlines()
+
+    ranks = {bytes([byte]): rank for rank, byte in enumerate(byte_of.values())}
     try:
-        return load.data_gym_to_mergeable_bpe_ranks(
-            str(storage.local_copy(merges)), str(storage.local_copy(ids))
-        )
-    except (ValueError, AssertionError, KeyError, IndexError):
+        for line in lines:
+            if line.startswith("#version") or not line.strip():
+                continue
+            first, second = line.split()
+            ranks[_bytes_of(first, byte_of) + _bytes_of(second, byte_of)] = len(ranks)
+
+        # The end of a text comes after all that merges make, where the file does not say.
+        end_id: Any = encoder.pop(_END_TOKEN, len(ranks))
+        encoder.pop(_START_TOKEN, None)
+        is_fitting = ranks == {_bytes_of(token, byte_of): i for token, i in encoder.items()}
+    except (ValueError, KeyError):
+        is_fitting = False
+    if not is_fitting or end_id in ranks.values():
         raise UserError(
-            f"data.tokenizer='gpt2:{folder}': vocab.bpe and encoder.json do not fit together"
-        ) from None
+            f"data.tokenizer={spec!r}: vocab.bpe and encoder.json do not fit together; copy both "
+            "anew"
+        )
+    return ranks, end_id
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte that each character of the files stands for, in the order of ids: those that can be
+    printed stand for themselves.
+    """
+    printed = [i for i in range(256) if chr(i).isprintable() and chr(i) != " "]
+    unprintable = [i for i in range(256) if i not in printed]
+    shifted = {chr(256 + i): byte for i, byte in enumerate(unprintable)}
+    return {chr(byte): byte for byte in printed} | shifted
+
+
+def _bytes_of(token: str, byte_of: dict[str, int]) -> bytes:
+    return bytes(byte_of[character] for character in token)

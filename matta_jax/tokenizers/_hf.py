@@ -1,34 +1,47 @@
 """Any tokenizer of Hugging Face's library, from its JSON file."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
 from matta_jax import storage
 from matta_jax.errors import UserError
-from matta_jax.tokenizers._base import hash_files, import_library
+from matta_jax.tokenizers._base import (
+    Tokenizer,
+    first_line,
+    hash_files,
+    import_library,
+    mark_ids,
+    read_vocabulary,
+)
 
 # Names of the token that ends a text, the likeliest first.
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
-class HFTokenizer:
+class HFTokenizer(Tokenizer):
     """The tokenizer of a `tokenizer.json`. Raises UserError when the file is missing, no tokenizer,
     or without an end of text.
+
+    What the file says of a call, not of the tokenizer, is not obeyed: truncation, padding, dropout
+    of merges, special tokens that are found in a text.
     """
 
     def __init__(self, file: storage.Path):
+        self.name = f"hf:{file}"
         tokenizers = import_library("tokenizers", "hf:")
         if not file.is_file():
             raise UserError(f"data.tokenizer='hf:{file}' is missing; name a tokenizer JSON file")
 
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(storage.local_copy(file)))
-        except Exception as error:  # The library raises bare Exception for every kind of bad file.
-            raise UserError(
-                f"data.tokenizer='hf:{file}' is not a tokenizer JSON file ({error})"
-            ) from None
+        rules = _without_call_options(read_vocabulary(file, self.name))
+        with _one_line(self.name, "is not a tokenizer JSON file"):
+            self._tokenizer = tokenizers.Tokenizer.from_str(storage.json_text(rules))
+            self._tokenizer.encode_special_tokens = True
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
 
-        end_ids = [self._tokenizer.token_to_id(token) for token in _END_TOKENS]
-        end_ids = [end_id for end_id in end_ids if end_id is not None]
+        end_ids = [vocabulary[token] for token in _END_TOKENS if token in vocabulary]
         if not end_ids:
             raise UserError(
                 f"data.tokenizer='hf:{file}' has no end-of-text token; it needs one of "
@@ -36,13 +49,78 @@ class HFTokenizer:
             )
 
         self.eos_id = end_ids[0]
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        # Not the number of tokens: a vocabulary may have holes.
+        self._has_token = mark_ids(list(vocabulary.values()), self.name)
+        self.vocab_size = len(self._has_token)
         self.fingerprint = "hf:" + hash_files([file])
+        self._unknown_id = _unknown_id(rules, vocabulary)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Returns ids [n] of a text, without those that a template would put around it."""
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.uint32)
+    @property
+    def has_token(self) -> np.ndarray:
+        """Of each id [vocab_size], whether it has a token."""
+        return self._has_token
 
-    def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids, without separators."""
-        return self._tokenizer.decode([int(i) for i in ids if i != self.eos_id])
+    def num_bytes(self, ids: np.ndarray) -> int:
+        """Those of the text; a token for the unknown stands for none."""
+        ids = np.asarray(ids, np.int64)
+        return len(self.decode(ids[ids != self._unknown_id]).encode())
+
+    def survives(self, text: str, ids: np.ndarray) -> bool:
+        """Whether the ids of a text hold all of it."""
+        return self._unknown_id not in np.asarray(ids) and super().survives(text, ids)
+
+    def _ids_of(self, text: str) -> np.ndarray:
+        with _one_line(self.name, "cannot encode a text"):
+            # Without those that a template would put around it.
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids, np.uint32)
+
+    def _text_of(self, ids: list[int]) -> str:
+        with _one_line(self.name, "cannot decode ids"):
+            return self._tokenizer.decode(ids)
+
+
+def _without_call_options(rules: dict[str, Any]) -> dict[str, Any]:
+    rules = rules | {"truncation": None, "padding": None}
+    model = rules.get("model")
+    if isinstance(model, dict) and "dropout" in model:
+        rules["model"] = model | {"dropout": None}
+
+    added = rules.get("added_tokens")
+    if isinstance(added, list):
+        # Found in a text, an end token that is not special would end the document.
+        rules["added_tokens"] = [
+            token | {"special": True}
+            if isinstance(token, dict) and token.get("content") in _END_TOKENS
+            else token
+            for token in added
+        ]
+    return rules
+
+
+def _unknown_id(rules: dict[str, Any], vocabulary: dict[str, int]) -> int:
+    """The id of what the vocabulary lacks; -1 where there is none."""
+    model = rules.get("model")
+    if not isinstance(model, dict):
+        return -1
+    by_id = model.get("unk_id")
+    if isinstance(by_id, int):
+        return by_id
+    by_name = model.get("unk_token")
+    return vocabulary.get(by_name, -1) if isinstance(by_name, str) else -1
+
+
+@contextlib.contextmanager
+def _one_line(name: str, what: str) -> Iterator[None]:
+    """Turns the library's failures into a UserError."""
+    try:
+        yield
+    # The library raises bare Exception for every kind of bad file, and a panic of its own language,
+    # which is none.
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"
+        if not isinstance(error, Exception) and not is_panic:
+            raise
+        raise UserError(
+            f"data.tokenizer={name!r} {what} ({first_line(error)}); mend or replace the file"
+        ) from None

@@ -22,3 +22,17 @@ def make_tokenizer(spec: str) -> Tokenizer:
 
     hint = did_you_mean(kind, ("byte", "gpt2", "hf"))
     raise UserError(f"data.tokenizer={spec!r} must be byte, gpt2:FOLDER or hf:FILE.json{hint}")
+
+
+def fitting_tokenizer(spec: str, vocab_size: int) -> Tokenizer:
+    """As `make_tokenizer`, for a model of `vocab_size` ids. Raises UserError for a tokenizer of
+    more.
+    """
+    tokenizer = make_tokenizer(spec)
+    # More rows than ids are fine: tables are often rounded up for the devices.
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"model.vocab_size={vocab_size} must be at least the {tokenizer.vocab_size} ids of "
+            f"data.tokenizer={spec!r}"
+        )
+    return tokenizer
