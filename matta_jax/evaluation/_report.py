@@ -17,9 +17,9 @@ from matta_jax.evaluation._preconditioners import (
     preconditioner_blocks,
 )
 from matta_jax.evaluation._sizes import Row, figure_of, plot_sizes, sizes_table, width_text
-from matta_jax.models import Architecture, architecture_from_json, plan_of
+from matta_jax.models import Architecture, plan_of
 from matta_jax.nesting import RESIDUAL, flatten, matrix_view, nest_of
-from matta_jax.packages import MANIFEST
+from matta_jax.packages import MANIFEST, read_manifest
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 
@@ -96,23 +96,45 @@ def report(
 def _read_config(file: storage.Path) -> config_lib.Config:
     try:
         return config_lib.from_dict(storage.read_json(file))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UserError(
             f"{file} is damaged ({error}); start the run's command again in another workdir"
         ) from None
 
 
 def _read_metrics(file: storage.Path) -> list[dict[str, float]]:
+    rows = []
     try:
-        return [storage.parse_json(line) for line in storage.read_text(file).splitlines()]
+        lines = storage.read_text(file).splitlines()
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); resume the run to mend it") from None
+    for i, line in enumerate(lines):
+        try:
+            rows.append(_metrics_row(line))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged in line {i + 1} ({error}); resume the run to mend it"
+            ) from None
+    return rows
+
+
+def _metrics_row(line: str) -> dict[str, float]:
+    """A row: numbers by name, one of them the step. Raises ValueError for anything else."""
+    row = storage.parse_json(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("a row is an object with a whole number `step`")
+    for name, value in row.items():
+        # Null stands for a number that was not finite.
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"{name} is no number")
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _old_notes(file: storage.Path) -> dict[str, Any]:
     try:
-        return storage.read_json(file)["notes"]
-    except (OSError, ValueError, KeyError):
+        notes = storage.read_json(file)["notes"]
+        return notes if isinstance(notes, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -120,15 +142,10 @@ def _rows(models: storage.Path) -> list[Row]:
     """The scored models, small to large."""
     rows = []
     for file in storage.match(models, f"*/{MANIFEST}"):
-        try:
-            manifest = storage.read_json(file)
-            architecture = architecture_from_json(manifest["architecture"])
-            if manifest["scores"]:
-                rows.append(_row(manifest, architecture))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{file.parent} is damaged; remove it, and extract and evaluate that model again"
-            ) from None
+        # Its seal is checked: a figure that was changed is not printed.
+        description = read_manifest(file.parent, str(file.parent))
+        if description.manifest["scores"]:
+            rows.append(_row(description.manifest, description.architecture))
     return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
 
 
@@ -224,7 +241,7 @@ def _batch(config: config_lib.Config) -> str:
 
 def _speed(metrics: Metrics) -> str | None:
     """Medians over the run; None where no row has them."""
-    rows = [row for row in metrics if "tokens_per_second" in row]
+    rows = [row for row in metrics if "tokens_per_second" in row and "mfu" in row]
     if not rows:
         return None
     tokens_per_second = statistics.median(row["tokens_per_second"] for row in rows)

@@ -21,6 +21,7 @@ from matta_jax.packages._hf_gpt2 import readers as readers
 from matta_jax.packages._hf_gpt2 import to_hf as to_hf
 from matta_jax.packages._manifest import MANIFEST as MANIFEST
 from matta_jax.packages._manifest import VERSION as VERSION
+from matta_jax.packages._manifest import read_manifest as read_manifest
 from matta_jax.packages._manifest import record_scores as record_scores
 from matta_jax.packages._manifest import resolved_tokenizer as resolved_tokenizer
 from matta_jax.packages._manifest import sealed as sealed

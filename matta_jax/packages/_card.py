@@ -122,10 +122,15 @@ def _has_tokenizer(folder: storage.Path) -> bool:
 
 def _scores(scores: list[dict[str, Any]]) -> str:
     rows = [
-        f"| {score['task']} | {score['value']:.4f} | `{score['corpus']}` | {score['date']} |"
+        f"| {score['task']} | {_value(score)} | `{score['corpus']}` | {score['date']} |"
         for score in scores
     ]
     return "\n".join(["| task | score | corpus | date |", "|---|---|---|---|", *rows])
+
+
+def _value(score: dict[str, Any]) -> str:
+    # A file holds null for a number that is not finite.
+    return "not finite" if score["value"] is None else f"{score['value']:.4f}"
 
 
 def _certificate(manifest: dict[str, Any]) -> str:

@@ -14,16 +14,20 @@ from matta_jax.nesting import Counts
 from matta_jax.packages._card import CARD, model_card
 
 MANIFEST = "manifest.json"
-VERSION = 3
+VERSION = 4
 
 # Version 2 differs in how it describes an architecture.
-_READABLE_VERSIONS = (2, VERSION)
+_READABLE_VERSIONS = (2, 3, VERSION)
+# Their seals leave out the scores.
+_WITHOUT_SCORES = (2, 3)
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with a hash over all of it but its scores, which may grow."""
-    about = {name: value for name, value in manifest.items() if name not in ("scores", "seal")}
-    text = json.dumps(about, sort_keys=True)
+    """The manifest with a hash over all of it."""
+    left_out = ("scores", "seal") if manifest["version"] in _WITHOUT_SCORES else ("seal",)
+    about = {name: value for name, value in manifest.items() if name not in left_out}
+    # As it is read back: a file holds null for a number that is not finite.
+    text = json.dumps(storage.parse_json(storage.json_text(about)), sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     return manifest | {"seal": digest}
 
@@ -68,7 +72,11 @@ def read_manifest(folder: storage.Path, name: str) -> Description:
         )
     try:
         description = _description(storage.read_json(file), folder)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except OSError as error:
+        raise UserError(
+            f"model={name!r} cannot be read ({error.strerror}: {MANIFEST}); copy it to where it can"
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, LookupError):
         raise UserError(
             f"model={name!r} is damaged ({MANIFEST} was changed or cut off); extract it again"
         ) from None
@@ -104,19 +112,15 @@ def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> N
       scores: of each `task`, `value`, `corpus` (its fingerprint) and `date`.
 
     Raises:
-      UserError: the manifest cannot be read or written.
+      UserError: the manifest is damaged, was changed, or cannot be written.
     """
-    file = storage.path(folder) / MANIFEST
+    path = storage.path(folder)
+    # Checked first: a seal over what was changed by hand would make that true.
+    manifest = read_manifest(path, str(folder)).manifest
     tasks = {score["task"] for score in scores}
-    try:
-        with storage.writing("model", folder, "copy it first"):
-            manifest = storage.read_json(file)
-            older = [score for score in manifest["scores"] if score["task"] not in tasks]
-            manifest["scores"] = older + scores
-            # The manifest first: the card only repeats it.
-            storage.replace_text(file, storage.json_text(manifest, indent=2) + "\n")
-            storage.replace_text(file.with_name(CARD), model_card(manifest, file.parent))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"model={str(folder)!r} is damaged ({MANIFEST} cannot be read); extract it again"
-        ) from None
+    older = [score for score in manifest["scores"] if score["task"] not in tasks]
+    manifest = sealed(manifest | {"scores": older + scores})
+    with storage.writing("model", folder, "copy it first"):
+        # The manifest first: the card only repeats it.
+        storage.replace_text(path / MANIFEST, storage.json_text(manifest, indent=2) + "\n")
+        storage.replace_text(path / CARD, model_card(manifest, path))

@@ -58,3 +58,29 @@ def test_report_of_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is damaged"):
         report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{}", "5", "NaN", '{"step": 1, "student": NaN}', '{"step": 1.5}', '{"step', "[]", "null"],
+)
+def test_a_line_of_metrics_that_is_no_row_is_named(run, tmp_path, line):
+    shutil.copyfile(run[1] / "config.json", tmp_path / "config.json")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "student": null}\n' + line)
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged in line 2 \(") as error:
+        report(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_figure_that_was_changed_is_not_reported(run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run[1], workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    score = {"task": "bits_per_byte:x", "value": 2.5, "corpus": "c0ffee", "date": "2026-01-02"}
+    extract(str(run[1]), ["student"], workdir / "models" / "s", scores={"student": [score]})
+    assert report(workdir).rows[0]["scores"] == {"bits_per_byte:x": 2.5}
+    file = workdir / "models" / "s" / "manifest.json"
+    text = file.read_text()
+    for old, new in (('"value": 2.5', '"value": 1.5'), ('"parameters": ', '"parameters": 1')):
+        file.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match="manifest.json was changed"):
+            report(workdir)

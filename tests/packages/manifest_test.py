@@ -1,4 +1,4 @@
-"""The manifest is sealed; only scores may be added."""
+"""The manifest is sealed, its scores too; more of these may be recorded."""
 
 import shutil
 
@@ -76,9 +76,46 @@ def test_verify_refuses_a_manifest_of_another_architecture(
             elastic.verify(folder)
         (folder / "manifest.json").write_text(text)
     (folder / "manifest.json").write_text(text[: len(text) // 2])
-    with refused("is damaged .manifest.json cannot be read", folder):
+    with refused("is damaged .manifest.json was changed or cut off", folder):
         packages.record_scores(folder, [])
-        (folder / "manifest.json").write_text(text)
+
+
+def score_of(value):
+    return lambda manifest: manifest["scores"][0].update(value=value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        score_of(0.5),
+        lambda manifest: manifest.update(scores=[]),
+        lambda manifest: manifest["scores"].append(SCORES[0] | {"task": "code"}),
+        lambda manifest: manifest["counts"].update(parameters=1),
+    ],
+)
+def test_a_changed_score_is_refused_and_never_sealed(refused, edit_json, models, tmp_path, edit):
+    folder = tmp_path / "model"
+    shutil.copytree(models()["student"], folder)
+    packages.record_scores(folder, SCORES)
+    edit_json(folder / "manifest.json", edit)
+    for use in (elastic.verify, packages.open_model, lambda f: packages.record_scores(f, SCORES)):
+        with refused("is damaged .manifest.json was changed or cut off", folder):
+            use(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "5", "[]", "null", '"x"', "[" * 200_000, '{"version": 4}', '{"version": []}']
+)
+def test_a_manifest_of_another_kind_is_one_line(refused, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with refused("is damaged .manifest.json was changed or cut off", tmp_path):
+        packages.open_model(tmp_path)
+
+
+def test_a_score_that_is_not_finite_keeps_the_seal(models, tmp_path):
+    shutil.copytree(models()["student"], tmp_path / "model")
+    packages.record_scores(tmp_path / "model", [SCORES[0] | {"value": float("nan")}])
+    assert packages.open_model(tmp_path / "model").manifest["scores"][0]["value"] is None
 
 
 def test_verify_refuses_a_tensor_that_is_not_the_ta_s(refused, edit_json, models, tmp_path):
