@@ -1,11 +1,16 @@
 """What a search knows of each model that it scored."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.selection.scoring import TextLoss
+
+# Of nats, tokens and bytes: larger whole numbers than a text has, which no float may hold.
+_TOO_LARGE = 2**63
 
 
 @dataclasses.dataclass
@@ -66,30 +71,92 @@ class Row:
 
 
 class ScoreFile:
-    """Scores that outlast the process, one line each, for a checkpoint and a corpus."""
+    """Scores that outlast the process, one line each, for a checkpoint and a corpus.
+
+    Raises:
+      UserError: the file cannot be read or written, or a line of it is no score.
+    """
 
     def __init__(self, path: storage.Path, checkpoint: str, corpus: str):
         self._path = path
         self._about = {"checkpoint": checkpoint, "corpus": corpus}
         self._losses: dict[tuple[str, int], TextLoss] = {}
-        for line in storage.recover_lines(path):
-            try:
-                record = storage.parse_json(line)
-            except ValueError:
-                raise UserError(f"{str(path)!r} is damaged; remove it, and search again") from None
+        try:
+            # The end that a killed search left is cut off in the file too.
+            with self._writing():
+                lines = storage.recover_lines(path)
+            scores = [_Score.of(storage.parse_json(line)) for line in lines]
+        except ValueError:
+            raise UserError(f"{str(path)!r} is damaged; remove it, and search again") from None
+        for score in scores:
             # The folder may hold scores of an older search: of another checkpoint or corpus.
-            if all(record.get(name) == value for name, value in self._about.items()):
-                loss = TextLoss(record["nats"], record["num_tokens"], record["num_bytes"])
-                self._losses[record["spec"], record["windows"]] = loss
+            if score.about == self._about:
+                self._losses[score.spec, score.num_windows] = score.loss
 
     def get(self, spec: str, num_windows: int, compute: Callable[[], TextLoss]) -> TextLoss:
-        """The loss of a model on so many windows: as it is known, or computed and written down."""
+        """The loss of a model on so many windows: as it is known, or computed and written down.
+
+        Raises:
+          UserError: the loss is no number to rank by, or cannot be written.
+        """
         key = (spec, num_windows)
         if key not in self._losses:
             loss = compute()
+            # Models are compared by it: beside NaN every order is wrong.
+            if not _is_loss(loss):
+                raise UserError(
+                    f"the loss of {spec} is {loss.nats} nats over {loss.num_tokens} tokens, by "
+                    "which models cannot be ranked; search another step, or another corpus"
+                )
             self._losses[key] = loss
             # Each at once: a search that is killed loses the score that it was at, and no other.
             record = {**self._about, "spec": spec, "windows": num_windows}
             record |= dataclasses.asdict(loss)
-            storage.append_line(self._path, storage.json_text(record))
+            with self._writing():
+                storage.append_line(self._path, storage.json_text(record))
         return self._losses[key]
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        mend = "make room or name another, and search again: what was scored is kept"
+        return storage.writing("output", self._path, mend)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    """A line of the file."""
+
+    about: dict[str, str]
+    spec: str
+    num_windows: int
+    loss: TextLoss
+
+    @classmethod
+    def of(cls, record: Any) -> "_Score":
+        """Raises ValueError when a record is no score: others may have written to the file."""
+        if not isinstance(record, dict):
+            raise ValueError("no score")
+
+        def value(name: str) -> Any:
+            return record.get(name)
+
+        about = {name: value(name) for name in ("checkpoint", "corpus")}
+        spec, num_windows = value("spec"), value("windows")
+        loss = TextLoss(value("nats"), value("num_tokens"), value("num_bytes"))
+
+        texts = (*about.values(), spec)
+        is_score = all(isinstance(text, str) for text in texts) and _is_count(num_windows)
+        if not is_score or not _is_loss(loss):
+            raise ValueError("no score")
+        return cls(about, spec, num_windows, loss)
+
+
+def _is_loss(loss: TextLoss) -> bool:
+    """Whether the figures of a loss are such as a text can have."""
+    is_number = isinstance(loss.nats, int | float) and not isinstance(loss.nats, bool)
+    # Written so that it refuses NaN too.
+    is_nats = is_number and 0 <= loss.nats < _TOO_LARGE
+    return is_nats and _is_count(loss.num_tokens) and _is_count(loss.num_bytes)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_LARGE
