@@ -7,13 +7,23 @@ import math
 from collections.abc import Callable, Sequence
 
 from matta_jax import storage
+from matta_jax.checkpoints import Source, open_source
 from matta_jax.config import Config
 from matta_jax.data import Windows, split_data
-from matta_jax.elastic import extract
-from matta_jax.errors import UserError
+from matta_jax.elastic import extract, verify
+from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation import Report, compare, report
-from matta_jax.nesting import Nest, canonical_specs, nest_of, preset_specs, slug
-from matta_jax.packages import load_model
+from matta_jax.nesting import (
+    Nest,
+    SubModel,
+    canonical_specs,
+    format_spec,
+    nest_of,
+    parse_spec,
+    preset_specs,
+    slug,
+)
+from matta_jax.packages import Packaging, check_target, load_model
 from matta_jax.selection.scoring import HELD_OUT
 from matta_jax.serving import Sampling, generate
 from matta_jax.tokenizers import make_tokenizer
@@ -57,8 +67,8 @@ def quickstart(
     """Trains a run, extracts a family of models, scores each extracted model on what is held out,
     and reports.
 
-    Stopped at any point and called again, it goes on: training from its checkpoint, and models that
-    are there are kept.
+    Stopped at any point and called again, it goes on: training from its checkpoint, and models of
+    its end that are there and whole are kept.
 
     Args:
       config: the run.
@@ -69,15 +79,17 @@ def quickstart(
 
     Raises:
       UserError: as `train`, `extract` and `evaluate` do.
+      UnsavedError: the report cannot be written; it holds the scores.
     """
     workdir = storage.resolve(workdir)
+    # Before the training, which may take days.
+    specs = _specs(sub_models, nest_of(config))
     result = train(config, workdir, log=log)
     if not result.finished:
         raise UserError(
             f"training was stopped at step {result.step}; start the same command again to go on"
         )
 
-    specs = family(nest_of(config)) if sub_models is None else list(sub_models)
     folders = [workdir / "models" / slug(spec) for spec in specs]
     _extract_missing(workdir, specs, folders, log)
 
@@ -95,8 +107,44 @@ def quickstart(
         sampling = Sampling(temperature=0.7)
         sample = generate(load_model(ta_folder), prompt, num_tokens=200, sampling=sampling)[0]
 
-    run_report = report(workdir, notes={"baselines": baselines, "sample": sample})
+    notes = {"baselines": baselines, "sample": sample}
+    try:
+        with storage.writing("workdir", workdir, "make room, and start again", wrapped=True):
+            run_report = report(workdir, notes=notes)
+    except UserError as error:
+        # The scores took long: people see them, whatever becomes of the files.
+        raise UnsavedError(str(error), comparison.table) from None
     return QuickstartResult(workdir, run_report, baselines, sample)
+
+
+def _specs(sub_models: Sequence[str] | None, nest: Nest) -> list[str]:
+    """The specs to extract. Raises UserError for none, a bad one, or two of one sub-model or
+    folder.
+    """
+    if sub_models is None:
+        return family(nest)
+    if isinstance(sub_models, str) or not sub_models:
+        raise UserError(
+            f"sub_models={sub_models!r} must be a list of specs, such as ['student', 'ta']"
+        )
+    specs = list(sub_models)
+    known: dict[SubModel, str] = {}
+    for spec in specs:
+        sub_model = parse_spec(spec, nest)
+        if sub_model in known:
+            raise UserError(
+                f"sub_models: {known[sub_model]!r} and {spec!r} are one sub-model; drop one"
+            )
+        known[sub_model] = spec
+    # By folder, too: two sub-models in one would be scored as each other.
+    slugs = list(map(slug, specs))
+    for i, name in enumerate(slugs):
+        if name in slugs[:i]:
+            first = specs[slugs.index(name)]
+            raise UserError(
+                f"sub_models: {first!r} and {specs[i]!r} would have one folder, {name!r}; drop one"
+            )
+    return specs
 
 
 def _extract_missing(
@@ -105,10 +153,23 @@ def _extract_missing(
     folders: Sequence[storage.Path],
     log: Callable[[str], None],
 ) -> None:
-    """Extracts the models that are not there yet, each of a spec and a folder."""
+    """Extracts, each of a spec and a folder, the models that are not there yet, or are not of the
+    run's newest checkpoint.
+
+    Raises:
+      UserError: a folder holds something else than a model, or as `extract` does.
+    """
+    source = open_source(str(workdir))
     missing_folders = {}
     for spec, folder in zip(specs, folders, strict=True):
         if not folder.exists():
+            missing_folders[spec] = folder
+            continue
+        # What is no model is not replaced.
+        check_target(folder, overwrite=True)
+        reason = _staleness(folder, spec, source)
+        if reason:
+            log(f"{folder.name} is extracted again: {reason}")
             missing_folders[spec] = folder
     if not missing_folders:
         return
@@ -117,9 +178,24 @@ def _extract_missing(
     # it.
     first_folder = next(iter(missing_folders.values()))
     output = first_folder.parent if len(missing_folders) > 1 else first_folder
-    for extraction in extract(str(workdir), list(missing_folders), output):
+    packaging = Packaging(overwrite=True)
+    for extraction in extract(str(workdir), list(missing_folders), output, packaging=packaging):
         difference = extraction.max_difference
         log(f"extracted {extraction.spec}: difference to the TA's slice {difference}")
+
+
+def _staleness(folder: storage.Path, spec: str, source: Source) -> str:
+    """Why a model is not this sub-model of this checkpoint, whole; nothing where it is."""
+    try:
+        package = verify(folder)
+    except UserError as error:
+        return str(error)
+    if package.manifest["spec"] != format_spec(parse_spec(spec, source.nest), source.nest):
+        return f"it is {package.manifest['spec']}"
+    parent = package.manifest["parent"]
+    # The step is not enough: a run that was removed and trained anew has the same steps.
+    is_newest = (parent.get("step"), parent.get("fingerprint")) == (source.step, source.fingerprint)
+    return "" if is_newest else f"it is of another checkpoint, step {parent.get('step')}"
 
 
 def _baselines(config: Config) -> dict[str, float]:

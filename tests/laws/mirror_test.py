@@ -10,7 +10,6 @@ PACKAGE = ROOT / "matta_jax"
 
 # Modules without a mirror, and the file that proves what they do.
 PROVED_ELSEWHERE = {
-    "matta_jax/_quickstart.py": "tests/readme_test.py",
     "matta_jax/data/_corpora.py": "tests/data/data_test.py",
     "matta_jax/data/_examples.py": "tests/models/families/scorer_test.py",
     "matta_jax/data/_jsonl.py": "tests/data/data_test.py",
