@@ -128,14 +128,15 @@ def _specs(sub_models: Sequence[str] | None, nest: Nest) -> list[str]:
             f"sub_models={sub_models!r} must be a list of specs, such as ['student', 'ta']"
         )
     specs = list(sub_models)
-    known: dict[SubModel, str] = {}
+    specs_by_model: dict[SubModel, str] = {}
     for spec in specs:
         sub_model = parse_spec(spec, nest)
-        if sub_model in known:
+        if sub_model in specs_by_model:
             raise UserError(
-                f"sub_models: {known[sub_model]!r} and {spec!r} are one sub-model; drop one"
+                f"sub_models: {specs_by_model[sub_model]!r} and {spec!r} are one sub-model; "
+                "drop one"
             )
-        known[sub_model] = spec
+        specs_by_model[sub_model] = spec
     # By folder, too: two sub-models in one would be scored as each other.
     slugs = list(map(slug, specs))
     for i, name in enumerate(slugs):

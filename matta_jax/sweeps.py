@@ -3,6 +3,7 @@ of them all.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.config import Config
-from matta_jax.errors import DivergenceError, UserError
+from matta_jax.errors import DivergenceError, UnsavedError, UserError
 from matta_jax.reporting import markdown_table
 from matta_jax.training import train
 
 Overrides = Mapping[str, Any]
 """`section.field` -> value."""
+
+# Bytes of a file's name, on all file systems here.
+_LONGEST_NAME = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +44,9 @@ class SweepResult:
     """What a sweep leaves.
 
     Attributes:
-      rows: for each run its name, overrides, status (finished, diverged, failed, stopped or
-        missing), step, and the last held-out Student and TA in nats per token.
+      rows: for each run its name, overrides, status (finished, diverged, failed, stopped,
+        missing, or another config in its folder), step, and the last held-out Student and TA in
+        nats per token; figures that are unknown or no numbers are None.
       table: the rows, for people; also in `sweep.md` and `sweep.json` of the sweep's folder.
     """
 
@@ -55,7 +60,8 @@ def plan_sweep(
     """Checks all runs of a sweep before the first one starts.
 
     Raises:
-      UserError: no overrides, two that are the same, or some that make no valid config.
+      UserError: no overrides, two that are the same or would have one folder, or some that make
+        no valid config.
     """
     if not overrides:
         raise UserError(
@@ -73,16 +79,29 @@ def plan_sweep(
             )
 
         name = _run_name(run_overrides)
-        if name in runs:
-            first = list(runs).index(name) + 1
-            raise UserError(f"runs {first} and {i} of the sweep are both {name}; drop one")
-
         try:
             run_config = config_lib.override(config, run_overrides)
         except UserError as error:
             raise UserError(f"run {i} of the sweep, {name}: {error}") from None
-        runs[name] = SweepRun(name, run_overrides, run_config, folder / name)
+        run = SweepRun(name, run_overrides, run_config, folder / name)
+        for first, earlier in enumerate(runs.values(), 1):
+            _check_distinct(earlier, run, f"runs {first} and {i} of the sweep")
+        runs[name] = run
     return list(runs.values())
+
+
+def _check_distinct(earlier: SweepRun, run: SweepRun, where: str) -> None:
+    """Raises UserError when two runs are the same, or would have one folder."""
+    has_same_name = earlier.name == run.name
+    # In another order they have another name.
+    is_same = has_same_name or earlier.overrides == run.overrides
+    if is_same and earlier.config == run.config:
+        raise UserError(f"{where} are both {run.name}; drop one")
+    if has_same_name:
+        raise UserError(
+            f"{where} differ, but would both have the folder {run.name!r}, in whose name only "
+            "letters, digits and _ . + - stand as they are; make two sweeps of them"
+        )
 
 
 def sweep(
@@ -142,71 +161,152 @@ def gather_sweep(runs: Sequence[SweepRun], endings: Mapping[str, str] | None = N
 
     Returns:
       The rows; they are written into the sweep's folder too.
+
+    Raises:
+      UnsavedError: they cannot be written; it holds the table.
     """
+    folder = runs[0].workdir.parent
+    earlier_rows = _earlier_rows(folder / "sweep.json")
     rows = []
     for run in runs:
-        scores = last_evaluation(run.workdir)
-        status = "missing" if scores is None else "stopped"
-        # How a run ended is told by who saw it; that it finished, by its folder.
-        if endings is not None:
-            status = endings.get(run.name, status)
-        if is_finished(run):
-            status = "finished"
-
-        if scores is None:
-            scores = {"step": None, "student": None, "ta": None}
-        row = {"name": run.name, "overrides": dict(run.overrides), "status": status}
-        rows.append(row | scores)
+        row = _row(run, (endings or {}).get(run.name))
+        earlier = earlier_rows.get(run.name, {})
+        # Why a run failed is in no folder of its own. It holds as long as the run went no further.
+        is_unseen = endings is None and row["status"] in ("missing", "stopped")
+        if is_unseen and earlier.get("step") == row["step"] and _ended_badly(earlier):
+            row["status"] = earlier["status"]
+        rows.append(row)
 
     table = _table(rows)
-    folder = runs[0].workdir.parent
-    # The folder is absent where no run was trained here yet.
-    storage.make_folder(folder)
-    storage.replace_text(folder / "sweep.json", storage.json_text(rows, indent=2) + "\n")
-    storage.replace_text(folder / "sweep.md", table + "\n")
+    try:
+        with storage.writing("workdir", folder, "make room, and gather again by --gather"):
+            # The folder is absent where no run was trained here yet.
+            storage.make_folder(folder)
+            storage.replace_text(folder / "sweep.json", storage.json_text(rows, indent=2) + "\n")
+            storage.replace_text(folder / "sweep.md", table + "\n")
+    except UserError as error:
+        raise UnsavedError(str(error), table) from None
     return SweepResult(rows, table)
+
+
+def _row(run: SweepRun, ending: str | None) -> dict[str, Any]:
+    """What is known of a run: of its ending who saw it tells, and of its end the folder."""
+    scores: dict[str, Any] | None = None
+    status = "missing"
+    config = _stored_config(run)
+    if config is not None and config != config_lib.to_dict(run.config):
+        # Figures of another run must not stand under this one's name.
+        status = "another config"
+    else:
+        scores = last_evaluation(run.workdir)
+        status = status if scores is None else "stopped"
+    if is_finished(run):
+        status = "finished"
+    elif ending is not None:
+        status = ending
+
+    if scores is None:
+        scores = {"step": None, "student": None, "ta": None}
+    return {"name": run.name, "overrides": _json_overrides(run), "status": status} | scores
+
+
+def _json_overrides(run: SweepRun) -> dict[str, Any]:
+    """The overrides as the config took them: a user's function may yield what JSON has not."""
+    nested = config_lib.to_dict(run.config)
+    values = {}
+    for field in run.overrides:
+        section, _, name = field.partition(".")
+        values[field] = nested[section][name]
+    return values
+
+
+def _earlier_rows(file: storage.Path) -> dict[str, Mapping[str, Any]]:
+    """The rows of the last table, by name; none where there is no such file, or it is damaged: it
+    is written anew.
+    """
+    try:
+        rows = storage.read_json(file)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(rows, list):
+        return {}
+    names = [row.get("name") if isinstance(row, dict) else None for row in rows]
+    return {name: row for name, row in zip(names, rows, strict=True) if isinstance(name, str)}
+
+
+def _ended_badly(row: Mapping[str, Any]) -> bool:
+    status = row.get("status")
+    return isinstance(status, str) and status.startswith(("failed: ", "diverged"))
+
+
+def _stored_config(run: SweepRun) -> Any:
+    """The config in a run's folder; None where there is none to be read."""
+    try:
+        return storage.read_json(run.workdir / "config.json")
+    except (OSError, ValueError):
+        return None
 
 
 def is_finished(run: SweepRun) -> bool:
     """Whether this very run has ended. One of another config in its folder is not this one, as
     `train` then says.
     """
-    try:
-        config = storage.read_json(run.workdir / "config.json")
-    except (OSError, ValueError):
-        return False
     # The last step is always saved, and a checkpoint's folder is there once it is whole.
     last_checkpoint = run.workdir / "checkpoints" / str(run.config.train.num_steps)
-    return config == config_lib.to_dict(run.config) and last_checkpoint.is_dir()
+    return _stored_config(run) == config_lib.to_dict(run.config) and last_checkpoint.is_dir()
 
 
 def last_evaluation(workdir: storage.Path) -> dict[str, Any] | None:
-    """Step, Student and TA of the last evaluation of a run; None where there is none."""
+    """Step, Student and TA of the last evaluation of a run, each None where it was no number; None
+    where there is no evaluation.
+    """
     try:
-        lines = storage.read_text(workdir / "metrics.jsonl").splitlines()
+        text = storage.read_bytes(workdir / "metrics.jsonl").decode(errors="replace")
     except OSError:
         return None
     # Means of training stand between evaluations, so the last line need not be one.
-    for line in reversed(lines):
+    for line in reversed(text.splitlines()):
         try:
             row = storage.parse_json(line)
         except ValueError:
             # The end of a run that was killed while it wrote.
             continue
-        if "eval/student" in row:
-            return {"step": row["step"], "student": row["eval/student"], "ta": row.get("eval/ta")}
+        if not isinstance(row, dict) or "eval/student" not in row:
+            continue
+        step = row.get("step")
+        # A line of something else, whatever stands in it.
+        if isinstance(step, int) and not isinstance(step, bool):
+            student, ta = _number(row["eval/student"]), _number(row.get("eval/ta"))
+            return {"step": step, "student": student, "ta": ta}
     return None
+
+
+def _number(value: Any) -> float | None:
+    """A figure; None for what is none. Losses that were not finite stand as null."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else None
 
 
 def _run_name(overrides: Overrides) -> str:
     """A folder's name that tells a run's overrides."""
-    parts = [f"{field}={_plain(value)}" for field, value in overrides.items()]
-    return ",".join(parts) or "base"
+    parts = [f"{_plain(field)}={_plain(value)}" for field, value in overrides.items()]
+    name = ",".join(parts) or "base"
+    data = name.encode()
+    if len(data) <= _LONGEST_NAME:
+        return name
+    # Told apart by a hash of all of it: what is cut off may be all that differs.
+    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+    beginning = data[: _LONGEST_NAME - len(digest) - 1].decode(errors="ignore")
+    return f"{beginning}-{digest}"
 
 
 def _plain(value: Any) -> str:
     """A value in characters that every file system and shell takes."""
-    text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    try:
+        text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    except ValueError:
+        # Of more digits than Python writes; the config refuses it, by its own words.
+        text = "number"
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
@@ -219,12 +319,17 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         overrides = row["overrides"]
         values = [_plain(overrides[field]) if field in overrides else "" for field in fields]
         step = "-" if row["step"] is None else str(row["step"])
-        # The first word; why a run failed stands in the rows, and is too long for a table.
+        # The first word; why a run failed stands below, and is too long for a table.
         status = row["status"].partition(":")[0]
         lines.append([*values, step, _nats(row["student"]), _nats(row["ta"]), status])
 
     table = markdown_table([*fields, "step", "held-out Student", "held-out TA", "status"], lines)
-    finished_rows = [row for row in rows if row["status"] == "finished"]
+    reasons = [f"{row['name']} {row['status']}" for row in rows if ":" in row["status"]]
+    table = "\n\n".join([table, *reasons])
+    # A loss that is no number is not the lowest.
+    finished_rows = [
+        row for row in rows if row["status"] == "finished" and row["student"] is not None
+    ]
     if not finished_rows:
         return table
     best = min(finished_rows, key=lambda row: row["student"])

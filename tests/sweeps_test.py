@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
+from matta_jax import config as c
 from matta_jax import sweep
-from matta_jax.errors import UserError
+from matta_jax.errors import UnsavedError, UserError
 from matta_jax.sweeps import gather_sweep, plan_sweep
 
 SEEDS = [{"train.seed": 0}, {"train.seed": 1}]
@@ -25,6 +26,21 @@ SEEDS = [{"train.seed": 0}, {"train.seed": 1}]
             [{}, {"model.num_heads": 5}],
             "run 2 of the sweep, model.num_heads=5: model.num_heads=5 must divide",
         ),
+        (
+            [{"data.source": "text:a/b"}, {"data.source": "text:a_b"}],
+            "runs 1 and 2 of the sweep differ, but would both have the folder "
+            "'data.source=text_a_b'",
+        ),
+        (
+            [
+                {"train.seed": 1, "train.log_every": 2},
+                {"train.log_every": 2, "train.seed": 1},
+            ],
+            "runs 1 and 2 of the sweep are both train.log_every=2,train.seed=1; drop one",
+        ),
+        ([{"nest.widths": (16, 48)}, {"nest.widths": [16, 48]}], "runs 1 and 2 .* are both"),
+        ([{"train.seed": object()}], "run 1 of the sweep, train.seed=_object_object"),
+        ([{5: 0}], "run 1 of the sweep, 5=0: unknown config field '5'"),
     ],
 )
 def test_all_runs_are_checked_before_the_first_starts(tiny, tmp_path, overrides, words):
@@ -107,3 +123,116 @@ def test_a_stopped_run_stops_the_sweep(tiny, tmp_path):
     )
     assert [row["status"] for row in result.rows] == ["stopped", "missing"]
     assert not (tmp_path / "sweep" / "train.seed=1").exists()
+
+
+def test_a_long_name_is_cut_and_told_apart_by_a_hash(tiny, tmp_path):
+    overrides = [{"data.source": f"text:{'é' * 200}/{name}"} for name in "ab"]
+    names = [run.name for run in plan_sweep(tiny(), overrides, tmp_path)]
+    assert len(set(names)) == 2
+    assert all(len(name.encode()) <= 255 and name.startswith("data.source=") for name in names)
+    assert names == [run.name for run in plan_sweep(tiny(), overrides, tmp_path)]
+    (tmp_path / names[0]).mkdir()
+
+
+LAST = {"step": 6, "eval/student": 2.5, "eval/ta": 2.25}
+
+
+def folder_of(run, *lines, config=None):
+    (run.workdir / "checkpoints" / str(run.config.train.num_steps)).mkdir(parents=True)
+    text = json.dumps(c.to_dict(run.config)) if config is None else config
+    (run.workdir / "config.json").write_text(text)
+    (run.workdir / "metrics.jsonl").write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5",
+        b"{}",
+        b"[]",
+        b"null",
+        b'"eval/student"',
+        b"NaN",
+        b'{"step": 7, "eval/student": NaN}',
+        b'{"step": 7, "eval/student"',
+        b'{"eval/student": 1.0}',
+        b'{"step": "7", "eval/student": 1.0}',
+        b'{"step": null, "eval/student": 1.0}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+)
+def test_a_line_that_is_no_evaluation_is_passed_over(tiny, tmp_path, line):
+    [run] = plan_sweep(tiny(), [{}], tmp_path)
+    folder_of(run, json.dumps(LAST).encode(), line)
+    [row] = gather_sweep([run]).rows
+    assert row == {
+        "name": "base",
+        "overrides": {},
+        "status": "finished",
+        "step": 6,
+        "student": 2.5,
+        "ta": 2.25,
+    }
+
+
+@pytest.mark.parametrize("value", ["null", '"x"', "[]", "true"])
+def test_a_loss_that_is_no_number_is_not_the_lowest(tiny, tmp_path, value):
+    runs = plan_sweep(tiny(), SEEDS, tmp_path)
+    folder_of(runs[0], f'{{"step": 6, "eval/student": {value}, "eval/ta": {value}}}'.encode())
+    folder_of(runs[1], json.dumps(LAST).encode())
+    result = gather_sweep(runs)
+    assert [row["student"] for row in result.rows] == [None, 2.5]
+    assert result.table.endswith("finished runs: train.seed=1")
+
+
+@pytest.mark.parametrize(
+    ("config", "status"),
+    [
+        ("5", "another config"),
+        ("{}", "another config"),
+        ("NaN", "stopped"),
+        ("{", "stopped"),
+    ],
+)
+def test_a_run_of_another_config_is_not_this_one(tiny, tmp_path, config, status):
+    [run] = plan_sweep(tiny(), [{}], tmp_path)
+    folder_of(run, json.dumps(LAST).encode(), config=config)
+    [row] = gather_sweep([run]).rows
+    figures = (None, None) if status == "another config" else (6, 2.5)
+    assert (row["status"], row["step"], row["student"]) == (status, *figures)
+
+
+def test_a_run_that_failed_keeps_its_words(tiny, tmp_path):
+    runs = plan_sweep(tiny(), SEEDS, tmp_path)
+    folder_of(runs[0], json.dumps(LAST).encode())
+    words = "failed: data.batch_size=4 must be a multiple of 3"
+    first = gather_sweep(runs, {"train.seed=1": words})
+    again = gather_sweep(runs)
+    assert again.rows == first.rows and again.rows[1]["status"] == words
+    assert f"train.seed=1 {words}" in again.table
+    # It went on.
+    (runs[1].workdir).mkdir()
+    (runs[1].workdir / "metrics.jsonl").write_text(json.dumps(LAST))
+    assert gather_sweep(runs).rows[1]["status"] == "stopped"
+
+
+@pytest.mark.parametrize("text", ["5", "{}", "[5, {}, null]", '[{"name": []}]', "NaN", "", "["])
+def test_a_damaged_table_is_written_anew(tiny, tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    result = gather_sweep(plan_sweep(tiny(), SEEDS, tmp_path))
+    assert json.loads((tmp_path / "sweep.json").read_text()) == result.rows
+
+
+def test_a_table_that_cannot_be_written_is_not_lost(tiny, tmp_path):
+    runs = plan_sweep(tiny(), SEEDS, tmp_path)
+    (tmp_path / "sweep.json").mkdir()
+    with pytest.raises(UnsavedError, match="workdir=.* cannot be written") as error:
+        gather_sweep(runs)
+    assert "| train.seed |" in error.value.text and "\n" not in str(error.value)
+
+
+def test_overrides_are_written_as_the_config_takes_them(tiny, tmp_path):
+    [run] = plan_sweep(tiny(), [{"nest.widths": (16, 48)}], tmp_path)
+    [row] = gather_sweep([run]).rows
+    assert row["overrides"] == {"nest.widths": [16, 48]}
