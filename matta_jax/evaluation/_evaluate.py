@@ -7,7 +7,7 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.config import Config
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._sat_math import SatMath
@@ -140,6 +140,7 @@ def compare(
 
     Raises:
       UserError: both or neither of models and checkpoint, a bad task, or files that cannot be read.
+      UnsavedError: scores cannot be written; it holds their table.
     """
     if not tasks:
         raise UserError(
@@ -154,15 +155,9 @@ def compare(
     prepared = _Prepared()
     tasks_of_models = [prepared.get_all(parsed_tasks, model.config) for model in loaded]
     if output is not None:
-        make_folder_of(storage.path(output))
+        _check_output(storage.path(output))
 
-    # In place, models have no folder.
-    outcomes_of_models = []
-    for model, folder, model_tasks in itertools.zip_longest(loaded, models, tasks_of_models):
-        outcomes = [task.run(model) for task in model_tasks]
-        outcomes_of_models.append(outcomes)
-        if folder is not None:
-            record_scores(folder, _score_records(model_tasks, outcomes))
+    outcomes_of_models, unsaved = _run(loaded, models, tasks_of_models)
 
     # Baselines are of the data, hence the same for all models.
     baselines = {}
@@ -172,8 +167,42 @@ def compare(
 
     comparison = _comparison(loaded, models, tasks, outcomes_of_models, baselines)
     if output is not None:
-        write_json(storage.path(output), _described(comparison))
+        try:
+            write_json(storage.path(output), _described(comparison))
+        except UserError as error:
+            unsaved.append(str(error))
+    if unsaved:
+        raise UnsavedError(unsaved[0], comparison.table)
     return comparison
+
+
+def _run(
+    loaded: Sequence[Model],
+    folders: Sequence[str | storage.Path],
+    tasks_of_models: Sequence[Sequence[Task]],
+) -> tuple[list[list[Outcome]], list[str]]:
+    """The outcomes of each model, and the errors of those whose scores cannot be recorded."""
+    outcomes_of_models = []
+    unsaved = []
+    # In place, models have no folder.
+    for model, folder, tasks in itertools.zip_longest(loaded, folders, tasks_of_models):
+        outcomes = [task.run(model) for task in tasks]
+        outcomes_of_models.append(outcomes)
+        if folder is None:
+            continue
+        # The other models are still worth their scores.
+        try:
+            record_scores(folder, _score_records(tasks, outcomes))
+        except UserError as error:
+            unsaved.append(str(error))
+    return outcomes_of_models, unsaved
+
+
+def _check_output(path: storage.Path) -> None:
+    """Raises UserError where the file of a result cannot be written, before it is computed."""
+    if path.is_dir():
+        raise UserError(f"output={str(path)!r} is a folder; name a JSON file, such as scores.json")
+    make_folder_of(path)
 
 
 def _check_distinct(field: str, names: Sequence[object]) -> None:

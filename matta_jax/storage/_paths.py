@@ -22,7 +22,7 @@ def path(where: str | Path) -> Path:
     Raises:
       UserError: an address such as gs://bucket/run, of which a local path would silently make a
         folder called `gs:`; or a path that the file system cannot look at: too long, a loop of
-        links, through a file, without permission, or relative to a folder that is gone.
+        links, without permission, or relative to a folder that is gone.
     """
     text = str(where)
     if _ADDRESS.match(text):
@@ -36,8 +36,8 @@ def path(where: str | Path) -> Path:
     try:
         # Follows links, where `exists` would pass over what it cannot look at.
         os.stat(expanded)
-    except FileNotFoundError:
-        # What is yet to be written.
+    except (FileNotFoundError, NotADirectoryError):
+        # Yet to be written, or told by who reads or writes it, with the field.
         pass
     except (OSError, ValueError) as error:
         # A ValueError tells of a NUL.

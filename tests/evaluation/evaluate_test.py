@@ -1,11 +1,13 @@
 import dataclasses
+import errno
 import json
+import os
 from unittest import mock
 
 import pytest
 
 from matta_jax import compare, evaluate, evaluation, packages
-from matta_jax.errors import UserError
+from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation import _evaluate
 
 
@@ -90,3 +92,17 @@ def test_models_of_several_runs_go_by_their_folders_and_tokens_do_not_compare(mo
         [student, foreign], scores
     )
     assert _evaluate._note_on_tokenizers([student, ta], scores) == ""
+
+
+def test_scores_that_cannot_be_written_are_told(run, tmp_path, monkeypatch):
+    checkpoint = {"checkpoint": str(run[1]), "sub_model": "student"}
+    with pytest.raises(UserError, match="is a folder; name a JSON file"):
+        evaluate(**checkpoint, tasks=["perplexity:held_out"], output=tmp_path)
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("matta_jax.storage.replace_text", full)
+    with pytest.raises(UnsavedError, match="cannot be written .No space left") as error:
+        evaluate(**checkpoint, tasks=["perplexity:held_out"], output=tmp_path / "a.json")
+    assert "| perplexity:held_out | student" in error.value.text
