@@ -18,6 +18,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Plan, plan_of
 from matta_jax.nesting import Counts, Nest, SubModel, Tree, flatten, slice_model, unflatten
 from matta_jax.optim import optimizer_of
+from matta_jax.tokenizers import own_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def open_source(checkpoint: str) -> Source:
     directory, step = locate(checkpoint)
     path = directory / str(step)
     meta = read_meta(path)
-    config = config_lib.from_dict(meta["config"])
+    config = _with_own_tokenizer(config_lib.from_dict(meta["config"]), directory, meta)
     plan = plan_of(config)
     stored = stored_arrays(path, "params", meta, mend="use another step of the run")
 
@@ -110,6 +111,15 @@ def open_source(checkpoint: str) -> Source:
         )
     fingerprint = combined_fingerprint(stored)
     return Source(directory, step, config, plan, unflatten(stored), fingerprint)
+
+
+def _with_own_tokenizer(config: Config, workdir: storage.Path, meta: dict[str, Any]) -> Config:
+    """A run's config with the tokenizer that its workdir keeps. Raises UserError where that is
+    another than it was trained with.
+    """
+    # Checkpoints of older versions do not tell it.
+    tokenizer = own_tokenizer(config.data.tokenizer, workdir, meta.get("tokenizer"))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
 
 def combined_fingerprint(arrays: dict[str, StoredArray]) -> str:

@@ -19,6 +19,7 @@ from matta_jax.packages import (
     Package,
     Packaging,
     at_dtype,
+    bundled_config,
     cast,
     check_target,
     eos_id_of,
@@ -141,7 +142,7 @@ class _Part:
         sub_model = self.sub_model
         spec = format_spec(sub_model, source.nest)
         architecture = source.architecture_of(sub_model)
-        config = config_lib.to_dict(source.config)
+        config = bundled_config(config_lib.to_dict(source.config), building)
 
         origins = origins_of(source, sub_model)
         tensors = write_weights(

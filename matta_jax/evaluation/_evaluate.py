@@ -16,7 +16,7 @@ from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
 from matta_jax.reporting import markdown_table
 from matta_jax.selection.scoring import score_record
-from matta_jax.tokenizers import Tokenizer, make_tokenizer
+from matta_jax.tokenizers import Tokenizer, files_digest, make_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,8 @@ class _Prepared:
         return [self._get(name, where, config) for name, where in parsed_tasks]
 
     def _get(self, name: str, where: str, config: Config) -> Task:
-        key = (where, config.data, config.model.reads_examples)
+        # By its tokenizer's content: each model has a copy of its own.
+        key = (where, _by_content(config).data, config.model.reads_examples)
         if name in _TEXT_FIGURES:
             if key not in self._texts:
                 self._texts[key] = Text(where, config)
@@ -232,6 +233,12 @@ class _Prepared:
         if (name, key) not in self._tasks:
             self._tasks[name, key] = _TASKS[name](where, config)
         return self._tasks[name, key]
+
+
+def _by_content(config: Config) -> Config:
+    """A config whose tokenizer is named by its files' hash, and not by where they lie."""
+    tokenizer = files_digest(config.data.tokenizer) or config.data.tokenizer
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
 
 def _score_records(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -304,7 +311,8 @@ def _names(loaded: Sequence[Model], folders: Sequence[str | storage.Path]) -> li
     """
     specs = [model.spec for model in loaded]
     are_distinct = len(set(specs)) == len(specs)
-    are_of_one_run = all(model.config == loaded[0].config for model in loaded)
+    first = _by_content(loaded[0].config)
+    are_of_one_run = all(_by_content(model.config) == first for model in loaded)
     if not folders or (are_distinct and are_of_one_run):
         return specs
     return [str(folder) for folder in folders]
@@ -314,16 +322,20 @@ def _note_on_tokenizers(loaded: Sequence[Model], evaluations: Sequence[Evaluatio
     """A warning below the table, where figures of a token stand side by side that are of different
     tokens.
     """
-    tokenizers = {model.config.data.tokenizer for model in loaded}
+    tokenizers: dict[str, str] = {}
+    for model in loaded:
+        digest = _by_content(model.config).data.tokenizer
+        tokenizers.setdefault(digest, model.config.data.tokenizer)
     token_figures = []
     for figure in evaluations[0].scores:
         if "perplexity" in figure or "last_token" in figure:
             token_figures.append(figure)
     if len(tokenizers) == 1 or not token_figures:
         return ""
+    names = ", ".join(sorted(tokenizers.values()))
     return (
-        f"\n\nThe models have other tokenizers ({', '.join(sorted(tokenizers))}): figures of a "
-        f"token, such as {token_figures[0]}, do not compare; bits_per_byte does."
+        f"\n\nThe models have other tokenizers ({names}): figures of a token, "
+        f"such as {token_figures[0]}, do not compare; bits_per_byte does."
     )
 
 

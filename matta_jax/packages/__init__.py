@@ -1,11 +1,11 @@
 """Packages: the folder of an extracted model: manifest, formats, card; opened, loaded, written."""
 
 from matta_jax.packages._card import CARD as CARD
-from matta_jax.packages._convert import TOKENIZER as TOKENIZER
 from matta_jax.packages._convert import convert as convert
 from matta_jax.packages._convert import write_package as write_package
 from matta_jax.packages._folder import Packaging as Packaging
 from matta_jax.packages._folder import at_dtype as at_dtype
+from matta_jax.packages._folder import bundled_config as bundled_config
 from matta_jax.packages._folder import check_target as check_target
 from matta_jax.packages._folder import eos_id_of as eos_id_of
 from matta_jax.packages._folder import finish_package as finish_package
@@ -23,7 +23,6 @@ from matta_jax.packages._manifest import MANIFEST as MANIFEST
 from matta_jax.packages._manifest import VERSION as VERSION
 from matta_jax.packages._manifest import read_manifest as read_manifest
 from matta_jax.packages._manifest import record_scores as record_scores
-from matta_jax.packages._manifest import resolved_tokenizer as resolved_tokenizer
 from matta_jax.packages._manifest import sealed as sealed
 from matta_jax.packages._model import Model as Model
 from matta_jax.packages._package import Package as Package

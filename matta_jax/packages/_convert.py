@@ -9,6 +9,7 @@ from matta_jax.models import Architecture, count_model, logical_axes
 from matta_jax.nesting import LAYERS, Tree, flatten
 from matta_jax.packages._folder import (
     Packaging,
+    bundled_config,
     check_target,
     eos_id_of,
     finish_package,
@@ -18,8 +19,6 @@ from matta_jax.packages._formats import cast, open_weights, write_weights
 from matta_jax.packages._manifest import VERSION
 from matta_jax.packages._package import Package, open_model
 
-# The folder in an imported model that keeps its tokenizer's files.
-TOKENIZER = "tokenizer"
 # What stays when a model is written again.
 _LINEAGE = ("parent", "spec", "config", "scores")
 
@@ -39,9 +38,10 @@ def convert(
             "checkpoint"
         )
     params, about = package.load().params, {name: package.manifest[name] for name in _LINEAGE}
+    # Its tokenizer's files lie in the old folder, and are copied from there.
+    data = about["config"]["data"] | {"tokenizer": package.config.data.tokenizer}
+    about["config"] = about["config"] | {"data": data}
     with new_folder(target) as building:
-        if (package.path / TOKENIZER).is_dir():
-            storage.copy_folder(package.path / TOKENIZER, building / TOKENIZER)
         eos_id = eos_id_of(package.config.data.tokenizer)
         write_package(building, params, package.architecture, packaging, about, eos_id=eos_id)
     return open_model(target)
@@ -58,6 +58,7 @@ def write_package(
 ) -> None:
     """Writes a model whose manifest has the lineage `about`."""
     params = cast(params, packaging.dtype)
+    about = about | {"config": bundled_config(about["config"], building)}
     by_layer = {
         path: tuple(int(name == LAYERS) for name in names)
         for path, names in flatten(logical_axes(architecture)).items()

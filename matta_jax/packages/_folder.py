@@ -12,7 +12,13 @@ from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import Counts
 from matta_jax.packages._card import CARD, copy_tokenizer, model_card
 from matta_jax.packages._formats import DTYPES, FORMATS
-from matta_jax.packages._manifest import MANIFEST, resolved_tokenizer, sealed
+from matta_jax.packages._manifest import MANIFEST, sealed
+from matta_jax.tokenizers import (
+    bundle_tokenizer,
+    files_digest,
+    make_tokenizer,
+    resolved_tokenizer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +80,25 @@ def new_folder(target: storage.Path) -> Iterator[storage.Path]:
         yield building
 
 
+def bundled_config(config: dict[str, Any], building: storage.Path) -> dict[str, Any]:
+    """The config of a model with its tokenizer's files in its own folder, which this copies there;
+    as it is where they are missing.
+    """
+    spec = config["data"]["tokenizer"]
+    # An import has put them there already.
+    if not spec.partition(":")[2].startswith("./"):
+        spec = bundle_tokenizer(spec, building)
+    return config | {"data": config["data"] | {"tokenizer": spec}}
+
+
 def finish_package(building: storage.Path, manifest: dict[str, Any]) -> None:
     """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's
-    files where known.
+    files where transformers looks for them.
     """
+    tokenizer = resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building)
     if manifest["format"] == "hf":
-        copy_tokenizer(
-            resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building), building
-        )
-    manifest = sealed(manifest)
+        copy_tokenizer(tokenizer, building)
+    manifest = sealed(manifest | {"tokenizer": files_digest(tokenizer)})
     # After the tokenizer's files: the card says whether they are there.
     storage.replace_text(building / CARD, model_card(manifest, building))
     storage.replace_text(building / MANIFEST, storage.json_text(manifest, indent=2) + "\n")
@@ -95,10 +111,6 @@ def at_dtype(counts: Counts, params: Any) -> Counts:
 def eos_id_of(tokenizer: str) -> int | None:
     """The end-of-text id of a tokenizer, where its files are at hand."""
     try:
-        from matta_jax.tokenizers import (
-            make_tokenizer,  # Other formats need no tokenizer, and no data code.
-        )
-
         return make_tokenizer(tokenizer).eos_id
     except UserError:
         return None  # Its files are elsewhere now; a model can be extracted without them.

@@ -12,6 +12,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, architecture_from_json
 from matta_jax.nesting import Counts
 from matta_jax.packages._card import CARD, model_card
+from matta_jax.tokenizers import files_digest, resolved_tokenizer
 
 MANIFEST = "manifest.json"
 VERSION = 4
@@ -30,12 +31,6 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(storage.parse_json(storage.json_text(about)), sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     return manifest | {"seal": digest}
-
-
-def resolved_tokenizer(spec: str, folder: storage.Path) -> str:
-    """`hf:./tokenizer/…` names files in the model's own folder, wherever that is."""
-    kind, _, place = spec.partition(":")
-    return f"{kind}:{folder / place}" if place.startswith("./") else spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +81,10 @@ def read_manifest(folder: storage.Path, name: str) -> Description:
         raise UserError(
             f"model={name!r} is damaged: its tokenizer {tokenizer} is missing; import it again"
         )
+    # Versions before 4 have no digest.
+    digest = description.manifest.get("tokenizer")
+    if digest is not None and files_digest(description.config.data.tokenizer) != digest:
+        raise UserError(f"model={name!r} is damaged: its tokenizer was changed; extract it again")
     return description
 
 

@@ -12,7 +12,6 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten, unflatten
 from matta_jax.packages import (
-    TOKENIZER,
     Package,
     Packaging,
     architecture_of_hf,
@@ -20,9 +19,9 @@ from matta_jax.packages import (
     new_folder,
     open_model,
     readers,
-    resolved_tokenizer,
     write_package,
 )
+from matta_jax.tokenizers import TOKENIZER, make_tokenizer, resolved_tokenizer
 
 
 def import_hf(
@@ -120,8 +119,6 @@ def _checked_eos_id(
     Raises:
       UserError: the tokenizer cannot be used, or knows more ids than the model.
     """
-    from matta_jax.tokenizers import make_tokenizer  # Other calls of this room need none.
-
     try:
         tokenizer = make_tokenizer(resolved_tokenizer(spec, building))
     except UserError as error:

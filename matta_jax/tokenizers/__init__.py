@@ -3,6 +3,12 @@ tokenizer JSON, behind one small interface.
 """
 
 from matta_jax.tokenizers._base import Tokenizer as Tokenizer
+from matta_jax.tokenizers._bundle import TOKENIZER as TOKENIZER
+from matta_jax.tokenizers._bundle import bundle_tokenizer as bundle_tokenizer
+from matta_jax.tokenizers._bundle import bundled_spec as bundled_spec
+from matta_jax.tokenizers._bundle import files_digest as files_digest
+from matta_jax.tokenizers._bundle import own_tokenizer as own_tokenizer
+from matta_jax.tokenizers._bundle import resolved_tokenizer as resolved_tokenizer
 from matta_jax.tokenizers._byte import ByteTokenizer as ByteTokenizer
 from matta_jax.tokenizers._digest import tokenizer_digest as tokenizer_digest
 from matta_jax.tokenizers._make import fitting_tokenizer as fitting_tokenizer

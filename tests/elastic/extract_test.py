@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 import matta_jax
-from matta_jax import checkpoints, extract, nesting, packages
+from matta_jax import checkpoints, extract, nesting, packages, tokenizers
+from matta_jax.checkpoints import _source
 from matta_jax.elastic import _extract
 from matta_jax.errors import UserError
 
@@ -148,3 +149,54 @@ def test_a_named_member_is_extracted_by_its_name(tiny, tmp_path):
     for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
     assert model.counts.parameters == sum(leaf.size for leaf in jax.tree.leaves(expected))
+
+
+@pytest.fixture
+def named_tokenizer(run, tmp_path, monkeypatch):
+    """`named_tokenizer(digest)`: the shared run's checkpoint tells of this tokenizer's file."""
+    from tokenizers import Tokenizer, models
+
+    words = {"<|endoftext|>": 0} | {f"word{i}": i for i in range(1, 256)}
+    file = tmp_path / "tok.json"
+    Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>")).save(str(file))
+    read_meta = checkpoints.read_meta
+
+    def name(digest=None):
+        def edited(path):
+            meta = read_meta(path)
+            data = meta["config"]["data"] | {"tokenizer": f"hf:{file}"}
+            return meta | {"config": meta["config"] | {"data": data}, "tokenizer": digest}
+
+        monkeypatch.setattr(_source, "read_meta", edited)
+        return file
+
+    return name
+
+
+def test_a_model_takes_its_tokenizer_along_and_knows_it_again(run, tmp_path, named_tokenizer):
+    file = named_tokenizer()
+    extract(str(run[1]), ["student", "ta"], tmp_path / "models")
+    text = file.read_text()
+    file.write_text(text.replace("word17", "word71", 1))
+    moved = (tmp_path / "models").rename(tmp_path / "moved")
+    matta_jax.convert(moved / "student", moved / "again", packaging=packages.Packaging("hf"))
+    for name in ("student", "ta", "again"):
+        package = packages.open_model(moved / name)
+        assert package.manifest["config"]["data"]["tokenizer"] == "hf:./tokenizer/tok.json"
+        assert package.config.data.tokenizer == f"hf:{moved / name}/tokenizer/tok.json"
+        kept = moved / name / "tokenizer" / "tok.json"
+        assert kept.read_text() == text
+        kept.write_text(text.replace("word17", "word71", 1))
+        for use in (packages.open_model, matta_jax.verify):
+            with pytest.raises(UserError, match="is damaged: its tokenizer was changed; extract"):
+                use(moved / name)
+    assert (moved / "again" / "tokenizer.json").read_text() == text
+
+
+def test_a_run_whose_tokenizer_was_changed_is_refused(run, named_tokenizer):
+    file = named_tokenizer("hf:c0ffee")
+    with pytest.raises(UserError, match="is not the tokenizer that the run was trained with"):
+        checkpoints.open_source(str(run[1]))
+    digest = tokenizers.files_digest(f"hf:{file}")
+    named_tokenizer(digest)
+    assert checkpoints.open_source(str(run[1])).config.data.tokenizer == f"hf:{file}"

@@ -1,0 +1,109 @@
+"""A tokenizer's files, kept beside what was made with them.
+
+A model or a run that only named a path would read another tokenizer's ids as its own, as soon as
+another file lay there.
+"""
+
+from matta_jax import storage
+from matta_jax.errors import UserError
+from matta_jax.tokenizers._base import hash_files
+
+# The folder, in that of a model or a run, that keeps its tokenizer's files.
+TOKENIZER = "tokenizer"
+_GPT2_FILES = ("vocab.bpe", "encoder.json")
+
+
+def _files(spec: str) -> list[storage.Path]:
+    """What a tokenizer is read from; nothing for `byte`."""
+    kind, _, where = spec.partition(":")
+    if not where:
+        return []
+    place = storage.path(where)
+    return [place / name for name in _GPT2_FILES] if kind == "gpt2" else [place]
+
+
+def files_digest(spec: str) -> str | None:
+    """A hash of a tokenizer's files, without its library; None where they are missing.
+
+    Two specs of one digest are one tokenizer, wherever their files lie.
+    """
+    try:
+        files = _files(spec)
+        return f"{spec.partition(':')[0]}:{hash_files(files)}" if files else spec
+    except (OSError, UserError):
+        return None
+
+
+def bundled_spec(spec: str) -> str:
+    """A tokenizer in the folder that it was copied into: `hf:./tokenizer/NAME`, `gpt2:./tokenizer`
+    or `byte`.
+    """
+    kind, _, where = spec.partition(":")
+    if not where:
+        return spec
+    name = f"/{storage.path(where).name}" if kind == "hf" else ""
+    return f"{kind}:./{TOKENIZER}{name}"
+
+
+def resolved_tokenizer(spec: str, folder: storage.Path) -> str:
+    """The spec from everywhere of one that names files in `folder`, as `bundled_spec` does."""
+    kind, _, place = spec.partition(":")
+    return f"{kind}:{folder / place}" if place.startswith("./") else spec
+
+
+def bundle_tokenizer(spec: str, folder: storage.Path) -> str:
+    """Copies a tokenizer's files into `folder/tokenizer`, as a whole; what is there is kept.
+
+    Args:
+      spec: as `data.tokenizer`.
+      folder: of a model or a run.
+
+    Returns:
+      `bundled_spec`; the spec as it is where its files are missing here and there, or where it is
+      `byte`.
+
+    Raises:
+      UserError: another tokenizer lies there.
+      OSError: it cannot be written.
+    """
+    digest, target = files_digest(spec), folder / TOKENIZER
+    inside = bundled_spec(spec)
+    kept = files_digest(resolved_tokenizer(inside, folder))
+    if inside == spec or digest is None:
+        return spec if kept is None else inside
+
+    if target.exists():
+        if kept != digest:
+            raise UserError(
+                f"data.tokenizer={spec!r} is another tokenizer than the one that {str(folder)!r} "
+                f"began with, which is kept in {str(target)!r}; name that one, or begin elsewhere"
+            )
+        return inside
+
+    # Several processes of a run may do the same.
+    with storage.new_folder(target, keep_first=True) as building:
+        for file in _files(spec):
+            storage.copy_file(file, building / file.name)
+    return inside
+
+
+def own_tokenizer(spec: str, folder: storage.Path, digest: str | None) -> str:
+    """The tokenizer of a run: the copy in its folder where there is one, else that of its config.
+
+    Args:
+      spec: of its config.
+      folder: of the run.
+      digest: `files_digest` when it was trained; None where that is not known.
+
+    Raises:
+      UserError: its files are others than those it was trained with.
+    """
+    kept = resolved_tokenizer(bundled_spec(spec), folder)
+    in_use = kept if files_digest(kept) is not None else spec
+    found = files_digest(in_use)
+    if digest is not None and found is not None and found != digest:
+        raise UserError(
+            f"data.tokenizer={in_use!r} is not the tokenizer that the run was trained with: its files "
+            "were changed; put the old ones back"
+        )
+    return in_use

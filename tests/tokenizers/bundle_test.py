@@ -1,0 +1,71 @@
+"""A tokenizer's files are kept beside what was made with them, and known again by their bytes."""
+
+import pytest
+
+from matta_jax import tokenizers
+from matta_jax.errors import UserError
+
+FILES = {"hf": ("tok.json",), "gpt2": ("vocab.bpe", "encoder.json")}
+
+
+@pytest.fixture(params=FILES)
+def spec(request, tmp_path):
+    """The spec of a tokenizer, of each kind that has files."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name in FILES[request.param]:
+        (folder / name).write_text(name)
+    return f"hf:{folder}/tok.json" if request.param == "hf" else f"gpt2:{folder}"
+
+
+def spoil(spec):
+    """Other content of the same size, in the last of the files."""
+    kind, _, where = spec.partition(":")
+    file = where if kind == "hf" else f"{where}/encoder.json"
+    with open(file, "r+", encoding="utf-8") as stream:
+        stream.write("X")
+
+
+def test_a_bundled_tokenizer_is_the_same_from_everywhere(spec, tmp_path):
+    run = tmp_path / "run"
+    inside = tokenizers.bundle_tokenizer(spec, run)
+    assert inside == tokenizers.bundled_spec(spec) and inside.partition(":")[2].startswith("./")
+    run = run.rename(tmp_path / "moved")
+    moved = tokenizers.resolved_tokenizer(inside, run)
+    assert tokenizers.files_digest(moved) == tokenizers.files_digest(spec)
+    assert sorted(file.name for file in run.iterdir()) == ["tokenizer"]
+    assert tokenizers.bundle_tokenizer(spec, run) == inside
+    assert tokenizers.own_tokenizer(spec, run, tokenizers.files_digest(spec)) == moved
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(spec, tmp_path):
+    digest = tokenizers.files_digest(spec)
+    tokenizers.bundle_tokenizer(spec, tmp_path / "run")
+    spoil(spec)
+    with pytest.raises(UserError, match="is another tokenizer than the one"):
+        tokenizers.bundle_tokenizer(spec, tmp_path / "run")
+    # Without a copy the path alone is left, and is checked.
+    with pytest.raises(UserError, match="is not the tokenizer that the run was trained with"):
+        tokenizers.own_tokenizer(spec, tmp_path, digest)
+    copied = tokenizers.own_tokenizer(spec, tmp_path / "run", digest)
+    spoil(copied)
+    with pytest.raises(UserError, match="is not the tokenizer that the run was trained with"):
+        tokenizers.own_tokenizer(spec, tmp_path / "run", digest)
+
+
+def test_bytes_and_missing_files_need_no_copy(tmp_path):
+    missing = f"hf:{tmp_path}/none.json"
+    for spec in ("byte", missing):
+        assert tokenizers.bundle_tokenizer(spec, tmp_path) == spec
+        assert (
+            tokenizers.own_tokenizer(spec, tmp_path, "hf:c0ffee" if spec != "byte" else None)
+            == spec
+        )
+    assert tokenizers.files_digest("byte") == "byte" and tokenizers.files_digest(missing) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_from_its_copy_when_the_file_is_gone(spec, tmp_path):
+    inside = tokenizers.bundle_tokenizer(spec, tmp_path / "run")
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
+    assert tokenizers.bundle_tokenizer(spec, tmp_path / "run") == inside
