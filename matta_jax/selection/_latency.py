@@ -25,9 +25,13 @@ from matta_jax.models import (
     table_of,
 )
 from matta_jax.nesting import Sizes, SubModel
-from matta_jax.selection._space import Group
+from matta_jax.selection._space import Group, check_count
 
 MODES = ("prefill", "decode")
+
+_DTYPES = ("float32", "bfloat16")
+# That are timed at once; their activations alone fill any device's memory.
+_MOST_TOKENS = 2**24
 
 # A time is the median of so many runs, and of as many as fit in so many seconds.
 _MIN_SECONDS = 0.3
@@ -55,10 +59,20 @@ class Workload:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"latency_mode={self.mode!r} must be one of {', '.join(MODES)}")
+        if self.dtype not in _DTYPES:
+            raise UserError(f"latency dtype={self.dtype!r} must be one of {', '.join(_DTYPES)}")
         for name in ("batch_size", "length"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UserError(f"latency_{name}={value} must be at least 1")
+            check_count(f"latency_{name}", getattr(self, name), 1, _MOST_TOKENS)
+        if self.batch_size * self.length > _MOST_TOKENS:
+            raise UserError(
+                f"latency_batch_size={self.batch_size} sequences of latency_length={self.length} "
+                f"are too many tokens; keep their product within {_MOST_TOKENS:,}"
+            )
+
+    def check_length(self, max_len: int) -> None:
+        """Raises UserError when it is longer than a model's positions."""
+        if self.length > max_len:
+            raise UserError(f"latency_length={self.length} must be at most model.max_len={max_len}")
 
 
 def measure_ms(architecture: Architecture, workload: Workload) -> float:
@@ -68,10 +82,7 @@ def measure_ms(architecture: Architecture, workload: Workload) -> float:
     Raises:
       UserError: the workload is longer than the model's positions.
     """
-    if workload.length > architecture.max_len:
-        raise UserError(
-            f"latency_length={workload.length} must be at most model.max_len={architecture.max_len}"
-        )
+    workload.check_length(architecture.max_len)
 
     def fill(leaf: Any) -> jax.Array:
         return jnp.full(leaf.shape, 0.01, workload.dtype)

@@ -135,6 +135,16 @@ def _replace_one_scores(space: Space, group: Group, loss: Loss) -> tuple[float, 
     return best, added
 
 
+def check_evolution() -> None:
+    """Raises UserError when the library of `evolve` is not installed."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "method='evolutionary' needs the package optuna: pip install 'matta_jax[search]'"
+        ) from None
+
+
 def evolve(
     space: Space,
     loss: Loss,
@@ -150,12 +160,8 @@ def evolve(
     Raises:
       UserError: optuna is not installed.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            "method='evolutionary' needs the package optuna: pip install 'matta_jax[search]'"
-        ) from None
+    check_evolution()
+    import optuna
 
     # Optuna's own log lines would stand between those of the search.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -164,6 +170,8 @@ def evolve(
     sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
     study = optuna.create_study(sampler=sampler, direction="minimize")
 
+    # No more models than there are, or the attempts at others would not end.
+    evaluations = min(evaluations, space.size)
     scored: dict[SubModel, float] = {}
     attempts = 0
     # Proposals may be over the budget, or repeat one: the attempts end what would go on for ever.

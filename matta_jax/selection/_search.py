@@ -12,19 +12,38 @@ from collections.abc import Callable
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.elastic import Extracted, extract
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.nesting import slug
 from matta_jax.packages import Packaging
 from matta_jax.selection._latency import LatencyModel, Workload
 from matta_jax.selection._notes import notes_of
+from matta_jax.selection._predict import check_evolution
 from matta_jax.selection._ranking import Prices, Ranking, with_slack
 from matta_jax.selection._report import plot, table
 from matta_jax.selection._rows import Row
-from matta_jax.selection._space import Budget, Cost, Costs, Space, check_feasible, make_space
+from matta_jax.selection._space import (
+    Budget,
+    Cost,
+    Costs,
+    Space,
+    check_count,
+    check_feasible,
+    make_space,
+)
 from matta_jax.selection.scoring import HELD_OUT, score_record, task_windows
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
 _MOST_EXHAUSTIVE = 256  # Models up to which `auto` scores them all.
+_TOO_MANY = 100_000  # Models that no one would wait for.
+# Least and most of each number.
+_BOUNDS = {
+    "num_windows": (1, 2**31 - 1),
+    "verify": (1, 10_000),
+    "evaluations": (1, 1_000_000),
+    "extract_best": (0, 10_000),
+    # As NumPy's generators, which optuna's are, take them.
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,46 +110,101 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       log: takes progress lines.
 
     Raises:
-      UserError: a budget that no model keeps, an axis outside the nest, or what `extract` raises.
+      UserError: a budget that no model keeps, an axis outside the nest, or a number out of bounds.
+      UnsavedError: what was found cannot be written; it holds the table.
     """
     budget = budget or Budget()
     # What is wrong is told before the first model is scored, which may take long.
-    _check_arguments(method, num_windows=num_windows, verify=verify, extract_best=extract_best)
-    source = open_source(checkpoint)
-    if source.config.model.reads_examples:
-        raise UserError(
-            f"checkpoint={checkpoint!r} is a scorer's run, and search ranks language models; "
-            "extract its sub-models and compare them by matta-evaluate --tasks=auc:held_out"
-        )
+    _check_arguments(
+        method,
+        num_windows=num_windows,
+        verify=verify,
+        evaluations=evaluations,
+        extract_best=extract_best,
+        seed=seed,
+    )
+    source = _opened(checkpoint)
+    root = _checked_output(output, source)
 
     space = make_space(source.nest, layers=layers, d_model=d_model, num_heads=num_heads)
-    if workload is None and budget.max_ms is not None:
-        workload = Workload(length=source.config.data.seq_len)
-    latency = None if workload is None else LatencyModel(source, workload)
+    method = _chosen_method(method, space)
+    latency = _latency_model(source, budget, workload)
     prices = Prices(space, Costs(source, budget.dtype), latency)
     check_feasible(space, prices, with_slack(budget))
 
     windows = task_windows(source.config, corpus)
-    root = storage.resolve(output)
     with storage.writing("output", root, "name another"):
         storage.make_folder(root)
 
     ranking = Ranking(source, space, budget, prices, windows, root=root, num_windows=num_windows)
-    if method == "auto":
-        method = "exhaustive" if space.size <= _MOST_EXHAUSTIVE else "additive"
     _announce(space, method, budget, log)
     ranking.rank(method, count=verify, evaluations=evaluations, seed=seed)
     ranking.verify(verify)
     pick = ranking.pick()
 
     rows = sorted(ranking.rows.values(), key=lambda row: (row.parameters, row.spec))
-    packaging = packaging or Packaging(dtype=budget.dtype)
-    extracted = _extract(ranking, ranking.best(extract_best), packaging, root / "models", corpus)
-    text = table(rows, timed=workload is not None)
+    text = table(rows, timed=latency is not None)
     notes = notes_of(ranking, method)
-    result = SearchResult(pick, rows, text, notes, [], extracted)
-    files = _write(root, ranking, result, corpus, workload)
+    packaging = packaging or Packaging(dtype=budget.dtype)
+    try:
+        extracted = _extract(ranking, extract_best, packaging, root / "models", corpus)
+        result = SearchResult(pick, rows, text, notes, [], extracted)
+        files = _write(root, ranking, result, corpus)
+    except UserError as error:
+        # What was scored took long: people see it, whatever becomes of the files.
+        raise UnsavedError(str(error), "\n".join([text, *notes])) from None
     return dataclasses.replace(result, files=files)
+
+
+def _opened(checkpoint: str) -> Source:
+    """The run's TA. Raises UserError for a scorer's run, and as `open_source` does."""
+    source = open_source(checkpoint)
+    if source.config.model.reads_examples:
+        raise UserError(
+            f"checkpoint={checkpoint!r} is a scorer's run, and search ranks language models; "
+            "extract its sub-models and compare them by matta-evaluate --tasks=auc:held_out"
+        )
+    return source
+
+
+def _checked_output(output: str | storage.Path, source: Source) -> storage.Path:
+    """The folder to write to. Raises UserError when it is a file, or lies in the run's own
+    checkpoints.
+    """
+    root = storage.resolve(output)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"output={str(output)!r} is a file; name a folder")
+    # What is no step there keeps the run from going on.
+    if source.directory in (root, *root.parents):
+        raise UserError(
+            f"output={str(output)!r} lies in the checkpoints of a run; name another folder"
+        )
+    return root
+
+
+def _chosen_method(method: str, space: Space) -> str:
+    """What `auto` stands for. Raises UserError for one that cannot be run here."""
+    if method == "auto":
+        return "exhaustive" if space.size <= _MOST_EXHAUSTIVE else "additive"
+    if method == "evolutionary":
+        check_evolution()
+    if method == "exhaustive" and space.size > _TOO_MANY:
+        raise UserError(
+            f"method='exhaustive' would score more than {_TOO_MANY:,} models; fix layers, d_model "
+            "or num_heads, or use method=additive"
+        )
+    return method
+
+
+def _latency_model(
+    source: Source, budget: Budget, workload: Workload | None
+) -> LatencyModel | None:
+    """What times models; None where nothing is limited or asked for."""
+    if workload is None and budget.max_ms is None:
+        return None
+    workload = workload or Workload(length=source.config.data.seq_len)
+    workload.check_length(source.config.model.max_len)
+    return LatencyModel(source, workload)
 
 
 def _announce(space: Space, method: str, budget: Budget, log: Callable[[str], None]) -> None:
@@ -144,22 +218,21 @@ def _announce(space: Space, method: str, budget: Budget, log: Callable[[str], No
         )
 
 
-def _check_arguments(method: str, **counts: int) -> None:
-    """Raises UserError for an unknown method, or a count that is too small."""
+def _check_arguments(method: str, **numbers: int) -> None:
+    """Raises UserError for an unknown method, or a number out of bounds."""
     if method not in METHODS:
         raise UserError(
-            f"method={method!r} must be one of {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
+            f"method={method!r} must be one of {', '.join(METHODS)}"
+            f"{did_you_mean(str(method), METHODS)}"
         )
-    for name, count in counts.items():
-        least = 0 if name == "extract_best" else 1
-        if count < least:
-            raise UserError(f"{name}={count} must be at least {least}")
+    for name, number in numbers.items():
+        check_count(name, number, *_BOUNDS[name])
 
 
 def _extract(
-    ranking: Ranking, rows: list[Row], packaging: Packaging, folder: storage.Path, corpus: str
+    ranking: Ranking, count: int, packaging: Packaging, folder: storage.Path, corpus: str
 ) -> list[Extracted]:
-    """Writes models, with their scores. Raises UserError when one breaks the budget as written."""
+    """Writes the best models, with their scores. Raises UserError when one breaks the budget as written."""
     source = ranking.source
     # With its step: a run that still trains may have a newer one, which was not scored.
     checkpoint = f"{source.directory}@{source.step}"
@@ -169,7 +242,7 @@ def _extract(
     budget = dataclasses.replace(ranking.budget, max_ms=None)
 
     extracted = []
-    for row in rows:
+    for row in ranking.best(count):
         score = score_record(
             f"bits_per_byte:{corpus}", row.bits_per_byte or 0.0, ranking.windows.fingerprint
         )
@@ -193,15 +266,22 @@ def _extract(
 
 
 def _write(
-    root: storage.Path,
-    ranking: Ranking,
-    result: SearchResult,
-    corpus: str,
-    workload: Workload | None,
+    root: storage.Path, ranking: Ranking, result: SearchResult, corpus: str
 ) -> list[storage.Path]:
-    """Writes search.json, search.md and the plot; returns their paths."""
+    """Writes search.json, search.md and the plot; returns their paths. Raises UserError when one
+    cannot be written.
+    """
+    mend = "make room, and search again: what was scored is kept"
+    with storage.writing("output", root, mend, wrapped=True):
+        return _write_files(root, ranking, result, corpus)
+
+
+def _write_files(
+    root: storage.Path, ranking: Ranking, result: SearchResult, corpus: str
+) -> list[storage.Path]:
     source: Source = ranking.source
-    picture = plot(root / "search.png", result.rows, ranking.budget, timed=workload is not None)
+    latency = ranking.prices.latency
+    picture = plot(root / "search.png", result.rows, ranking.budget, timed=latency is not None)
     described = {
         "checkpoint": f"{source.directory}@{source.step}",
         "fingerprint": source.fingerprint,
@@ -211,7 +291,7 @@ def _write(
             "windows": len(ranking.windows),
         },
         "budget": dataclasses.asdict(ranking.budget),
-        "workload": None if workload is None else dataclasses.asdict(workload),
+        "workload": None if latency is None else dataclasses.asdict(latency.workload),
         "pick": result.pick.spec,
         "notes": result.notes,
         "rows": [dataclasses.asdict(row) for row in result.rows],

@@ -13,6 +13,10 @@ from matta_jax.errors import UserError
 from matta_jax.nesting import LAYERS, PATTERNS, Nest, Sizes, SubModel, word_of
 from matta_jax.packages import DTYPES
 
+# Beyond any cost; a whole number may be larger than a float can be.
+_TOO_LARGE = 1e30
+_LONGEST_VALUE = 40
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -34,9 +38,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
             # Written so that it refuses NaN too.
-            if not value > 0:
-                raise UserError(f"{name}={value!r} must be greater than 0")
+            if not is_number or not 0 < value < _TOO_LARGE:
+                raise UserError(
+                    f"{name}={_shown(value)} must be greater than 0, and finite; leave it "
+                    "out for no limit"
+                )
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
 
@@ -160,6 +168,26 @@ def _label(option: Sizes) -> str:
     return " ".join(f"{word_of(axis)}={size}" for axis, size in option.items())
 
 
+def check_count(name: str, value: object, least: int, most: int) -> None:
+    """Raises UserError for what is no whole number within these bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"{name}={_shown(value)} must be a whole number")
+    if value < least:
+        raise UserError(f"{name}={_shown(value)} must be at least {least}")
+    if value > most:
+        raise UserError(f"{name}={_shown(value)} must be at most {most:,}")
+
+
+def _shown(value: object) -> str:
+    """A value as an error names it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Of more digits than Python writes.
+        return "..."
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
+
+
 def make_space(
     nest: Nest,
     *,
@@ -183,6 +211,12 @@ def make_space(
 
     # Axes of the nest that all layers have alike; the others are what the options are of.
     axes = [axis for axis in nest.allowed if axis not in nest.by_layer]
+    words = [word_of(axis) for axis in axes]
+    for name, size in {"d_model": d_model, "num_heads": num_heads}.items():
+        if size is not None and name not in words:
+            raise UserError(
+                f"{name}={size} cannot be fixed: in this run not all layers have one alike"
+            )
     choices = []
     for axis in axes:
         sizes = _chosen(word_of(axis), fixed.get(axis), nest.allowed[axis])
@@ -199,7 +233,8 @@ def _chosen(name: str, size: int | None, allowed: tuple[int, ...]) -> tuple[int,
     """The allowed sizes, or the one that a user fixes."""
     if size is None:
         return allowed
-    if size not in allowed:
+    # 3.0 and True would be equal to a size.
+    if type(size) is not int or size not in allowed:
         choices = ", ".join(map(str, allowed))
         raise UserError(f"{name}={size} is outside the nest; allowed: {choices}")
     return (size,)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from matta_jax import elastic, search
-from matta_jax.errors import UserError
-from matta_jax.selection import Budget
+from matta_jax.errors import UnsavedError, UserError
+from matta_jax.selection import Budget, Workload, _report
 from matta_jax.selection import _search as search_lib
+
+COUNTS = ("num_windows", "verify", "evaluations")
 
 
 def test_the_methods_find_what_exhaustion_finds(run, output, tmp_path, one_family):
@@ -52,7 +54,21 @@ def test_what_is_extracted_keeps_the_budget_and_carries_its_score(run, output, o
         ({"layers": 7}, "layers=7 is outside the nest; allowed: 2, 3"),
         ({"d_model": 20}, "d_model=20 is outside the nest; allowed: 16, 24"),
         ({"method": "additiv"}, "did you mean 'additive'"),
-        ({"verify": 0}, "verify=0 must be at least 1"),
+        *(({name: 0}, f"{name}=0 must be at least 1") for name in COUNTS),
+        *(({name: -1}, f"{name}=-1 must be at least 0") for name in ("seed", "extract_best")),
+        *(
+            ({name: value}, f"{name}={value} must be a whole number")
+            for name in (*COUNTS, "seed", "extract_best")
+            for value in (1.5, float("nan"), True, None)
+        ),
+        *(
+            ({name: value}, f"{name}=.* must be at most")
+            for name in (*COUNTS, "seed", "extract_best")
+            for value in (2**32, 10**300, 10**5000)
+        ),
+        ({"layers": 3.0}, "layers=3.0 is outside the nest"),
+        ({"num_heads": -1}, "num_heads=-1 is outside the nest; allowed: 2, 3"),
+        ({"workload": Workload(length=33)}, "latency_length=33 must be at most model.max_len=32"),
         ({"corpus": "/nowhere/*.txt"}, "matches no file"),
     ],
 )
@@ -64,3 +80,35 @@ def test_mistakes_end_in_one_line(run, tmp_path, fields, words, one_family):
 
 def test_methods_are_what_the_flag_offers():
     assert search_lib.METHODS == ("auto", "exhaustive", "additive", "evolutionary")
+
+
+@pytest.mark.parametrize("place", ["", "3", "deep/er"])
+def test_the_checkpoints_of_a_run_are_no_place_for_a_search(run, place, one_family):
+    with pytest.raises(UserError, match="lies in the checkpoints of a run; name another folder"):
+        search(str(run[1]), run[1] / "checkpoints" / place, **one_family)
+
+
+def test_a_file_is_no_folder(run, tmp_path, one_family):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"output=.*file' is a file; name a folder"):
+        search(str(run[1]), tmp_path / "file", **one_family)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_space_that_no_one_would_wait_for_is_refused(run, tmp_path, monkeypatch, one_family):
+    monkeypatch.setattr(search_lib, "_TOO_MANY", 5)
+    with pytest.raises(UserError, match="would score more than 5 models; fix layers"):
+        search(str(run[1]), tmp_path / "out", method="exhaustive", **one_family)
+
+
+@pytest.mark.parametrize("name", ["search.json", "search.md", "search.png"])
+def test_what_cannot_be_written_is_told_with_the_table(run, output, name, monkeypatch, one_family):
+    def full(path, *_, **__):
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(search_lib.storage, "replace_text", full)
+    monkeypatch.setattr(_report, "save_figure", lambda figure, path: full(path) or path)
+    with pytest.raises(UnsavedError, match=r"cannot be written \(No space left") as error:
+        search(str(run[1]), output, **one_family)
+    assert "bits/byte" in error.value.text and "\n" not in str(error.value)

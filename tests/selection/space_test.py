@@ -32,6 +32,18 @@ def test_the_space_has_every_depth_and_width_between_student_and_ta(source):
     ("make", "words"),
     [
         (lambda: Budget(max_ms=0), "max_ms=0 must be greater than 0"),
+        *(
+            (lambda name=name, value=value: Budget(**{name: value}), f"{name}=.* greater than 0")
+            for name in ("max_params", "max_mb", "max_flops_per_token", "max_ms")
+            for value in (0.0, -1.0, float("nan"), float("inf"), 10**400, 10**5000, "6e5", True)
+        ),
+        *(
+            (lambda name=name, value=value: Workload(**{name: value}), f"latency_{name}=.* must be")
+            for name in ("batch_size", "length")
+            for value in (-1, 2**40, 10**5000, 1.5, True, "8")
+        ),
+        (lambda: Workload(batch_size=2**13, length=2**13), "latency_batch_size=8192 .* too many"),
+        (lambda: Workload(dtype="float33"), "latency dtype='float33' must be one of float32"),
         (lambda: Budget(dtype="fp16"), "dtype='fp16' must be one of fp32, bf16"),
         (lambda: Workload("train"), "latency_mode='train' must be one of prefill, decode"),
         (lambda: Workload(batch_size=0), "latency_batch_size=0 must be at least 1"),
