@@ -10,6 +10,7 @@ from matta_jax.config import Config
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._lambada import Lambada
+from matta_jax.evaluation._output import check_output, write_json
 from matta_jax.evaluation._sat_math import SatMath
 from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
@@ -155,7 +156,7 @@ def compare(
     prepared = _Prepared()
     tasks_of_models = [prepared.get_all(parsed_tasks, model.config) for model in loaded]
     if output is not None:
-        _check_output(storage.path(output))
+        check_output(storage.path(output))
 
     outcomes_of_models, unsaved = _run(loaded, models, tasks_of_models)
 
@@ -196,13 +197,6 @@ def _run(
         except UserError as error:
             unsaved.append(str(error))
     return outcomes_of_models, unsaved
-
-
-def _check_output(path: storage.Path) -> None:
-    """Raises UserError where the file of a result cannot be written, before it is computed."""
-    if path.is_dir():
-        raise UserError(f"output={str(path)!r} is a folder; name a JSON file, such as scores.json")
-    make_folder_of(path)
 
 
 def _check_distinct(field: str, names: Sequence[object]) -> None:
@@ -381,19 +375,6 @@ def _table_row(task: str, name: str, evaluation: Evaluation, paired: Sequence[Pa
             test = f"p={pair.p_value:.3g} against {pair.a}"
             break
     return [task, name, figure, bounds, truncation, test]
-
-
-def make_folder_of(path: storage.Path) -> None:
-    """Makes the folder of a file to be written. Raises UserError when it cannot be."""
-    with storage.writing("output", path, "name another"):
-        storage.make_folder(path.parent)
-
-
-def write_json(path: storage.Path, value: object) -> None:
-    """Writes JSON, making its folder. Raises UserError when it cannot be written."""
-    make_folder_of(path)
-    with storage.writing("output", path, "name another"):
-        storage.replace_text(path, storage.json_text(value, indent=2) + "\n")
 
 
 def _parse_task(task: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
-from matta_jax.evaluation._evaluate import write_json
+from matta_jax.evaluation._output import write_json
 from matta_jax.evaluation._preconditioners import (
     describe_blocks,
     plot_blocks,

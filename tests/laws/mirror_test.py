@@ -23,6 +23,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/distill/_scan.py": "tests/distill/fused_test.py",
     "matta_jax/distill/_softmaxes.py": "tests/distill/terms_test.py",
     "matta_jax/errors.py": "tests/sweeps_test.py",
+    "matta_jax/evaluation/_output.py": "tests/evaluation/evaluate_test.py",
     "matta_jax/optim/_batches.py": "tests/optim/step_test.py",
     "matta_jax/optim/_numbering.py": "tests/optim/plan_test.py",
     "matta_jax/reporting.py": "tests/evaluation/report_test.py",
