@@ -98,7 +98,7 @@ def open_source(checkpoint: str) -> Source:
     directory, step = locate(checkpoint)
     path = directory / str(step)
     meta = read_meta(path)
-    config = _with_own_tokenizer(config_lib.from_dict(meta["config"]), directory, meta)
+    config = _with_own_tokenizer(config_lib.from_dict(meta["config"]), path, meta)
     plan = plan_of(config)
     stored = stored_arrays(path, "params", meta, mend="use another step of the run")
 
@@ -113,10 +113,12 @@ def open_source(checkpoint: str) -> Source:
     return Source(directory, step, config, plan, unflatten(stored), fingerprint)
 
 
-def _with_own_tokenizer(config: Config, workdir: storage.Path, meta: dict[str, Any]) -> Config:
+def _with_own_tokenizer(config: Config, step_folder: storage.Path, meta: dict[str, Any]) -> Config:
     """A run's config with the tokenizer that its workdir keeps. Raises UserError where that is
     another than it was trained with.
     """
+    # WORKDIR/checkpoints/STEP.
+    workdir = storage.resolve(step_folder).parent.parent
     # Checkpoints of older versions do not tell it.
     tokenizer = own_tokenizer(config.data.tokenizer, workdir, meta.get("tokenizer"))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))

@@ -68,12 +68,12 @@ def bundle_tokenizer(spec: str, folder: storage.Path) -> str:
     """
     digest, target = files_digest(spec), folder / TOKENIZER
     inside = bundled_spec(spec)
-    kept = files_digest(resolved_tokenizer(inside, folder))
+    there = files_digest(resolved_tokenizer(inside, folder))
     if inside == spec or digest is None:
-        return spec if kept is None else inside
+        return spec if there is None else inside
 
     if target.exists():
-        if kept != digest:
+        if there != digest:
             raise UserError(
                 f"data.tokenizer={spec!r} is another tokenizer than the one that {str(folder)!r} "
                 f"began with, which is kept in {str(target)!r}; name that one, or begin elsewhere"
@@ -98,12 +98,12 @@ def own_tokenizer(spec: str, folder: storage.Path, digest: str | None) -> str:
     Raises:
       UserError: its files are others than those it was trained with.
     """
-    kept = resolved_tokenizer(bundled_spec(spec), folder)
-    in_use = kept if files_digest(kept) is not None else spec
-    found = files_digest(in_use)
-    if digest is not None and found is not None and found != digest:
+    local_spec = resolved_tokenizer(bundled_spec(spec), folder)
+    spec_in_use = local_spec if files_digest(local_spec) is not None else spec
+    # Weights are of use without it: what needs its files says that they are missing.
+    if digest is not None and files_digest(spec_in_use) not in (digest, None):
         raise UserError(
-            f"data.tokenizer={in_use!r} is not the tokenizer that the run was trained with: its files "
-            "were changed; put the old ones back"
+            f"data.tokenizer={spec_in_use!r} is not the tokenizer that the run was trained with: "
+            "its files were changed; put the old ones back"
         )
-    return in_use
+    return spec_in_use

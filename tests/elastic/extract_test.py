@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -191,6 +192,22 @@ def test_a_model_takes_its_tokenizer_along_and_knows_it_again(run, tmp_path, nam
             with pytest.raises(UserError, match="is damaged: its tokenizer was changed; extract"):
                 use(moved / name)
     assert (moved / "again" / "tokenizer.json").read_text() == text
+
+
+def test_a_run_reads_the_tokenizer_that_its_workdir_keeps(run, tmp_path, named_tokenizer):
+    file = named_tokenizer()
+    digest = tokenizers.files_digest(f"hf:{file}")
+    workdir = tmp_path / "run"
+    shutil.copytree(run[1], workdir)
+    tokenizers.bundle_tokenizer(f"hf:{file}", workdir)
+    named_tokenizer(digest)
+    file.write_text(file.read_text().replace("word17", "word71", 1))
+    own = workdir / "tokenizer" / "tok.json"
+    for place in (workdir, workdir / "checkpoints"):
+        assert checkpoints.open_source(str(place)).config.data.tokenizer == f"hf:{own}"
+    own.write_text(file.read_text())
+    with pytest.raises(UserError, match="is not the tokenizer that the run was trained with"):
+        checkpoints.open_source(str(workdir))
 
 
 def test_a_run_whose_tokenizer_was_changed_is_refused(run, named_tokenizer):
