@@ -8,8 +8,8 @@ import sysconfig
 from collections.abc import Iterator
 
 from matta_jax import storage
-from matta_jax.data._jsonl import decode_utf8, read_json_lines, read_text, text_of
-from matta_jax.data._tfds import tfds_name, tfds_texts
+from matta_jax.data._jsonl import decode_utf8, read_data, read_json_lines, read_text, text_of
+from matta_jax.data._tfds import tfds_texts, tfds_version
 from matta_jax.errors import UserError, did_you_mean
 
 # Folders in the standard library that are not its code: tests, tables, installed packages.
@@ -71,7 +71,9 @@ class Corpus:
         for path in self.files():
             # By its path within the library, a file falls on one side on every machine.
             key = path.relative_to(root).as_posix()
-            yield Document(key, decode_utf8(storage.read_bytes(path), str(path), self._described))
+            yield Document(
+                key, decode_utf8(read_data(path, self._described), str(path), self._described)
+            )
 
     def _text_documents(self) -> Iterator[Document]:
         for path in self.files():
@@ -96,7 +98,18 @@ class Corpus:
                 f"data.source={self.source!r} must be stdlib, text:GLOB or tfds:NAME{hint}"
             )
 
-        paths = [path for path in storage.glob(pattern) if path.is_file()]
+        try:
+            paths = [path for path in storage.glob(pattern) if path.is_file()]
+            is_folder = not paths and storage.path(pattern).is_dir()
+        except OSError as error:
+            raise UserError(
+                f"{self._described} cannot be read ({error}); name files that may be read"
+            ) from None
+        if is_folder:
+            raise UserError(
+                f"{self._described} matches no file: {pattern} is a folder; name "
+                f"text:{pattern.rstrip('/')}/*.txt"
+            )
         if not paths:
             raise UserError(
                 f"{self._described} matches no file; check the pattern, from "
@@ -110,16 +123,25 @@ class Corpus:
         return paths
 
     def fingerprint(self) -> str:
-        """Changes when the source does: by path, size and time of each file, or by a TFDS set's
-        name and version.
+        """Changes when the source does: by the bytes of each file, or by what a TFDS set says of
+        itself. Raises UserError for a file that cannot be read.
         """
         if self.source.startswith("tfds:"):
-            parts = [self.source, tfds_name(self.source, self.text_field, self.tfds_dir)]
+            parts = [self.source, tfds_version(self.source, self.text_field, self.tfds_dir)]
         else:
-            parts = [_version(path) for path in self.files()]
+            parts = [self._version(path) for path in self.files()]
 
         text = "\n".join([*parts, self.text_field])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _version(self, path: storage.Path) -> str:
+        """Changes with what a file holds, and how it is read. Not by its time, which another text
+        of the same size may share.
+        """
+        is_stdlib = self.source == "stdlib"
+        read_as = path.relative_to(_stdlib_root()).as_posix() if is_stdlib else path.suffix
+        data = read_data(path, self._described)
+        return f"{read_as} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
 def split_documents(corpus: Corpus, eval_fraction: float, *, held_out: bool) -> Iterator[Document]:
@@ -173,9 +195,3 @@ def _texts(path: storage.Path, field: str, what: str) -> Iterator[str]:
         return
     for number, value in read_json_lines(path, what):
         yield text_of(value, field, f"{what}: {path} line {number}", "set data.text_field")
-
-
-def _version(path: storage.Path) -> str:
-    """Changes when a file is written anew. Reading all of a corpus would take too long."""
-    stat = path.stat()
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

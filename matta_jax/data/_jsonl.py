@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,29 +11,40 @@ from matta_jax import storage
 from matta_jax.errors import UserError
 
 
-def read_text(path: storage.Path, what: str) -> str:
-    """Returns the text of a file, unpacked where it ends in .gz. Raises UserError, with `what`
-    asked for it.
-    """
+def read_data(path: storage.Path, what: str) -> bytes:
+    """Returns the bytes of a file. Raises UserError, with `what` asked for it."""
     try:
-        data = storage.read_bytes(path)
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
+        return storage.read_bytes(path)
     except FileNotFoundError:
         raise UserError(
             f"{what}: {path} does not exist; check the path, from {storage.working_folder()}"
         ) from None
-    except (OSError, EOFError) as error:
+    except OSError as error:
         raise UserError(f"{what}: {path} cannot be read ({error}); mend or remove it") from None
+
+
+def read_text(path: storage.Path, what: str) -> str:
+    """Returns the text of a file, unpacked where it ends in .gz. Raises UserError, with `what`
+    asked for it.
+    """
+    data = read_data(path, what)
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        # By where the damage is: in the frame, at the end, in what is packed.
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(
+                f"{what}: {path} cannot be read as gzip ({error}); mend or remove it"
+            ) from None
     return decode_utf8(data, str(path), what)
 
 
 def decode_utf8(data: bytes, where: str, what: str) -> str:
-    """Returns the text of bytes. Raises UserError, with `where` they lie and `what`
-    asked for them.
+    """Returns the text of bytes, without the mark that some editors begin a file with. Raises
+    UserError, with `where` they lie and `what` asked for them.
     """
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{what}: {where} is not UTF-8 at byte {error.start}; convert it or leave it out"
@@ -102,6 +114,8 @@ def _check_surrogates(value: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where} holds {half!a}, half a character of UTF-16; mend or remove it"
         ) from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deep; mend or remove it") from None
 
 
 def file_fingerprint(path: storage.Path) -> str:

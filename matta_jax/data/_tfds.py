@@ -1,17 +1,27 @@
 """Prepared sets of TensorFlow Datasets, read without TensorFlow."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from matta_jax import storage
 from matta_jax.errors import UserError
 
 
-def tfds_name(source: str, text_field: str, tfds_dir: str | None) -> str:
-    """Returns the full name of a set: with its configuration and version. Raises UserError as
-    `tfds_texts` does.
+def tfds_version(source: str, text_field: str, tfds_dir: str | None) -> str:
+    """Returns what changes when a set is prepared anew: its full name, what it says of itself, and
+    name, size and time of each file. Raises UserError as `tfds_texts` does.
     """
     builder, _ = _open(source, text_field, tfds_dir)
-    return builder.info.full_name
+    parts = [builder.info.full_name]
+    for path in storage.match(storage.path(str(builder.data_path)), "*"):
+        stat = path.stat()
+        if path.suffix == ".json":
+            parts.append(f"{path.name} {hashlib.blake2b(storage.read_bytes(path)).hexdigest()}")
+        # Reading all of a set would take too long.
+        else:
+            parts.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+    return "\n".join(parts)
 
 
 def tfds_texts(source: str, text_field: str, tfds_dir: str | None) -> Iterator[bytes]:

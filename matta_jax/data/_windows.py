@@ -12,15 +12,23 @@ from collections.abc import Iterable
 
 import numpy as np
 import tqdm
+from absl import logging
 
 from matta_jax import storage
 from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
+from matta_jax.data._jsonl import shorten
 from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer
 
 # Raise it when the files of a cache change their meaning.
-_FORMAT = 1
+_FORMAT = 2
+
+# What tokens are stored as, by the number of ids.
+_DTYPES = ("uint16", "uint32")
+
+# Tokens that are hashed at once.
+_PIECE = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +39,10 @@ class Windows:
       tokens: the token stream, memory-mapped.
       seq_len: T, predicted tokens of a window.
       eos_id: the separator's id.
-      num_bytes: UTF-8 bytes of the documents.
+      num_bytes: UTF-8 bytes of the documents, without those that their tokens do not hold.
       num_documents: documents.
       fingerprint: hash of the token stream.
+      num_lossy: documents that do not survive encode and decode.
     """
 
     tokens: np.ndarray
@@ -42,6 +51,7 @@ class Windows:
     num_bytes: int
     num_documents: int
     fingerprint: str
+    num_lossy: int = 0
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.seq_len)
@@ -127,27 +137,110 @@ def cached_windows(
     key = hashlib.blake2b("\n".join(key_parts).encode(), digest_size=16).hexdigest()
     root = storage.resolve(cache_dir or storage.home_cache())
     folder = root / key
-    if not folder.exists():
-        _fill(folder, documents, tokenizer, label=f"tokenising {corpus.source} ({side})")
+    label = f"tokenising {corpus.source} ({side})"
 
-    meta = storage.read_json(folder / "meta.json")
-    tokens_file = storage.local_copy(folder / "tokens.bin")
-    tokens = np.memmap(tokens_file, dtype=meta["dtype"], mode="r")
+    cache = _open(folder) if folder.exists() else None
+    if cache is None:
+        _fill(folder, documents, tokenizer, label=label)
+        cache = _open(folder)
+    if cache is None:
+        raise UserError(
+            f"data.cache_dir={str(root)!r}: what was written to {folder} cannot be read back; name "
+            "another"
+        )
+
+    tokens, meta = cache
+    if meta.num_lossy:
+        logging.warning(
+            "%d of %d documents of data source %r do not survive encode and decode (the first: "
+            "%s): bits per byte counts what the tokenizer keeps",
+            meta.num_lossy,
+            meta.num_documents,
+            corpus.source,
+            shorten(meta.first_lossy),
+        )
     return Windows(
         tokens,
         seq_len,
         tokenizer.eos_id,
-        meta["num_bytes"],
-        meta["num_documents"],
-        fingerprint=meta["fingerprint"],
+        meta.num_bytes,
+        meta.num_documents,
+        fingerprint=meta.fingerprint,
+        num_lossy=meta.num_lossy,
     )
+
+
+@dataclasses.dataclass
+class _Meta:
+    """What `meta.json` says of `tokens.bin`.
+
+    Attributes:
+      dtype: of the tokens.
+      num_tokens: in the file.
+      num_bytes, num_documents, num_lossy, fingerprint: as of `Windows`.
+      first_lossy: how the first document begins that does not survive.
+    """
+
+    dtype: str
+    num_tokens: int = 0
+    num_bytes: int = 0
+    num_documents: int = 0
+    num_lossy: int = 0
+    first_lossy: str = ""
+    fingerprint: str = ""
+
+    @classmethod
+    def read(cls, file: storage.Path) -> "_Meta":
+        """Reads it. Raises OSError, or ValueError where it is another thing."""
+        value = storage.read_json(file)
+        if not isinstance(value, dict):
+            raise ValueError(f"{file.name} is no object")
+        for name in _Meta.__annotations__:
+            kind = int if name.startswith("num_") else str
+            # By `type`: true and false are ints to isinstance.
+            if type(value.get(name)) is not kind or (kind is int and value[name] < 0):
+                raise ValueError(f"{name} of {file.name} is {shorten(value.get(name))}")
+        if value["dtype"] not in _DTYPES:
+            raise ValueError(f"dtype of {file.name} is {shorten(value['dtype'])}")
+        return cls(**{name: value[name] for name in _Meta.__annotations__})
+
+
+def _open(folder: storage.Path) -> tuple[np.ndarray, _Meta] | None:
+    """Returns the tokens of a cache, memory-mapped, and what is said of them; None where they do
+    not fit, after a warning.
+    """
+    try:
+        meta = _Meta.read(folder / "meta.json")
+        file = storage.local_copy(folder / "tokens.bin")
+        num_bytes = file.stat().st_size
+        if num_bytes != np.dtype(meta.dtype).itemsize * meta.num_tokens or not num_bytes:
+            raise ValueError(f"tokens.bin has {num_bytes} bytes, of {meta.num_tokens} tokens")
+        tokens = np.memmap(file, dtype=meta.dtype, mode="r")
+        if _hash(tokens) != meta.fingerprint:
+            raise ValueError("tokens.bin is not what was written")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        logging.warning("the cache %s is damaged (%s); it is written anew", folder, reason)
+        return None
+    return tokens, meta
+
+
+def _hash(tokens: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    # In pieces, so that a long stream is never in memory as a whole.
+    for start in range(0, len(tokens), _PIECE):
+        digest.update(np.ascontiguousarray(tokens[start : start + _PIECE]).tobytes())
+    return digest.hexdigest()
 
 
 def _fill(
     folder: storage.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
 ) -> None:
-    """Writes a cache, unless another process has finished the same one meanwhile."""
+    """Writes a cache, unless another process has finished the same one meanwhile; one that is
+    damaged is replaced.
+    """
     root = folder.parent
+    is_damaged = folder.exists()
     with (
         storage.writing("data.cache_dir", root, "free space, or name another"),
         contextlib.ExitStack() as stack,
@@ -155,7 +248,7 @@ def _fill(
         # A folder in which not even an empty one can be made is the wrong one, not a full one.
         with storage.writing("data.cache_dir", root, "name another"):
             building = stack.enter_context(
-                storage.new_folder(folder, keep_first=True, private=True)
+                storage.new_folder(folder, keep_first=not is_damaged, private=True)
             )
         _write(building, documents, tokenizer, label=label)
 
@@ -164,34 +257,38 @@ def _write(
     folder: storage.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
 ) -> None:
     """Tokenises documents into `tokens.bin`, and describes it in `meta.json`."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    meta = _Meta(_DTYPES[0] if tokenizer.vocab_size <= 2**16 else _DTYPES[1])
+    dtype = np.dtype(meta.dtype)
     separator = np.array([tokenizer.eos_id])
     digest = hashlib.blake2b(digest_size=16)
-    num_bytes = num_documents = 0
 
     with storage.open_new(folder / "tokens.bin") as file:
 
         def put(ids: np.ndarray) -> None:
+            if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(dtype).max:
+                raise UserError(
+                    f"data.tokenizer={tokenizer.name!r} makes id {ids.max()}, beyond its "
+                    f"{tokenizer.vocab_size} ids; mend or replace its file"
+                )
             data = np.ascontiguousarray(ids, dtype).tobytes()
             digest.update(data)
             file.write(data)
+            meta.num_tokens += len(ids)
 
         put(separator)
         for document in tqdm.tqdm(
             documents, desc=label, unit=" documents", delay=1.0, disable=None
         ):
             ids = tokenizer.encode(document.text)
+            if document.text and not tokenizer.survives(document.text, ids):
+                meta.first_lossy = meta.first_lossy or document.text[:60]
+                meta.num_lossy += 1
             if not len(ids):
                 continue
             put(ids)
             put(separator)
-            num_bytes += len(document.text.encode())
-            num_documents += 1
+            meta.num_bytes += tokenizer.count_bytes(document.text, ids)
+            meta.num_documents += 1
 
-    meta = {
-        "dtype": dtype.name,
-        "num_bytes": num_bytes,
-        "num_documents": num_documents,
-        "fingerprint": digest.hexdigest(),
-    }
-    storage.replace_text(folder / "meta.json", storage.json_text(meta))
+    meta.fingerprint = digest.hexdigest()
+    storage.replace_text(folder / "meta.json", storage.json_text(dataclasses.asdict(meta)))
