@@ -140,6 +140,12 @@ class DataConfig(Section):
         "before training on "
         "them. What the run leaves over is held out.",
     )
+    max_windows: int | None = field(
+        None,
+        "Train on so many windows of the source, the first of a fixed order; None: all.",
+        minimum=1,
+        maximum=2**40,
+    )
     # Free: where and how fast windows are read, not which, nor in what order.
     tfds_dir: str | None = field(
         None, "Where prepared TFDS sets lie; None: TFDS's own default.", is_free=True

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import numpy as np
+
 from matta_jax.config import Config, ScorerConfig
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
 from matta_jax.errors import UserError
-from matta_jax.tokenizers import Tokenizer, make_tokenizer
+from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
 
 
 def split_data(
@@ -16,13 +18,15 @@ def split_data(
     """Returns the training or the held-out windows of a language model, or examples of a scorer.
 
     A stream's training side is its whole, in order; what the run leaves over is held out.
+    Otherwise data.max_windows cuts the training side, and that alone.
 
     Raises:
       UserError: nothing on this side of the split, files that cannot be read, or a stream that is
-        too short.
+        too short; or data.max_windows for what has no windows.
     """
     data = config.data
-    tokenizer = tokenizer or make_tokenizer(data.tokenizer)
+    _check_max_windows(config)
+    tokenizer = tokenizer or fitting_tokenizer(data.tokenizer, config.model.vocab_size)
     has_eval_source = data.eval_source is not None
     from_eval_source = held_out and has_eval_source
     source = data.eval_source if from_eval_source else data.source
@@ -36,7 +40,38 @@ def split_data(
         # Each of two sources is a side by itself; one source is split by its examples.
         side = None if has_eval_source else held_out
         return read_examples(source, data, _section(config), tokenizer, held_out=side)
-    return split_windows(data, tokenizer, held_out=held_out)
+    windows = split_windows(data, tokenizer, held_out=held_out)
+    return windows if held_out else _first(windows, data.max_windows, tokenizer)
+
+
+def _check_max_windows(config: Config) -> None:
+    """Refuses data.max_windows where there are no windows to take the first of."""
+    if config.data.max_windows is None:
+        return
+    for has_none, field in (
+        (config.model.reads_examples, "a scorer, which reads examples"),
+        (config.data.stream, "data.stream, which reads the source once"),
+    ):
+        if has_none:
+            raise UserError(
+                f"data.max_windows={config.data.max_windows} is not for {field}; leave it out"
+            )
+
+
+def _first(windows: Windows, count: int | None, tokenizer: Tokenizer) -> Windows:
+    """The first windows of a stream, and their last token, which is predicted alone."""
+    if count is None or count >= len(windows):
+        return windows
+
+    tokens = windows.tokens[: count * windows.seq_len + 1]
+    return dataclasses.replace(
+        windows,
+        tokens=tokens,
+        num_bytes=tokenizer.num_bytes(tokens[1:]),
+        # The last may be cut.
+        num_documents=int(np.sum(tokens[:-1] == windows.eos_id)),
+        fingerprint=f"{windows.fingerprint}[:{count}]",
+    )
 
 
 def _section(config: Config) -> ScorerConfig:
@@ -51,7 +86,7 @@ def glob_data(
     """Returns the windows or examples of the files that match a pattern. Raises UserError as
     `split_data` does.
     """
-    tokenizer = tokenizer or make_tokenizer(config.data.tokenizer)
+    tokenizer = tokenizer or fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
     return _read_all(f"text:{where}", config, tokenizer)
 
 
@@ -94,6 +129,6 @@ def _after_training(
     return dataclasses.replace(
         stream,
         tokens=tokens,
-        num_bytes=len(tokenizer.decode(tokens[1:]).encode()),
+        num_bytes=tokenizer.num_bytes(tokens[1:]),
         fingerprint=f"{stream.fingerprint}[{start}:]",
     )

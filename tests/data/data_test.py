@@ -1,6 +1,7 @@
 import contextlib
 import gzip
 import json
+import os
 import queue
 import shutil
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from matta_jax import data, tokenizers
-from matta_jax.config import DataConfig
+from matta_jax.config import Config, DataConfig
 from matta_jax.data import _windows
 from matta_jax.errors import UserError
 
@@ -313,3 +314,132 @@ def test_tfds_reads_array_records_without_tensorflow(tmp_path):
             list(data.Corpus(source, tfds_dir=str(tmp_path / "tfds")))
     with pytest.raises(UserError, match="data.text_field='body'"):
         list(data.Corpus("tfds:local_text", "body", tfds_dir=str(tmp_path / "tfds")))
+
+
+# A text of `x`, gzipped, and damaged in its frame, its end, and what is packed.
+GZIPPED = gzip.compress(b'{"text": "%s"}' % (b"some words " * 99))
+DAMAGED = {
+    "cut": GZIPPED[:-9],
+    "checksum": GZIPPED[:-8] + b"12345678",
+    "inside": GZIPPED[:20] + b"\xff" * 9 + GZIPPED[29:],
+    "trailing": GZIPPED + b"garbage",
+    "plain": b'{"text": "x"}',
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_gzip_ends_in_one_line(tmp_path, kind):
+    (tmp_path / "a.jsonl.gz").write_bytes(DAMAGED[kind])
+    with pytest.raises(UserError, match=r"a.jsonl.gz cannot be read") as error:
+        list(data.Corpus(f"text:{tmp_path}/*.gz"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_the_mark_at_the_start_of_a_file_is_no_text(tmp_path, name):
+    text = '{"text": "hello"}' if name.endswith("l") else "hello"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [document.text for document in data.Corpus(f"text:{tmp_path}/a.*")] == ["hello"]
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"text": ' * 100_000, "5", "[]"])
+def test_lines_that_are_no_objects_end_in_one_line(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + line)
+    with pytest.raises(UserError, match="line 2") as error:
+        list(data.Corpus(f"text:{tmp_path}/*.jsonl"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_as_a_source_says_what_to_name(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder; name text:.*/\*.txt"):
+        data.Corpus(f"text:{tmp_path}").files()
+
+
+def test_a_text_of_the_same_size_and_time_is_another_cache(tmp_path):
+    first = windows_of("hello " * 20, tmp_path)
+    stat = (tmp_path / "a.txt").stat()
+
+    def same_time(text):
+        (tmp_path / "a.txt").write_text(text)
+        os.utime(tmp_path / "a.txt", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        config = DataConfig(
+            source=f"text:{tmp_path}/a.txt", seq_len=8, cache_dir=str(tmp_path / "cache")
+        )
+        return data.split_windows(config, BYTES, held_out=False)
+
+    assert same_time("hallo " * 20).fingerprint != first.fingerprint
+    assert same_time("hello " * 20).fingerprint == first.fingerprint
+
+
+CACHE_DAMAGE = {
+    "cut tokens": ("tokens.bin", lambda content: content[:-40]),
+    "odd tokens": ("tokens.bin", lambda content: content[:-1]),
+    "empty tokens": ("tokens.bin", lambda content: b""),
+    "other tokens": ("tokens.bin", lambda content: content[:-1] + b"\x01"),
+    "no tokens": ("tokens.bin", None),
+    "no meta": ("meta.json", None),
+    "cut meta": ("meta.json", lambda content: content[:20]),
+    "empty meta": ("meta.json", lambda content: b"{}"),
+    "list": ("meta.json", lambda content: b"[]"),
+    "deep": ("meta.json", lambda content: b"[" * 200_000),
+    "types": ("meta.json", lambda content: content.replace(b'"num_bytes": ', b'"num_bytes": -')),
+    "dtype": ("meta.json", lambda content: content.replace(b"uint16", b"object")),
+}
+
+
+@pytest.mark.parametrize("kind", CACHE_DAMAGE)
+def test_a_damaged_cache_is_written_anew(tmp_path, kind):
+    name, damage = CACHE_DAMAGE[kind]
+    before = windows_of("hello " * 20, tmp_path)
+    [folder] = (tmp_path / "cache").iterdir()
+    # The map of a file that is cut would be read beyond its end.
+    tokens = np.array(before.tokens)
+    content = (folder / name).read_bytes()
+    if damage is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(damage(content))
+    after = windows_of("hello " * 20, tmp_path)
+    np.testing.assert_array_equal(after.tokens, tokens)
+    assert (after.num_bytes, after.fingerprint) == (before.num_bytes, before.fingerprint)
+    assert (folder / name).read_bytes() == content
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("tail", ["\0" * 900, "\0"])
+def test_what_is_not_predicted_is_not_counted(tmp_path, tail):
+    plain = windows_of("hello né " * 20, tmp_path)
+    padded = windows_of("hello né " * 20 + tail, tmp_path)
+    corpus = data.Corpus(f"text:{tmp_path}/a.txt")
+    padded = data.corpus_windows(corpus, BYTES, seq_len=8, cache_dir=str(tmp_path / "cache"))
+    assert padded.num_lossy == 1 and padded.num_bytes == 200
+    assert padded.num_bytes == np.sum(padded.tokens != 0)
+    assert plain.num_lossy == 0
+
+
+def test_max_windows_cuts_the_training_side_alone(tmp_path):
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(f"document {i} " * 5)
+
+    def sides(**fields):
+        config = Config(
+            data=DataConfig(
+                source=f"text:{tmp_path}/*.txt",
+                eval_fraction=0.3,
+                seq_len=8,
+                cache_dir=str(tmp_path / "cache"),
+                **fields,
+            )
+        )
+        return [data.split_data(config, BYTES, held_out=held_out) for held_out in (False, True)]
+
+    whole, held_out = sides()
+    cut, same = sides(max_windows=7)
+    assert len(cut) == 7 and same.fingerprint == held_out.fingerprint
+    assert cut.fingerprint != whole.fingerprint
+    for i in range(7):
+        np.testing.assert_array_equal(cut[i]["tokens"], whole[i]["tokens"])
+    assert cut.num_bytes == np.sum(cut.tokens != 0)
+    assert sides(max_windows=10**6)[0].fingerprint == whole.fingerprint
+    with pytest.raises(UserError, match="data.max_windows=7 is not for data.stream"):
+        sides(max_windows=7, stream=True)
