@@ -232,7 +232,9 @@ def _check_arguments(method: str, **numbers: int) -> None:
 def _extract(
     ranking: Ranking, count: int, packaging: Packaging, folder: storage.Path, corpus: str
 ) -> list[Extracted]:
-    """Writes the best models, with their scores. Raises UserError when one breaks the budget as written."""
+    """Writes the best models, with their scores. Raises UserError when one breaks the budget as
+    written.
+    """
     source = ranking.source
     # With its step: a run that still trains may have a newer one, which was not scored.
     checkpoint = f"{source.directory}@{source.step}"
