@@ -1,9 +1,75 @@
-"""Tables and figures, as every report here draws them."""
+"""Tables, figures and progress, as all that reports here shows them."""
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence, Sized
+from typing import Any, TypeVar
+
+import tqdm
 
 from matta_jax import storage
+
+Item = TypeVar("Item")
+
+# Between lines of progress, where there is no terminal to draw a bar on.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def progress(
+    items: Iterable[Item],
+    *,
+    desc: str,
+    unit: str,
+    total: int | None = None,
+    delay: float = 2.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Generator[Item, None, None]:
+    """Yields the items, and shows on stderr how far that is: as a bar on a terminal; elsewhere, as
+    in a notebook or a file, as a line every ten seconds.
+
+    Args:
+      items: what is worked on.
+      desc: what is done, such as `scoring student`.
+      unit: what an item is, in the plural.
+      total: how many there are; None: their length, where they have one.
+      delay: seconds before the bar shows.
+      clock: seconds, for tests.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    # Without a console there may be no stderr at all.
+    if sys.stderr is not None and sys.stderr.isatty():
+        yield from tqdm.tqdm(items, desc=desc, unit=f" {unit}", total=total, delay=delay)
+        return
+
+    start = last_line = clock()
+    for count, item in enumerate(items, 1):
+        yield item
+        # Here the item is done.
+        seconds = clock() - start
+        if start + seconds - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = start + seconds
+            _say(f"{desc}: {_how_far(count, total, seconds, unit)}")
+
+
+def _how_far(count: int, total: int | None, seconds: float, unit: str) -> str:
+    """`5 of 40 batches, ETA 0:30`, or where no one knows the end, `340 documents, 34/s`."""
+    if total is None:
+        return f"{count:,} {unit}, {count / seconds:.3g}/s"
+    remaining = round(seconds / count * max(total - count, 0))
+    minutes, remaining_seconds = divmod(remaining, 60)
+    hours, minutes = divmod(minutes, 60)
+    clock_time = f"{minutes}:{remaining_seconds:02}"
+    if hours:
+        clock_time = f"{hours}:{minutes:02}:{remaining_seconds:02}"
+    return f"{count:,} of {total:,} {unit}, ETA {clock_time}"
+
+
+def _say(line: str) -> None:
+    # Work goes on where no one reads of it: stderr may be closed, or full.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def markdown_table(

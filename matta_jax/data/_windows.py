@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-import tqdm
 from absl import logging
 
 from matta_jax import storage
@@ -19,6 +18,7 @@ from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
 from matta_jax.data._jsonl import shorten
 from matta_jax.errors import UserError
+from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
 
 # Raise it when the files of a cache change their meaning.
@@ -276,9 +276,7 @@ def _write(
             meta.num_tokens += len(ids)
 
         put(separator)
-        for document in tqdm.tqdm(
-            documents, desc=label, unit=" documents", delay=1.0, disable=None
-        ):
+        for document in progress(documents, desc=label, unit="documents", delay=1.0):
             ids = tokenizer.encode(document.text)
             if document.text and not tokenizer.survives(document.text, ids):
                 meta.first_lossy = meta.first_lossy or document.text[:60]

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.stats
-import tqdm
 
 from matta_jax.config import Config
 from matta_jax.data import ExampleSet, glob_data, sequential_batches, split_data
@@ -14,6 +13,7 @@ from matta_jax.errors import UserError
 from matta_jax.evaluation._tasks import CONFIDENCE, Outcome, Score, share
 from matta_jax.models import plan_of
 from matta_jax.packages import Model
+from matta_jax.reporting import progress
 from matta_jax.selection.scoring import HELD_OUT
 
 # Of the bootstrap; all at once would hold a thousand copies of the scores.
@@ -82,14 +82,10 @@ def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) ->
         return logits[:, 1] - logits[:, 0]
 
     batches = sequential_batches(examples, batch_size=batch_size)
-    bar = tqdm.tqdm(
-        batches,
-        total=-(-len(examples) // batch_size),
-        desc=f"auc {model.spec}",
-        delay=2.0,
-        disable=None,
-    )
-    logits = [jax.device_get(program(model.params, batch)) for batch in bar]
+    num_batches = -(-len(examples) // batch_size)
+    title = f"auc {model.spec}"
+    shown = progress(batches, desc=title, unit="batches", total=num_batches)
+    logits = [jax.device_get(program(model.params, batch)) for batch in shown]
 
     # Rows that fill the last batch go.
     return np.concatenate(logits)[: len(examples)].astype(np.float64)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from matta_jax.models import logits
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
+from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
 
 
@@ -85,7 +85,7 @@ def likelihoods(
     results: dict[int, Likelihood] = {}
     starts = range(0, len(order), batch_size)
     title = f"{label} {model.spec}"
-    for start in tqdm.tqdm(starts, desc=title, unit=" batches", delay=2.0, disable=None):
+    for start in progress(starts, desc=title, unit="batches"):
         indices = order[start : start + batch_size]
         batch = [sequences[i] for i in indices]
         length = _bucket(max(len(sequence.tokens) - 1 for sequence in batch), limit)

@@ -1,16 +1,14 @@
 """A search on its way: what is scored, what is verified, and what is picked."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import tqdm
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source
 from matta_jax.data import Windows
 from matta_jax.errors import UserError
 from matta_jax.nesting import SubModel, format_spec
+from matta_jax.reporting import progress
 from matta_jax.selection._latency import LatencyModel
 from matta_jax.selection._predict import additive_candidates, evolve, probes
 from matta_jax.selection._rows import Row, ScoreFile
@@ -129,12 +127,12 @@ class Ranking:
         self.row(self.source.nest.ta, "ta")
         # Costs need no weights, so what is over the budget is left out before it is scored.
         patterns = [pair for pair in self.space.patterns() if self._fits(pair[1])]
-        for name, sub_model in _progress(patterns, "patterns"):
+        for name, sub_model in progress(patterns, desc="scoring", unit="patterns"):
             self.row(sub_model, name)
 
         if method == "exhaustive":
             models = list(filter(self._fits, self.space.members()))
-            for sub_model in _progress(models, "models"):
+            for sub_model in progress(models, desc="scoring", unit="models"):
                 self.row(sub_model)
         elif method == "additive":
             self._rank_additively(count)
@@ -146,22 +144,25 @@ class Ranking:
 
     def _rank_additively(self, count: int) -> None:
         # Probes are scored whatever they cost: the predictor needs all of them.
-        for sub_model in _progress(probes(self.space), "replace-one scores"):
+        for sub_model in progress(probes(self.space), desc="scoring", unit="replace-one models"):
             self.row(sub_model)
         candidates = additive_candidates(
             self.space, self.loss, self.prices.linear, self._proposed, count=count
         )
         # Scored too, as a prediction leaves out how layers act on each other.
-        for predicted, sub_model in _progress(candidates, "candidates"):
+        for predicted, sub_model in progress(candidates, desc="scoring", unit="candidates"):
             self.row(sub_model).predicted = predicted
 
     def _rank_by_evolution(self, evaluations: int, seed: int) -> None:
-        with tqdm.tqdm(total=evaluations, desc="evolution", delay=2.0, disable=None) as bar:
+        ticks = progress(range(evaluations), desc="evolution", unit="models")
 
-            def counted_loss(sub_model: SubModel) -> float:
-                bar.update()
-                return self.loss(sub_model)
+        def counted_loss(sub_model: SubModel) -> float:
+            # Each step tells of those before it.
+            next(ticks, None)
+            return self.loss(sub_model)
 
+        # Closed, so that a bar does not stay behind where evolution ends early.
+        with contextlib.closing(ticks):
             evolve(
                 self.space,
                 counted_loss,
@@ -176,7 +177,7 @@ class Ranking:
         pattern's largest.
         """
         rows = list(self._to_verify(count).items())
-        for sub_model, row in _progress(rows, "verifying"):
+        for sub_model, row in progress(rows, desc="verifying", unit="models"):
             row.bits_per_byte = self.score(sub_model, len(self.windows)).bits_per_byte
             if self.prices.latency is not None:
                 row.ms = self.prices.latency.measured(sub_model)
@@ -239,7 +240,3 @@ class Ranking:
 
         ranked = sorted(verified, key=lambda row: row.bits_per_byte or 0.0)
         return ranked[:count]
-
-
-def _progress(items: Sequence[Any], what: str) -> Iterator[Any]:
-    yield from tqdm.tqdm(items, desc=what, delay=2.0, disable=None)

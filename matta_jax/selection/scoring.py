@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tqdm
 
 from matta_jax.checkpoints import Source
 from matta_jax.config import Config
@@ -19,6 +18,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import candidate_apply
 from matta_jax.nesting import Sizes, SubModel
 from matta_jax.packages import Model
+from matta_jax.reporting import progress
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
 
@@ -63,12 +63,11 @@ def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLo
     batch_loss = jax.jit(_batch_loss(model.apply, model.table, model.config, windows.eos_id))
     # Rounded up: the last batch may be filled up with rows that do not count.
     num_batches = -(-len(windows) // batch_size)
-    batches = tqdm.tqdm(
+    batches = progress(
         sequential_batches(windows, batch_size=batch_size),
-        total=num_batches,
         desc=f"scoring {model.spec}",
-        delay=2.0,
-        disable=None,
+        unit="batches",
+        total=num_batches,
     )
 
     # Summed in Python's float64: a float32 sum over a long text would lose digits.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import NamedSharding, PartitionSpec
 
 from matta_jax import storage
@@ -19,6 +18,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import apply, logits
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
+from matta_jax.reporting import progress
 from matta_jax.sharding import check_agreement, is_first, wait_for_all
 from matta_jax.starts.teacher import check_teacher, open_teacher
 from matta_jax.tokenizers import make_tokenizer, tokenizer_digest
@@ -193,7 +193,7 @@ def _write_files(
     title: str,
 ) -> None:
     """Writes the label files of these indices, under a progress bar."""
-    for i in tqdm.tqdm(files, desc=title, unit=" files", disable=None):
+    for i in progress(files, desc=title, unit="files", delay=0.0):
         with storage.writing("output", folder, "make room, and start again"):
             rows = capture.rows(windows, header.windows_of(i))
             write_labels(header.file(folder, i), header, rows)

@@ -26,7 +26,6 @@ PROVED_ELSEWHERE = {
     "matta_jax/evaluation/_output.py": "tests/evaluation/evaluate_test.py",
     "matta_jax/optim/_batches.py": "tests/optim/step_test.py",
     "matta_jax/optim/_numbering.py": "tests/optim/plan_test.py",
-    "matta_jax/reporting.py": "tests/evaluation/report_test.py",
     "matta_jax/sharding/_placement.py": "tests/sharding/mesh_test.py",
     "matta_jax/storage/_failures.py": "tests/storage/storage_test.py",
     "matta_jax/storage/_files.py": "tests/storage/storage_test.py",
