@@ -36,6 +36,7 @@ class Config:
         _check_members(self.nest, self.objective)
         _check_teacher(self.teacher, self.model, self.data)
         _check_lengths(self)
+        _check_weights(self)
 
 
 def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
@@ -119,5 +120,37 @@ def _check_lengths(config: Config) -> None:
     if config.optimizer.warmup_steps >= train.num_steps:
         raise UserError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than "
-            f"train.num_steps={train.num_steps}"
+            f"train.num_steps={train.num_steps}; set optimizer.warmup_steps={train.num_steps // 10}"
         )
+
+
+def _check_weights(config: Config) -> None:
+    """A run of which no part of the loss counts trains nothing."""
+    model, nest, objective = config.model, config.nest, config.objective
+    ta_sizes = {axis: getattr(nest, axis, None) for axis in model.size_fields()}
+    is_nested = any(
+        ta_sizes[axis] not in (None, size) for axis, size in model.size_fields().items()
+    )
+
+    weights = {
+        "objective.student_weight": objective.student_weight,
+        "teacher.student_weight": config.teacher.student_weight,
+    }
+    # Distillation alone moves the Student, and a random mix or a member its part of the TA.
+    if is_nested or nest.members:
+        weights["objective.ta_weight"] = objective.ta_weight
+        weights["objective.distill_weight"] = objective.distill_weight
+        weights["teacher.ta_weight"] = config.teacher.ta_weight
+    has_mixes = nest.d_ff not in (None, model.d_ff) or bool(nest.members)
+    if nest.mix_per_step and has_mixes:
+        weights["objective.mix_weight"] = objective.mix_weight
+        weights["objective.mix_distill_weight"] = objective.mix_distill_weight
+    for name in nest.members:
+        weights[f"objective.member_weights.{name}"] = objective.member_weights.get(name, 0.5)
+        distill_weight = objective.member_distill_weights.get(name, 0.5)
+        weights[f"objective.member_distill_weights.{name}"] = distill_weight
+    if any(weights.values()):
+        return
+    raise UserError(
+        f"{', '.join(weights)} are 0: nothing is trained; give objective.student_weight, such as 1"
+    )

@@ -4,6 +4,7 @@ A fact about a field stands at the field: no list of field names elsewhere repea
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -91,10 +92,13 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return _checked_mapping(name, value, typing.get_args(kind)[1])
     if kind is float and type(value) is int:
-        return float(value)
+        # A whole number beyond all floats is out of every range.
+        return float(value) if abs(value) < 1e300 else math.inf
     # Not isinstance: True would be a whole number.
     if type(value) is not kind:
-        raise UserError(f"{name}={value!r} must be {_WORDS[kind]}, not {type(value).__name__}")
+        raise UserError(
+            f"{name}={_shown(value)} must be {_WORDS[kind]}, not {type(value).__name__}"
+        )
     return value
 
 
@@ -117,11 +121,12 @@ def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
 
 
 def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
-    shown = f"{name}={item!r}"
+    shown = f"{name}={_shown(item)}"
+    if isinstance(item, float) and not math.isfinite(item):
+        raise UserError(f"{shown} must be a finite number")
     if rule["choices"] is not None and item not in rule["choices"]:
         hint = did_you_mean(str(item), rule["choices"])
         raise UserError(f"{shown} must be one of {', '.join(rule['choices'])}{hint}")
-    # Each written so that NaN, which compares as false with all numbers, breaks it.
     if rule["minimum"] is not None and not item >= rule["minimum"]:
         raise UserError(f"{shown} must be at least {rule['minimum']}")
     if rule["above"] is not None and not item > rule["above"]:
@@ -130,5 +135,13 @@ def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
         raise UserError(f"{shown} must be less than {rule['below']}")
     if rule["maximum"] is not None and not item <= rule["maximum"]:
         raise UserError(f"{shown} must be at most {rule['maximum']}")
-    if isinstance(item, float) and item != item:
-        raise UserError(f"{shown} must be a number")
+
+
+def _shown(value: Any) -> str:
+    """A value, as an error shows it: a number of a thousand digits would hide the rule."""
+    try:
+        shown = repr(value)
+    except ValueError:
+        # Python writes no whole number of more than 4,300 digits.
+        return "a number of thousands of digits"
+    return shown if len(shown) <= 60 else f"{shown[:40]}… ({len(shown)} characters)"

@@ -26,15 +26,24 @@ class ModelConfig(Section):
     noun: ClassVar[str] = "language model"
 
     name: str = field("gpt", "Family: gpt, a language model; or scorer, an encoder with a head.")
-    vocab_size: int = field(256, "Rows of the embedding; at least the tokenizer's size.", minimum=2)
-    num_layers: int = field(4, "Transformer blocks of the Student.", minimum=1)
-    d_model: int = field(128, "Width of the Student's residual stream.", minimum=1)
-    num_heads: int = field(4, "Attention heads of the Student.", minimum=1)
-    head_dim: int | None = field(
-        None, "Width of a head, of all sizes alike. None: d_model / num_heads.", minimum=1
+    vocab_size: int = field(
+        256, "Rows of the embedding; at least the tokenizer's size.", minimum=2, maximum=2**24
     )
-    d_ff: int = field(512, "Hidden width of the Student's feed-forward layers.", minimum=1)
-    max_len: int = field(256, "Learned positions; the longest sequence, in tokens.", minimum=1)
+    num_layers: int = field(4, "Transformer blocks of the Student.", minimum=1, maximum=10_000)
+    d_model: int = field(128, "Width of the Student's residual stream.", minimum=1, maximum=2**20)
+    num_heads: int = field(4, "Attention heads of the Student.", minimum=1, maximum=2**16)
+    head_dim: int | None = field(
+        None,
+        "Width of a head, of all sizes alike. None: d_model / num_heads.",
+        minimum=1,
+        maximum=2**16,
+    )
+    d_ff: int = field(
+        512, "Hidden width of the Student's feed-forward layers.", minimum=1, maximum=2**22
+    )
+    max_len: int = field(
+        256, "Learned positions; the longest sequence, in tokens.", minimum=1, maximum=2**24
+    )
     dropout: float = field(
         0.0,
         "Dropout rate on the embeddings and each residual branch while training.",
@@ -108,11 +117,19 @@ class ScorerConfig(ModelConfig):
 
     name: str = field("scorer", "Family: scorer, an encoder of examples with a head.")
     num_classes: int = field(
-        1, "Outputs of a scorer: 1 for a sigmoid, more for a softmax.", minimum=1
+        1,
+        "Outputs of a scorer: 1 for a sigmoid, more for a softmax.",
+        minimum=1,
+        maximum=2**20,
     )
-    num_dense: int = field(0, "Numbers in the field dense of a scorer's examples.", minimum=0)
+    num_dense: int = field(
+        0, "Numbers in the field dense of a scorer's examples.", minimum=0, maximum=2**20
+    )
     categories: tuple[int, ...] = field(
-        (), "Values of each number in their field categorical.", minimum=1
+        (),
+        "Values of each number in their field categorical.",
+        minimum=1,
+        maximum=2**24,
     )
 
 
@@ -145,14 +162,26 @@ class NestConfig(Section):
     """The TA's sizes and the granularities between Student and TA. None: as the Student."""
 
     section = "nest"
-    num_layers: int | None = field(None, "Blocks of the TA (Depth M-nesting).", minimum=1)
-    d_model: int | None = field(None, "Residual width of the TA (d_model M-nesting).", minimum=1)
-    num_heads: int | None = field(
-        None, "Heads of the TA, of the Student's head_dim (Layer M-nesting).", minimum=1
+    num_layers: int | None = field(
+        None, "Blocks of the TA (Depth M-nesting).", minimum=1, maximum=10_000
     )
-    d_ff: int | None = field(None, "Hidden width of the TA (Layer M-nesting).", minimum=1)
+    d_model: int | None = field(
+        None, "Residual width of the TA (d_model M-nesting).", minimum=1, maximum=2**20
+    )
+    num_heads: int | None = field(
+        None,
+        "Heads of the TA, of the Student's head_dim (Layer M-nesting).",
+        minimum=1,
+        maximum=2**16,
+    )
+    d_ff: int | None = field(
+        None, "Hidden width of the TA (Layer M-nesting).", minimum=1, maximum=2**22
+    )
     widths: tuple[int, ...] = field(
-        (), "d_ff granularities, from the Student's to the TA's. Empty: these two alone.", minimum=1
+        (),
+        "d_ff granularities, from the Student's to the TA's. Empty: these two alone.",
+        minimum=1,
+        maximum=2**22,
     )
     members: Mapping[str, str] = field(
         {},

@@ -11,10 +11,15 @@ class ObjectiveConfig(Section):
     """Weights of the named terms of the loss."""
 
     section = "objective"
-    student_weight: float = field(1.0, "a_S: the Student's cross-entropy.", minimum=0.0)
-    ta_weight: float = field(1.0, "a_TA: the TA's cross-entropy.", minimum=0.0)
+    student_weight: float = field(
+        1.0, "a_S: the Student's cross-entropy.", minimum=0.0, maximum=1e6
+    )
+    ta_weight: float = field(1.0, "a_TA: the TA's cross-entropy.", minimum=0.0, maximum=1e6)
     distill_weight: float = field(
-        0.5, "w_max: TA-to-Student distillation after the ramp.", minimum=0.0
+        0.5,
+        "w_max: TA-to-Student distillation after the ramp.",
+        minimum=0.0,
+        maximum=1e6,
     )
     distill_ramp: float = field(
         0.1,
@@ -26,7 +31,10 @@ class ObjectiveConfig(Section):
         "linear", "Shape of the ramp.", choices=("linear", "cosine", "constant")
     )
     temperature: float = field(
-        1.0, "T of the distillation term; the term is scaled by T squared.", above=0.0
+        1.0,
+        "T of the distillation term; the term is scaled by T squared.",
+        minimum=0.05,
+        maximum=20.0,
     )
     divergence: str = field(
         "forward_kl",
@@ -39,25 +47,31 @@ class ObjectiveConfig(Section):
         above=0.0,
         below=1.0,
     )
-    mix_weight: float = field(0.5, "Cross-entropy of each random mix.", minimum=0.0)
+    mix_weight: float = field(0.5, "Cross-entropy of each random mix.", minimum=0.0, maximum=1e6)
     mix_distill_weight: float = field(
-        0.5, "Distillation of each random mix, on the same ramp.", minimum=0.0
+        0.5,
+        "Distillation of each random mix, on the same ramp.",
+        minimum=0.0,
+        maximum=1e6,
     )
     member_weights: Mapping[str, float] = field(
         {},
         "Cross-entropy of members of nest.members, by name; 0.5 of those not named.",
         minimum=0.0,
+        maximum=1e6,
     )
     member_distill_weights: Mapping[str, float] = field(
         {},
         "Distillation of members of nest.members, by name, on the same ramp; 0.5 of those not "
         "named.",
         minimum=0.0,
+        maximum=1e6,
     )
     chunk_size: int = field(
         256,
         "Most tokens on a device whose logits exist at once; 256 to 512 pays, less saves memory.",
         minimum=1,
+        maximum=2**24,
     )
 
 
@@ -75,13 +89,19 @@ class TeacherConfig(Section):
         None, "Or folder of labels that matta-label wrote of the training windows."
     )
     student_weight: float = field(
-        0.0, "u_S: forward KL from the Teacher to the Student.", minimum=0.0
+        0.0,
+        "u_S: forward KL from the Teacher to the Student.",
+        minimum=0.0,
+        maximum=1e6,
     )
-    ta_weight: float = field(0.0, "u_TA: forward KL from the Teacher to the TA.", minimum=0.0)
+    ta_weight: float = field(
+        0.0, "u_TA: forward KL from the Teacher to the TA.", minimum=0.0, maximum=1e6
+    )
     temperature: float = field(
         1.0,
         "T of both, which are scaled by T squared; that of the labels, where there are some.",
-        above=0.0,
+        minimum=0.05,
+        maximum=20.0,
     )
     task_labels: str = field(
         "ground_truth",

@@ -5,6 +5,9 @@ import dataclasses
 from matta_jax.config._fields import Section, field
 from matta_jax.errors import UserError
 
+# Of a mean that decays: float32 takes a larger one for 1.
+_LARGEST_DECAY = 0.999999
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
@@ -17,26 +20,37 @@ class OptimizerConfig(Section):
         choices=("adamw", "adafactor", "lion", "muon", "shampoo"),
         in_state=True,
     )
-    learning_rate: float = field(1e-3, "Peak learning rate.", above=0.0)
-    warmup_steps: int = field(100, "Steps of linear warm-up from 0.", minimum=0)
+    learning_rate: float = field(1e-3, "Peak learning rate.", above=0.0, maximum=1e6)
+    warmup_steps: int = field(100, "Steps of linear warm-up from 0.", minimum=0, maximum=10**9)
     schedule: str = field("cosine", "After the warm-up.", choices=("cosine", "constant"))
     final_fraction: float = field(
         0.1, "Where the cosine ends, of the peak.", minimum=0.0, maximum=1.0
     )
     weight_decay: float = field(
-        0.1, "Decoupled decay of matrices; norms and biases have none.", minimum=0.0
+        0.1,
+        "Decoupled decay of matrices; norms and biases have none.",
+        minimum=0.0,
+        maximum=1e3,
     )
     clip_norm: float | None = field(
-        1.0, "Global gradient norm to clip at; None: no clipping.", above=0.0, in_state=True
+        1.0,
+        "Global gradient norm to clip at; None: no clipping.",
+        above=0.0,
+        in_state=True,
+        maximum=1e9,
     )
     b1: float = field(
         0.9,
         "Decay of the first moment (adamw, lion) or momentum (muon, shampoo).",
         minimum=0.0,
-        below=1.0,
+        maximum=_LARGEST_DECAY,
     )
-    b2: float = field(0.95, "Decay of the second moment (adamw, lion).", minimum=0.0, below=1.0)
-    eps: float = field(1e-8, "Added to the root of the second moment (adamw).", above=0.0)
+    b2: float = field(
+        0.95, "Decay of the second moment (adamw, lion).", minimum=0.0, maximum=_LARGEST_DECAY
+    )
+    eps: float = field(
+        1e-8, "Added to the root of the second moment (adamw).", minimum=1e-30, maximum=1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +61,11 @@ class ShampooConfig(Section):
 
     section = "shampoo"
     block_size: int = field(
-        128, "Largest side of a block; 256 suits a TPU.", minimum=1, in_state=True
+        128,
+        "Largest side of a block; 256 suits a TPU.",
+        minimum=1,
+        in_state=True,
+        maximum=2**16,
     )
     beta2: float = field(
         0.99,
@@ -61,12 +79,21 @@ class ShampooConfig(Section):
         "Ridge of the statistics, relative to their largest eigenvalue.",
         above=0.0,
         in_state=True,
+        maximum=1.0,
     )
     precondition_every: int = field(
-        10, "Steps between two computations of a block's roots.", minimum=1, in_state=True
+        10,
+        "Steps between two computations of a block's roots.",
+        minimum=1,
+        in_state=True,
+        maximum=10**9,
     )
     start_step: int = field(
-        10, "Steps that take the grafting update alone.", minimum=0, in_state=True
+        10,
+        "Steps that take the grafting update alone.",
+        minimum=0,
+        in_state=True,
+        maximum=10**9,
     )
     staggered: bool = field(
         False,
@@ -96,6 +123,7 @@ class ShampooConfig(Section):
         "Longest side of a matrix that is preconditioned on that side.",
         minimum=1,
         in_state=True,
+        maximum=2**24,
     )
     beyond_max_dim: str = field(
         "graft",
@@ -110,7 +138,16 @@ class ShampooConfig(Section):
         "them.",
         minimum=1,
         in_state=True,
+        maximum=2**16,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if _LARGEST_DECAY < self.beta2 < 1:
+            raise UserError(
+                f"shampoo.beta2={self.beta2!r} must be at most {_LARGEST_DECAY}, or 1, which sums "
+                "up: float32 takes what lies between for 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +159,8 @@ class DataConfig(Section):
         "stdlib", "stdlib, text:GLOB (.txt .jsonl .jsonl.gz), or tfds:NAME[:SPLIT]."
     )
     tokenizer: str = field("byte", "byte, gpt2:FOLDER (vocab.bpe, encoder.json), or hf:FILE.json.")
-    seq_len: int = field(256, "Tokens of a training window.", minimum=1)
-    batch_size: int = field(16, "Windows of a step, over all devices.", minimum=1)
+    seq_len: int = field(256, "Tokens of a training window.", minimum=1, maximum=2**24)
+    batch_size: int = field(16, "Windows of a step, over all devices.", minimum=1, maximum=2**24)
     eval_source: str | None = field(
         None, "Held-out documents; None: eval_fraction of the source is held out."
     )
@@ -144,7 +181,7 @@ class DataConfig(Section):
         None,
         "Train on so many windows of the source, the first of a fixed order; None: all.",
         minimum=1,
-        maximum=2**40,
+        maximum=2**36,
     )
     # Free: where and how fast windows are read, not which, nor in what order.
     tfds_dir: str | None = field(
@@ -154,9 +191,15 @@ class DataConfig(Section):
         None, "Folder of tokenised windows; None: ~/.cache/matta_jax.", is_free=True
     )
     prefetch_batches: int = field(
-        16, "Batches read ahead, which hide a slow reader for as long.", minimum=1, is_free=True
+        16,
+        "Batches read ahead, which hide a slow reader for as long.",
+        minimum=1,
+        is_free=True,
+        maximum=2**16,
     )
-    read_threads: int = field(2, "Threads that read windows.", minimum=1, is_free=True)
+    read_threads: int = field(
+        2, "Threads that read windows.", minimum=1, is_free=True, maximum=1024
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,21 +207,34 @@ class TrainConfig(Section):
     """The length of the run and what it leaves behind."""
 
     section = "train"
-    num_steps: int = field(1000, "Optimiser steps.", minimum=1)
-    microbatches: int = field(1, "Parts that a batch is accumulated in.", minimum=1)
-    log_every: int = field(10, "Steps between two lines of metrics.", minimum=1, is_free=True)
-    eval_every: int = field(
-        200, "Steps between two evaluations on held-out windows.", minimum=1, is_free=True
+    num_steps: int = field(1000, "Optimiser steps.", minimum=1, maximum=10**9)
+    microbatches: int = field(1, "Parts that a batch is accumulated in.", minimum=1, maximum=2**24)
+    log_every: int = field(
+        10, "Steps between two lines of metrics.", minimum=1, is_free=True, maximum=10**9
     )
-    eval_batches: int = field(8, "Batches of an evaluation.", minimum=1, is_free=True)
+    eval_every: int = field(
+        200,
+        "Steps between two evaluations on held-out windows.",
+        minimum=1,
+        is_free=True,
+        maximum=10**9,
+    )
+    eval_batches: int = field(
+        8, "Batches of an evaluation.", minimum=1, is_free=True, maximum=10**9
+    )
     checkpoint_every: int = field(
         200,
         "Steps between two checkpoints; the last step is always saved.",
         minimum=1,
         is_free=True,
+        maximum=10**9,
     )
     keep_checkpoints: int = field(
-        2, "Newest checkpoints to keep, beside the best.", minimum=1, is_free=True
+        2,
+        "Newest checkpoints to keep, beside the best.",
+        minimum=1,
+        is_free=True,
+        maximum=10**6,
     )
     max_skipped_steps: int = field(
         10,
@@ -186,12 +242,31 @@ class TrainConfig(Section):
         "run.",
         minimum=0,
         is_free=True,
+        maximum=10**9,
     )
-    seed: int = field(0, "Seed of initialisation, data order, mixes and dropout.", minimum=0)
+    seed: int = field(
+        0, "Seed of initialisation, data order, mixes and dropout.", minimum=0, maximum=2**32 - 1
+    )
     peak_tflops: float | None = field(
         None,
         "Peak of one device, for MFU. None: measured by a matmul at the start.",
         above=0.0,
+        is_free=True,
+        maximum=1e9,
+    )
+    sample_every: int = field(
+        0,
+        "Steps between two samples of text, of Student and TA; 0: none.",
+        minimum=0,
+        maximum=10**9,
+        is_free=True,
+    )
+    sample_prompt: str = field("", "What a sample begins with.", is_free=True)
+    stall_seconds: float = field(
+        120.0,
+        "Without a step for so long, a line says what the run waits for.",
+        minimum=1.0,
+        maximum=1e6,
         is_free=True,
     )
     tensorboard: bool = field(
@@ -208,10 +283,16 @@ class MeshConfig(Section):
 
     section = "mesh"
     # Free: a run may go on with other devices.
-    data: int = field(-1, "Data parallel.", minimum=-1, is_free=True)
-    fsdp: int = field(1, "Data parallel with sharded parameters.", minimum=-1, is_free=True)
+    data: int = field(-1, "Data parallel.", minimum=-1, is_free=True, maximum=2**20)
+    fsdp: int = field(
+        1, "Data parallel with sharded parameters.", minimum=-1, is_free=True, maximum=2**20
+    )
     tensor: int = field(
-        1, "Tensor parallel: heads, d_ff and vocabulary are sharded.", minimum=-1, is_free=True
+        1,
+        "Tensor parallel: heads, d_ff and vocabulary are sharded.",
+        minimum=-1,
+        is_free=True,
+        maximum=2**20,
     )
 
     def __post_init__(self) -> None:
@@ -249,7 +330,10 @@ class InitConfig(Section):
         choices=("zero", "noisy"),
     )
     growth_noise: float = field(
-        0.1, "Scale of noisy output projections, of that of a fresh model.", above=0.0
+        0.1,
+        "Scale of noisy output projections, of that of a fresh model.",
+        above=0.0,
+        maximum=1e3,
     )
     sort: bool = field(
         False,

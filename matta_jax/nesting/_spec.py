@@ -4,6 +4,7 @@
     layers=12                           a depth: the first 12 layers (or 12 spread evenly, as the
                                         nest says)
     layers=0,2,4                        these layers of the TA
+    layers=only:2                       this layer alone
     d_model=512, num_heads=8            sizes of the nest
     d_ff=1024                           one width for every layer
     d_ff=4096*6,1024*12,4096*6          a width for each layer that runs
@@ -23,6 +24,9 @@ from matta_jax.nesting._axes import LAYERS, RESIDUAL, axis_of_word, word_of
 from matta_jax.nesting._nest import Nest
 from matta_jax.nesting._patterns import PATTERNS
 from matta_jax.nesting._sub_model import SubModel
+
+# Begins the layers of a sub-model of one layer.
+_ONLY = "only:"
 
 
 def parse_spec(spec: str, nest: Nest, *, is_new: bool = False) -> SubModel:
@@ -114,9 +118,10 @@ def _spec_axes(nest: Nest) -> list[str]:
 def _format_layers(sub_model: SubModel, nest: Nest) -> str:
     if sub_model.layers == nest.layers_of(sub_model.num_layers):
         return str(sub_model.num_layers)
-    # One layer keeps a comma, by which it is no depth.
-    end = "," if sub_model.num_layers == 1 else ""
-    return ",".join(map(str, sub_model.layers)) + end
+    # A number by itself is a depth.
+    if sub_model.num_layers == 1:
+        return f"{_ONLY}{sub_model.layers[0]}"
+    return ",".join(map(str, sub_model.layers))
 
 
 def _format_runs(sizes: Sequence[int]) -> str:
@@ -159,16 +164,22 @@ def slug(spec: str) -> str:
 
 
 def _number(text: str, word: str, spec: str) -> int:
-    if not re.fullmatch(r"\d+", text):
-        raise UserError(f"sub_model {spec!r}: {word}={text!r} must be a whole number")
+    # ASCII alone: Python takes the digits of other scripts for numbers too. No more of them than
+    # any size has, which a list is made of at once.
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UserError(
+            f"sub_model {spec[:80]!r}: {word}={text[:40]!r} must be a whole number of at most nine "
+            "digits"
+        )
     return int(text)
 
 
 def _layers(text: str, spec: str, nest: Nest) -> tuple[int, ...]:
+    if text.startswith(_ONLY):
+        return (_number(text.removeprefix(_ONLY).strip(), LAYERS, spec),)
     # A list, where a comma is; otherwise a depth.
     if "," in text:
-        items = text.rstrip(", ").split(",")
-        return tuple(_number(item.strip(), LAYERS, spec) for item in items)
+        return tuple(_number(item.strip(), LAYERS, spec) for item in text.split(","))
     count = _number(text, LAYERS, spec)
     if not 1 <= count <= nest.num_layers:
         raise UserError(
@@ -193,6 +204,12 @@ def _sizes_of_layers(
     for item in text.split(","):
         size, star, count = item.strip().partition("*")
         repeats = _number(count, word, spec) if star else 1
+        # Before so many are listed.
+        if not 1 <= repeats <= num_layers:
+            raise UserError(
+                f"sub_model {spec[:80]!r}: {word}={size[:40]}*{repeats} must be of 1 to the "
+                f"{num_layers} layers that run"
+            )
         sizes += [_number(size, word, spec)] * repeats
 
     # `1024` is the size of all layers, while `1024*1` is that of one.

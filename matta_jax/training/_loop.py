@@ -22,6 +22,7 @@ from matta_jax.training._meter import Meter, SkippedSteps, cost_of
 from matta_jax.training._metrics import Writer, open_writers
 from matta_jax.training._prepare import Prepared, check_start, config_text
 from matta_jax.training._resume import restore_state, save_state
+from matta_jax.training._samples import samples
 from matta_jax.training._signals import stop_requests
 from matta_jax.training._stall import Stall
 from matta_jax.training._start import start_from
@@ -240,7 +241,7 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
 
     # What the meter has not seen: a step, its metrics on the device, and its wait for data.
     pending: tuple[int, Mapping[str, Any], float] | None = None
-    stall = Stall(STALL_SECONDS, logging.warning)
+    stall = Stall(train.stall_seconds, logging.warning)
     with (
         stop_requests() as asked_to_stop,
         _open_batches(run, step) as batches,
@@ -281,11 +282,22 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
                 evaluation = _evaluate(run, state, step, saves=saves)
                 # Neither the evaluation nor the saving is a step's time.
                 run.meter.restart_clock()
+            _tell_samples(run, state, step)
 
     finished = step >= train.num_steps
     ending = "finished" if finished else "stopped, to be continued by the same command,"
     run.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
     return TrainResult(workdir, step, finished=finished, metrics=evaluation)
+
+
+def _tell_samples(run: _Run, state: TrainState, step: int) -> None:
+    """Lets Student and TA write a text, where one is due."""
+    period = run.setup.config.train.sample_every
+    if not period or step % period:
+        return
+    for line in samples(run.setup, state, step):
+        run.log(line)
+    run.meter.restart_clock()
 
 
 def _open_batches(run: _Run, step: int) -> AbstractContextManager[Iterator[Batch]]:

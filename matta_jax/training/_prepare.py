@@ -18,6 +18,7 @@ from matta_jax.starts import check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
 from matta_jax.tokenizers import Tokenizer, make_tokenizer
 from matta_jax.training._resume import check_workdir, has_checkpoint
+from matta_jax.training._samples import check_samples
 from matta_jax.training._state import Setup, make_setup
 
 
@@ -82,6 +83,7 @@ def check_start(
         microbatches=config.train.microbatches,
         num_devices=jax.device_count(),
     )
+    check_samples(config)
     check_workdir(config, workdir, resume)
     tokenizer = _make_fitting_tokenizer(config)
 

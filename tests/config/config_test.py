@@ -95,3 +95,36 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="did you mean 'two_point'"):
         load(CONFIGS[-1]).get_config("two_points")
+
+
+ALL_ZERO = {
+    "student_weight": 0,
+    "ta_weight": 0,
+    "distill_weight": 0,
+    "mix_weight": 0,
+    "mix_distill_weight": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("nest", "objective"),
+    [
+        ({"d_ff": 1024}, ALL_ZERO),
+        # Without a nest, or mixes, what remains has no effect.
+        ({}, {"student_weight": 0}),
+        ({"num_layers": 8}, ALL_ZERO | {"mix_weight": 1}),
+        ({"d_ff": 1024, "mix_per_step": 0}, ALL_ZERO | {"mix_weight": 1}),
+        (
+            {"members": {"small": "d_ff=64"}},
+            ALL_ZERO | {"member_weights": {"small": 0}, "member_distill_weights": {"small": 0}},
+        ),
+    ],
+)
+def test_a_run_whose_weights_are_all_zero_trains_nothing(nest, objective):
+    with pytest.raises(UserError, match=r"objective\.student_weight.* 0: nothing is trained"):
+        c.from_dict({"nest": nest, "objective": objective})
+
+
+def test_a_warm_up_that_is_too_long_says_what_fits():
+    with pytest.raises(UserError, match=r"set optimizer\.warmup_steps=5"):
+        c.from_dict({"train": {"num_steps": 50}})

@@ -36,7 +36,7 @@ CASES = [
     ("d_ff=wide-narrow-wide:8", lambda nest: nest.mix([1024] * 4 + [256] * 16 + [1024] * 4)),
     ("d_ff=narrow-wide-narrow:8", lambda nest: nest.mix([256] * 8 + [1024] * 8 + [256] * 8)),
     ("layers=0,2,4", lambda nest: nest.ta.with_layers((0, 2, 4))),
-    ("layers=7,", lambda nest: nest.ta.with_layers((7,))),
+    ("layers=only:7", lambda nest: nest.ta.with_layers((7,))),
     (" d_model = 64 ", lambda nest: nest.ta.resized(d_model=64)),
     (
         "num_heads=4;layers=1",
@@ -72,6 +72,16 @@ def test_specs(medium, spec, expected):
         ("d_modl=64", ["d_modl", "did you mean 'd_model'"]),
         ("d_ff=x", ["'x'", "whole number"]),
         ("d_ff=256;d_ff=512", ["d_ff is named twice"]),
+        ("d_ff=256*0,512*24", ["256*0", "1 to the 24 layers"]),
+        ("d_ff=256*1000000", ["256*1000000", "1 to the 24 layers"]),
+        ("d_ff=256*1000000000000", ["'1000000000000'", "nine digits"]),
+        ("d_ff=" + "9" * 5000, ["nine digits"]),
+        ("layers=7,", ["layers=''", "whole number"]),
+        ("layers=7,,8", ["layers=''", "whole number"]),
+        ("layers=\u0663\u0662", ["whole number"]),
+        ("d_ff=\u00b2", ["whole number"]),
+        ("layers=only:24", ["layers=24", "0 to 23"]),
+        ("layers=only:", ["layers=''", "whole number"]),
         ("studnt", ["did you mean 'student'"]),
         ("", ["student, ta or AXIS=VALUE"]),
         ("num_heads=4*3", ["num_heads names 3 sizes", "24 layers"]),
@@ -96,3 +106,4 @@ def test_sizes_that_a_run_adds_need_not_be_the_nests(medium):
 
 def test_slugs_are_names_of_folders():
     assert nesting.slug("layers=0,2;d_ff=16*3,8") == "layers_0_2_d_ff_16x3_8"
+    assert nesting.slug("layers=2") != nesting.slug("layers=only:2")
