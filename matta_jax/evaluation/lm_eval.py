@@ -19,8 +19,8 @@ from lm_eval.api.registry import register_model
 from matta_jax.errors import UserError
 from matta_jax.evaluation._likelihood import Request, encode_request, likelihoods
 from matta_jax.packages import Model, load_chosen
-from matta_jax.serving import Sampling, generate_ids
-from matta_jax.tokenizers import make_tokenizer
+from matta_jax.serving import Sampling, generate_ids, ids_with_token
+from matta_jax.tokenizers import fitting_tokenizer
 
 _BATCH_SIZE = 16
 
@@ -43,7 +43,8 @@ class MattaLM(LM):
         self._model: Model = load_chosen(models, checkpoint, sub_models)[0]
         if self._model.reads_examples:
             raise UserError(f"{model or checkpoint!r} is a scorer, and no language model")
-        self._tokenizer = make_tokenizer(self._model.config.data.tokenizer)
+        config = self._model.config
+        self._tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 
         # The harness also knows sizes such as `auto`.
         self._batch_size = _BATCH_SIZE
@@ -108,6 +109,7 @@ class MattaLM(LM):
             num_tokens=int(options.get("max_gen_toks", 256)),
             eos_id=eos_id,
             sampling=Sampling(temperature),
+            allowed=ids_with_token(self._tokenizer, self._model.architecture.vocab_size),
         )[0]
 
         # A text that did not come to its end has no separator.

@@ -3,3 +3,4 @@
 from matta_jax.serving._generate import Sampling as Sampling
 from matta_jax.serving._generate import generate as generate
 from matta_jax.serving._generate import generate_ids as generate_ids
+from matta_jax.serving._generate import ids_with_token as ids_with_token

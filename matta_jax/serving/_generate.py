@@ -16,7 +16,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, decoder_weights, extend, logits, prefill, table_of
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
-from matta_jax.tokenizers import make_tokenizer
+from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
 
 _COLDEST = 1e-6  # Logits over less would overflow.
 _LEAST_TOP_P = 1e-30  # As good as any less, which float32 takes for 0.
@@ -98,7 +98,7 @@ def generate(
     if model.reads_examples:
         where = next(iter(model.origin.values()))
         raise UserError(f"{where} is a scorer, and writes no text; name a language model")
-    tokenizer = make_tokenizer(model.config.data.tokenizer)
+    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     # The separator begins a document, and gives an empty prompt a token to read.
     start = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)], np.int32)
     ids_BT = generate_ids(
@@ -107,6 +107,7 @@ def generate(
         num_tokens=num_tokens,
         eos_id=tokenizer.eos_id,
         sampling=sampling,
+        allowed=ids_with_token(tokenizer, model.architecture.vocab_size),
     )
     texts = []
     for row in ids_BT:
@@ -118,12 +119,35 @@ def generate(
     return texts
 
 
+def ids_with_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray | None:
+    """Returns which ids [vocab_size] of a model have a token, for `generate_ids`; None where all
+    have.
+    """
+    allowed = np.zeros(vocab_size, bool)
+    allowed[: tokenizer.vocab_size] = tokenizer.has_token
+    return None if allowed.all() else allowed
+
+
 def generate_ids(
-    model: Model, ids_BT: np.ndarray, *, num_tokens: int, eos_id: int, sampling: Sampling = _DEFAULT
+    model: Model,
+    ids_BT: np.ndarray,
+    *,
+    num_tokens: int,
+    eos_id: int,
+    sampling: Sampling = _DEFAULT,
+    allowed: np.ndarray | None = None,
 ) -> np.ndarray:
     """As `generate`, on token ids: returns prompts and continuations [B, T + at most num_tokens].
 
     A row that has ended goes on with `eos_id`.
+
+    Args:
+      model: as of `generate`.
+      ids_BT: prompts.
+      num_tokens: most tokens of a continuation.
+      eos_id: the separator.
+      sampling: how.
+      allowed: bool [vocab_size], ids that may be drawn; None: all.
     """
     limit = model.config.data.seq_len
     # A cache is of a plain model's layers, so a sub-model in place is sliced first.
@@ -143,6 +167,8 @@ def generate_ids(
         key, draw_key = jax.random.split(key)
         program = _Program.of(model.architecture, sampling, _padded_length(seen + steps, limit))
         draw = _Draw.of(sampling, model.architecture.vocab_size, seen, steps, eos_id, draw_key)
+        if allowed is not None:
+            draw = dataclasses.replace(draw, allowed=jnp.asarray(allowed, bool))
         new_BS, ended, count = _continue(program, model.params, padded, draw, jnp.asarray(ended_B))
 
         # Fewer than `steps` where all rows ended before.
@@ -209,6 +235,7 @@ class _Draw:
       eos_id: the separator, which ends a row.
       temperature, top_k, top_p: as of `Sampling`.
       key: of the draws.
+      allowed: ids that may be drawn [V]; None: all.
     """
 
     seen: jax.Array
@@ -218,6 +245,7 @@ class _Draw:
     top_k: jax.Array
     top_p: jax.Array
     key: jax.Array
+    allowed: jax.Array | None = None
 
     @classmethod
     def of(
@@ -288,10 +316,12 @@ def _continue(
 
 
 def _cut(z_BV: jax.Array, program: _Program, draw: _Draw) -> jax.Array:
-    """Logits at a temperature, -inf for the tokens that top_k and top_p leave out; those as likely
-    as the last stay.
+    """Logits at a temperature, -inf for the ids that are not allowed and the tokens that top_k and
+    top_p leave out; those as likely as the last stay.
     """
     z_BV = z_BV / draw.temperature
+    if draw.allowed is not None:
+        z_BV = jnp.where(draw.allowed, z_BV, -jnp.inf)
     if not (program.has_top_k or program.has_top_p):
         return z_BV
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax import extract, models, packages, serving
+from matta_jax import extract, models, packages, serving, tokenizers
 from matta_jax.errors import UserError
 from matta_jax.serving import Sampling, _generate
 
@@ -173,3 +173,25 @@ def test_more_than_all_tokens_are_all_and_less_than_any_share_is_the_first(model
     assert write(top_k=10**10) == write()
     greedy = serving.generate(model, "the ", num_tokens=8, sampling=Sampling(0.0))
     assert write(top_p=1e-300) == greedy
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 200}, {"top_p": 0.99}, {"temperature": 0}])
+def test_ids_without_a_token_are_never_drawn(model, how):
+    start = np.tile([0, *b"the"], (64, 1))
+    sampling = Sampling(**({"temperature": 5.0} | how))
+
+    def draw(allowed):
+        return serving.generate_ids(
+            model, start, num_tokens=6, eos_id=300, sampling=sampling, allowed=allowed
+        )
+
+    allowed = np.zeros(256, bool)
+    allowed[[65, 70, 200]] = True
+    assert set(draw(allowed)[:, 4:].ravel()) <= {65, 70, 200}
+    np.testing.assert_array_equal(draw(np.ones(256, bool)), draw(None))
+
+
+def test_ids_of_a_padded_vocabulary_and_of_holes_have_no_token():
+    tokenizer = tokenizers.ByteTokenizer()
+    assert serving.ids_with_token(tokenizer, 256) is None
+    assert np.flatnonzero(~serving.ids_with_token(tokenizer, 258)).tolist() == [256, 257]
