@@ -6,6 +6,7 @@ the widest. What was there before the padding stands in config.json under `matta
 import takes it off again.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ _OUTER: dict[str, tuple[str, _Dims]] = {
     "norm/bias": ("ln_f.bias", (("d_model",),)),
 }
 _PREFIX = "transformer."
+# Masks that older versions of transformers stored, and the head, which is checked to be tied.
+_HARMLESS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight")
 # What our GPT-2 computes: a config that says otherwise is of another model.
 _FIXED = {
     "model_type": "gpt2",
@@ -62,6 +65,10 @@ _FIXED = {
 }
 _EQUIVALENT = {"activation_function": ("gelu_new", "gelu_pytorch_tanh")}
 _MEND = "name the folder of a GPT-2 model, or fetch it again"
+
+# No model is larger: a damaged number would fill the memory.
+_MOST_LAYERS = 10_000
+_MOST = 2**24
 
 Reader = Callable[[tuple[Any, ...]], np.ndarray]
 """Returns the part of an array that an index names."""
@@ -203,7 +210,11 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
 
 def _natural(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        raise ValueError(f"{name}={value!r:.40} must be a whole number of at least 1")
+    # Before lists and shapes of that size are made.
+    most = _MOST_LAYERS if name == "n_layer" else _MOST
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}")
     return value
 
 
@@ -285,14 +296,17 @@ def _check_tensors(tensors: FolderTensors, architecture: Architecture) -> None:
     for hf_name, dims in _OUTER.values():
         tensors.check(hf_name, _shape_of(dims, room))
     _check_tied(tensors)
+    known = {hf_name for hf_name, _ in _OUTER.values()}
     for layer in range(architecture.num_layers):
         for hf_name, dims in _LAYER.values():
             tensors.check(f"h.{layer}.{hf_name}", _shape_of(dims, room))
+            known.add(f"h.{layer}.{hf_name}")
     if any(name.startswith(f"h.{architecture.num_layers}.") for name in tensors.files):
         raise UserError(
             f"{str(tensors.folder)!r}: there are more layers than "
             f"n_layer={architecture.num_layers} says; {tensors.mend}"
         )
+    tensors.check_names(known, _HARMLESS)
 
 
 def _check_tied(tensors: FolderTensors) -> None:

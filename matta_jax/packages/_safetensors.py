@@ -1,6 +1,7 @@
 """Tensors in safetensors files: those of Hugging Face folders, in one file or several, and ours."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,23 +73,63 @@ class FolderTensors:
         self.folder, self.mend = folder, mend
         # Our name of a tensor: the file that holds it, and its name there.
         self.files: dict[str, tuple[Any, str]] = {}
-        for name in self._file_names():
-            file = self._open(folder / name)
-            for stored_name in list(file.keys()):
-                self.files[stored_name.removeprefix(prefix)] = (file, stored_name)
+        for file_name, indexed_names in self._names_by_file().items():
+            file = self._open(folder / file_name)
+            stored_names = list(file.keys())
+            lacking = sorted(set(indexed_names) - set(stored_names))
+            if lacking:
+                raise UserError(
+                    f"{str(folder)!r}: {_INDEX} says that {file_name} holds {lacking[0]}, and it "
+                    f"does not; {mend}"
+                )
+            for stored_name in stored_names:
+                self._add(stored_name.removeprefix(prefix), file, stored_name)
 
-    def _file_names(self) -> list[str]:
-        index = self.folder / _INDEX
-        if not index.is_file():
-            return [_SINGLE]
+    def _add(self, name: str, file: Any, stored_name: str) -> None:
+        """Takes a tensor in. Raises UserError where there is one of its name with other values."""
+        first = self.files.setdefault(name, (file, stored_name))
+        if first == (file, stored_name):
+            return
         try:
-            names = sorted(set(storage.read_json(index)["weight_map"].values()))
-            # An index comes from outside: a name with a folder would read files elsewhere.
-            if not names or any(storage.path(name).name != name for name in names):
+            same = np.array_equal(first[0].get_tensor(first[1]), file.get_tensor(stored_name))
+        except Exception as error:  # As in `open_tensors`.
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {name} is damaged ({one_line(error)}); {self.mend}"
+            ) from None
+        if not same:
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {name} is stored twice, with other values "
+                f"({first[1]} and {stored_name}); {self.mend}"
+            )
+
+    def _names_by_file(self) -> dict[str, list[str]]:
+        """The files of the folder, with the tensors that its index tells of each."""
+        index = self.folder / _INDEX
+        # As transformers: the single file goes before an index, which is of an older model then.
+        if (self.folder / _SINGLE).is_file() or not index.is_file():
+            return {_SINGLE: []}
+        names_by_file: dict[str, list[str]] = {}
+        try:
+            for name, file_name in storage.read_json(index)["weight_map"].items():
+                # An index comes from outside: a name with a folder would read files elsewhere.
+                if storage.path(file_name).name != file_name:
+                    raise ValueError("weight_map must name files of the folder")
+                names_by_file.setdefault(file_name, []).append(name)
+            if not names_by_file:
                 raise ValueError("weight_map must name files of the folder")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{str(index)!r} cannot be read ({error}); {self.mend}") from None
-        return names
+        return dict(sorted(names_by_file.items()))
+
+    def check_names(self, known: Collection[str], ignored: re.Pattern[str]) -> None:
+        """Raises UserError where there are tensors beside the known ones and those ignored."""
+        unknown = sorted(n for n in self.files if n not in known and not ignored.fullmatch(n))
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {unknown[0]}{more} is none of GPT-2's: it is of "
+                f"another model, or holds an adapter to be merged first; {self.mend}"
+            )
 
     def _open(self, path: storage.Path) -> Any:
         if not path.is_file():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from matta_jax import config as config_lib
 from matta_jax import storage
@@ -73,10 +74,12 @@ def _read(source: storage.Path, architecture: Architecture, reads: Mapping[str, 
     """Reads all weights, in float32. Raises UserError for damaged files and weights."""
     shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(architecture)).items()}
     try:
-        flat = {
-            path: jnp.asarray(read((slice(None),) * len(shapes[path])), jnp.float32)
-            for path, read in reads.items()
-        }
+        # What overflows becomes infinite, and is named below.
+        with np.errstate(over="ignore"):
+            flat = {
+                path: jnp.asarray(read((slice(None),) * len(shapes[path])).astype(np.float32))
+                for path, read in reads.items()
+            }
     except UserError:
         raise
     except Exception as error:  # safetensors raises many kinds for damaged files.
@@ -87,7 +90,8 @@ def _read(source: storage.Path, architecture: Architecture, reads: Mapping[str, 
     for path, leaf in flat.items():
         if not bool(jnp.isfinite(leaf).all()):
             raise UserError(
-                f"{str(source)!r}: {path} holds numbers that are not finite; fetch the model again"
+                f"{str(source)!r}: {path} holds numbers that are not finite in float32; fetch the "
+                "model again"
             )
     return unflatten({path: flat[path].reshape(shape) for path, shape in shapes.items()})
 

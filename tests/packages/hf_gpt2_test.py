@@ -117,6 +117,35 @@ def test_an_exported_model_is_imported_bit_for_bit(
         pytest.param(
             config_with(scale_attn_weights=False), "scale_attn_weights=False", id="unscaled"
         ),
+        *(
+            pytest.param(
+                config_with(**{name: 10**12}), f"{name} must be at most", id=f"huge {name}"
+            )
+            for name in ("n_layer", "n_embd", "n_head", "n_inner", "n_positions", "vocab_size")
+        ),
+        pytest.param(
+            config_with(n_embd=2**24, n_head=1, n_layer=9999, n_inner=2**24, matta_jax={}),
+            r"tensor wte.weight has shape \(256, 24\)",
+            id="large sizes",
+        ),
+        pytest.param(
+            config_text("[" * 200_000), "cannot be read as GPT-2's config .*deep", id="deep"
+        ),
+        pytest.param(
+            tensors_with(ln_f__bias=np.full(24, 1e300)),
+            "norm/bias holds numbers that are not finite in float32",
+            id="beyond float32",
+        ),
+        pytest.param(
+            tensors_with(h__0__attn__q_lora=np.zeros(5, np.float32)),
+            "tensor h.0.attn.q_lora is none of GPT-2's",
+            id="unknown tensor",
+        ),
+        pytest.param(
+            tensors_with(h__0__attn__q_lora=np.zeros(5, np.float32), value=np.zeros(5, np.float32)),
+            "tensor h.0.attn.q_lora and 1 more is none of GPT-2's",
+            id="unknown tensors",
+        ),
         pytest.param(config_with(n_head=0), "cannot be read as GPT-2's config", id="no heads"),
         pytest.param(
             config_with(n_positions=16), r"wpe.weight has shape \(32, 24\)", id="positions"

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 import matta_jax
@@ -56,3 +57,73 @@ def test_the_config_of_one_model_with_the_weights_of_another_is_refused(
             r"has shape \(256, 16\), but config.json says \(256, 24\).*different models", place
         ):
             matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
+
+
+def shard(folder, places):
+    """Splits a folder's single file by the shard of each tensor; returns the map."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    weight_map = {name: places(name) for name in tensors}
+    for file in set(weight_map.values()):
+        part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
+        safetensors.numpy.save_file(part, folder / file)
+    return weight_map
+
+
+def write_index(folder, weight_map):
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def test_the_single_file_goes_before_an_old_index(
+    weights, assert_same_bits, edit_tensors, models, hf_folder, tmp_path
+):
+    new = (hf_folder / "model.safetensors").read_bytes()
+    edit_tensors(hf_folder, lambda tensors: tensors.update({n: t + 1 for n, t in tensors.items()}))
+    write_index(hf_folder, shard(hf_folder, lambda name: "old.safetensors"))
+    (hf_folder / "model.safetensors").write_bytes(new)
+    package = matta_jax.import_hf(hf_folder, tmp_path / "model", tokenizer="byte")
+    assert_same_bits(weights(package.path), weights(models("hf")["ta"]))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("name", ["ln_f.bias", "transformer.ln_f.bias"])
+def test_a_tensor_that_is_stored_twice_has_one_value(
+    refused, edit_tensors, hf_folder, tmp_path, name, more
+):
+    if name == "ln_f.bias":  # Beside that with the prefix; else in a second shard.
+
+        def double(tensors):
+            tensors[name] = tensors["transformer.ln_f.bias"] + more
+
+        edit_tensors(hf_folder, double)
+    else:
+        weight_map = shard(hf_folder, lambda _: "a.safetensors")
+        tensors = safetensors.numpy.load_file(hf_folder / "model.safetensors")
+        other = {name: tensors[name] + more, "ln_f.weight": tensors["transformer.ln_f.weight"]}
+        safetensors.numpy.save_file(other, hf_folder / "b.safetensors")
+        write_index(hf_folder, weight_map | {"ln_f.weight": "b.safetensors"})
+        (hf_folder / "model.safetensors").unlink()
+    if not more:
+        matta_jax.import_hf(hf_folder, tmp_path / "model", tokenizer="byte")
+        return
+    with refused("tensor ln_f.bias is stored twice, with other values", tmp_path):
+        matta_jax.import_hf(hf_folder, tmp_path / "model", tokenizer="byte")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda places: places | {"h.9.x": "a.safetensors"}, "says that a.safetensors holds h.9.x"),
+        (lambda places: places | {"h.9.x": "../a.safetensors"}, "must name files of the folder"),
+        (lambda places: places | {"h.9.x": 5}, "index.json' cannot be read"),
+        (lambda places: [], "index.json' cannot be read"),
+        (lambda places: {}, "must name files of the folder"),
+        (lambda places: places | {"h.9.x": "none.safetensors"}, "none.safetensors' is missing"),
+    ],
+)
+def test_an_index_that_its_files_contradict_is_refused(refused, hf_folder, place, spoil, words):
+    weight_map = shard(hf_folder, lambda _: "a.safetensors")
+    (hf_folder / "model.safetensors").unlink()
+    write_index(hf_folder, spoil(weight_map))
+    with refused(words, place):
+        matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
