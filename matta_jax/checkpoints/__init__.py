@@ -8,7 +8,6 @@ its own, so that a sub-model reads its own bytes and can prove them.
 
 from matta_jax.checkpoints._orbax import Checkpoints as Checkpoints
 from matta_jax.checkpoints._orbax import load_folder as load_folder
-from matta_jax.checkpoints._orbax import locate as locate
 from matta_jax.checkpoints._orbax import on_one_device as on_one_device
 from matta_jax.checkpoints._orbax import read_meta as read_meta
 from matta_jax.checkpoints._orbax import save_folder as save_folder
@@ -18,5 +17,9 @@ from matta_jax.checkpoints._pieces import fingerprints as fingerprints
 from matta_jax.checkpoints._source import Source as Source
 from matta_jax.checkpoints._source import load_opt_state as load_opt_state
 from matta_jax.checkpoints._source import open_source as open_source
+from matta_jax.checkpoints._steps import check_free as check_free
+from matta_jax.checkpoints._steps import locate as locate
+from matta_jax.checkpoints._steps import saved_steps as saved_steps
+from matta_jax.checkpoints._steps import step_number as step_number
 from matta_jax.checkpoints._stored import StoredArray as StoredArray
 from matta_jax.checkpoints._stored import stored_arrays as stored_arrays

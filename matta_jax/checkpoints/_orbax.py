@@ -22,13 +22,13 @@ from orbax.checkpoint import v1 as ocp
 
 from matta_jax import storage
 from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes, stored_shape
+from matta_jax.checkpoints._retention import StepNames, mend_losses
+from matta_jax.checkpoints._steps import METADATA, check_free, saved_steps
 from matta_jax.errors import DamageError, UserError
 from matta_jax.nesting import Tree, path_name
 from matta_jax.sharding import any_process, is_first, wait_for_all
 
 _POLICIES = ocp.training.preservation_policies
-# The file of a checkpoint that Orbax keeps our JSON document in.
-_METADATA = "_CHECKPOINT_METADATA"
 # Threads of a failed read let go of it within this many pauses of this many seconds.
 _RELEASE_PAUSES = 5
 _RELEASE_SECONDS = 0.1
@@ -58,24 +58,29 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
+        # A reader needs no more than the files, and Orbax would stumble over damaged steps.
+        if self._read_only:
+            return
         newest = _POLICIES.LatestN(self._keep)
         best = _POLICIES.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=_POLICIES.AnyPreservationPolicy([newest, best]),
-            cleanup_tmp_directories=not self._read_only,
+            step_name_format=StepNames(mend_losses(self.directory)),
+            cleanup_tmp_directories=True,
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+        if not self._read_only:
+            self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
         """Steps that are wholly written, rising."""
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        return saved_steps(self.directory)
 
     def save(
         self,
@@ -95,7 +100,11 @@ class Checkpoints:
           meta: the JSON document.
           loss: of the step; the lowest is kept.
           units: how arrays are cut, by name of the tree and path; others are one piece.
+
+        Raises:
+          UserError: a folder that is no checkpoint has the place of the step.
         """
+        check_free(self.directory, [step])
         units = units or {}
         with _chunked(units):
             self._checkpointer.save_checkpointables_async(
@@ -153,37 +162,6 @@ def _free_place(folder: storage.Path, step: int) -> storage.Path:
         number += 1
         place = folder / f"{step}.{number}"
     return place
-
-
-def locate(checkpoint: str) -> tuple[storage.Path, int]:
-    """Finds `D[@STEP]`: D is a run's workdir or its folder of checkpoints; without STEP, the
-    newest.
-
-    Raises:
-      UserError: no such folder, no checkpoint in it, or not this step.
-    """
-    folder, at, step_text = checkpoint.rpartition("@")
-    if not at:
-        folder, step_text = checkpoint, ""
-    root = storage.resolve(folder)
-    if (root / "checkpoints").is_dir():
-        root = root / "checkpoints"
-
-    with Checkpoints(root, read_only=True) as checkpoints:
-        steps = checkpoints.steps
-    if not steps:
-        raise UserError(
-            f"checkpoint={checkpoint!r} holds no checkpoint; name the workdir of a run that has "
-            "saved one"
-        )
-    if not step_text:
-        return root, steps[-1]
-    if not step_text.isdigit() or int(step_text) not in steps:
-        raise UserError(
-            f"checkpoint={checkpoint!r} has no step {step_text!r}; steps: "
-            f"{', '.join(map(str, steps))}"
-        )
-    return root, int(step_text)
 
 
 def save_folder(
@@ -320,7 +298,7 @@ def read_meta(path: storage.Path, *, mend: str = "name another") -> dict[str, An
     """The JSON document of a checkpoint. Raises DamageError, which ends with `mend`, when it cannot
     be read.
     """
-    file = path / _METADATA
+    file = path / METADATA
     if not file.is_file():
         raise DamageError(
             f"checkpoint {str(path)!r} is not a checkpoint ({file.name} is missing); {mend}"
@@ -329,9 +307,9 @@ def read_meta(path: storage.Path, *, mend: str = "name another") -> dict[str, An
     try:
         meta = storage.read_json(file)["custom_metadata"]
         # Without these it is damaged, too.
-        needed = {name: meta[name] for name in ("config", "fingerprints", "units")}
-        return needed | meta
-    except (ValueError, TypeError, KeyError):
+        needed = {name: dict(meta[name]) for name in ("config", "fingerprints", "units")}
+        return meta | needed
+    except (OSError, ValueError, TypeError, KeyError):
         raise DamageError(
             f"checkpoint {str(path)!r} is damaged ({file.name} cannot be read); {mend}"
         ) from None

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from matta_jax import config as config_lib
 from matta_jax import storage
-from matta_jax.checkpoints._orbax import Checkpoints, locate, on_one_device, read_meta
+from matta_jax.checkpoints._orbax import Checkpoints, on_one_device, read_meta
+from matta_jax.checkpoints._steps import locate
 from matta_jax.checkpoints._stored import StoredArray, stored_arrays
 from matta_jax.config import Config
 from matta_jax.errors import UserError

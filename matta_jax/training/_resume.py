@@ -6,7 +6,7 @@ from typing import Any
 
 from matta_jax import config as config_lib
 from matta_jax import storage
-from matta_jax.checkpoints import Checkpoints
+from matta_jax.checkpoints import Checkpoints, check_free, saved_steps, step_number
 from matta_jax.config import Config
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.nesting import flatten
@@ -20,6 +20,7 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str) -> None:
       UserError: of a `resume` that does not allow it, a config that cannot be read, or fields that
         differ and may not.
     """
+    check_free(workdir / "checkpoints", _steps_to_save(config, workdir))
     # A run writes its config first: without one there is no run.
     file = workdir / "config.json"
     if not file.exists():
@@ -50,9 +51,24 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str) -> None:
         )
 
 
+def _steps_to_save(config: Config, workdir: storage.Path) -> list[int]:
+    """The steps of a run that are to come, and to be saved, of those that a name stands for."""
+    train = config.train
+    newest = max(saved_steps(workdir / "checkpoints"), default=0)
+    steps = []
+    # From what lies there: a run may have more steps to come than a list holds.
+    for place in storage.match(workdir / "checkpoints", "*"):
+        step = step_number(place.name)
+        if step is None or not newest < step <= train.num_steps:
+            continue
+        if step % train.checkpoint_every == 0 or step == train.num_steps:
+            steps.append(step)
+    return steps
+
+
 def has_checkpoint(workdir: storage.Path) -> bool:
     """Whether a run has saved a step; before its checkpoints are opened, which makes the folder."""
-    return any(folder.name.isdigit() for folder in storage.match(workdir / "checkpoints", "*"))
+    return bool(saved_steps(workdir / "checkpoints"))
 
 
 def last_good(checkpoints: Checkpoints) -> str:
@@ -174,14 +190,21 @@ def _restore_step(
     """Reads one checkpoint, after it has shown to be of this run."""
     meta = checkpoints.meta(step, mend=mend)
     # The workdir's config may be lost, or of another run than a checkpoint that was copied there.
-    changes = _forbidden_changes(meta["config"], setup.config)
+    try:
+        changes = _forbidden_changes(meta["config"], setup.config)
+        data_fingerprint = meta["data"]["fingerprint"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise DamageError(
+            f"checkpoint {step} of {checkpoints.directory} is damaged (its document is not that of "
+            f"a run); {mend}"
+        ) from None
     if changes:
         raise UserError(
             f"checkpoint {step} of {checkpoints.directory} is of another config "
             f"({'; '.join(changes)}); name another workdir, or set these fields back"
         )
     # With another text the order of examples means nothing, and the run would not be exact.
-    if meta["data"]["fingerprint"] != fingerprint:
+    if data_fingerprint != fingerprint:
         raise UserError(
             f"data.source={setup.config.data.source!r} has changed since checkpoint {step} of "
             f"{checkpoints.directory}; bring the old text back, or start in another workdir"

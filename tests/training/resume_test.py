@@ -12,6 +12,7 @@ from matta_jax import report, train
 from matta_jax.checkpoints import open_source
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.training._held_out import HeldOut
+from matta_jax.training._resume import check_workdir, has_checkpoint
 
 
 def quiet(line):
@@ -270,3 +271,25 @@ def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, 
     ):
         with pytest.raises(UserError, match=words):
             report(tmp_path / "many", **bad)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"loss": NaN}'])
+def test_a_run_goes_on_whatever_its_metrics_file_holds(run, tmp_path, damage):
+    config, finished, _ = run
+    shutil.copytree(finished, tmp_path / "run")
+    for step in ("3", "6"):
+        (tmp_path / "run" / "checkpoints" / step / "metrics" / "metrics").write_text(damage)
+    lines = []
+    assert train(config, tmp_path / "run", log=lines.append).finished
+    assert any("resumed from step 6" in line for line in lines)
+
+
+def test_what_lies_in_the_way_of_a_coming_step_is_named_before_the_first(tiny, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    for name in ("6", "5", "9", "x", "9" * 30):
+        (folder / name / "weights").mkdir(parents=True)
+    with pytest.raises(UserError, match="checkpoints/6' is no checkpoint, and in the way of"):
+        check_workdir(tiny(), tmp_path / "run", "auto")
+    (folder / "6").rename(folder / "kept")
+    check_workdir(tiny(), tmp_path / "run", "auto")
+    assert not has_checkpoint(tmp_path / "run")
