@@ -24,6 +24,7 @@ from matta_jax.nesting import (
     slug,
 )
 from matta_jax.packages import Packaging, check_target, load_model
+from matta_jax.reporting import say_without_pictures
 from matta_jax.selection.scoring import HELD_OUT
 from matta_jax.serving import Sampling, generate
 from matta_jax.tokenizers import make_tokenizer
@@ -84,6 +85,7 @@ def quickstart(
     workdir = storage.resolve(workdir)
     # Before the training, which may take days.
     specs = _specs(sub_models, nest_of(config))
+    say_without_pictures(log)
     result = train(config, workdir, log=log)
     if not result.finished:
         raise UserError(

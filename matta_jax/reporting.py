@@ -94,6 +94,12 @@ def markdown_table(
     return "\n".join([row(header), rule, *map(row, lines)])
 
 
+def say_without_pictures(log: Callable[[str], None]) -> None:
+    """Says, before the work begins, that no pictures will be drawn, where that is so."""
+    if new_figure((1.0, 1.0)) is None:
+        log("no pictures: pip install 'matta_jax[plots]'")
+
+
 def new_figure(figsize: tuple[float, float]) -> Any:
     """Returns an empty figure of so many inches, or None where the extra `plots` is
     not installed.

@@ -83,6 +83,18 @@ def test_work_goes_on_where_nothing_can_be_said(monkeypatch, stderr):
         clock.seconds += 20.0
 
 
+@pytest.mark.parametrize(
+    ("module", "lines"),
+    [(None, ["no pictures: pip install 'matta_jax[plots]'"]), ("there", [])],
+)
+def test_missing_plots_are_told(monkeypatch, module, lines):
+    if module is None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = []
+    reporting.say_without_pictures(said.append)
+    assert said == lines
+
+
 def test_progress_has_one_way():
     users = [path.name for path in PACKAGE.rglob("*.py") if "import tqdm" in path.read_text()]
     assert users == ["reporting.py"]

@@ -33,7 +33,8 @@ class Baseline(LaptopExperiment):
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
         """The comparison."""
-        plot_comparison(results["rows"], LINES, folder / "baseline.png")
+        title = "Student and TA: each trained alone, and both together (MatTA)"
+        plot_comparison(results["rows"], LINES, folder / "baseline.png", title=title)
         return comparison(results["rows"], LINES)
 
 

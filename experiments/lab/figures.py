@@ -3,13 +3,16 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from lab.statistics import Row, differences, format_interval, interval, seed_values
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 _NATS = "held-out nats per token"
 _MODELS = {"student": "Student", "ta": "TA"}
-_COLOURS = {"student": "C0", "ta": "C1"}
+# By what `model_name` says: a model that was trained alone has no name.
+_COLOURS = {"": "C2", "Student": "C0", "TA": "C1"}
+_MARK: dict[str, Any] = {"fmt": "D", "capsize": 3, "markersize": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +70,22 @@ def _first_row(rows: Sequence[Row], condition: str) -> Row:
 
 
 def plot_comparison(
-    rows: Sequence[Row], lines: Sequence[Line], path: pathlib.Path, unit: str = _NATS
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    path: pathlib.Path,
+    unit: str = _NATS,
+    title: str = "",
 ) -> None:
-    """Draws each line's mean and interval, and the seeds as dots; writes the picture to `path`."""
-    figure = new_figure((8.0, 0.6 + 0.42 * len(lines)))
+    """Draws each line's mean and interval, and the seeds as dots; writes the picture to `path`.
+
+    Args:
+      rows: of the runs.
+      lines: what is drawn, from the top.
+      path: of the PNG file.
+      unit: of the figures, of which lower ones are better.
+      title: what is compared.
+    """
+    figure = new_figure((8.0, 1.6 + 0.42 * len(lines)))
     axes = figure.subplots()
     heights = [-i for i in range(len(lines))]
     labels = []
@@ -78,15 +93,22 @@ def plot_comparison(
     for height, line in zip(heights, lines, strict=True):
         values = seed_values(rows, line.condition, line.figure)
         mean, half = interval(values)
-        colour = _COLOURS[line.figure]
-        axes.errorbar([mean], [height], xerr=[half], fmt="D", color=colour, capsize=3, markersize=5)
-        axes.plot(values, [height] * len(values), "o", color="0.6", markersize=3, zorder=3)
-
         model = model_name(rows, line.condition, line.figure)
+        axes.errorbar([mean], [height], xerr=[half], color=_COLOURS[model], **_MARK)
+        axes.plot(values, [height] * len(values), "o", color="0.6", markersize=3, zorder=3)
         labels.append(f"{line.condition}: {model}" if model else line.condition)
+
+    axes.plot([], [], "o", color="0.6", markersize=3, label="each seed")
+    # The colours that are drawn alone, each of which is a kind of model.
+    models = [model_name(rows, line.condition, line.figure) for line in lines]
+    for model in dict.fromkeys(models):
+        label = f"{model or 'a model trained alone'}: mean and 95 % interval"
+        axes.errorbar([], [], xerr=[], color=_COLOURS[model], label=label, **_MARK)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
     axes.set_yticks(heights, labels)
     axes.set_ylim(-len(lines) + 0.4, 0.6)
     axes.grid(axis="x", color="0.92")
-    figure.supxlabel(f"{unit}: mean, 95 % interval over seeds, seeds", fontsize=10)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(f"quality: {unit}, lower is better")
     save_figure(figure, path)

@@ -4,10 +4,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from matta_jax import storage
+from matta_jax.packages import DTYPES
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 from matta_jax.selection._rows import Row
 from matta_jax.selection._space import Budget
+
+_GREY = "0.75"
+_DOMINATED = "grey, any shape: another model costs no more and is better"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +79,11 @@ def _remark(row: Row) -> str:
 def plot(
     path: storage.Path, rows: list[Row], budget: Budget, *, timed: bool
 ) -> storage.Path | None:
-    """Quality against each cost: dominated models grey, patterns marked, limits dotted. None
-    without `plots`.
+    """Quality against each cost: dominated models grey, patterns marked, limits dotted; what each
+    sign means stands below. None without `plots`.
     """
     panels = _panels(budget, timed=timed)
-    figure = new_figure((5.2 * len(panels), 4.2))
+    figure = new_figure((5.2 * len(panels), 5.2))
     if figure is None:
         return None
 
@@ -92,14 +98,43 @@ def plot(
         # Last: whether the limit lies within the panel depends on all that is drawn in it.
         _draw_limit(axes, panel.limit)
 
-    all_axes[0].set_ylabel("nats per token (lower is better)")
-    all_axes[-1].legend(frameon=False, fontsize=8)
+    all_axes[0].set_ylabel("quality: nats per token, lower is better")
+    figure.suptitle(_title(rows, budget), fontsize=11)
+    _legend(figure, all_axes)
     return save_figure(figure, path)
+
+
+def _title(rows: Sequence[Row], budget: Budget) -> str:
+    """What the picture shows; the budget too, since a limit beyond all models has no line."""
+    limits = [f"{name} {limit:,g}" for name, limit in budget.limits().items()]
+    return (
+        f"Search: {len(rows)} sub-models of one training run, each scored on held-out text\n"
+        f"budget: {', '.join(limits) or 'none'}"
+    )
+
+
+def _legend(figure: Any, all_axes: Sequence[Any]) -> None:
+    """One legend of all panels: a limit may be drawn in one of them alone."""
+    handles: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _panels(budget: Budget, *, timed: bool) -> list[_Panel]:
     # Megabytes have no panel of their own: they are parameters by the bytes of a type.
-    max_params = budget.max_params and budget.max_params / 1e6
+    limits = [] if budget.max_params is None else [budget.max_params / 1e6]
+    if budget.max_mb is not None:
+        limits.append(budget.max_mb / jnp.dtype(DTYPES[budget.dtype]).itemsize)
+    max_params = min(limits, default=None)
     max_flops = budget.max_flops_per_token and budget.max_flops_per_token / 1e6
     panels = [
         _Panel("parameters, millions", lambda row: row.parameters / 1e6, max_params),
@@ -120,17 +155,13 @@ def _groups(rows: Sequence[Row]) -> list[_Group]:
     def of_kind(start: str) -> list[Row]:
         return [row for row in rows if row.kind.startswith(start)]
 
-    searched = of_kind("searched")
-    dominated = [row for row in searched if row.dominated]
-    not_dominated = [row for row in searched if not row.dominated]
     ends = [row for row in rows if row.kind in ("student", "ta")]
     return [
-        _Group("dominated", dominated, "0.8", "o"),
-        _Group("not dominated", not_dominated, "C0", "o"),
-        _Group("wide-narrow-wide", of_kind("wide"), "C1", "^"),
-        _Group("narrow-wide-narrow", of_kind("narrow"), "C2", "v"),
-        _Group("uniform", of_kind("uniform"), "C3", "s"),
-        _Group("Student, TA", ends, "k", "D"),
+        _Group("searched", of_kind("searched"), "C0", "o"),
+        _Group("pattern wide-narrow-wide", of_kind("wide"), "C1", "^"),
+        _Group("pattern narrow-wide-narrow", of_kind("narrow"), "C2", "v"),
+        _Group("uniform: all layers of one width", of_kind("uniform"), "C3", "s"),
+        _Group("Student (smallest) and TA (largest)", ends, "k", "D"),
     ]
 
 
@@ -139,23 +170,29 @@ def _scatter(axes: Any, groups: Sequence[_Group], cost: Callable[[Row], float]) 
         # The legend names no group without a model.
         if not group.rows:
             continue
+        best = [row for row in group.rows if not row.dominated]
+        # Its colour stands in the legend, even where all of a group are grey.
+        _draw(axes, best, cost, color=group.colour, marker=group.marker, label=group.label)
 
-        colours = ["0.75" if row.dominated else group.colour for row in group.rows]
-        axes.scatter(
-            [cost(row) for row in group.rows],
-            [row.loss for row in group.rows],
-            c=colours,
-            marker=group.marker,
-            s=22,
-            label=group.label,
-        )
+    # Each group's marker, behind what is worth a look.
+    has_label = False
+    for group in groups:
+        dominated = [row for row in group.rows if row.dominated]
+        if dominated:
+            label = "_" if has_label else _DOMINATED
+            has_label = True
+            _draw(axes, dominated, cost, color=_GREY, marker=group.marker, label=label, zorder=0.5)
+
+
+def _draw(axes: Any, rows: Sequence[Row], cost: Callable[[Row], float], **style: Any) -> None:
+    axes.scatter([cost(row) for row in rows], [row.loss for row in rows], s=22, **style)
 
 
 def _mark_pick(axes: Any, rows: Sequence[Row], cost: Callable[[Row], float]) -> None:
     for row in rows:
         if row.pick:
             axes.scatter(
-                [cost(row)], [row.loss], s=140, facecolors="none", edgecolors="k", label="pick"
+                [cost(row)], [row.loss], s=140, facecolors="none", edgecolors="k", label="the pick"
             )
 
 
@@ -168,11 +205,12 @@ def _draw_front(axes: Any, rows: Sequence[Row], cost: Callable[[Row], float]) ->
             lowest_loss = row.loss
             costs.append(cost(row))
             losses.append(row.loss)
-    axes.plot(costs, losses, color="0.6", linewidth=0.8, zorder=0)
+    label = "best quality up to each cost"
+    axes.plot(costs, losses, color="0.6", linewidth=0.8, zorder=0, label=label)
 
 
 def _draw_limit(axes: Any, limit: float | None) -> None:
     # A limit beyond all models would stretch the panel.
     lowest, highest = axes.get_xlim()
     if limit is not None and lowest < limit < highest:
-        axes.axvline(limit, color="0.5", linestyle=":", label="budget")
+        axes.axvline(limit, color="0.5", linestyle=":", label="limit of the budget")

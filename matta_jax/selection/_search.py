@@ -15,6 +15,7 @@ from matta_jax.elastic import Extracted, extract
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.nesting import slug
 from matta_jax.packages import Packaging
+from matta_jax.reporting import say_without_pictures
 from matta_jax.selection._latency import LatencyModel, Workload
 from matta_jax.selection._notes import notes_of
 from matta_jax.selection._predict import check_evolution
@@ -209,6 +210,7 @@ def _latency_model(
 
 def _announce(space: Space, method: str, budget: Budget, log: Callable[[str], None]) -> None:
     """Says how large the search is, and by what it goes."""
+    say_without_pictures(log)
     families = f"{len(space.groups)} families" if len(space.groups) > 1 else "one family"
     log(f"{space.size:,} models in {families}; method {method}")
     if not budget.limits():
