@@ -51,16 +51,20 @@ def decode_utf8(data: bytes, where: str, what: str) -> str:
         ) from None
 
 
-def read_json_lines(path: storage.Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(
+    path: storage.Path, what: str, form: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number and the object of each line that is not blank.
 
     Args:
       path: a .jsonl or .jsonl.gz file.
       what: asked for it, as errors say it.
+      form: of a line, as errors say it.
 
     Raises:
       UserError: the file cannot be read, or a line is no JSON object.
     """
+    ending = f"; it must be {form}" if form else ""
     for number, line in enumerate(read_text(path, what).split("\n"), start=1):
         if not line.strip():
             continue
@@ -70,12 +74,13 @@ def read_json_lines(path: storage.Path, what: str) -> Iterator[tuple[int, dict[s
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", str(error))
             raise UserError(
-                f"{what}: {path} line {number} is not JSON ({reason}); mend or remove it"
+                f"{what}: {path} line {number} is not JSON ({reason}); mend or remove it{ending}"
             ) from None
 
         if not isinstance(value, dict):
             raise UserError(
                 f"{what}: {path} line {number} is {type(value).__name__}, and must be an object"
+                f"{ending}"
             )
         # Most lines hold no escape that could be half a character, and are not written again.
         if "\\ud" in line or "\\uD" in line:

@@ -1,5 +1,6 @@
 """AUC of scorers, beside what methods without a model reach on the same examples."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 import scipy.stats
 
 from matta_jax.config import Config
-from matta_jax.data import ExampleSet, glob_data, sequential_batches, split_data
+from matta_jax.data import ExampleSet, glob_data, sequential_batches, shorten, split_data
 from matta_jax.errors import UserError
+from matta_jax.evaluation._likelihood import warn_of_left_out
 from matta_jax.evaluation._tasks import CONFIDENCE, Outcome, Score, share
 from matta_jax.models import plan_of
 from matta_jax.packages import Model
@@ -43,8 +45,9 @@ class Auc:
         else:
             examples = glob_data(config, where)
         assert isinstance(examples, ExampleSet)
-        self._examples = examples
         self.fingerprint = examples.fingerprint
+        examples, self._left_out = _with_tokens(examples, f"tasks='auc:{where}'")
+        self._examples = examples
 
         if len(set(examples.labels)) < 2:
             raise UserError(
@@ -68,7 +71,28 @@ class Auc:
             share(f"accuracy:{self.where}", right),
             Score(f"log_loss:{self.where}", float(np.mean(losses))),
         ]
-        return Outcome(scores, None, len(labels), self._examples.truncated)
+        return Outcome(scores, None, len(labels), self._examples.truncated, self._left_out)
+
+
+def _with_tokens(examples: ExampleSet, what: str) -> tuple[ExampleSet, int]:
+    """The examples that a model has something to read of, and how many others there are."""
+    chosen = []
+    reasons = {}
+    for i, (example, ids) in enumerate(zip(examples.examples, examples.ids, strict=True)):
+        # Features stand in for an empty text.
+        if len(ids) or example.dense or example.categorical:
+            chosen.append(i)
+        else:
+            reasons[f"example {i + 1}"] = f"the text {shorten(example.text)} has no tokens"
+    warn_of_left_out(what, reasons, len(chosen))
+    if not reasons:
+        return examples, 0
+    kept = dataclasses.replace(
+        examples,
+        examples=[examples.examples[i] for i in chosen],
+        ids=[examples.ids[i] for i in chosen],
+    )
+    return kept, len(reasons)
 
 
 def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) -> np.ndarray:

@@ -7,9 +7,14 @@ import re
 import numpy as np
 
 from matta_jax import storage
-from matta_jax.data import file_fingerprint, read_json_lines, text_of
+from matta_jax.data import file_fingerprint, read_json_lines, shorten, text_of
 from matta_jax.errors import UserError
-from matta_jax.evaluation._likelihood import encode_request, likelihoods
+from matta_jax.evaluation._likelihood import (
+    encode_request,
+    likelihoods,
+    lost_part,
+    warn_of_left_out,
+)
 from matta_jax.evaluation._tasks import Outcome, Score, share
 from matta_jax.packages import Model
 from matta_jax.tokenizers import Tokenizer
@@ -17,6 +22,9 @@ from matta_jax.tokenizers import Tokenizer
 _LONG_WORD = re.compile(r"[A-Za-z]{5,}")
 # A capital that does not begin a sentence.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
+
+# Not the form with a passage a line, which the text was first published in.
+_FORM = '{"text": "..."} a line'
 
 # The largest logarithm whose exponential is still a float, roughly.
 _MAX_NATS = 700.0
@@ -35,15 +43,29 @@ class Lambada:
         self.where = where
         path = storage.path(where)
 
+        what = f"tasks='lambada:{where}'"
         pairs = []
-        for number, text in _texts(path, f"tasks='lambada:{where}'"):
-            pairs.append(_split(text, path, number))
+        self._requests = []
+        self._numbers = []
+        reasons = {}
+        for number, text in _texts(path, what):
+            context, target = _split(text, path, number)
+            request = encode_request(tokenizer, context, target)
+            reason = lost_part(tokenizer, request, target)
+            if reason:
+                reasons[f"line {number}"] = f"the word {shorten(target.strip())} {reason}"
+                continue
+            pairs.append((context, target))
+            self._requests.append(request)
+            self._numbers.append(number)
+        warn_of_left_out(what, reasons, len(pairs))
+        self._left_out = len(reasons)
+
         self.fingerprint = file_fingerprint(path)
         self.baselines = {
             "most frequent long word": _share_of(pairs, _LONG_WORD),
             "most frequent name": _share_of(pairs, _NAME),
         }
-        self._requests = [encode_request(tokenizer, context, target) for context, target in pairs]
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all passages."""
@@ -59,18 +81,18 @@ class Lambada:
             share(f"lambada_last_token:{self.where}", right_last_token),
         ]
         num_truncated = sum(result.truncated for result in results)
-        return Outcome(scores, right, len(results), num_truncated)
+        return Outcome(scores, right, len(results), num_truncated, self._left_out, self._numbers)
 
 
 def _texts(path: storage.Path, what: str) -> list[tuple[int, str]]:
     """Returns each passage with the number of its line."""
     rows = []
-    for number, value in read_json_lines(path, what):
+    for number, value in read_json_lines(path, what, _FORM):
         where = f"{what}: {path} line {number}"
-        text = text_of(value, "text", where, "name LAMBADA's JSON lines")
+        text = text_of(value, "text", where, f"name LAMBADA's JSON lines, {_FORM}")
         rows.append((number, text))
     if not rows:
-        raise UserError(f"{what}: {path} holds no example; name LAMBADA's JSON lines")
+        raise UserError(f"{what}: {path} holds no example; name LAMBADA's JSON lines, {_FORM}")
     return rows
 
 

@@ -8,17 +8,23 @@ Shape letters: B batch, T sequence, M target tokens, D d_model, V vocab.
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
+from matta_jax.errors import UserError
 from matta_jax.models import logits
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
+
+# Examples that a warning names.
+_MOST_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,47 @@ def encode_request(tokenizer: Tokenizer, context: str, target: str) -> Request:
     if not len(context_ids):
         return Request(np.array([tokenizer.eos_id], np.int32), ids)
     return Request(context_ids, ids[len(context_ids) :])
+
+
+def lost_part(tokenizer: Tokenizer, request: Request, target: str) -> str | None:
+    """Returns why a target cannot be scored: its tokens do not hold all of it. None where they do.
+
+    White space and the form of letters do not count: many tokenizers change these.
+    """
+    # Nothing is lost of no text.
+    if not target.strip():
+        return None
+    if not len(request.target) or not len(tokenizer.encode(target.strip())):
+        return "has no tokens"
+    ids = tokenizer.encode(target)
+    if tokenizer.survives(target, ids):
+        return None
+    decoded = tokenizer.decode(ids)
+    # A token for the unknown stands for no byte.
+    has_unknown = tokenizer.num_bytes(ids) < len(decoded.encode())
+    if has_unknown or len(_letters(decoded)) < len(_letters(target)):
+        return "loses characters in its tokens"
+    return None
+
+
+def _letters(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def warn_of_left_out(what: str, reasons: dict[str, str], num_scored: int) -> None:
+    """Names examples that are left out, each with its reason, in one line. Raises UserError when
+    none is left.
+    """
+    if not reasons:
+        return
+    named = [f"{example} ({reason})" for example, reason in list(reasons.items())[:_MOST_NAMED]]
+    if len(reasons) > _MOST_NAMED:
+        named.append(f"and {len(reasons) - _MOST_NAMED} more")
+    listed = ", ".join(named)
+    if not num_scored:
+        raise UserError(f"{what}: no example can be scored: {listed}; use another tokenizer")
+    total = num_scored + len(reasons)
+    logging.warning("%s: %d of %d examples are left out: %s", what, len(reasons), total, listed)
 
 
 def likelihoods(

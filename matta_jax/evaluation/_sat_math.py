@@ -11,7 +11,13 @@ import numpy as np
 from matta_jax import storage
 from matta_jax.data import file_fingerprint, read_json_lines, shorten, text_of
 from matta_jax.errors import UserError
-from matta_jax.evaluation._likelihood import encode_request, likelihoods
+from matta_jax.evaluation._likelihood import (
+    Request,
+    encode_request,
+    likelihoods,
+    lost_part,
+    warn_of_left_out,
+)
 from matta_jax.evaluation._tasks import Outcome, share
 from matta_jax.packages import Model
 from matta_jax.tokenizers import Tokenizer
@@ -48,19 +54,26 @@ class SatMath:
         what = f"tasks='sat_math:{where}'"
 
         self._questions = []
+        self._requests: list[Request] = []
+        self._numbers = []
+        reasons = {}
         for number, value in read_json_lines(path, what):
-            self._questions.append(_question(value, f"{what}: {path} line {number}"))
+            question = _question(value, f"{what}: {path} line {number}")
+            requests, reason = _requests_of(question, tokenizer)
+            if reason:
+                reasons[f"line {number}"] = reason
+                continue
+            self._questions.append(question)
+            self._requests += requests
+            self._numbers.append(number)
+        warn_of_left_out(what, reasons, len(self._questions))
+        self._left_out = len(reasons)
         if not self._questions:
             raise UserError(f"{what}: {path} holds no question; name AGIEval's JSON lines")
         self.fingerprint = file_fingerprint(path)
 
         chances = [1 / len(question.options) for question in self._questions]
         self.baselines = {"chance": float(np.mean(chances))}
-
-        self._requests = []
-        for question in self._questions:
-            for option in question.options:
-                self._requests.append(encode_request(tokenizer, question.prompt, " " + option))
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all questions."""
@@ -82,7 +95,27 @@ class SatMath:
             share(f"sat_math:{self.where}", np.array(right)),
             share(f"sat_math_norm:{self.where}", np.array(right_norm)),
         ]
-        return Outcome(scores, np.array(right), len(right), num_truncated)
+        return Outcome(
+            scores,
+            np.array(right),
+            len(right),
+            num_truncated,
+            self._left_out,
+            self._numbers,
+        )
+
+
+def _requests_of(question: _Question, tokenizer: Tokenizer) -> tuple[list[Request], str | None]:
+    """The request of each option, and why one of them cannot be scored; None where all can."""
+    requests = []
+    reason = None
+    for option in question.options:
+        request = encode_request(tokenizer, question.prompt, " " + option)
+        loss = lost_part(tokenizer, request, " " + option)
+        if loss:
+            reason = reason or f"the option {shorten(option)} {loss}"
+        requests.append(request)
+    return requests, reason
 
 
 def _question(value: dict[str, Any], where: str) -> _Question:

@@ -38,14 +38,18 @@ class Outcome:
       scores: the figures, the primary one first.
       right: of each example, whether the model had it right; None for tasks that have no right and
         wrong.
-      count: examples.
+      count: examples that were scored.
       truncated: examples that were longer than the model reads, and lost tokens at their start.
+      left_out: examples that cannot be scored, as the tokenizer does not hold them.
+      numbers: which example each of `right` is, by its line; None: all of the file, in order.
     """
 
     scores: list[Score]
     right: np.ndarray | None
     count: int
     truncated: int = 0
+    left_out: int = 0
+    numbers: Sequence[int] | None = None
 
 
 class Task(Protocol):
@@ -106,9 +110,21 @@ def paired_test(task: str, names: tuple[str, str], right: tuple[np.ndarray, np.n
 
 def all_pairs(names: Sequence[str], outcomes: Sequence[Outcome], task: str) -> list[Paired]:
     """Compares each model with the first one."""
-    first_right = outcomes[0].right
     pairs = []
     for name, outcome in zip(names[1:], outcomes[1:], strict=True):
-        if first_right is not None and outcome.right is not None:
-            pairs.append(paired_test(task, (names[0], name), (first_right, outcome.right)))
+        right = _both_right(outcomes[0], outcome)
+        if right is not None:
+            pairs.append(paired_test(task, (names[0], name), right))
     return pairs
+
+
+def _both_right(a: Outcome, b: Outcome) -> tuple[np.ndarray, np.ndarray] | None:
+    """The right answers of two models on the examples that both were scored on: models of other
+    tokenizers may leave out others.
+    """
+    if a.right is None or b.right is None:
+        return None
+    if a.numbers is None or b.numbers is None:
+        return a.right, b.right
+    _, of_a, of_b = np.intersect1d(a.numbers, b.numbers, return_indices=True)
+    return a.right[of_a], b.right[of_b]

@@ -10,14 +10,22 @@ sub-model.
     )
 """
 
+import math
 from typing import Any
 
 import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
+from matta_jax.data import shorten
 from matta_jax.errors import UserError
-from matta_jax.evaluation._likelihood import Request, encode_request, likelihoods
+from matta_jax.evaluation._likelihood import (
+    Request,
+    encode_request,
+    likelihoods,
+    lost_part,
+    warn_of_left_out,
+)
 from matta_jax.packages import Model, load_chosen
 from matta_jax.serving import Sampling, generate_ids, ids_with_token
 from matta_jax.tokenizers import fitting_tokenizer
@@ -55,11 +63,25 @@ class MattaLM(LM):
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Returns of each (context, continuation) its log-probability, and whether it is the greedy
-        one.
+        one. A continuation that the tokenizer does not hold has none.
         """
         encoded = [encode_request(self._tokenizer, *request.args) for request in requests]
+        reasons = {}
+        for i, (request, (_, continuation)) in enumerate(
+            zip(encoded, (request.args for request in requests), strict=True)
+        ):
+            reason = lost_part(self._tokenizer, request, continuation)
+            if reason:
+                reasons[f"request {i}"] = f"{shorten(continuation)} {reason}"
+        warn_of_left_out("lm_eval", reasons, len(requests) - len(reasons))
+
         results = likelihoods(self._model, encoded, batch_size=self._batch_size)
-        return [(result.log_prob, bool(result.is_top.all())) for result in results]
+        answers = [(result.log_prob, bool(result.is_top.all())) for result in results]
+        # The harness wants an answer to each: a model never writes what has no tokens.
+        return [
+            (-math.inf, False) if f"request {i}" in reasons else answer
+            for i, answer in enumerate(answers)
+        ]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Returns of each text its log-probability, in windows of the model's sequences, each token

@@ -1,5 +1,6 @@
 """LAMBADA on small files, against plain loops over the model's own logits."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 from matta_jax import evaluate, packages
 from matta_jax.errors import UserError
+from matta_jax.evaluation import _lambada
+from matta_jax.tokenizers import ByteTokenizer
 
 
 def test_lambada_is_that_of_a_plain_loop(models, files, passages, split, plain_score):
@@ -54,3 +57,38 @@ def test_bad_files_end_in_one_line(models, tmp_path, lines, words):
 def test_a_missing_file_is_named(models):
     with pytest.raises(UserError, match="tasks='lambada:/no.jsonl': /no.jsonl does not exist"):
         evaluate(model=models[0], tasks=["lambada:/no.jsonl"])
+
+
+class Letters(ByteTokenizer):
+    """Has no token for what is not ASCII."""
+
+    def _ids_of(self, text):
+        return np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
+
+
+@pytest.mark.parametrize("word", ["東京", "caf東", "\0"])
+def test_a_word_without_tokens_is_named_and_left_out(models, tmp_path, caplog, word):
+    lines = [{"text": "the old dog lives here"}, {"text": f"the dog lives in {word}"}]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "one.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    outcomes = []
+    for name in ("l.jsonl", "one.jsonl"):
+        with caplog.at_level("WARNING", logger="absl"):
+            task = _lambada.Lambada(str(tmp_path / name), Letters())
+        outcomes.append(task.run(packages.load_model(models[0])))
+    assert [outcome.left_out for outcome in outcomes] == [1, 0]
+    assert [outcome.count for outcome in outcomes] == [1, 1]
+    assert outcomes[0].scores[0].value == outcomes[1].scores[0].value
+    assert list(outcomes[0].numbers) == [1]
+
+
+def test_a_file_of_which_nothing_can_be_scored_ends_in_one_line(tmp_path):
+    (tmp_path / "l.jsonl").write_text(json.dumps({"text": "lives in 東京"}))
+    with pytest.raises(UserError, match="no example can be scored: line 1 .the word '東京' has no"):
+        _lambada.Lambada(str(tmp_path / "l.jsonl"), Letters())
+
+
+def test_the_plain_form_is_told_what_a_line_is(tmp_path):
+    (tmp_path / "l.txt").write_text("the old dog lives here\n")
+    with pytest.raises(UserError, match=r'line 1 is not JSON .* it must be {"text": "..."} a line'):
+        _lambada.Lambada(str(tmp_path / "l.txt"), Letters())

@@ -1,10 +1,14 @@
 """SAT Math on small files, against plain loops over the model's own logits."""
 
+import json
+
 import numpy as np
 import pytest
 
 from matta_jax import evaluate, packages
 from matta_jax.errors import UserError
+from matta_jax.evaluation import _sat_math
+from matta_jax.tokenizers import ByteTokenizer
 
 
 def test_sat_math_scores_options_by_sum_and_by_character(models, files, questions, plain_score):
@@ -58,3 +62,19 @@ def test_bad_files_end_in_one_line(models, tmp_path, lines, words):
     (tmp_path / "bad.jsonl").write_text(lines)
     with pytest.raises(UserError, match=words):
         evaluate(model=models[0], tasks=[f"sat_math:{tmp_path}/bad.jsonl"])
+
+
+def test_a_question_with_an_option_that_loses_characters_is_left_out(models, tmp_path):
+    class Letters(ByteTokenizer):
+        def _ids_of(self, text):
+            return np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
+
+    lines = [
+        {"question": "x?", "options": ["(A)the", "(B)東"], "label": "A"},
+        {"question": "x?", "options": ["(A)the", "(B)fox"], "label": "B"},
+    ]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outcome = _sat_math.SatMath(str(tmp_path / "s.jsonl"), Letters()).run(
+        packages.load_model(models[0])
+    )
+    assert (outcome.count, outcome.left_out, list(outcome.numbers)) == (1, 1, [2])
