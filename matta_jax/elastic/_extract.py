@@ -21,6 +21,7 @@ from matta_jax.packages import (
     at_dtype,
     bundled_config,
     cast,
+    check_place,
     check_target,
     eos_id_of,
     finish_package,
@@ -54,7 +55,7 @@ class Extracted:
 
 def extract(
     checkpoint: str,
-    sub_models: Sequence[str],
+    sub_models: str | Sequence[str],
     output: str | storage.Path,
     *,
     packaging: Packaging | None = None,
@@ -67,7 +68,7 @@ def extract(
 
     Args:
       checkpoint: `D[@STEP]`, the workdir of a run.
-      sub_models: specs, as `student`, `ta`, `layers=2;d_ff=256`.
+      sub_models: specs, as `student`, `ta`, `layers=2;d_ff=256`; or a single one.
       output: the folder of the model; with several specs, the folder that holds one for each.
       packaging: format, type, optimiser state.
       scores: known ones of each spec, for the manifest, as `record_scores` takes them.
@@ -77,6 +78,8 @@ def extract(
     """
     if not sub_models:
         raise UserError("sub_model is missing; name at least one, such as --sub_model=student")
+    if isinstance(sub_models, str):
+        sub_models = [sub_models]
     packaging = packaging or Packaging()
     source = open_source(checkpoint)
 
@@ -108,6 +111,7 @@ def extract(
 def _targets(specs: Sequence[str], root: storage.Path, *, overwrite: bool) -> list[storage.Path]:
     """The folder of each model. Raises UserError when one may not be written."""
     targets: list[storage.Path] = []
+    check_place("output", root)
     for spec in specs:
         target = root / slug(spec) if len(specs) > 1 else root
         check_target(target, overwrite=overwrite)

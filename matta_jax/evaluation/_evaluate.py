@@ -94,7 +94,7 @@ def evaluate(
     model: str | storage.Path | None = None,
     checkpoint: str | None = None,
     sub_model: str | None = None,
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     output: str | storage.Path | None = None,
 ) -> Evaluation:
     """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one
@@ -120,10 +120,10 @@ def evaluate(
 
 def compare(
     *,
-    models: Sequence[str | storage.Path] = (),
+    models: str | storage.Path | Sequence[str | storage.Path] = (),
     checkpoint: str | None = None,
-    sub_models: Sequence[str] = (),
-    tasks: Sequence[str],
+    sub_models: str | Sequence[str] = (),
+    tasks: str | Sequence[str],
     output: str | storage.Path | None = None,
 ) -> Comparison:
     """Scores models side by side, each against the first by a paired test.
@@ -131,7 +131,7 @@ def compare(
     The scores of an extracted model are kept in its manifest, with the data's fingerprint and the
     date.
 
-    Args:
+    Args: each list may be a single name instead.
       models: folders of extracted models; or
       checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
       tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the
@@ -143,14 +143,15 @@ def compare(
       UserError: both or neither of models and checkpoint, a bad task, or files that cannot be read.
       UnsavedError: scores cannot be written; it holds their table.
     """
+    tasks, folders, specs = _listed(tasks), _listed(models), _listed(sub_models)
     if not tasks:
         raise UserError(
             "tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out"
         )
     parsed_tasks = [_parse_task(task) for task in tasks]
-    for field, names in {"tasks": tasks, "model": models, "sub_model": sub_models}.items():
+    for field, names in {"tasks": tasks, "model": folders, "sub_model": specs}.items():
         _check_distinct(field, names)
-    loaded = load_chosen(models, checkpoint, sub_models)
+    loaded = load_chosen(folders, checkpoint, specs)
 
     # Of all models and tasks, before the first is run: hours may lie between them.
     prepared = _Prepared()
@@ -158,7 +159,7 @@ def compare(
     if output is not None:
         check_output(storage.path(output))
 
-    outcomes_of_models, unsaved = _run(loaded, models, tasks_of_models)
+    outcomes_of_models, unsaved = _run(loaded, folders, tasks_of_models)
 
     # Baselines are of the data, hence the same for all models.
     baselines = {}
@@ -166,7 +167,7 @@ def compare(
         if prepared_task.baselines:
             baselines[task] = prepared_task.baselines
 
-    comparison = _comparison(loaded, models, tasks, outcomes_of_models, baselines)
+    comparison = _comparison(loaded, folders, tasks, outcomes_of_models, baselines)
     if output is not None:
         try:
             write_json(storage.path(output), _described(comparison))
@@ -197,6 +198,11 @@ def _run(
         except UserError as error:
             unsaved.append(str(error))
     return outcomes_of_models, unsaved
+
+
+def _listed(names: Any) -> Any:
+    """Several names, or a single one, as a list: a text would be read letter by letter."""
+    return [names] if isinstance(names, str | storage.Path) else list(names)
 
 
 def _check_distinct(field: str, names: Sequence[object]) -> None:

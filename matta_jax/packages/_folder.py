@@ -52,8 +52,37 @@ class Packaging:
             )
 
 
+def check_place(field: str, where: str | storage.Path) -> storage.Path:
+    """Returns the absolute path of an output, which may lie anywhere but where it would spoil
+    something of ours.
+
+    Raises:
+      UserError: it is a run's workdir, lies in a run's checkpoints, or in the folder of a model.
+    """
+    target = storage.resolve(where)
+    if _is_run(target):
+        raise _taken(field, target, "the workdir of a run")
+    for folder in target.parents:
+        if (folder / MANIFEST).is_file():
+            raise _taken(field, target, f"in the folder of the model {str(folder)!r}")
+    for folder in (target, *target.parents):
+        # A folder of a number there would be taken for a step of the run.
+        if folder.name == "checkpoints" and _is_run(folder.parent):
+            raise _taken(field, target, f"in the checkpoints of the run {str(folder.parent)!r}")
+    return target
+
+
+def _is_run(folder: storage.Path) -> bool:
+    return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
+
+
+def _taken(field: str, target: storage.Path, what: str) -> UserError:
+    return UserError(f"{field}={str(target)!r} is {what}, which it would spoil; name another")
+
+
 def check_target(target: storage.Path, *, overwrite: bool) -> None:
     """Raises UserError when a model may not be written there."""
+    check_place("output", target)
     if not target.exists():
         return
     if not overwrite:

@@ -296,17 +296,17 @@ def _check_tensors(tensors: FolderTensors, architecture: Architecture) -> None:
     for hf_name, dims in _OUTER.values():
         tensors.check(hf_name, _shape_of(dims, room))
     _check_tied(tensors)
-    known = {hf_name for hf_name, _ in _OUTER.values()}
+    names = {hf_name for hf_name, _ in _OUTER.values()}
     for layer in range(architecture.num_layers):
         for hf_name, dims in _LAYER.values():
             tensors.check(f"h.{layer}.{hf_name}", _shape_of(dims, room))
-            known.add(f"h.{layer}.{hf_name}")
+            names.add(f"h.{layer}.{hf_name}")
     if any(name.startswith(f"h.{architecture.num_layers}.") for name in tensors.files):
         raise UserError(
             f"{str(tensors.folder)!r}: there are more layers than "
             f"n_layer={architecture.num_layers} says; {tensors.mend}"
         )
-    tensors.check_names(known, _HARMLESS)
+    tensors.check_names(names, _HARMLESS)
 
 
 def _check_tied(tensors: FolderTensors) -> None:

@@ -91,12 +91,12 @@ class FolderTensors:
         if first == (file, stored_name):
             return
         try:
-            same = np.array_equal(first[0].get_tensor(first[1]), file.get_tensor(stored_name))
+            are_equal = np.array_equal(first[0].get_tensor(first[1]), file.get_tensor(stored_name))
         except Exception as error:  # As in `open_tensors`.
             raise UserError(
                 f"{str(self.folder)!r}: tensor {name} is damaged ({one_line(error)}); {self.mend}"
             ) from None
-        if not same:
+        if not are_equal:
             raise UserError(
                 f"{str(self.folder)!r}: tensor {name} is stored twice, with other values "
                 f"({first[1]} and {stored_name}); {self.mend}"
@@ -121,9 +121,9 @@ class FolderTensors:
             raise UserError(f"{str(index)!r} cannot be read ({error}); {self.mend}") from None
         return dict(sorted(names_by_file.items()))
 
-    def check_names(self, known: Collection[str], ignored: re.Pattern[str]) -> None:
-        """Raises UserError where there are tensors beside the known ones and those ignored."""
-        unknown = sorted(n for n in self.files if n not in known and not ignored.fullmatch(n))
+    def check_names(self, names: Collection[str], ignored: re.Pattern[str]) -> None:
+        """Raises UserError where there are tensors of other names, and not of those ignored."""
+        unknown = sorted(n for n in self.files if n not in names and not ignored.fullmatch(n))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(

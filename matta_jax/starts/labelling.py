@@ -17,7 +17,7 @@ from matta_jax.data import LabelHeader, Windows, split_windows, write_header, wr
 from matta_jax.errors import UserError
 from matta_jax.models import apply, logits
 from matta_jax.nesting import Tree
-from matta_jax.packages import Model
+from matta_jax.packages import Model, check_place
 from matta_jax.reporting import progress
 from matta_jax.sharding import check_agreement, is_first, wait_for_all
 from matta_jax.starts.teacher import check_teacher, open_teacher
@@ -70,7 +70,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       UserError: a Teacher that cannot teach this run, a bad top_k, or an output that cannot be
         written or holds labels of another kind.
     """
-    folder = storage.resolve(output)
+    folder = check_place("output", output)
     if config.model.reads_examples:
         raise UserError(
             "model.name='scorer': labels are of language models; name the Teacher by teacher.model"

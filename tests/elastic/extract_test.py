@@ -64,6 +64,11 @@ def test_bad_specs_write_nothing(run, tmp_path, specs, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_single_text_is_one_spec(run, tmp_path):
+    [student] = extract(str(run[1]), "student", tmp_path / "one")
+    assert student.spec == "student" and student.path == tmp_path / "one"
+
+
 def test_an_existing_output_is_left_alone(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")

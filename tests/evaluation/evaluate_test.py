@@ -106,3 +106,13 @@ def test_scores_that_cannot_be_written_are_told(run, tmp_path, monkeypatch):
     with pytest.raises(UnsavedError, match="cannot be written .No space left") as error:
         evaluate(**checkpoint, tasks=["perplexity:held_out"], output=tmp_path / "a.json")
     assert "| perplexity:held_out | student" in error.value.text
+
+
+def test_a_single_name_is_a_list_of_one(run, models):
+    listed = evaluation.compare(models=[models[0]], tasks=["bits_per_byte:held_out"])
+    single = evaluation.compare(models=str(models[0]), tasks="bits_per_byte:held_out")
+    in_place = evaluation.compare(
+        checkpoint=str(run[1]), sub_models="student", tasks="bits_per_byte:held_out"
+    )
+    assert single.evaluations == listed.evaluations
+    assert [e.spec for e in in_place.evaluations] == ["student"]

@@ -59,6 +59,28 @@ def test_overwrite_replaces_a_model_and_nothing_else_is_left(
         assert sorted(path.name for path in (place / "model").iterdir()) == sorted(names)
 
 
+def test_what_is_ours_is_not_written_into(refused, models, write, place):
+    run = place / "run"
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    shutil.copytree(models()["ta"], place / "model")
+    in_checkpoints = "is in the checkpoints of the run '.*/run', which it would spoil; name another"
+    words = {
+        "run": "is the workdir of a run",
+        "run/checkpoints": in_checkpoints,
+        "run/checkpoints/9": in_checkpoints,
+        "run/checkpoints/3/x/y": in_checkpoints,
+        "run/models/../checkpoints/9": in_checkpoints,
+        "model/x": "is in the folder of the model '.*/model'",
+        "model/weights/x": "is in the folder of the model '.*/model'",
+    }
+    for name, reason in words.items():
+        for overwrite in (False, True):
+            with refused(reason, place):
+                write(place / name, overwrite=overwrite)
+    write(run / "models" / "student")
+
+
 NEEDS = "with_optimizer needs format=orbax and dtype=fp32"
 UNKNOWN = (
     (
