@@ -87,12 +87,12 @@ def _with_tokens(examples: ExampleSet, what: str) -> tuple[ExampleSet, int]:
     warn_of_left_out(what, reasons, len(chosen))
     if not reasons:
         return examples, 0
-    kept = dataclasses.replace(
+    subset = dataclasses.replace(
         examples,
         examples=[examples.examples[i] for i in chosen],
         ids=[examples.ids[i] for i in chosen],
     )
-    return kept, len(reasons)
+    return subset, len(reasons)
 
 
 def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) -> np.ndarray:

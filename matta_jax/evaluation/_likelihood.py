@@ -100,11 +100,11 @@ def warn_of_left_out(what: str, reasons: dict[str, str], num_scored: int) -> Non
     named = [f"{example} ({reason})" for example, reason in list(reasons.items())[:_MOST_NAMED]]
     if len(reasons) > _MOST_NAMED:
         named.append(f"and {len(reasons) - _MOST_NAMED} more")
-    listed = ", ".join(named)
+    examples = ", ".join(named)
     if not num_scored:
-        raise UserError(f"{what}: no example can be scored: {listed}; use another tokenizer")
+        raise UserError(f"{what}: no example can be scored: {examples}; use another tokenizer")
     total = num_scored + len(reasons)
-    logging.warning("%s: %d of %d examples are left out: %s", what, len(reasons), total, listed)
+    logging.warning("%s: %d of %d examples are left out: %s", what, len(reasons), total, examples)
 
 
 def likelihoods(
