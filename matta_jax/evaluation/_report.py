@@ -2,15 +2,16 @@
 curves.
 """
 
+import contextlib
 import dataclasses
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from matta_jax import config as config_lib
 from matta_jax import storage
-from matta_jax.errors import UserError
+from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
-from matta_jax.evaluation._output import write_json
 from matta_jax.evaluation._preconditioners import (
     describe_blocks,
     plot_blocks,
@@ -56,7 +57,8 @@ def report(
         `blocks/0/mlp/w_in`, and a layer of the TA; by default this one, in the middle layer.
 
     Raises:
-      UserError: no run in `workdir`; no such weight or layer.
+      UserError: no run in `workdir`, or a damaged one; no such weight or layer.
+      UnsavedError: the report cannot be written; its table is in the error.
     """
     folder = storage.resolve(workdir)
     for file in ("config.json", "metrics.jsonl"):
@@ -73,9 +75,11 @@ def report(
 
     rows = _rows(folder / "models")
     table = sizes_table(rows, baselines)
-    pictures = _plots(folder, config, metrics, rows, baselines)
-    preconditioners, block_pictures = _preconditioners(folder, config, weight, layer)
-    pictures += block_pictures
+    preconditioners, block_figure = _preconditioners(folder, config, weight, layer)
+    with _saving(folder, table):
+        pictures = _plots(folder, config, metrics, rows, baselines)
+        if block_figure is not None:
+            pictures.append(save_figure(block_figure, folder / "preconditioners.png"))
 
     # A heading without text or picture is left out.
     links = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}
@@ -88,9 +92,21 @@ def report(
     markdown = _markdown(f"Report of {folder.name}", sections)
 
     files = [folder / "report.json", folder / "report.md"]
-    write_json(files[0], {"models": rows, "notes": notes})
-    storage.replace_text(files[1], markdown)
+    with _saving(folder, table):
+        document = {"models": rows, "notes": notes}
+        storage.replace_text(files[0], storage.json_text(document, indent=2) + "\n")
+        storage.replace_text(files[1], markdown)
     return Report(files + pictures, rows, table)
+
+
+@contextlib.contextmanager
+def _saving(folder: storage.Path, table: str) -> Iterator[None]:
+    """Turns a failure to write within the block into an error that holds the table."""
+    try:
+        with storage.writing("workdir", folder, "make room there, or copy the run"):
+            yield
+    except UserError as error:
+        raise UnsavedError(str(error), table) from None
 
 
 def _read_config(file: storage.Path) -> config_lib.Config:
@@ -319,15 +335,15 @@ def _widening_weight(config: config_lib.Config) -> str:
 
 def _preconditioners(
     folder: storage.Path, config: config_lib.Config, weight: str | None, layer: int | None
-) -> tuple[str, list[storage.Path]]:
-    """Returns a section on the preconditioners of one layer and its picture; nothing for a run
-    without Shampoo.
+) -> tuple[str, Any]:
+    """Returns a section on the preconditioners of one layer and its picture, None where that is not
+    drawn; nothing for a run without Shampoo.
     """
     # Who asks for a weight of a run without any is told so by `preconditioner_blocks`.
     is_asked_for = weight is not None or layer is not None
     has_state = bool(storage.match(folder / "checkpoints", "[0-9]*"))
     if not is_asked_for and (config.optimizer.name != "shampoo" or not has_state):
-        return "", []
+        return "", None
 
     weight = weight or _widening_weight(config)
     if layer is None:
@@ -338,7 +354,6 @@ def _preconditioners(
     section += describe_blocks(blocks, config.shampoo.epsilon)
 
     figure = new_figure(figsize=(10, 8))
-    if figure is None:
-        return section, []
-    plot_blocks(figure, blocks, f"Shampoo's statistics of {weight}, layer {layer}")
-    return section, [save_figure(figure, folder / "preconditioners.png")]
+    if figure is not None:
+        plot_blocks(figure, blocks, f"Shampoo's statistics of {weight}, layer {layer}")
+    return section, figure

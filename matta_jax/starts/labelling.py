@@ -194,7 +194,12 @@ def _write_files(
 ) -> None:
     """Writes the label files of these indices, under a progress bar."""
     for i in progress(files, desc=title, unit="files", delay=0.0):
-        with storage.writing("output", folder, "make room, and start again"):
+        mend = "make room, and start again"
+        with (
+            # ArrayRecord raises other errors than those of the file system.
+            storage.writing("output", folder, mend, wrapped=True),
+            storage.writing("output", folder, mend),
+        ):
             rows = capture.rows(windows, header.windows_of(i))
             write_labels(header.file(folder, i), header, rows)
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from matta_jax import evaluate, extract, report
-from matta_jax.errors import UserError
+from matta_jax import evaluate, extract, report, storage
+from matta_jax.errors import UnsavedError, UserError
 
 
 def test_report_gathers_table_and_plots(run, tiny, tmp_path):
@@ -84,3 +84,17 @@ def test_a_figure_that_was_changed_is_not_reported(run, tmp_path):
         file.write_text(text.replace(old, new))
         with pytest.raises(UserError, match="manifest.json was changed"):
             report(workdir)
+
+
+def test_a_report_that_cannot_be_written_is_not_lost(run, tmp_path, monkeypatch):
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copyfile(run[1] / name, tmp_path / name)
+    table = report(tmp_path).table
+
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "replace_text", fill)
+    with pytest.raises(UnsavedError, match="cannot be written .No space left on device.") as error:
+        report(tmp_path)
+    assert error.value.text == table

@@ -8,7 +8,7 @@ import pytest
 
 import matta_jax
 from matta_jax import extract, packages
-from matta_jax.packages import Packaging
+from matta_jax.packages import Packaging, _formats
 
 FILES = {
     "hf": ["config.json", "model.safetensors"],
@@ -79,6 +79,15 @@ def test_what_is_ours_is_not_written_into(refused, models, write, place):
             with refused(reason, place):
                 write(place / name, overwrite=overwrite)
     write(run / "models" / "student")
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(refused, write, place, monkeypatch):
+    def fill(*_, **__):
+        raise ValueError("DATA_LOSS: Error writing 'weights': No space left on device [os='28']")
+
+    monkeypatch.setattr(_formats, "save_folder", fill)
+    with refused(r"output='.*/model' cannot be written .No space left on device.; name", place):
+        write(place / "model")
 
 
 NEEDS = "with_optimizer needs format=orbax and dtype=fp32"

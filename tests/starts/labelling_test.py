@@ -75,3 +75,12 @@ def test_bad_labelling_ends_in_one_line(tiny, teacher, tmp_path, fields, words):
     with pytest.raises(UserError, match=words):
         label(tiny(), teacher, tmp_path / "l", **fields)
     assert not (tmp_path / "l").exists()
+
+
+def test_a_full_disk_is_one_line(tiny, teacher, tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise RuntimeError("Failed to write: No space left on device")
+
+    monkeypatch.setattr(labelling, "write_labels", fill)
+    with pytest.raises(UserError, match="output=.* cannot be written .No space left on device.;"):
+        label(tiny(), teacher, tmp_path / "labels", top_k=4)
