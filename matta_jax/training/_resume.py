@@ -10,11 +10,14 @@ from matta_jax.checkpoints import Checkpoints, check_free, saved_steps, step_num
 from matta_jax.config import Config
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.nesting import flatten
+from matta_jax.training._longer import Length
 from matta_jax.training._state import Setup, TrainState
 
 
-def check_workdir(config: Config, workdir: storage.Path, resume: str) -> None:
+def check_workdir(config: Config, workdir: storage.Path, resume: str, extend: bool = False) -> None:
     """Refuses a workdir that holds another run, or that `resume` does not allow.
+
+    `extend` allows another `train.num_steps` even where the learning rate or the ramp jumps.
 
     Raises:
       UserError: of a `resume` that does not allow it, a config that cannot be read, or fields that
@@ -39,8 +42,9 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str) -> None:
 
     try:
         stored_config = storage.read_json(file)
-        changes = _forbidden_changes(stored_config, config)
-    except (ValueError, AttributeError):  # No JSON, or JSON of another shape.
+        step = max(saved_steps(workdir / "checkpoints"), default=0)
+        changes = _forbidden_changes(stored_config, config, step, extend=extend)
+    except (ValueError, AttributeError, TypeError):  # No JSON, or JSON of another shape.
         raise UserError(
             f"{file} cannot be read as the config of a run; name another workdir"
         ) from None
@@ -130,6 +134,7 @@ def restore_state(
     fingerprint: str,
     fallback: bool,
     log: Callable[[str], None],
+    extend: bool = False,
 ) -> TrainState:
     """Reads the newest checkpoint, or with `fallback` the newest healthy one.
 
@@ -139,6 +144,7 @@ def restore_state(
       fingerprint: of the training data.
       fallback: set damaged checkpoints aside, once a healthy one is read.
       log: takes what was done.
+      extend: another `train.num_steps` is allowed even where the learning rate or the ramp jumps.
 
     Raises:
       UserError: the checkpoint is of another config, or of other data.
@@ -149,9 +155,11 @@ def restore_state(
     # From the newest one back.
     for step in reversed(steps):
         try:
-            state = _restore_step(
-                checkpoints, setup, step, fingerprint=fingerprint, mend=_mend(step, steps)
+            mend = _mend(step, steps)
+            meta = _checked_meta(
+                checkpoints, setup, step, fingerprint=fingerprint, mend=mend, extend=extend
             )
+            trees = checkpoints.restore(step, _trees_of(setup.abstract), mend=mend)
         except DamageError as error:
             if not fallback:
                 raise
@@ -165,7 +173,9 @@ def restore_state(
             folder = checkpoints.set_aside(damaged_step)
             log(f"fallback: damaged step {damaged_step} is now {folder}")
         log(f"resumed from step {step} of {checkpoints.directory}")
-        return state
+        for effect in _length(meta["config"], setup.config, step).effects():
+            log(effect)
+        return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
 
     raise DamageError(
         f"every checkpoint of {checkpoints.directory} is damaged (steps "
@@ -184,14 +194,20 @@ def _mend(step: int, steps: Sequence[int]) -> str:
     )
 
 
-def _restore_step(
-    checkpoints: Checkpoints, setup: Setup, step: int, *, fingerprint: str, mend: str
-) -> TrainState:
-    """Reads one checkpoint, after it has shown to be of this run."""
+def _checked_meta(
+    checkpoints: Checkpoints,
+    setup: Setup,
+    step: int,
+    *,
+    fingerprint: str,
+    mend: str,
+    extend: bool,
+) -> dict[str, Any]:
+    """Reads the document of a checkpoint, which shows it to be of this run."""
     meta = checkpoints.meta(step, mend=mend)
     # The workdir's config may be lost, or of another run than a checkpoint that was copied there.
     try:
-        changes = _forbidden_changes(meta["config"], setup.config)
+        changes = _forbidden_changes(meta["config"], setup.config, step, extend=extend)
         data_fingerprint = meta["data"]["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DamageError(
@@ -210,8 +226,7 @@ def _restore_step(
             f"{checkpoints.directory}; bring the old text back, or start in another workdir"
         )
 
-    trees = checkpoints.restore(step, _trees_of(setup.abstract), mend=mend)
-    return TrainState(trees["step"]["step"], trees["params"], trees["opt_state"])
+    return meta
 
 
 def _trees_of(state: TrainState) -> dict[str, Any]:
@@ -223,11 +238,23 @@ def _trees_of(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _forbidden_changes(stored_config: Mapping[str, Any], config: Config) -> list[str]:
+def _forbidden_changes(
+    stored_config: Mapping[str, Any], config: Config, step: int, *, extend: bool
+) -> list[str]:
     """Lines `section.field: x -> y` of the fields that may not change in a continuation."""
-    free_fields = config_lib.free_fields()
-    return [
+    # The length of a run is judged by what it changes.
+    free_fields = config_lib.free_fields() | {"train.num_steps"}
+    lines = [
         line
         for line in config_lib.differences(stored_config, config_lib.to_dict(config))
         if line.partition(":")[0] not in free_fields
     ]
+    objection = _length(stored_config, config, step).objection(extend=extend)
+    return [*lines, objection] if objection else lines
+
+
+def _length(stored_config: Mapping[str, Any], config: Config, step: int) -> Length:
+    # A field that is not stored had its default.
+    default = config_lib.TrainConfig().num_steps
+    old_steps = int(stored_config.get("train", {}).get("num_steps", default))
+    return Length(config, old_steps, step)

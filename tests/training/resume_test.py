@@ -293,3 +293,24 @@ def test_what_lies_in_the_way_of_a_coming_step_is_named_before_the_first(tiny, t
     (folder / "6").rename(folder / "kept")
     check_workdir(tiny(), tmp_path / "run", "auto")
     assert not has_checkpoint(tmp_path / "run")
+
+
+def test_a_longer_run_is_exact_or_says_what_jumps(tiny, tmp_path, final_params, assert_same_bits):
+    steady = {"optimizer__schedule": "constant", "objective__ramp_shape": "constant"}
+    train(tiny(**steady), tmp_path / "whole", log=quiet)
+    train(tiny(train__num_steps=3, **steady), tmp_path / "longer", log=quiet)
+    train(tiny(**steady), tmp_path / "longer", log=quiet)
+    assert_same_bits(final_params(tmp_path / "longer", 6), final_params(tmp_path / "whole", 6))
+
+
+def test_a_cosine_run_is_longer_with_extend_alone(run, tiny, tmp_path):
+    shutil.copytree(run[1], tmp_path / "run")
+    longer = tiny(train__num_steps=7)
+    with pytest.raises(UserError, match="train.num_steps: 6 -> 7, with .*--extend takes this"):
+        train(longer, tmp_path / "run", log=quiet)
+    lines = []
+    result = train(longer, tmp_path / "run", extend=True, log=lines.append)
+    assert result.finished and result.step == 7
+    assert any("the learning rate at step 6 goes from" in line for line in lines)
+    with pytest.raises(UserError, match="train.num_steps: 7 -> 5, but step 7 is saved"):
+        train(tiny(train__num_steps=5), tmp_path / "run", extend=True, log=quiet)
