@@ -61,6 +61,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     *,
     resume: str = "auto",
     fallback: bool = False,
+    extend: bool = False,
     log: Log = print,
     on_step: OnMetrics | None = None,
     on_eval: OnMetrics | None = None,
@@ -80,6 +81,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         one.
       fallback: where the newest checkpoint is damaged, go on from the newest healthy one, and keep
         the damaged ones in `workdir/damaged`.
+      extend: go on to another `train.num_steps` even where the learning rate or the ramp jumps.
       log: takes progress lines.
       on_step: called with each step and its metrics, one step late: the device does not wait for
         it. What it raises ends the run.
@@ -95,7 +97,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     workdir = storage.resolve(workdir)
     if not is_first():
         log = _log_nothing
-    prepared = check_start(config, workdir, resume, log)
+    prepared = check_start(config, workdir, resume, log, extend=extend)
 
     mend = "make room or name another, and start again: the run goes on from its last checkpoint"
     with storage.writing("workdir", workdir, mend, wrapped=True), _locked(workdir):
@@ -103,7 +105,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         with Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         ) as checkpoints:
-            state = _first_state(prepared, checkpoints, fallback, log)
+            state = _first_state(prepared, checkpoints, log, fallback=fallback, extend=extend)
             # After the state, whose step says which lines of an earlier process count.
             with open_writers(config, workdir, int(state.step)) as writer:
                 run = _make_run(prepared, checkpoints, writer, log, on_step, on_eval)
@@ -167,7 +169,7 @@ def _write_config(config: Config, workdir: storage.Path, log: Log) -> None:
 
 
 def _first_state(
-    prepared: Prepared, checkpoints: Checkpoints, fallback: bool, log: Log
+    prepared: Prepared, checkpoints: Checkpoints, log: Log, *, fallback: bool, extend: bool
 ) -> TrainState:
     """The start-up order: resume, else start from a model, else from scratch."""
     # A run's own checkpoint comes before `init.model`, which it has started from long ago.
@@ -178,6 +180,7 @@ def _first_state(
             fingerprint=prepared.windows.fingerprint,
             fallback=fallback,
             log=log,
+            extend=extend,
         )
     if prepared.package is not None:
         return start_from(prepared.setup, prepared.package, prepared.windows, log)

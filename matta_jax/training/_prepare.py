@@ -60,7 +60,12 @@ class Prepared:
 
 
 def check_start(
-    config: Config, workdir: storage.Path, resume: str, log: Callable[[str], None]
+    config: Config,
+    workdir: storage.Path,
+    resume: str,
+    log: Callable[[str], None],
+    *,
+    extend: bool = False,
 ) -> Prepared:
     """Finds all that may speak against a run, on every process, before anything is written.
 
@@ -69,6 +74,7 @@ def check_start(
       workdir: its folder, which need not be there.
       resume: whether it may hold a run, as of `train`.
       log: takes what a user should know of the data.
+      extend: as of `train`.
 
     Raises:
       UserError: something speaks against the run.
@@ -84,7 +90,7 @@ def check_start(
         num_devices=jax.device_count(),
     )
     check_samples(config)
-    check_workdir(config, workdir, resume)
+    check_workdir(config, workdir, resume, extend)
     tokenizer = _make_fitting_tokenizer(config)
 
     # A run that resumes has no use for the model that it once started from, which may be gone.
