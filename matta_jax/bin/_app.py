@@ -13,7 +13,7 @@ import matta_jax
 from matta_jax import stops, storage
 from matta_jax.bin._config_file import config_file_error
 from matta_jax.bin._output import exit_of, guarded_output
-from matta_jax.config import Config, field_names, from_config_dict, unknown_field
+from matta_jax.config import Config, describe_fields, field_names, from_config_dict, unknown_field
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 
 _USAGE_ERROR = 2
@@ -38,6 +38,10 @@ def run(main: Callable[[], None]) -> None:
     if words & {"--help", "-help", "-h"}:
         print(_help(main))
         return
+    if words & {"--help_config", "-help_config"} and "config" in flags.FLAGS:
+        with guarded_output():
+            print(describe_fields())
+        return
     if words & {"--version", "-version"}:
         print(f"matta_jax {matta_jax.__version__}")
         return
@@ -57,7 +61,9 @@ def _help(main: Callable[[], None]) -> str:
         parts.append(flags.FLAGS.module_help("matta_jax.bin._processes"))
     if "config" in flags.FLAGS:
         parts.append(flags.FLAGS.module_help(__name__))
-        parts.append("  --config.SECTION.FIELD=VALUE sets a field over the file.")
+        parts.append(
+            "  --config.SECTION.FIELD=VALUE sets a field over the file; --help_config lists all."
+        )
     return "\n".join(parts)
 
 

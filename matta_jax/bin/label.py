@@ -7,6 +7,8 @@ matta-train --config=configs/gpt2_small.py --workdir=runs/taught \\
   --config.teacher.labels=labels/gpt2 --config.teacher.student_weight=1
 """
 
+import dataclasses
+
 from absl import flags
 
 import matta_jax
@@ -23,6 +25,12 @@ _TEMPERATURE = flags.DEFINE_float(
     "temperature", 1.0, "Of the softmax; that of teacher.temperature later on."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Windows of a batch on each device.")
+_MAX_WINDOWS = flags.DEFINE_integer(
+    "max_windows",
+    None,
+    "Label so many windows alone: sets data.max_windows, which the run then sets too.",
+    lower_bound=1,
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the labels. What is there is kept: it goes on."
 )
@@ -30,6 +38,9 @@ _OUTPUT = flags.DEFINE_string(
 
 def _main() -> None:
     config = _app.checked_config(_CONFIG)
+    if _MAX_WINDOWS.value is not None:
+        data = dataclasses.replace(config.data, max_windows=_MAX_WINDOWS.value)
+        config = dataclasses.replace(config, data=data)
     teacher = _app.required(_TEACHER, "models/gpt2_ours")
     output = _app.required(_OUTPUT, "labels/gpt2")
 

@@ -27,6 +27,11 @@ _INIT_FROM = flags.DEFINE_string(
 _FALLBACK = flags.DEFINE_bool(
     "fallback", False, "Where the newest checkpoint is damaged, go on from the newest healthy one."
 )
+_EXTEND = flags.DEFINE_bool(
+    "extend",
+    False,
+    "Go on to another train.num_steps even where the learning rate or the distillation jumps.",
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print sizes and memory, compile one step, and stop."
 )
@@ -45,7 +50,14 @@ def _main() -> None:
     workdir = _app.required(_WORKDIR, "runs/mine")
     # A wrong flag is told before this, and starts no child.
     _processes.join("train")
-    matta_jax.train(config, workdir, resume=_RESUME.value, fallback=_FALLBACK.value, log=_app.say)
+    matta_jax.train(
+        config,
+        workdir,
+        resume=_RESUME.value,
+        fallback=_FALLBACK.value,
+        extend=_EXTEND.value,
+        log=_app.say,
+    )
 
 
 def run() -> None:

@@ -19,6 +19,7 @@ from matta_jax.config._convert import state_fields as state_fields
 from matta_jax.config._convert import to_config_dict as to_config_dict
 from matta_jax.config._convert import to_dict as to_dict
 from matta_jax.config._convert import unknown_field as unknown_field
+from matta_jax.config._describe import describe_fields as describe_fields
 from matta_jax.config._fields import Section as Section
 from matta_jax.config._fields import field as field
 from matta_jax.config._model import ModelConfig as ModelConfig

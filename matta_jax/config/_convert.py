@@ -21,7 +21,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 def field_names() -> Iterator[str]:
     """Yields every field as `section.field`, of whatever family."""
-    for section, sections in _all_sections().items():
+    for section, sections in all_sections().items():
         names = [declared.name for cls in sections for declared in dataclasses.fields(cls)]
         # Families share most fields, and each is yielded once; a set would lose their order.
         for name in dict.fromkeys(names):
@@ -41,15 +41,15 @@ def state_fields() -> frozenset[str]:
 def _fields_with(fact: str) -> frozenset[str]:
     return frozenset(
         f"{section}.{declared.name}"
-        for section, sections in _all_sections().items()
+        for section, sections in all_sections().items()
         for cls in sections
         for declared in dataclasses.fields(cls)
         if declared.metadata[fact]
     )
 
 
-def _all_sections() -> dict[str, list[type[Section]]]:
-    """The classes that a section may have: one for each family of models."""
+def all_sections() -> dict[str, list[type[Section]]]:
+    """Returns the classes that a section may have: one for each family of models."""
     sections = {name: [cls] for name, cls in SECTIONS.items()}
     return sections | {"model": [ModelConfig, *model_sections().values()]}
 
@@ -167,7 +167,7 @@ def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     choose another.
     """
     result = ml_collections.ConfigDict()
-    for section, classes in _all_sections().items():
+    for section, classes in all_sections().items():
         # The config's values come last: of a field of two families, its value holds.
         values: dict[str, Any] = {}
         for part in [*(cls() for cls in classes), getattr(config, section)]:
@@ -220,7 +220,7 @@ def _defaults(section: str) -> dict[str, Any]:
     """The default of every field of a section, of whatever family."""
     defaults: dict[str, Any] = {}
     # Reversed, so that the first family's default stands where several have a field.
-    for cls in reversed(_all_sections().get(section, [])):
+    for cls in reversed(all_sections().get(section, [])):
         part = cls()
         for declared in dataclasses.fields(part):
             defaults[declared.name] = _plain(getattr(part, declared.name))

@@ -17,6 +17,7 @@ from matta_jax.config import Config
 from matta_jax.data import Batch, Examples, training_batches
 from matta_jax.nesting import Tree
 from matta_jax.sharding import is_first, own_rows, place_batch, wait_for_all
+from matta_jax.tokenizers import bundle_tokenizer
 from matta_jax.training._held_out import HeldOut, report_evaluation
 from matta_jax.training._meter import Meter, SkippedSteps, cost_of
 from matta_jax.training._metrics import Writer, open_writers
@@ -156,6 +157,8 @@ def _locked(workdir: storage.Path) -> AbstractContextManager[None]:
 def _write_config(config: Config, workdir: storage.Path, log: Log) -> None:
     """Writes the config into the folder of a run, and tells what it sets."""
     if is_first():
+        # A file at the tokenizer's path may be another one by the time that a model is extracted.
+        bundle_tokenizer(config.data.tokenizer, workdir)
         storage.replace_text(workdir / "config.json", config_text(config))
     # The others open their checkpoints in the folder, which must be there.
     wait_for_all("matta_jax/workdir")

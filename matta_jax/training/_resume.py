@@ -10,6 +10,7 @@ from matta_jax.checkpoints import Checkpoints, check_free, saved_steps, step_num
 from matta_jax.config import Config
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.nesting import flatten
+from matta_jax.tokenizers import files_digest
 from matta_jax.training._longer import Length
 from matta_jax.training._state import Setup, TrainState
 
@@ -121,6 +122,8 @@ def save_state(
             "next_example": step * setup.config.data.batch_size,
         },
         "evaluation": dict(evaluation),
+        # None of `byte`, which has no files.
+        "tokenizer": files_digest(setup.config.data.tokenizer),
     }
     checkpoints.save(
         step, _trees_of(state), meta, loss=evaluation["eval/student"], units=setup.units

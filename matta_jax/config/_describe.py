@@ -1,0 +1,50 @@
+"""Every field of a run, for people."""
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from matta_jax.config._convert import all_sections
+
+_COLUMNS = 100
+
+
+def describe_fields() -> str:
+    """Returns a text of all fields: name, type, default, range or choices, and meaning."""
+    parts = []
+    for section, classes in all_sections().items():
+        # Families share most fields, and each is told once.
+        declared = {field.name: field for cls in classes for field in dataclasses.fields(cls)}
+        heading = (classes[0].__doc__ or "").strip().split("\n")[0]
+        parts += ["", f"{section}: {heading}"]
+        for field in declared.values():
+            parts += list(_lines(section, field))
+    return "\n".join(parts).strip()
+
+
+def _lines(section: str, field: Any) -> Iterator[str]:
+    yield f"  --config.{section}.{field.name}  {_kind(field)}, default {_default(field)!r}"
+    text = " ".join([field.metadata["meaning"], _range(field.metadata)]).strip()
+    yield textwrap.fill(text, _COLUMNS, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def _kind(field: Any) -> str:
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", None)
+    kind = kind if kind and "|" not in str(field.type) and "[" not in str(field.type) else None
+    return kind or str(field.type).replace("collections.abc.", "")
+
+
+def _default(field: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return dict(field.default_factory())
+
+
+def _range(rule: Any) -> str:
+    """The values that a field may have, in words; empty where it may have any of its type."""
+    if rule["choices"] is not None:
+        return f"One of {', '.join(rule['choices'])}."
+    words = {"minimum": "at least", "above": "above", "below": "below", "maximum": "at most"}
+    bounds = [f"{word} {rule[name]}" for name, word in words.items() if rule[name] is not None]
+    return f"[{', '.join(bounds)}]" if bounds else ""
