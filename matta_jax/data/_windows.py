@@ -93,7 +93,7 @@ def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -
     if windows.num_bytes:
         return windows
     if has_eval_source:
-        raise _no_text(source)
+        raise _no_text(source, windows)
     side_name = "held-out" if held_out else "training"
     raise UserError(
         f"data.source={source!r} has no {side_name} text at "
@@ -110,11 +110,15 @@ def corpus_windows(
         iter(corpus), corpus, tokenizer, side="all", seq_len=seq_len, cache_dir=cache_dir
     )
     if not windows.num_bytes:
-        raise _no_text(corpus.source)
+        raise _no_text(corpus.source, windows)
     return windows
 
 
-def _no_text(source: str) -> UserError:
+def _no_text(source: str, windows: Windows) -> UserError:
+    if windows.num_lossy:
+        return UserError(
+            f"data source {source!r}: its tokens hold none of its text; use another data.tokenizer"
+        )
     return UserError(f"data source {source!r} holds no text; name files with some")
 
 

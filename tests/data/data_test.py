@@ -443,3 +443,21 @@ def test_max_windows_cuts_the_training_side_alone(tmp_path):
     assert sides(max_windows=10**6)[0].fingerprint == whole.fingerprint
     with pytest.raises(UserError, match="data.max_windows=7 is not for data.stream"):
         sides(max_windows=7, stream=True)
+
+
+def test_a_text_of_which_tokens_hold_nothing_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("\0\0")
+    corpus = data.Corpus(f"text:{tmp_path}/a.txt")
+    with pytest.raises(UserError, match="hold none of its text; use another data.tokenizer"):
+        data.corpus_windows(corpus, BYTES, seq_len=8, cache_dir=str(tmp_path / "cache"))
+
+
+def test_ids_beyond_the_storage_type_are_refused(tmp_path):
+    class Wide(tokenizers.ByteTokenizer):
+        def encode(self, text):
+            return np.array([70_000])
+
+    (tmp_path / "a.txt").write_text("x")
+    corpus = data.Corpus(f"text:{tmp_path}/a.txt")
+    with pytest.raises(UserError, match="makes id 70000, beyond its 256 ids"):
+        data.corpus_windows(corpus, Wide(), seq_len=8, cache_dir=str(tmp_path / "cache"))
