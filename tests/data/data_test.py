@@ -321,7 +321,7 @@ GZIPPED = gzip.compress(b'{"text": "%s"}' % (b"some words " * 99))
 DAMAGED = {
     "cut": GZIPPED[:-9],
     "checksum": GZIPPED[:-8] + b"12345678",
-    "inside": GZIPPED[:20] + b"\xff" * 9 + GZIPPED[29:],
+    "inside": GZIPPED[:10] + b"\xff" * 9 + GZIPPED[19:],
     "trailing": GZIPPED + b"garbage",
     "plain": b'{"text": "x"}',
 }
