@@ -27,3 +27,19 @@ def test_batches_change_nothing(models, passages, split):
     for a, b in zip(singles, batches, strict=True):
         assert a.log_prob == pytest.approx(b.log_prob, rel=1e-5)
         assert list(a.is_top) == list(b.is_top)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (" dog", None),
+        ("", None),
+        ("\n ", None),
+        (" \0", "has no tokens"),
+        (" d\0g", "loses characters"),
+    ],
+)
+def test_a_target_that_the_tokenizer_does_not_hold_is_told(target, reason):
+    request = _likelihood.encode_request(ByteTokenizer(), "the", target)
+    told = _likelihood.lost_part(ByteTokenizer(), request, target)
+    assert told is None if reason is None else told.startswith(reason)
