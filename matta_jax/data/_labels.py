@@ -66,6 +66,11 @@ class LabelHeader:
         """Files of a whole set."""
         return -(-self.num_windows // self.per_file)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the records of a whole set."""
+        return self.num_windows * _offsets(self)[-1]
+
     def file(self, folder: storage.Path, index: int) -> storage.Path:
         """The path of a file."""
         return folder / f"labels-{index:05d}-of-{self.num_files:05d}.array_record"

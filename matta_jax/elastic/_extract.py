@@ -23,6 +23,7 @@ from matta_jax.packages import (
     cast,
     check_place,
     check_target,
+    disk_bytes,
     eos_id_of,
     finish_package,
     hf_config,
@@ -45,12 +46,14 @@ class Extracted:
       counts: parameters, bytes, FLOPs per token at the run's sequence length.
       max_difference: largest |extracted - in place| over all activations of the certificate; 0, or
         extraction fails.
+      disk_bytes: of the weights' files, the zeros of `hf` among them.
     """
 
     path: storage.Path
     spec: str
     counts: Counts
     max_difference: float
+    disk_bytes: int
 
 
 def extract(
@@ -194,7 +197,8 @@ class _Part:
             save_folder(building / "opt_state", trees, {"config": config})
             manifest["opt_state"] = {"step": source.step}
         finish_package(building, manifest)
-        return Extracted(building, spec, counts, difference)
+        size = disk_bytes(building, packaging.format)
+        return Extracted(building, spec, counts, difference, size)
 
     def _units(self, origins: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """The steps in which each tensor is cut into pieces, by path."""

@@ -14,6 +14,7 @@ from matta_jax.packages._folder import new_folder as new_folder
 from matta_jax.packages._formats import DTYPES as DTYPES
 from matta_jax.packages._formats import FORMATS as FORMATS
 from matta_jax.packages._formats import cast as cast
+from matta_jax.packages._formats import disk_bytes as disk_bytes
 from matta_jax.packages._formats import open_weights as open_weights
 from matta_jax.packages._formats import write_weights as write_weights
 from matta_jax.packages._hf_gpt2 import architecture_of_hf as architecture_of_hf

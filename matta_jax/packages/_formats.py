@@ -147,6 +147,12 @@ def _readers(
     return open_tensors(folder, shapes, _MEND)
 
 
+def disk_bytes(folder: storage.Path, format: str) -> int:
+    """Bytes of the files of a model's weights, the zeros of `hf` among them."""
+    pattern = "weights/**/*" if format == "orbax" else "model.safetensors"
+    return sum(file.stat().st_size for file in storage.match(folder, pattern) if file.is_file())
+
+
 def cast(params: Tree, dtype: str) -> Tree:
     """Rounds weights to `fp32` or `bf16`. Raises UserError for another."""
     if dtype not in DTYPES:

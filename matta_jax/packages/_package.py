@@ -12,7 +12,7 @@ from matta_jax.config import Config
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture
 from matta_jax.nesting import Counts, format_spec, parse_spec, unflatten
-from matta_jax.packages._formats import open_weights
+from matta_jax.packages._formats import disk_bytes, open_weights
 from matta_jax.packages._manifest import read_manifest
 from matta_jax.packages._model import Model
 
@@ -36,6 +36,11 @@ class Package:
     config: Config
     counts: Counts
     stored: dict[str, StoredArray]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the weights' files; with `hf` more than `counts.bytes`, where it pads."""
+        return disk_bytes(self.path, self.manifest["format"])
 
     def load(self) -> Model:
         """Reads and verifies the weights, as float32. Raises UserError when one is damaged."""

@@ -104,6 +104,10 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         f"{header.num_windows} windows in {header.num_files} files, of which {len(missing)} are to "
         "be written here"
     )
+    log(
+        f"labels of {header.num_windows:,} windows: {_size_text(header.num_bytes)} at "
+        f"{header.top_k} tokens of each distribution"
+    )
     # The Teacher is loaded only where there is something to label.
     if missing:
         capture = _Capture(opened.load(), header, batch_size)
@@ -111,6 +115,14 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 
     wait_for_all("matta_jax/labelled")
     return Labelled(folder, header, len(missing))
+
+
+def _size_text(num_bytes: int) -> str:
+    """As 2.3 GB."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def _check_settings(top_k: int, temperature: float, batch_size: int, vocab_size: int) -> None:

@@ -89,7 +89,7 @@ def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
     if architecture.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{where} has a vocabulary of {architecture.vocab_size}, and must have the "
-            f"{config.model.vocab_size} of model.vocab_size; use a Teacher with the run's tokenizer"
+            f"{config.model.vocab_size} of model.vocab_size; {_vocabulary_mend(teacher, config)}"
         )
     # The Teacher reads the run's own windows, at the positions that it learned.
     if architecture.max_len < config.data.seq_len:
@@ -108,6 +108,21 @@ def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
             f"{where} has another tokenizer ({teacher.config.data.tokenizer!r}) than "
             f"data.tokenizer={config.data.tokenizer!r}; use a Teacher with the run's tokenizer"
         )
+
+
+def _vocabulary_mend(teacher: Teacher, config: Config) -> str:
+    """What to do about another vocabulary: where the tokenizer is the same, one is only padded."""
+    mend = "use a Teacher with the run's tokenizer"
+    vocab_size = teacher.architecture.vocab_size
+    try:
+        run_tokenizer = make_tokenizer(config.data.tokenizer)
+        tokenizer = make_tokenizer(teacher.config.data.tokenizer)
+    except UserError:
+        return mend
+    has_room = run_tokenizer.vocab_size <= vocab_size
+    if has_room and same_tokenizer(run_tokenizer, tokenizer):
+        return f"the tokenizer is the same, so set model.vocab_size={vocab_size}"
+    return mend
 
 
 def _check_task(teacher: Teacher, config: Config, where: str) -> None:

@@ -222,3 +222,13 @@ def test_a_run_whose_tokenizer_was_changed_is_refused(run, named_tokenizer):
     digest = tokenizers.files_digest(f"hf:{file}")
     named_tokenizer(digest)
     assert checkpoints.open_source(str(run[1])).config.data.tokenizer == f"hf:{file}"
+
+
+def test_the_bytes_on_disk_are_those_of_the_files(run, tmp_path):
+    for format in ("orbax", "safetensors", "hf"):
+        how = packages.Packaging(format)
+        [model] = extract(str(run[1]), "d_ff=48,16,48", tmp_path / format, packaging=how)
+        size = packages.open_model(model.path).disk_bytes
+        assert model.disk_bytes == size > 0
+        if format == "hf":  # It pads the narrow layer.
+            assert size == (model.path / "model.safetensors").stat().st_size > model.counts.bytes

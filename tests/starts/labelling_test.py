@@ -44,7 +44,14 @@ def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
 
 def test_labelling_goes_on_where_it_stopped(tiny, teacher, labels, tmp_path, monkeypatch):
     monkeypatch.setattr(labelling, "_PER_FILE", 8)
-    whole = label(tiny(), teacher, tmp_path / "a", top_k=4)
+    lines = []
+    whole = label(tiny(), teacher, tmp_path / "a", top_k=4, log=lines.append)
+    size = whole.header.num_windows * (8 + 32 * (4 * 4 + 4))
+    assert whole.header.num_bytes == size
+    assert lines[-1] == (
+        f"labels of {whole.header.num_windows} windows: {size / 1e3:.1f} kB at 4 tokens of each "
+        "distribution"
+    )
     assert whole.written == whole.header.num_files > 2
     assert label(tiny(), teacher, tmp_path / "a", top_k=4).written == 0
     file = whole.header.file(whole.path, 1)

@@ -52,7 +52,10 @@ def test_a_teacher_that_does_not_fit_is_named(tiny, run, teacher):
     opened = teacher_lib.open_teacher(str(run[1]), "teacher.model")
     assert opened.load().architecture == opened.architecture
     for change, words in {
-        "model__vocab_size": (300, "a vocabulary of 256, and must have the 300"),
+        "model__vocab_size": (
+            300,
+            "a vocabulary of 256, and must have the 300 .*set model.vocab_size=256$",
+        ),
         "data__seq_len": (64, "reads at most 32 tokens, fewer than data.seq_len=64"),
     }.items():
         fields = {change: words[0]} | ({"model__max_len": 64} if "seq" in change else {})
