@@ -19,6 +19,9 @@ VERSION = 4
 
 # Version 2 differs in how it describes an architecture.
 _READABLE_VERSIONS = (2, 3, VERSION)
+# No model is larger: a damaged number would fill the memory.
+_MOST_LAYERS = 10_000
+_MOST = 2**24
 # Their seals leave out the scores.
 _WITHOUT_SCORES = (2, 3)
 
@@ -96,11 +99,26 @@ def _description(manifest: dict[str, Any], folder: storage.Path) -> Description:
     for field in ("tensors", "format", "scores"):
         manifest[field]
 
+    _check_sizes(manifest["architecture"])
+
     fields = manifest["config"]
     tokenizer = resolved_tokenizer(fields["data"]["tokenizer"], folder)
     config = config_lib.from_dict(fields | {"data": fields["data"] | {"tokenizer": tokenizer}})
     architecture = architecture_from_json(manifest["architecture"])
     return Description(manifest, architecture, config, Counts(**manifest["counts"]))
+
+
+def _check_sizes(part: Any) -> None:
+    """Raises ValueError for a size beyond all models, before lists of that length are made."""
+    if isinstance(part, dict):
+        if part.get("num_layers", 0) > _MOST_LAYERS:
+            raise ValueError("too many layers")
+        part = list(part.values())
+    if isinstance(part, list):
+        for value in part:
+            _check_sizes(value)
+    elif isinstance(part, int | float) and part > _MOST:
+        raise ValueError("too large a size")
 
 
 def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> None:

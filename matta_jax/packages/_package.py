@@ -63,14 +63,14 @@ def open_model(folder: str | storage.Path) -> Package:
     path = storage.resolve(folder)
     description = read_manifest(path, str(folder))
     manifest, architecture = description.manifest, description.architecture
-    return Package(
-        path,
-        manifest,
-        architecture,
-        description.config,
-        description.counts,
-        open_weights(path, manifest["format"], architecture, manifest["tensors"]),
-    )
+    try:
+        stored = open_weights(path, manifest["format"], architecture, manifest["tensors"])
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, LookupError):
+        raise UserError(
+            f"model={str(folder)!r} is damaged (its manifest does not describe its weights); "
+            "extract it again"
+        ) from None
+    return Package(path, manifest, architecture, description.config, description.counts, stored)
 
 
 def load_model(folder: str | storage.Path) -> Model:

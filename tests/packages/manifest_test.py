@@ -1,11 +1,17 @@
 """The manifest is sealed, its scores too; more of these may be recorded."""
 
+import contextlib
+import copy
+import json
 import shutil
+import time
 
+import hypothesis
 import pytest
 
 import matta_jax
 from matta_jax import elastic, extract, packages
+from matta_jax.errors import UserError
 from matta_jax.packages import Packaging
 
 FORMATS = ("orbax", "safetensors", "hf")
@@ -148,3 +154,62 @@ def test_scores_stay_with_a_model_and_stand_in_its_card(run, models, tmp_path):
     [student] = extract(str(run[1]), ["student"], tmp_path / "one", scores=scores)
     assert row in (student.path / "README.md").read_text()
     assert packages.open_model(student.path).manifest["scores"] == SCORES
+
+
+JSON = hypothesis.strategies.recursive(
+    hypothesis.strategies.none()
+    | hypothesis.strategies.booleans()
+    | hypothesis.strategies.integers()
+    | hypothesis.strategies.floats()
+    | hypothesis.strategies.text(max_size=4)
+    | hypothesis.strategies.sampled_from([0, -1, 10**12, 10**400, "", "/", [], {}]),
+    lambda parts: (
+        hypothesis.strategies.lists(parts, max_size=3)
+        | hypothesis.strategies.dictionaries(
+            hypothesis.strategies.text(max_size=4), parts, max_size=3
+        )
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def spoiled(models, tmp_path_factory):
+    """A model to spoil, and its manifest."""
+    folder = tmp_path_factory.mktemp("spoiled") / "model"
+    shutil.copytree(models("safetensors")["student"], folder)
+    return folder, json.loads((folder / "manifest.json").read_text())
+
+
+def places_of(value, place=()):
+    """Where the values of a document are."""
+    parts = value.items() if isinstance(value, dict) else ()
+    yield place
+    for name, part in parts:
+        yield from places_of(part, (*place, name))
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(value=JSON, where=hypothesis.strategies.integers(0, 10**6))
+def test_a_manifest_with_a_value_of_another_type_opens_or_is_one_line(spoiled, value, where):
+    folder, manifest = spoiled
+    places = list(places_of(manifest))
+    place = places[where % len(places)]
+    spoiled_manifest = copy.deepcopy(manifest)
+    part = spoiled_manifest
+    for name in place[:-1]:
+        part = part[name]
+    if place:
+        part[place[-1]] = value
+    else:
+        spoiled_manifest = value
+    # With a seal that fits, so that each reader sees the value.
+    with contextlib.suppress(Exception):
+        spoiled_manifest = packages.sealed(spoiled_manifest)
+    (folder / "manifest.json").write_text(json.dumps(spoiled_manifest))
+    started = time.monotonic()
+    try:
+        packages.open_model(folder)
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert time.monotonic() - started < 5
