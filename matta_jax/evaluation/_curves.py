@@ -105,6 +105,10 @@ def plot_curves(path: storage.Path, figure: Any, config: Config, metrics: Metric
     for axes, panel in zip(all_axes, panels, strict=True):
         _plot_panel(axes, panel, metrics)
 
+    title = (
+        "Training: the TA (Teaching Assistant) is the whole model, the Student its smallest part"
+    )
+    all_axes[0].set_title(title, fontsize=10)
     figure.align_ylabels()
     all_axes[-1].set_xlabel("step")
     return save_figure(figure, path)
