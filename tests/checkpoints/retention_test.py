@@ -1,5 +1,7 @@
 """Whatever is damaged in one step, the others are kept, found and read."""
 
+import errno
+import os
 import shutil
 
 import jax
@@ -102,3 +104,23 @@ def test_a_model_among_the_checkpoints_is_neither_counted_nor_removed(two_steps,
     assert checkpoints.saved_steps(path) == [4, 5] and (path / "9" / "weights").is_dir()
     with pytest.raises(UserError, match="checkpoints/9' is no checkpoint, and in the way of"):
         save_steps(path, {9: 1.0})
+
+
+def test_a_save_that_fails_in_the_background_leaves_no_step(two_steps, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints"
+    shutil.copytree(two_steps, path)
+    rename = os.rename
+
+    def full(source, target, **keywords):
+        if "4.orbax" in str(source):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target, **keywords)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(Exception, match="No space left on device"):
+        save_steps(path, {4: 1.0})
+    monkeypatch.undo()
+    assert checkpoints.saved_steps(path) == [1, 2]
+    # What is left of it is no hindrance to the next try.
+    save_steps(path, {4: 1.0})
+    assert checkpoints.saved_steps(path)[-1] == 4
