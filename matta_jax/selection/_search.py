@@ -178,7 +178,8 @@ def _checked_output(output: str | storage.Path, source: Source) -> storage.Path:
     # What is no step there keeps the run from going on.
     if source.directory in (root, *root.parents):
         raise UserError(
-            f"output={str(output)!r} lies in the checkpoints of a run; name another folder"
+            f"output={str(root)!r} is in the checkpoints of the run "
+            f"{str(source.directory.parent)!r}, which it would spoil; name another"
         )
     return root
 
