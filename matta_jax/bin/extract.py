@@ -59,9 +59,10 @@ def _main() -> None:
         packaging=packaging,
     )
     for model in extracted:
+        # A format may store more than the model has: stock GPT-2 pads, and files have heads.
         _app.say(
             f"{model.path}: {model.spec}, {model.counts.parameters:,} parameters, "
-            f"{model.counts.bytes / 1e6:.2f} MB, "
+            f"{model.counts.bytes / 1e6:.2f} MB ({model.disk_bytes / 1e6:.2f} MB of files), "
             f"difference to the TA's slice {model.max_difference}"
         )
 

@@ -17,7 +17,7 @@ from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
 from matta_jax.reporting import markdown_table
 from matta_jax.selection.scoring import score_record
-from matta_jax.tokenizers import Tokenizer, files_digest, make_tokenizer
+from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Comparison:
 def _text_tokenizer(config: Config, task: str) -> Tokenizer:
     if config.model.reads_examples:
         raise UserError(f"tasks={task!r} is for language models; score a scorer by auc:GLOB")
-    return make_tokenizer(config.data.tokenizer)
+    return fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 
 
 def _lambada(where: str, config: Config) -> Lambada:

@@ -2,12 +2,15 @@
 
 from matta_jax import storage
 from matta_jax.errors import UserError
+from matta_jax.packages import check_place
 
 
 def check_output(path: storage.Path) -> None:
     """Raises UserError where the file of a result cannot be written, before it is computed."""
     if path.is_dir():
         raise UserError(f"output={str(path)!r} is a folder; name a JSON file, such as scores.json")
+    # Beside a run's files, but not among its checkpoints.
+    check_place("output", path)
     make_folder_of(path)
 
 

@@ -14,7 +14,7 @@ from matta_jax.checkpoints import Source, open_source
 from matta_jax.elastic import Extracted, extract
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.nesting import slug
-from matta_jax.packages import Packaging
+from matta_jax.packages import Packaging, check_place
 from matta_jax.reporting import say_without_pictures
 from matta_jax.selection._latency import LatencyModel, Workload
 from matta_jax.selection._notes import notes_of
@@ -125,7 +125,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         seed=seed,
     )
     source = _opened(checkpoint)
-    root = _checked_output(output, source)
+    root = _checked_output(output)
 
     space = make_space(source.nest, layers=layers, d_model=d_model, num_heads=num_heads)
     method = _chosen_method(method, space)
@@ -168,19 +168,13 @@ def _opened(checkpoint: str) -> Source:
     return source
 
 
-def _checked_output(output: str | storage.Path, source: Source) -> storage.Path:
-    """The folder to write to. Raises UserError when it is a file, or lies in the run's own
-    checkpoints.
+def _checked_output(output: str | storage.Path) -> storage.Path:
+    """The folder to write to. Raises UserError when it is a file, or lies where it would spoil a
+    run or a model.
     """
-    root = storage.resolve(output)
+    root = check_place("output", output)
     if root.exists() and not root.is_dir():
         raise UserError(f"output={str(output)!r} is a file; name a folder")
-    # What is no step there keeps the run from going on.
-    if source.directory in (root, *root.parents):
-        raise UserError(
-            f"output={str(root)!r} is in the checkpoints of the run "
-            f"{str(source.directory.parent)!r}, which it would spoil; name another"
-        )
     return root
 
 

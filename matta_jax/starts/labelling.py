@@ -21,7 +21,7 @@ from matta_jax.packages import Model, check_place
 from matta_jax.reporting import progress
 from matta_jax.sharding import check_agreement, is_first, wait_for_all
 from matta_jax.starts.teacher import check_teacher, open_teacher
-from matta_jax.tokenizers import make_tokenizer, tokenizer_digest
+from matta_jax.tokenizers import fitting_tokenizer, tokenizer_digest
 
 _CHUNK = 256  # Tokens whose logits exist at once.
 _PER_FILE = 512
@@ -80,7 +80,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     vocab_size = opened.architecture.vocab_size
     _check_settings(top_k, temperature, batch_size, vocab_size)
 
-    tokenizer = make_tokenizer(config.data.tokenizer)
+    tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
     windows = split_windows(config.data, tokenizer, held_out=False)
     header = LabelHeader(
         teacher=opened.origin,

@@ -16,7 +16,7 @@ from matta_jax.packages import Package
 from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh, wait_for_all
 from matta_jax.starts import check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
-from matta_jax.tokenizers import Tokenizer, make_tokenizer
+from matta_jax.tokenizers import fitting_tokenizer
 from matta_jax.training._resume import check_workdir, has_checkpoint
 from matta_jax.training._samples import check_samples
 from matta_jax.training._state import Setup, make_setup
@@ -91,7 +91,7 @@ def check_start(
     )
     check_samples(config)
     check_workdir(config, workdir, resume, extend)
-    tokenizer = _make_fitting_tokenizer(config)
+    tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 
     # A run that resumes has no use for the model that it once started from, which may be gone.
     package = None if has_checkpoint(workdir) else check_init(config)
@@ -119,17 +119,6 @@ def check_start(
     # Nothing is written before every process has found all in order.
     wait_for_all("matta_jax/checked")
     return Prepared(setup, package, windows, eval_windows, labels)
-
-
-def _make_fitting_tokenizer(config: Config) -> Tokenizer:
-    tokenizer = make_tokenizer(config.data.tokenizer)
-    # More rows than ids are fine: tables are often rounded up for the devices.
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size} must be at least the "
-            f"{tokenizer.vocab_size} ids of data.tokenizer={config.data.tokenizer!r}"
-        )
-    return tokenizer
 
 
 def _advise(setup: Setup) -> None:
