@@ -16,7 +16,7 @@ Shape letters: K blocks of a bucket (on this device, inside the step), m and n r
 block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,13 @@ from matta_jax.optim._blocks import Blocking
 from matta_jax.optim._distribution import distributed_step, replicate
 from matta_jax.optim._grafting import graft_unblocked
 from matta_jax.optim._plan import blocking_of
-from matta_jax.optim._state import BlockState, ShampooState, initial_state, unblocked_leaves
+from matta_jax.optim._state import (
+    BlockState,
+    ShampooState,
+    initial_state,
+    state_without_params,
+    unblocked_leaves,
+)
 
 
 def scale_by_shampoo(
@@ -75,6 +81,8 @@ def scale_by_shampoo(
 
     # Blocks are planned from shapes alone, at trace time: no plan is kept between steps.
     def init(params: Any) -> ShampooState:
+        if _is_placeholder(params):
+            return state_without_params()
         return initial_state(shampoo, blocking_of(shampoo, params, views), params)
 
     def update(updates: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
@@ -82,6 +90,13 @@ def scale_by_shampoo(
         return _update(shampoo, blocking_of(shampoo, updates, views), updates, state, mesh)
 
     return optax.GradientTransformation(init, update)
+
+
+def _is_placeholder(params: Any) -> bool:
+    """Whether these are the weights by which `optax.tree.map_params` asks where a state has some:
+    no tree of a usual kind, and without a leaf.
+    """
+    return not jax.tree.leaves(params) and not isinstance(params, Mapping | list | tuple | None)
 
 
 def _update(

@@ -55,6 +55,14 @@ class ShampooState(NamedTuple):
     failures: jax.Array
 
 
+def state_without_params() -> ShampooState:
+    """Returns a state whose buckets and moments stand for those of any weights: none of them is a
+    tree like the weights, which `optax.tree.map_params` looks for.
+    """
+    zero = jnp.zeros((), jnp.int32)
+    return ShampooState(count=zero, buckets=zero, rest=zero, failures=zero)  # type: ignore[arg-type]
+
+
 def initial_state(settings: ShampooConfig, blocking: Blocking, params: Any) -> ShampooState:
     """Returns the state before the first step."""
     # By path and not as a tree: weights with blocks would leave holes in it.
