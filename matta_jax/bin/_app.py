@@ -140,6 +140,8 @@ def _machine_line(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: int = _USAGE_ERROR) -> None:
+    # A number of thousands of digits would hide what is said of it.
+    message = re.sub(r"\d{100,}", lambda digits: f"{digits[0][:20]}…", message)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     if _is_distributed():
         sys.modules["matta_jax.sharding"].part(code)

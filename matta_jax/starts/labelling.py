@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from matta_jax import storage
 from matta_jax.config import Config
-from matta_jax.data import LabelHeader, Windows, split_windows, write_header, write_labels
+from matta_jax.data import LabelHeader, Windows, split_data, write_header, write_labels
 from matta_jax.errors import UserError
 from matta_jax.models import apply, logits
 from matta_jax.nesting import Tree
@@ -81,7 +81,9 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     _check_settings(top_k, temperature, batch_size, vocab_size)
 
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
-    windows = split_windows(config.data, tokenizer, held_out=False)
+    # The very windows that a run of this config trains on.
+    windows = split_data(config, tokenizer, held_out=False)
+    assert isinstance(windows, Windows)
     header = LabelHeader(
         teacher=opened.origin,
         vocab_size=vocab_size,

@@ -155,6 +155,13 @@ def check_labels(
 ) -> None:
     """Raises UserError unless labels are of a run's own windows, and fit its loss."""
     where = f"teacher.labels={config.teacher.labels!r}"
+    # As the first windows of a text are called.
+    if header.windows == f"{fingerprint}[:{header.num_windows}]":
+        raise UserError(
+            f"{where} are of the first {header.num_windows} windows of this text, and the run "
+            f"trains on {num_windows}; set data.max_windows={header.num_windows}"
+        )
+
     digest = tokenizer_digest(make_tokenizer(config.data.tokenizer))
     facts: dict[str, tuple[Any, Any, str]] = {
         "vocabulary": (header.vocab_size, config.model.vocab_size, "model.vocab_size"),

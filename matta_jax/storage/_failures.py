@@ -16,6 +16,9 @@ _CANNOT_WRITE = {
     errno.EPERM,
     errno.EIO,
     errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
 }
 
 

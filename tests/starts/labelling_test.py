@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax import data, label, packages
+from matta_jax import data, label, packages, train
 from matta_jax.errors import UserError
 from matta_jax.starts import labelling
 
@@ -91,3 +91,13 @@ def test_a_full_disk_is_one_line(tiny, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(labelling, "write_labels", fill)
     with pytest.raises(UserError, match="output=.* cannot be written .No space left on device.;"):
         label(tiny(), teacher, tmp_path / "labels", top_k=4)
+
+
+def test_labels_of_the_first_windows_teach_a_run_of_these(tiny, teacher, tmp_path):
+    folder = tmp_path / "labels"
+    first = tiny(data__max_windows=5)
+    assert label(first, teacher, folder, top_k=2, batch_size=3).header.num_windows == 5
+    taught = {"teacher__labels": str(folder), "teacher__student_weight": 1.0}
+    with pytest.raises(UserError, match=r"set data\.max_windows=5"):
+        train(tiny(**taught), tmp_path / "run", log=lambda line: None)
+    train(tiny(data__max_windows=5, train__num_steps=3, **taught), tmp_path / "run")
