@@ -77,6 +77,11 @@ class Checkpoints:
         if not self._read_only:
             self._checkpointer.close()
 
+    def wait(self) -> None:
+        """Returns when what `save` has started is written."""
+        if not self._read_only:
+            self._checkpointer.wait()
+
     @property
     def steps(self) -> list[int]:
         """Steps that are wholly written, rising."""

@@ -78,6 +78,8 @@ def has_checkpoint(workdir: storage.Path) -> bool:
 
 def last_good(checkpoints: Checkpoints) -> str:
     """The path of the newest checkpoint, for an error; `none yet` without one."""
+    # One that is on its way counts.
+    checkpoints.wait()
     steps = checkpoints.steps
     return f"{checkpoints.directory / str(steps[-1])}" if steps else "none yet"
 
