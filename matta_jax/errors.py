@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_VALUE = 60
+
 
 class UserError(Exception):
     """A mistake that the user can mend.
@@ -30,6 +32,16 @@ class UnsavedError(UserError):
     def __init__(self, message: str, text: str):
         super().__init__(message)
         self.text = text
+
+
+def shorten(value: object) -> str:
+    """Returns a value as an error shows it: a long one would hide what is said of it."""
+    try:
+        shown = repr(value)
+    except ValueError:
+        # Python writes no whole number of more than 4,300 digits.
+        return "a number of thousands of digits"
+    return shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 3] + "..."
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

@@ -7,8 +7,10 @@ has answered for a while, ends the process at once.
 
 import contextlib
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 GRACE_SECONDS = 60.0
@@ -84,27 +86,30 @@ def watched(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
 
 
 def _watch(reader: int, grace_seconds: float) -> None:
-    """Reads the numbers of the signals, one byte each, until the pipe is closed."""
-    count = 0
+    """Reads the numbers of the signals, one byte each, until the pipe is closed with its block: a
+    signal of one block never ends the process in another.
+    """
+    first: signal.Signals | None = None
+    deadline: float | None = None
     while True:
+        seconds = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if not select.select([reader], [], [], seconds)[0]:
+            assert first is not None
+            if not _answered.is_set():
+                _end(first, f"did not answer {first.name} for {grace_seconds:.0f} s")
+            deadline = None
+            continue
+
         numbers = os.read(reader, 1)
         if not numbers:
             os.close(reader)
             return
         if numbers[0] not in _NUMBERS:
             continue
-
-        count += 1
-        if count > 1:
+        if first is not None:
             _end(numbers[0], "was asked a second time to stop")
-        timer = threading.Timer(grace_seconds, _end_unanswered, (numbers[0], grace_seconds))
-        timer.daemon = True
-        timer.start()
-
-
-def _end_unanswered(number: int, seconds: float) -> None:
-    if not _answered.is_set():
-        _end(number, f"did not answer {signal.Signals(number).name} for {seconds:.0f} s")
+        first = signal.Signals(numbers[0])
+        deadline = time.monotonic() + grace_seconds
 
 
 def _end(number: int, reason: str, outcome: str = "the work goes on from what was saved") -> None:

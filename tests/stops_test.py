@@ -57,6 +57,18 @@ def test_an_answer_gives_all_the_time_that_the_end_needs():
     process.communicate()
 
 
+def test_a_signal_of_one_block_does_not_end_the_process_in_another():
+    code = (
+        "import os, signal, sys, time; from matta_jax import stops\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stops.answer())\n"
+        "with stops.watched(0.3): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1)\n"
+        "with stops.watched(9): time.sleep(0.6)\n"
+        "print('whole')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (0, b"whole\n"), result.stderr
+
+
 def test_a_signal_before_anything_is_done_is_a_line():
     code = "from matta_jax import stops; stops.end_on_signals(); print(1, flush=True); input()"
     process = subprocess.Popen(

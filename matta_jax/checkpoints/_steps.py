@@ -65,9 +65,9 @@ def locate(checkpoint: str | storage.Path) -> tuple[storage.Path, int]:
       UserError: no such folder, no checkpoint in it, or not this step.
     """
     folder, step_text = _split(checkpoint)
-    if not _is_folder(folder):
-        raise UserError(f"checkpoint {folder!r} does not exist; name the workdir of a run")
     root = storage.resolve(folder)
+    if not root.is_dir():
+        raise UserError(f"checkpoint {folder!r} does not exist; name the workdir of a run")
     if (root / "checkpoints").is_dir():
         root = root / "checkpoints"
 
@@ -106,6 +106,6 @@ def _split(checkpoint: Any) -> tuple[str, str | None]:
 def _is_folder(text: str) -> bool:
     try:
         return storage.resolve(text).is_dir()
-    except (OSError, RuntimeError, ValueError):
-        # A name that is too long, links in a circle, a NUL: no folder has such a name.
+    except UserError:
+        # No folder has a name that the file system does not take.
         return False

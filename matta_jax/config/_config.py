@@ -127,9 +127,9 @@ def _check_lengths(config: Config) -> None:
 def _check_weights(config: Config) -> None:
     """A run of which no part of the loss counts trains nothing."""
     model, nest, objective = config.model, config.nest, config.objective
-    ta_sizes = {axis: getattr(nest, axis, None) for axis in model.size_fields()}
     is_nested = any(
-        ta_sizes[axis] not in (None, size) for axis, size in model.size_fields().items()
+        getattr(nest, field, None) not in (None, size)
+        for field, size in model.size_fields().items()
     )
 
     weights = {
@@ -146,8 +146,8 @@ def _check_weights(config: Config) -> None:
         weights["objective.mix_weight"] = objective.mix_weight
         weights["objective.mix_distill_weight"] = objective.mix_distill_weight
     for name in nest.members:
-        weights[f"objective.member_weights.{name}"] = objective.member_weights.get(name, 0.5)
-        distill_weight = objective.member_distill_weights.get(name, 0.5)
+        weight, distill_weight = objective.weights_of(name)
+        weights[f"objective.member_weights.{name}"] = weight
         weights[f"objective.member_distill_weights.{name}"] = distill_weight
     if any(weights.values()):
         return

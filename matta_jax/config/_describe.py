@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,9 +31,10 @@ def _lines(section: str, field: Any) -> Iterator[str]:
 
 
 def _kind(field: Any) -> str:
-    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", None)
-    kind = kind if kind and "|" not in str(field.type) and "[" not in str(field.type) else None
-    return kind or str(field.type).replace("collections.abc.", "")
+    # Of `int` the name; `int | None` and `tuple[int, ...]` are no types, and write themselves.
+    if isinstance(field.type, type) and not typing.get_origin(field.type):
+        return field.type.__name__
+    return str(field.type).replace("collections.abc.", "")
 
 
 def _default(field: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from immutabledict import immutabledict
 
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, did_you_mean, shorten
 
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
 
@@ -97,7 +97,7 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
     # Not isinstance: True would be a whole number.
     if type(value) is not kind:
         raise UserError(
-            f"{name}={_shown(value)} must be {_WORDS[kind]}, not {type(value).__name__}"
+            f"{name}={shorten(value)} must be {_WORDS[kind]}, not {type(value).__name__}"
         )
     return value
 
@@ -121,7 +121,7 @@ def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
 
 
 def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
-    shown = f"{name}={_shown(item)}"
+    shown = f"{name}={shorten(item)}"
     if isinstance(item, float) and not math.isfinite(item):
         raise UserError(f"{shown} must be a finite number")
     if rule["choices"] is not None and item not in rule["choices"]:
@@ -135,13 +135,3 @@ def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
         raise UserError(f"{shown} must be less than {rule['below']}")
     if rule["maximum"] is not None and not item <= rule["maximum"]:
         raise UserError(f"{shown} must be at most {rule['maximum']}")
-
-
-def _shown(value: Any) -> str:
-    """A value, as an error shows it: a number of a thousand digits would hide the rule."""
-    try:
-        shown = repr(value)
-    except ValueError:
-        # Python writes no whole number of more than 4,300 digits.
-        return "a number of thousands of digits"
-    return shown if len(shown) <= 60 else f"{shown[:40]}… ({len(shown)} characters)"

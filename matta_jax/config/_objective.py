@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from matta_jax.config._fields import Section, field
 
+# Of a member that the mappings do not name.
+_MEMBER_WEIGHT = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(Section):
@@ -73,6 +76,11 @@ class ObjectiveConfig(Section):
         minimum=1,
         maximum=2**24,
     )
+
+    def weights_of(self, member: str) -> tuple[float, float]:
+        """The weights of a member of the nest: of its cross-entropy, and of its distillation."""
+        weight = self.member_weights.get(member, _MEMBER_WEIGHT)
+        return weight, self.member_distill_weights.get(member, _MEMBER_WEIGHT)
 
 
 @dataclasses.dataclass(frozen=True)

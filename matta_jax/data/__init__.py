@@ -7,7 +7,6 @@ from matta_jax.data._examples import ExampleSet as ExampleSet
 from matta_jax.data._examples import read_examples as read_examples
 from matta_jax.data._jsonl import file_fingerprint as file_fingerprint
 from matta_jax.data._jsonl import read_json_lines as read_json_lines
-from matta_jax.data._jsonl import shorten as shorten
 from matta_jax.data._jsonl import text_of as text_of
 from matta_jax.data._labels import LabelHeader as LabelHeader
 from matta_jax.data._labels import LabelledWindows as LabelledWindows

@@ -11,8 +11,8 @@ import numpy as np
 
 from matta_jax.config import DataConfig, ScorerConfig
 from matta_jax.data._corpora import Corpus, Document, is_held_out
-from matta_jax.data._jsonl import read_json_lines, shorten, text_of
-from matta_jax.errors import UserError
+from matta_jax.data._jsonl import read_json_lines, text_of
+from matta_jax.errors import UserError, shorten
 from matta_jax.tokenizers import Tokenizer
 
 # The largest dense feature: products with it stay within float32.

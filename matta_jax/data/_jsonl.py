@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from matta_jax import storage
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 
 
 def read_data(path: storage.Path, what: str) -> bytes:
@@ -102,12 +102,6 @@ def text_of(value: Mapping[str, Any], field: str, where: str, mend: str = "") ->
 
     ending = f"; {mend}" if mend else ""
     raise UserError(f"{where} has no text field {field!r} (it has: {', '.join(value)}){ending}")
-
-
-def shorten(value: Any) -> str:
-    """A value, as an error shows it."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _check_surrogates(value: dict[str, Any], where: str) -> None:

@@ -15,11 +15,11 @@ def tfds_version(source: str, text_field: str, tfds_dir: str | None) -> str:
     builder, _ = _open(source, text_field, tfds_dir)
     parts = [builder.info.full_name]
     for path in storage.match(storage.path(str(builder.data_path)), "*"):
-        stat = path.stat()
         if path.suffix == ".json":
             parts.append(f"{path.name} {hashlib.blake2b(storage.read_bytes(path)).hexdigest()}")
         # Reading all of a set would take too long.
         else:
+            stat = path.stat()
             parts.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
     return "\n".join(parts)
 

@@ -16,8 +16,7 @@ from absl import logging
 from matta_jax import storage
 from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
-from matta_jax.data._jsonl import shorten
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
 
@@ -282,14 +281,15 @@ def _write(
         put(separator)
         for document in progress(documents, desc=label, unit="documents", delay=1.0):
             ids = tokenizer.encode(document.text)
-            if document.text and not tokenizer.survives(document.text, ids):
+            survives = tokenizer.survives(document.text, ids)
+            if document.text and not survives:
                 meta.first_lossy = meta.first_lossy or document.text[:60]
                 meta.num_lossy += 1
             if not len(ids):
                 continue
             put(ids)
             put(separator)
-            meta.num_bytes += tokenizer.count_bytes(document.text, ids)
+            meta.num_bytes += tokenizer.count_bytes(document.text, ids, survives=survives)
             meta.num_documents += 1
 
     meta.fingerprint = digest.hexdigest()

@@ -19,9 +19,6 @@ from matta_jax.distill.fused import nested_loss
 from matta_jax.nesting import STUDENT, TA
 from matta_jax.sharding import Layout
 
-# Of a member whose weight the config does not name.
-_MEMBER_WEIGHT = 0.5
-
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -149,8 +146,7 @@ def _distillation(config: ObjectiveConfig, streams: Sequence[str]) -> list[Term]
             if TA in streams and config.distill_weight:
                 terms.append(distil("distill", stream, config.distill_weight))
         elif kind == "members":
-            weight = config.member_weights.get(member, _MEMBER_WEIGHT)
-            distill_weight = config.member_distill_weights.get(member, _MEMBER_WEIGHT)
+            weight, distill_weight = config.weights_of(member)
             terms.append(Term(name, stream, weight))
             if distill_weight:
                 terms.append(distil(f"{name}_distill", stream, distill_weight))

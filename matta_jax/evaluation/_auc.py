@@ -9,8 +9,8 @@ import numpy as np
 import scipy.stats
 
 from matta_jax.config import Config
-from matta_jax.data import ExampleSet, glob_data, sequential_batches, shorten, split_data
-from matta_jax.errors import UserError
+from matta_jax.data import ExampleSet, glob_data, sequential_batches, split_data
+from matta_jax.errors import UserError, shorten
 from matta_jax.evaluation._likelihood import warn_of_left_out
 from matta_jax.evaluation._tasks import CONFIDENCE, Outcome, Score, share
 from matta_jax.models import plan_of

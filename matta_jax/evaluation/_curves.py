@@ -6,6 +6,7 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.config import Config
+from matta_jax.nesting import nest_of
 from matta_jax.reporting import save_figure
 
 Metrics = Sequence[dict[str, float]]
@@ -105,9 +106,10 @@ def plot_curves(path: storage.Path, figure: Any, config: Config, metrics: Metric
     for axes, panel in zip(all_axes, panels, strict=True):
         _plot_panel(axes, panel, metrics)
 
-    title = (
-        "Training: the TA (Teaching Assistant) is the whole model, the Student its smallest part"
-    )
+    nest = nest_of(config)
+    title = "Training"
+    if nest.student != nest.ta:
+        title += ": the TA (Teaching Assistant) is the whole model, the Student its smallest part"
     all_axes[0].set_title(title, fontsize=10)
     figure.align_ylabels()
     all_axes[-1].set_xlabel("step")

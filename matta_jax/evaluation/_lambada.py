@@ -7,8 +7,8 @@ import re
 import numpy as np
 
 from matta_jax import storage
-from matta_jax.data import file_fingerprint, read_json_lines, shorten, text_of
-from matta_jax.errors import UserError
+from matta_jax.data import file_fingerprint, read_json_lines, text_of
+from matta_jax.errors import UserError, shorten
 from matta_jax.evaluation._likelihood import (
     encode_request,
     likelihoods,

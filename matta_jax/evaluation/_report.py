@@ -10,6 +10,7 @@ from typing import Any
 
 from matta_jax import config as config_lib
 from matta_jax import storage
+from matta_jax.checkpoints import saved_steps
 from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
 from matta_jax.evaluation._preconditioners import (
@@ -341,7 +342,7 @@ def _preconditioners(
     """
     # Who asks for a weight of a run without any is told so by `preconditioner_blocks`.
     is_asked_for = weight is not None or layer is not None
-    has_state = bool(storage.match(folder / "checkpoints", "[0-9]*"))
+    has_state = bool(saved_steps(folder / "checkpoints"))
     if not is_asked_for and (config.optimizer.name != "shampoo" or not has_state):
         return "", None
 

@@ -17,8 +17,7 @@ import numpy as np
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from matta_jax.data import shorten
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 from matta_jax.evaluation._likelihood import (
     Request,
     encode_request,

@@ -1,5 +1,7 @@
 """Models: families of plain modules, the joint forward pass of a nest of them, decoding."""
 
+from matta_jax.models._architecture import MOST as MOST
+from matta_jax.models._architecture import MOST_LAYERS as MOST_LAYERS
 from matta_jax.models._architecture import Architecture as Architecture
 from matta_jax.models._architecture import architecture_from_json as architecture_from_json
 from matta_jax.models._architecture import architecture_of as architecture_of

@@ -10,6 +10,10 @@ from matta_jax.config import ModelConfig
 from matta_jax.models.families import Family, family_of
 from matta_jax.nesting import GRANULES, RESIDUAL, Nest, Sizes, SubModel, axis_of
 
+MOST_LAYERS = 10_000
+MOST = 2**24
+"""Layers, and any other size: no model has more, and a damaged number would fill the memory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:

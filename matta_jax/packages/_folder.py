@@ -103,9 +103,7 @@ def new_folder(target: storage.Path) -> Iterator[storage.Path]:
     not reached. Raises UserError when it cannot be written.
     """
     with (
-        # Libraries raise other errors than those of the file system for a full disk.
-        storage.writing("output", target, "name another", wrapped=True),
-        storage.writing("output", target, "name another"),
+        storage.writing_by_library("output", target, "name another"),
         storage.new_folder(target) as building,
     ):
         yield building

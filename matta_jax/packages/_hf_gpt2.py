@@ -14,7 +14,7 @@ import numpy as np
 
 from matta_jax import storage
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture
+from matta_jax.models import MOST, MOST_LAYERS, Architecture
 from matta_jax.nesting import (
     BLOCKS,
     Names,
@@ -65,10 +65,6 @@ _FIXED = {
 }
 _EQUIVALENT = {"activation_function": ("gelu_new", "gelu_pytorch_tanh")}
 _MEND = "name the folder of a GPT-2 model, or fetch it again"
-
-# No model is larger: a damaged number would fill the memory.
-_MOST_LAYERS = 10_000
-_MOST = 2**24
 
 Reader = Callable[[tuple[Any, ...]], np.ndarray]
 """Returns the part of an array that an index names."""
@@ -212,7 +208,7 @@ def _natural(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{name}={value!r:.40} must be a whole number of at least 1")
     # Before lists and shapes of that size are made.
-    most = _MOST_LAYERS if name == "n_layer" else _MOST
+    most = MOST_LAYERS if name == "n_layer" else MOST
     if value > most:
         raise ValueError(f"{name} must be at most {most:,}")
     return value

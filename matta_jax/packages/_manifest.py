@@ -9,7 +9,7 @@ from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, architecture_from_json
+from matta_jax.models import MOST, MOST_LAYERS, Architecture, architecture_from_json
 from matta_jax.nesting import Counts
 from matta_jax.packages._card import CARD, model_card
 from matta_jax.tokenizers import files_digest, resolved_tokenizer
@@ -19,9 +19,6 @@ VERSION = 4
 
 # Version 2 differs in how it describes an architecture.
 _READABLE_VERSIONS = (2, 3, VERSION)
-# No model is larger: a damaged number would fill the memory.
-_MOST_LAYERS = 10_000
-_MOST = 2**24
 # Their seals leave out the scores.
 _WITHOUT_SCORES = (2, 3)
 
@@ -111,13 +108,13 @@ def _description(manifest: dict[str, Any], folder: storage.Path) -> Description:
 def _check_sizes(part: Any) -> None:
     """Raises ValueError for a size beyond all models, before lists of that length are made."""
     if isinstance(part, dict):
-        if part.get("num_layers", 0) > _MOST_LAYERS:
+        if part.get("num_layers", 0) > MOST_LAYERS:
             raise ValueError("too many layers")
         part = list(part.values())
     if isinstance(part, list):
         for value in part:
             _check_sizes(value)
-    elif isinstance(part, int | float) and part > _MOST:
+    elif isinstance(part, int | float) and part > MOST:
         raise ValueError("too large a size")
 
 

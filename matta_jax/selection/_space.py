@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from immutabledict import immutabledict
 
 from matta_jax.checkpoints import Source
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 from matta_jax.nesting import LAYERS, PATTERNS, Nest, Sizes, SubModel, word_of
 from matta_jax.packages import DTYPES
 
 # Beyond any cost; a whole number may be larger than a float can be.
 _TOO_LARGE = 1e30
-_LONGEST_VALUE = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Budget:
             # Written so that it refuses NaN too.
             if not is_number or not 0 < value < _TOO_LARGE:
                 raise UserError(
-                    f"{name}={_shown(value)} must be greater than 0, and finite; leave it "
+                    f"{name}={shorten(value)} must be greater than 0, and finite; leave it "
                     "out for no limit"
                 )
         if self.dtype not in DTYPES:
@@ -171,21 +170,11 @@ def _label(option: Sizes) -> str:
 def check_count(name: str, value: object, least: int, most: int) -> None:
     """Raises UserError for what is no whole number within these bounds."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{name}={_shown(value)} must be a whole number")
+        raise UserError(f"{name}={shorten(value)} must be a whole number")
     if value < least:
-        raise UserError(f"{name}={_shown(value)} must be at least {least}")
+        raise UserError(f"{name}={shorten(value)} must be at least {least}")
     if value > most:
-        raise UserError(f"{name}={_shown(value)} must be at most {most:,}")
-
-
-def _shown(value: object) -> str:
-    """A value as an error names it, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:
-        # Of more digits than Python writes.
-        return "..."
-    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
+        raise UserError(f"{name}={shorten(value)} must be at most {most:,}")
 
 
 def make_space(

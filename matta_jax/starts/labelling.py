@@ -208,12 +208,7 @@ def _write_files(
 ) -> None:
     """Writes the label files of these indices, under a progress bar."""
     for i in progress(files, desc=title, unit="files", delay=0.0):
-        mend = "make room, and start again"
-        with (
-            # ArrayRecord raises other errors than those of the file system.
-            storage.writing("output", folder, mend, wrapped=True),
-            storage.writing("output", folder, mend),
-        ):
+        with storage.writing_by_library("output", folder, "make room, and start again"):
             rows = capture.rows(windows, header.windows_of(i))
             write_labels(header.file(folder, i), header, rows)
 

@@ -9,6 +9,7 @@ Of a `Path`, other rooms only join and read what it says of itself: `path / "x"`
 """
 
 from matta_jax.storage._failures import writing as writing
+from matta_jax.storage._failures import writing_by_library as writing_by_library
 from matta_jax.storage._files import append_line as append_line
 from matta_jax.storage._files import copy_file as copy_file
 from matta_jax.storage._files import new_file as new_file

@@ -50,6 +50,15 @@ def writing(field: str, where: str | Path, mend: str, *, wrapped: bool = False) 
         raise UserError(message) from None
 
 
+@contextlib.contextmanager
+def writing_by_library(field: str, where: str | Path, mend: str) -> Iterator[None]:
+    """As `writing`, of a block in which a library may write, whose errors are not always those of
+    the file system: any OSError counts, and what else tells of a full or closed disk.
+    """
+    with writing(field, where, mend, wrapped=True), writing(field, where, mend):
+        yield
+
+
 def _reason(error: Exception) -> str | None:
     """The words of an error of the file system; None for any other."""
     if not isinstance(error, OSError):

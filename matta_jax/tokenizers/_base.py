@@ -61,12 +61,19 @@ class Tokenizer(abc.ABC):
         """Whether the ids of a text hold all of it."""
         return self.decode(ids) == text
 
-    def count_bytes(self, text: str, ids: np.ndarray) -> int:
+    def count_bytes(self, text: str, ids: np.ndarray, *, survives: bool | None = None) -> int:
         """How many UTF-8 bytes of a text its ids hold: all of a text that survives, else at most
         what can be read back.
+
+        Args:
+          text: that was encoded.
+          ids: of the text.
+          survives: as `survives` has said; None: it is asked, which decodes the ids.
         """
         num_bytes = len(text.encode())
-        if self.survives(text, ids):
+        if survives is None:
+            survives = self.survives(text, ids)
+        if survives:
             return num_bytes
         return min(num_bytes, self.num_bytes(ids))
 

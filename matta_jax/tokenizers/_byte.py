@@ -13,6 +13,10 @@ class ByteTokenizer(Tokenizer):
     fingerprint = "byte"
     name = "byte"
 
+    def survives(self, text: str, ids: np.ndarray) -> bool:
+        """Whether the ids of a text hold all of it: NULs are dropped, and nothing else."""
+        return "\0" not in text
+
     def num_bytes(self, ids: np.ndarray) -> int:
         """One for each id that is no separator, also of half a character."""
         return len(self._known(ids))

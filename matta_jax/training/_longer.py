@@ -88,7 +88,5 @@ class Length:
     def _distils(self) -> bool:
         """Whether a term may have a weight on the ramp."""
         objective = self.config.objective
-        members = objective.member_distill_weights
-        # Members that are not named have a weight.
-        of_members = [members.get(name, 1.0) for name in self.config.nest.members]
+        of_members = [objective.weights_of(name)[1] for name in self.config.nest.members]
         return any([objective.distill_weight, objective.mix_distill_weight, *of_members])

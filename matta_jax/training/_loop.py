@@ -35,9 +35,6 @@ Log = Callable[[str], None]
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 """Takes a step and its metrics by name."""
 
-STALL_SECONDS = 120.0
-"""Without a step for so long, a line says what the run waits for."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:

@@ -103,8 +103,8 @@ def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
     """Opens a file of metrics to append to; a resumed run drops the lines past its step."""
     lines = []
     for line in storage.recover_lines(path):
-        # A crash may have damaged a line.
-        with contextlib.suppress(ValueError):
+        # A crash may have damaged a line, and others may have written one.
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             if storage.parse_json(line)["step"] <= start_step:
                 lines.append(line)
 

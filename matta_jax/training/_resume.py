@@ -43,7 +43,7 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str, extend: bo
 
     try:
         stored_config = storage.read_json(file)
-        step = max(saved_steps(workdir / "checkpoints"), default=0)
+        step = _newest_step(workdir)
         changes = _forbidden_changes(stored_config, config, step, extend=extend)
     except (ValueError, AttributeError, TypeError):  # No JSON, or JSON of another shape.
         raise UserError(
@@ -59,7 +59,7 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str, extend: bo
 def _steps_to_save(config: Config, workdir: storage.Path) -> list[int]:
     """The steps of a run that are to come, and to be saved, of those that a name stands for."""
     train = config.train
-    newest = max(saved_steps(workdir / "checkpoints"), default=0)
+    newest = _newest_step(workdir)
     steps = []
     # From what lies there: a run may have more steps to come than a list holds.
     for place in storage.match(workdir / "checkpoints", "*"):
@@ -69,6 +69,11 @@ def _steps_to_save(config: Config, workdir: storage.Path) -> list[int]:
         if step % train.checkpoint_every == 0 or step == train.num_steps:
             steps.append(step)
     return steps
+
+
+def _newest_step(workdir: storage.Path) -> int:
+    """The newest step that a run has saved; 0 without one."""
+    return max(saved_steps(workdir / "checkpoints"), default=0)
 
 
 def has_checkpoint(workdir: storage.Path) -> bool:

@@ -65,7 +65,7 @@ def test_a_folder_comes_before_a_step(tmp_path):
     assert locate(f"{tmp_path}/run@5") == (tmp_path / "run@5" / "checkpoints", 9)
 
 
-@pytest.mark.parametrize("step", ["4", "x", "", "²", "-5", "5.0", "5" * 13])
+@pytest.mark.parametrize("step", ["4", "x", "", "²", "-5", "5.0", "5" * 5000])
 def test_a_step_that_is_not_there_ends_in_one_line(tmp_path, step):
     make_step(tmp_path / "run" / "checkpoints" / "5")
     with pytest.raises(UserError, match=r"has no step '.*; steps: 5") as error:

@@ -22,6 +22,14 @@ def test_a_resumed_run_drops_lines_past_its_step_and_one_that_was_cut_short(tiny
     assert written == [*rows[:2], {"step": 3, "loss": 0.25}]
 
 
+@pytest.mark.parametrize("line", ["{}", "5", "[]", "null", "NaN", '{"step": "1"}', "[" * 9999])
+def test_a_resumed_run_drops_a_line_that_is_no_row(line, tiny, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{line}\n{{"step": 1, "loss": 0.5}}\n')
+    with open_writers(tiny(), tmp_path, 2):
+        assert file.read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
 @pytest.mark.slow
 def test_tensorboard_is_written(tiny, tmp_path):
     train(tiny(train__tensorboard=True), tmp_path / "run", log=quiet)
