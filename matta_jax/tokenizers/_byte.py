@@ -14,8 +14,8 @@ class ByteTokenizer(Tokenizer):
     name = "byte"
 
     def survives(self, text: str, ids: np.ndarray) -> bool:
-        """Whether the ids of a text hold all of it: NULs are dropped, and nothing else."""
-        return "\0" not in text
+        """Whether the ids of a text hold all of it: an id for each byte."""
+        return len(ids) == len(text.encode())
 
     def num_bytes(self, ids: np.ndarray) -> int:
         """One for each id that is no separator, also of half a character."""

@@ -317,15 +317,15 @@ def test_a_long_axis_takes_the_grafting_update_or_one_side(
 
 
 PARAMS = {"w": jnp.full((6, 4), 0.5), "b": jnp.full(4, -0.5)}
-SMALL = ShampooConfig(block_size=4, precondition_every=1, start_step=0, block_multiple=1)
+TINY_BLOCKS = ShampooConfig(block_size=4, precondition_every=1, start_step=0, block_multiple=1)
 
 
 def small_shampoo():
-    return optax.chain(scale_by_shampoo(SMALL), optax.scale_by_learning_rate(0.05))
+    return optax.chain(scale_by_shampoo(TINY_BLOCKS), optax.scale_by_learning_rate(0.05))
 
 
 def test_map_params_finds_the_trees_of_weights_and_leaves_the_blocks():
-    optimizer = optax.chain(scale_by_shampoo(SMALL), optax.trace(0.9))
+    optimizer = optax.chain(scale_by_shampoo(TINY_BLOCKS), optax.trace(0.9))
     state = optimizer.init(PARAMS)
     mapped = optax.tree.map_params(optimizer, lambda leaf: leaf + 1, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
@@ -353,7 +353,7 @@ WRAPPERS = {
     "schedule_free": lambda optimizer: optax.contrib.schedule_free(optimizer, 0.05),
     "mechanize": optax.contrib.mechanize,
     "inject_hyperparams": lambda _: optax.inject_hyperparams(
-        lambda rate: optax.chain(scale_by_shampoo(SMALL), optax.scale_by_learning_rate(rate))
+        lambda rate: optax.chain(scale_by_shampoo(TINY_BLOCKS), optax.scale_by_learning_rate(rate))
     )(rate=0.05),
 }
 
