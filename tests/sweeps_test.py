@@ -66,7 +66,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_tells_how_each_run_ended(tiny, tmp
     overrides = [
         *SEEDS,
         {"mesh.data": 3},
-        {"optimizer.learning_rate": 1e30, "train.max_skipped_steps": 0},
+        {"optimizer.learning_rate": 1e6, "train.max_skipped_steps": 0},
     ]
     config, workdir = tiny(nest__mix_per_step=0), tmp_path / "sweep"
     lines = []

@@ -67,7 +67,7 @@ def test_norms_and_biases_do_not_decay(name):
 @pytest.mark.slow
 def test_the_clip_bounds_the_global_norm():
     config = OptimizerConfig(
-        name="adamw", clip_norm=1.0, learning_rate=1.0, warmup_steps=0, eps=1e6, weight_decay=0.0
+        name="adamw", clip_norm=1.0, learning_rate=1.0, warmup_steps=0, eps=1.0, weight_decay=0.0
     )
     gradient = jax.tree.map(lambda leaf: 100 * jnp.ones_like(leaf), PARAMS)
 
