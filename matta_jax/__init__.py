@@ -18,15 +18,9 @@ Each is imported when first used, so that extraction and scoring load no trainin
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-
-# Before JAX and SciPy start their threads: batched LAPACK calls of one program, such as Shampoo's
-# eigh, wait for each other for ever where there are fewer threads than calls.
-os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart

@@ -9,10 +9,7 @@ import pathlib
 import re
 import tempfile
 
-# Before numpy and jax are imported. The first two cure a deadlock of batched LAPACK calls on small
-# CPUs.
-os.environ.setdefault("PJRT_NPROC", "16")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Before jax is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What makes compiling three to four times as fast, and programs slow; jaxlib 0.11 has only the new
 # emitters of fusions.

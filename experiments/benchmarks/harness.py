@@ -16,9 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Batched LAPACK calls can hang a small CPU's pool for ever without these two.
-os.environ.setdefault("PJRT_NPROC", "16")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     _FLAGS = " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"

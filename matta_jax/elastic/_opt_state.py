@@ -147,10 +147,7 @@ class _Slicer:
                 narrow=narrow,
             )
         except ValueError as error:
-            raise UserError(
-                f"with_optimizer: {error}; shampoo.block_size={self._config.shampoo.block_size} "
-                "must divide the nest's granules"
-            ) from None
+            raise UserError(f"with_optimizer: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

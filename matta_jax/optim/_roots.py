@@ -147,7 +147,7 @@ def _distance_from_identity(a_KNN: jax.Array) -> jax.Array:
 
 
 def _eigh_root(a_KNN: jax.Array, p: int, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    values_KN, vectors_KNN = jnp.linalg.eigh(a_KNN)
+    values_KN, vectors_KNN = _eigh(a_KNN)
 
     def with_spectrum(spectrum_KN: jax.Array) -> jax.Array:
         scaled_KNN = vectors_KNN * spectrum_KN[:, None, :]
@@ -160,3 +160,16 @@ def _eigh_root(a_KNN: jax.Array, p: int, epsilon: float) -> tuple[jax.Array, jax
 
     residual_K = jnp.max(jnp.abs(with_spectrum(values_KN) - a_KNN), axis=(1, 2))
     return root_KNN, residual_K
+
+
+def _eigh(a_KNN: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns eigenvalues, ascending, and eigenvectors: `jnp.linalg.eigh` that cannot hang on CPU.
+
+    There LAPACK spreads a batch over the threads that run the program, and waits on one of them for
+    the rest. As many such calls at once as there are threads wait for ever: two sides of a few
+    buckets on two cores do. A call for one matrix spreads nothing, and sixteen of them take no
+    longer.
+    """
+    return jax.lax.platform_dependent(
+        a_KNN, cpu=lambda a: jax.lax.map(jnp.linalg.eigh, a), default=jnp.linalg.eigh
+    )

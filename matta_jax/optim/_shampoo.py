@@ -16,7 +16,7 @@ Shape letters: K blocks of a bucket (on this device, inside the step), m and n r
 block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -93,10 +93,11 @@ def scale_by_shampoo(
 
 
 def _is_placeholder(params: Any) -> bool:
-    """Whether these are the weights by which `optax.tree.map_params` asks where a state has some:
-    no tree of a usual kind, and without a leaf.
+    """Whether these are the weights by which `optax.tree.map_params` asks where a state has some: a
+    tree without a leaf, of a class of Optax that it keeps to itself.
     """
-    return not jax.tree.leaves(params) and not isinstance(params, Mapping | list | tuple | None)
+    package = type(params).__module__.split(".")[0]
+    return package == "optax" and not isinstance(params, tuple) and not jax.tree.leaves(params)
 
 
 def _update(

@@ -34,11 +34,13 @@ def slice_shampoo(
       narrow: slices a tree like the TA's weights into one like the sub-model's.
 
     Raises:
-      ValueError: the sub-model cuts through a block: the boundaries are not those of its nest.
+      ValueError: the sub-model cuts through a block, as the boundaries are not those of its nest;
+        or has blocks where the TA has none or others, as `max_dim` lies between their sizes.
     """
     numbering = number_blocks(settings, params, views)
     sub_numbers = jax.tree.map(np.asarray, narrow(numbering.numbers))
     blocking = blocking_of(settings, sub_numbers, sub_views)
+    _check_sides(settings, blocking_of(settings, params, views), blocking, tree_paths(sub_numbers))
 
     # The shapes of the sub-model's state, and what padding holds.
     sub_params = jax.tree.map(lambda numbers: numbers.astype(np.float32), sub_numbers)
@@ -53,6 +55,32 @@ def slice_shampoo(
     return ShampooState(state.count, buckets, moments, state.failures)
 
 
+def _check_sides(
+    settings: ShampooConfig, ta_blocking: Blocking, blocking: Blocking, paths: list[str]
+) -> None:
+    """Raises where a sub-model's matrix has preconditioners that the TA's has not."""
+    ta_sides, sides = _sides_by_leaf(ta_blocking), _sides_by_leaf(blocking)
+    for leaf, path in enumerate(paths):
+        if sides.get(leaf, ()) != ta_sides.get(leaf, ()):
+            view = ta_blocking.views[leaf] or blocking.views[leaf]
+            assert view is not None, "blocks are of leaves with a view alone"
+            longest = max(view.matrix_shape(ta_blocking.shapes[leaf]))
+            raise ValueError(
+                f"{path} has a side of {longest} in the TA, beyond "
+                f"shampoo.max_dim={settings.max_dim}, and within it in the sub-model, whose blocks "
+                f"have no state in the TA's: train with shampoo.max_dim={longest} or more, or "
+                "extract without the optimiser state"
+            )
+
+
+def _sides_by_leaf(blocking: Blocking) -> dict[int, tuple[str, ...]]:
+    sides = {}
+    for bucket in blocking.buckets.values():
+        for grid in bucket.grids:
+            sides[grid.leaf] = bucket.sides
+    return sides
+
+
 def _places_of(
     name: str, blocking: Blocking, sub_numbers: list[Any], numbering: BlockNumbering
 ) -> np.ndarray:
@@ -65,7 +93,8 @@ def _places_of(
     is_mixed = (blocks != 0) & (blocks != numbers[:, None])
     if np.any(is_mixed) or any(numbering.places[number][0] != name for number in numbers):
         raise ValueError(
-            f"the sub-model cuts through blocks of {name}; cut the blocks at its nest's boundaries"
+            f"the sub-model cuts through blocks of {name}: shampoo.block_size must divide the "
+            "nest's granules; extract without the optimiser state"
         )
     return np.array([numbering.places[number][1] for number in numbers])
 

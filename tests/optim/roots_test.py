@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -25,3 +26,12 @@ def test_roots_of_any_rank_and_scale_converge(method, rank, scale, assert_close)
     expected = vectors * powers[:, None, :] @ vectors.swapaxes(1, 2)
     assert not bool(is_zero.any()) and float(residual.max()) < 1e-3
     assert_close(root, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_matrices", [1, 3, 8])
+def test_eigh_calls_lapack_for_one_matrix_at_a_time(num_matrices):
+    """A batched call waits on one thread of the pool for others, and some at once for ever."""
+    compute = functools.partial(optim.inverse_pth_root, p=4, epsilon=1e-4, method="eigh")
+    program = jax.jit(compute).lower(jnp.zeros((num_matrices, 6, 6))).compile().as_text()
+    calls = re.findall(r"= \((\S+), .*custom-call.*lapack_ssyevd", program)
+    assert len(calls) == 1 and re.match(r"f32\[(1,)?6,6\]", calls[0])

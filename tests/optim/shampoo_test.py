@@ -1,4 +1,3 @@
-import collections
 import dataclasses
 import importlib.util
 import pathlib
@@ -9,8 +8,6 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
 import pytest
 
 from matta_jax.config import ShampooConfig
@@ -314,82 +311,3 @@ def test_a_long_axis_takes_the_grafting_update_or_one_side(
     update = g[5] @ (vectors * (values + 1e-6 * values[-1]) ** -0.5 @ vectors.T)
     expected = update * np.linalg.norm(grafted[5]) / np.linalg.norm(update)
     assert_close(one_sided[5], expected, rtol=1e-4)
-
-
-PARAMS = {"w": jnp.full((6, 4), 0.5), "b": jnp.full(4, -0.5)}
-TINY_BLOCKS = ShampooConfig(block_size=4, precondition_every=1, start_step=0, block_multiple=1)
-
-
-def small_shampoo():
-    return optax.chain(scale_by_shampoo(TINY_BLOCKS), optax.scale_by_learning_rate(0.05))
-
-
-def test_map_params_finds_the_trees_of_weights_and_leaves_the_blocks():
-    optimizer = optax.chain(scale_by_shampoo(TINY_BLOCKS), optax.trace(0.9))
-    state = optimizer.init(PARAMS)
-    mapped = optax.tree.map_params(optimizer, lambda leaf: leaf + 1, state)
-    assert jax.tree.structure(mapped) == jax.tree.structure(state)
-    for leaf, mapped_leaf in zip(
-        jax.tree.leaves(state[0]), jax.tree.leaves(mapped[0]), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, mapped_leaf)
-    for leaf in jax.tree.leaves(mapped[1]):
-        np.testing.assert_array_equal(leaf, 1)
-
-    others = optax.tree.map_params(
-        optimizer, lambda leaf: leaf, state, transform_non_params=lambda _: None
-    )
-    assert others[0] == (None, None, None, None)
-
-
-WRAPPERS = {
-    "plain": lambda optimizer: optimizer,
-    "masked": lambda optimizer: optax.masked(optimizer, {"w": True, "b": False}),
-    "partition": lambda optimizer: optax.partition(
-        {"matrix": optimizer, "other": optax.sgd(0.05)}, {"w": "matrix", "b": "other"}
-    ),
-    "MultiSteps": lambda optimizer: optax.MultiSteps(optimizer, 2).gradient_transformation(),
-    "apply_if_finite": lambda optimizer: optax.apply_if_finite(optimizer, 3),
-    "schedule_free": lambda optimizer: optax.contrib.schedule_free(optimizer, 0.05),
-    "mechanize": optax.contrib.mechanize,
-    "inject_hyperparams": lambda _: optax.inject_hyperparams(
-        lambda rate: optax.chain(scale_by_shampoo(TINY_BLOCKS), optax.scale_by_learning_rate(rate))
-    )(rate=0.05),
-}
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_the_wrappers_of_optax_take_it(name):
-    optimizer = WRAPPERS[name](small_shampoo())
-    params, state = PARAMS, optimizer.init(PARAMS)
-
-    @jax.jit
-    def step(params, state):
-        updates, state = optimizer.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for _ in range(2):
-        params, state = step(params, state)
-    for leaf, first in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS), strict=True):
-        assert leaf.shape == first.shape and leaf.dtype == first.dtype
-        assert np.isfinite(leaf).all()
-    assert name == "mechanize" or not np.array_equal(params["w"], PARAMS["w"])
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        (PARAMS["w"], PARAMS["b"]),
-        collections.namedtuple("Weights", "w b")(**PARAMS),
-        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS),
-        {},
-    ],
-    ids=["tuple", "named tuple", "bf16", "none"],
-)
-def test_weights_may_be_of_any_tree_and_type(params):
-    optimizer = small_shampoo()
-    updates, state = optimizer.update(params, optimizer.init(params), params)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params))
-    for update, leaf in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
-        assert update.dtype == leaf.dtype and np.isfinite(np.float32(update)).all()

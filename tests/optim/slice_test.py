@@ -75,3 +75,21 @@ def test_a_sub_model_that_cuts_through_a_block_is_refused(nested_model):
             sub_views=views,
             narrow=narrow_oddly,
         )
+
+
+@pytest.mark.parametrize("beyond", ["graft", "one_sided"])
+def test_a_side_beyond_max_dim_in_the_ta_alone_is_refused(beyond, nested_model):
+    views = optim.matrix_views(nested_model.axes, nested_model.nest)
+    student_axes = nesting.slice_axes(nested_model.axes, nested_model.nest.student)
+    # Between the Student's d_model and the TA's.
+    settings = dataclasses.replace(SETTINGS, max_dim=20, beyond_max_dim=beyond)
+
+    with pytest.raises(ValueError, match="a side of .. in the TA, beyond shampoo.max_dim=20"):
+        optim.slice_shampoo(
+            optim.scale_by_shampoo(settings, views=views).init(nested_model.params),
+            settings=settings,
+            params=nested_model.params,
+            views=views,
+            sub_views=optim.matrix_views(student_axes, nested_model.nest),
+            narrow=nested_model.narrow,
+        )
