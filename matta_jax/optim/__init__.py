@@ -11,6 +11,7 @@ from matta_jax.optim._chain import state_shardings as state_shardings
 from matta_jax.optim._chain import weights_of as weights_of
 from matta_jax.optim._diagnostics import diagnostics as diagnostics
 from matta_jax.optim._distribution import block_sharding as block_sharding
+from matta_jax.optim._muon import orthogonalise_blocks as orthogonalise_blocks
 from matta_jax.optim._plan import blocking_of as blocking_of
 from matta_jax.optim._roots import inverse_pth_root as inverse_pth_root
 from matta_jax.optim._shampoo import scale_by_shampoo as scale_by_shampoo

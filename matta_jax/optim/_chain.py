@@ -25,6 +25,7 @@ from matta_jax.nesting import (
 )
 from matta_jax.optim._blocks import MatrixView
 from matta_jax.optim._distribution import block_sharding
+from matta_jax.optim._muon import orthogonalise_blocks
 from matta_jax.optim._shampoo import scale_by_shampoo
 from matta_jax.optim._state import BlockState
 
@@ -76,16 +77,16 @@ def make_optimizer(
     """Builds the chain of `config` for weights with these axis names.
 
     Decay applies to matrices and tables; muon orthogonalises and decays matrices (in the view that
-    their axes give) and updates all else by Adam, undecayed. Shampoo's momentum is Nesterov's,
-    scaled by 1 - b1, so that AdamW's learning rates carry over; its blocks end at the nest's
-    boundaries and are shared by the devices of the mesh.
+    their axes give), the nest's blocks apart, and updates all else by Adam, undecayed. Shampoo's
+    momentum is Nesterov's, scaled by 1 - b1, so that AdamW's learning rates carry over; its blocks
+    end at the nest's boundaries and are shared by the devices of the mesh.
     """
     schedule = make_schedule(config, num_steps)
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
     if config.name == "muon":
-        return optax.chain(clip, _muon(config, schedule, axes))
+        return optax.chain(clip, _muon(config, schedule, axes, nest))
 
     if config.name == "shampoo":
         preconditioner = scale_by_shampoo(shampoo, views=matrix_views(axes, nest), mesh=mesh)
@@ -110,26 +111,21 @@ def _first_order_rule(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _muon(
-    config: OptimizerConfig, schedule: optax.Schedule, axes: Tree
+    config: OptimizerConfig, schedule: optax.Schedule, axes: Tree, nest: Nest | None
 ) -> optax.GradientTransformation:
-    """Muon with its own decay and learning rate, as Optax has it."""
-    return optax.contrib.muon(
-        schedule,
-        beta=config.b1,
-        weight_decay=config.weight_decay,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        muon_weight_dimension_numbers=map_names(_muon_view, axes),
-        # A consistent RMS lets AdamW's learning rates carry over.
-        consistent_rms=0.2,
+    """Muon for matrices, and for all else Adam without decay; each with the learning rate."""
+
+    def rule_of(names: Names) -> str:
+        return "adam" if matrix_view(names) is None else "muon"
+
+    muon = optax.chain(
+        optax.trace(config.b1, nesterov=True),
+        orthogonalise_blocks(axes, nest),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
-
-
-def _muon_view(names: Names) -> optax.contrib.MuonDimensionNumbers | None:
-    view = matrix_view(names)
-    if view is None:
-        return None
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=view[0], output_axis=view[1])
+    adam = optax.nadam(schedule, config.b1, config.b2, config.eps)
+    return optax.partition({"muon": muon, "adam": adam}, map_names(rule_of, axes))
 
 
 def shampoo_advice(config: ShampooConfig, nest: Nest) -> str | None:
