@@ -14,7 +14,7 @@ from matta_jax import config as c
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh
 from matta_jax.sweeps import Overrides, SweepRun, is_finished, last_evaluation, plan_sweep
-from matta_jax.training import make_setup, step_flops_of
+from matta_jax.training import make_setup, run_flops_of
 
 RunKey = tuple[str, int]
 """Condition and seed."""
@@ -79,7 +79,7 @@ class Lab:
     def flops(self, overrides: Overrides) -> float:
         """Analytic FLOPs of a run per token that it reads."""
         config = c.override(self.config, overrides)
-        return step_flops_of(make_setup(config, make_mesh((1, 1, 1))))
+        return run_flops_of(make_setup(config, make_mesh((1, 1, 1))))
 
     def rows(self, conditions: Mapping[str, Overrides], seeds: Sequence[int]) -> list[Row]:
         """Trains, and returns a row for each run: condition, seed, steps, FLOPs, held-out Student

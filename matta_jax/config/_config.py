@@ -149,6 +149,13 @@ def _check_weights(config: Config) -> None:
         weight, distill_weight = objective.weights_of(name)
         weights[f"objective.member_weights.{name}"] = weight
         weights[f"objective.member_distill_weights.{name}"] = distill_weight
+    is_ta_alone = objective.members_start and not (objective.ta_weight or config.teacher.ta_weight)
+    if is_ta_alone and (is_nested or nest.members):
+        raise UserError(
+            f"objective.members_start={objective.members_start} and objective.ta_weight=0: the TA "
+            "trains alone for this part of the run, and nothing would be trained; give "
+            "objective.ta_weight, such as 1"
+        )
     if any(weights.values()):
         return
     raise UserError(

@@ -195,6 +195,12 @@ class NestConfig(Section):
         minimum=0,
         maximum=8,
     )
+    mix_by: str = field(
+        "layer",
+        "What draws its sizes by itself: each `layer` of a random mix, or the whole `model`, which "
+        "has one size throughout.",
+        choices=("layer", "model"),
+    )
     student_layers: str = field(
         "prefix", "Which of the TA's blocks the Student runs.", choices=("prefix", "spread")
     )

@@ -33,6 +33,13 @@ class ObjectiveConfig(Section):
     ramp_shape: str = field(
         "linear", "Shape of the ramp.", choices=("linear", "cosine", "constant")
     )
+    members_start: float = field(
+        0.0,
+        "Fraction of num_steps in which the TA trains alone; Student, members and mixes join it "
+        "then, and w(t) rises from there.",
+        minimum=0.0,
+        maximum=0.99,
+    )
     temperature: float = field(
         1.0,
         "T of the distillation term; the term is scaled by T squared.",

@@ -2,6 +2,7 @@
 
 from matta_jax.training._compile_check import CompileReport as CompileReport
 from matta_jax.training._compile_check import compile_check as compile_check
+from matta_jax.training._cost import run_flops_of as run_flops_of
 from matta_jax.training._cost import step_flops_of as step_flops_of
 from matta_jax.training._cost import step_flops_per_token as step_flops_per_token
 from matta_jax.training._dry_run import compile_step as compile_step

@@ -10,7 +10,7 @@ from matta_jax.models import Plan, count_model
 from matta_jax.nesting import SubModel
 from matta_jax.starts.teacher import Teacher
 from matta_jax.training._state import Setup
-from matta_jax.training._step import num_mixes, static_members
+from matta_jax.training._step import joining_step, num_mixes, static_members
 
 
 def step_flops_per_token(
@@ -43,9 +43,22 @@ def step_flops_per_token(
 
 
 def step_flops_of(setup: Setup) -> float:
-    """`step_flops_per_token` of a run."""
+    """`step_flops_per_token` of a run's step of all members."""
     members = list(static_members(setup).values())
     return step_flops_per_token(setup.plan, members, num_mixes(setup), setup.teacher)
+
+
+def alone_flops_of(setup: Setup) -> float:
+    """`step_flops_per_token` of a run's step of its TA alone."""
+    return step_flops_per_token(setup.plan, [setup.nest.ta], 0, setup.teacher)
+
+
+def run_flops_of(setup: Setup) -> float:
+    """The mean of `step_flops_per_token` over the steps of a run, some of which may be of its TA
+    alone.
+    """
+    share = joining_step(setup) / setup.config.train.num_steps
+    return share * alone_flops_of(setup) + (1 - share) * step_flops_of(setup)
 
 
 def _member_flops(plan: Plan, member: SubModel) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import jax
 from absl import logging
 
 from matta_jax import config as config_lib
@@ -28,7 +27,7 @@ from matta_jax.training._signals import stop_requests
 from matta_jax.training._stall import Stall
 from matta_jax.training._start import start_from
 from matta_jax.training._state import Setup, TrainState
-from matta_jax.training._step import make_eval_step, make_train_step
+from matta_jax.training._step import TrainStep, make_eval_step, make_train_steps
 
 Log = Callable[[str], None]
 
@@ -121,7 +120,7 @@ class _Run:
       examples: what training reads.
       fingerprint: of the training data.
       teacher: the weights of one that runs along, alone in a list; empty without.
-      train_step: of `make_train_step`.
+      train_step_at: of `make_train_steps`.
       held_out: what evaluates.
       meter: what tells of the steps.
       checkpoints: where states are saved.
@@ -134,7 +133,7 @@ class _Run:
     examples: Examples
     fingerprint: str
     teacher: list[Tree]
-    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    train_step_at: Callable[[int], TrainStep]
     held_out: HeldOut
     meter: Meter
     checkpoints: Checkpoints
@@ -220,7 +219,7 @@ def _make_run(
         examples=prepared.examples,
         fingerprint=prepared.windows.fingerprint,
         teacher=teacher,
-        train_step=make_train_step(setup),
+        train_step_at=make_train_steps(setup),
         held_out=held_out,
         meter=meter,
         checkpoints=checkpoints,
@@ -259,7 +258,7 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
             stall.enter(f"the device, which computes step {step + 1}, or compiles it")
             # The step takes the old state's memory, and no name holds the batch: each would be
             # a copy more on the device.
-            state, metrics = run.train_step(
+            state, metrics = run.train_step_at(step)(
                 state, place_batch(rows, run.setup.mesh, batch_size), *run.teacher
             )
             # To read `state.step` would wait for the device.

@@ -12,10 +12,11 @@ from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.errors import DivergenceError
 from matta_jax.sharding import is_first
-from matta_jax.training._cost import measure_peak_flops, step_flops_of
+from matta_jax.training._cost import alone_flops_of, measure_peak_flops, step_flops_of
 from matta_jax.training._metrics import Writer
 from matta_jax.training._resume import last_good
 from matta_jax.training._state import Setup
+from matta_jax.training._step import joining_step
 
 _LOSS_NAMES = ("student", "ta", "distill", "teacher_student", "teacher_ta", "gap", "agreement")
 
@@ -25,12 +26,21 @@ class Cost:
     """What MFU is computed from.
 
     Attributes:
-      flops_per_token: of a training step.
+      flops_per_token: of a training step of all members.
+      alone_flops_per_token: of one of the TA alone.
+      joining_step: so many steps are of the TA alone.
       peak_flops: FLOP/s of all devices of the mesh together.
     """
 
     flops_per_token: float
+    alone_flops_per_token: float
+    joining_step: int
     peak_flops: float
+
+    def flops_per_token_of(self, step: int) -> float:
+        """Those of the step with which so many are done."""
+        is_alone = step <= self.joining_step
+        return self.alone_flops_per_token if is_alone else self.flops_per_token
 
 
 def cost_of(setup: Setup, log: Callable[[str], None]) -> Cost:
@@ -38,8 +48,6 @@ def cost_of(setup: Setup, log: Callable[[str], None]) -> Cost:
     it.
     """
     config = setup.config
-    flops_per_token = step_flops_of(setup)
-
     # A stated peak compares with published figures; a measured one needs no data sheet.
     stated = config.train.peak_tflops
     if stated:
@@ -50,7 +58,12 @@ def cost_of(setup: Setup, log: Callable[[str], None]) -> Cost:
     peak_flops = device_peak * setup.mesh.size
     origin = "stated" if stated else "measured"
     log(f"MFU is against {peak_flops / 1e12:.3f} TFLOP/s ({origin})")
-    return Cost(flops_per_token, peak_flops)
+    return Cost(
+        flops_per_token=step_flops_of(setup),
+        alone_flops_per_token=alone_flops_of(setup),
+        joining_step=joining_step(setup),
+        peak_flops=peak_flops,
+    )
 
 
 @dataclasses.dataclass
@@ -219,16 +232,18 @@ class Meter:
             self._writer.write(step, {"skipped_steps": skipped})
             return
 
+        # Where the TA has begun alone, a member is in the last of these rows only.
         means = {}
         for name in values:
-            means[name] = sum(row[name] for row in self._rows) / len(self._rows)
+            column = [row[name] for row in self._rows if name in row]
+            means[name] = sum(column) / len(column)
         means["skipped_steps"] = skipped
         # The weight of this very step, since its ramp has no use for a mean.
         means["distill_weight"] = values["distill_scale"] * self._config.objective.distill_weight
 
         # Read before anything is written, so that a slow disk does not count.
         seconds = self._clock.seconds_per_step()
-        means |= self._speed(seconds, means["data_wait_seconds"])
+        means |= self._speed(step, seconds, means["data_wait_seconds"])
         self._writer.write(step, means)
 
         num_steps = self._config.train.num_steps
@@ -238,7 +253,7 @@ class Meter:
         self._rows.clear()
         self._clock.restart()
 
-    def _speed(self, seconds: float, data_wait_seconds: float) -> dict[str, float]:
+    def _speed(self, step: int, seconds: float, data_wait_seconds: float) -> dict[str, float]:
         """The figures of steps that take `seconds` each."""
         # Of a whole batch, over all processes.
         tokens = self._config.data.batch_size * self._config.data.seq_len
@@ -246,7 +261,7 @@ class Meter:
             "tokens_per_second": tokens / seconds,
             # The wait is of other steps than the time where some were skipped: it may exceed it.
             "data_wait_share": min(data_wait_seconds / seconds, 1.0),
-            "mfu": self._cost.flops_per_token * tokens / seconds / self._cost.peak_flops,
+            "mfu": self._cost.flops_per_token_of(step) * tokens / seconds / self._cost.peak_flops,
         }
 
     def _warn_of_capacity_mismatch(self, step: int, means: Mapping[str, float]) -> None:

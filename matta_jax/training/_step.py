@@ -31,6 +31,8 @@ from matta_jax.training._state import Setup, TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""`(state, batch) -> (state, metrics)`, compiled; a Teacher's weights are a third argument."""
 
 
 def static_members(setup: Setup) -> dict[str, SubModel]:
@@ -49,7 +51,23 @@ def num_mixes(setup: Setup) -> int:
     return setup.config.nest.mix_per_step if len(setup.nest.layer_options) > 1 else 0
 
 
-def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
+def joining_step(setup: Setup) -> int:
+    """Steps in which the TA trains alone, before its members join it."""
+    if setup.nest.ta == setup.nest.student:
+        return 0
+    return round(setup.config.objective.members_start * setup.config.train.num_steps)
+
+
+def make_train_steps(setup: Setup) -> Callable[[int], TrainStep]:
+    """Returns what gives the step to take after so many: a run may begin with its TA alone."""
+    joint, first = make_train_step(setup), joining_step(setup)
+    if not first:
+        return lambda step: joint
+    alone = make_train_step(setup, ta_alone=True)
+    return lambda step: alone if step < first else joint
+
+
+def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
     """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's
     memory.
 
@@ -60,19 +78,23 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
     and goes on to the next data. Metrics are float32 scalars: the loss, each term, `gap`
     (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`, and
     what the optimiser has to say of itself (`optim.diagnostics`).
+
+    Args:
+      setup: of the run.
+      ta_alone: whether the step runs the TA and nothing else.
     """
     config, nest = setup.config, setup.nest
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    loss = _Loss(setup, mixes=num_mixes(setup), is_training=True)
+    members = {TA: nest.ta} if ta_alone else static_members(setup)
+    mixes = 0 if ta_alone else num_mixes(setup)
+    loss = _Loss(setup, members, mixes=mixes, is_training=True)
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch, *teacher: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         mix_key, dropout_key = jax.random.split(key)
-        choices = (num_mixes(setup), nest.num_layers)
-        choice_ML = jax.random.randint(mix_key, choices, 0, len(nest.layer_options), jnp.int32)
         scale = ramp(
-            state.step,
+            jnp.maximum(state.step - joining_step(setup), 0),
             num_steps=config.train.num_steps,
             fraction=config.objective.distill_ramp,
             shape=config.objective.ramp_shape,
@@ -81,7 +103,7 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
         total = jnp.maximum(jnp.sum(weights_N), 1.0)
 
         def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
-            draws = Draws(choice_ML, key, scale, total)
+            draws = Draws(_draw_mixes(setup, mixes, mix_key), key, scale, total)
             (_, metrics), gradient = loss_and_gradient(state.params, rows, draws, *teacher)
             return metrics, gradient
 
@@ -89,8 +111,10 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
         new_state, grad_norm, is_good = _update(setup, state, gradient, metrics["loss"])
         metrics["grad_norm"] = grad_norm
         metrics["skipped"] = ~is_good
-        if TA in metrics:
+        if TA in metrics and STUDENT in metrics:
             metrics["gap"] = metrics[STUDENT] - metrics[TA]
+        if ta_alone:
+            del metrics["agreement"]
         metrics["distill_scale"] = scale
         metrics |= diagnostics(new_state.opt_state)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
@@ -102,6 +126,14 @@ def make_train_step(setup: Setup) -> Callable[..., tuple[TrainState, Metrics]]:
         out_shardings=(setup.shardings, replicated(setup.mesh)),
         donate_argnums=0,
     )
+
+
+def _draw_mixes(setup: Setup, mixes: int, key: jax.Array) -> jax.Array:
+    """Draws the choice [M, L] of each layer of each mix, an index into the nest's options."""
+    num_layers, num_options = setup.nest.num_layers, len(setup.nest.layer_options)
+    draws = num_layers if setup.config.nest.mix_by == "layer" else 1
+    choice_MD = jax.random.randint(key, (mixes, draws), 0, num_options, jnp.int32)
+    return jnp.broadcast_to(choice_MD, (mixes, num_layers))
 
 
 def _update(
@@ -126,7 +158,7 @@ def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
     """Returns the compiled `(params, batch) -> sums`: the terms of all members summed over targets,
     and `targets`.
     """
-    loss = _Loss(setup, mixes=0, is_training=False)
+    loss = _Loss(setup, static_members(setup), mixes=0, is_training=False)
 
     def step(params: Tree, batch: Batch) -> Metrics:
         unit = jnp.ones(())
@@ -185,9 +217,11 @@ class Draws:
 class _Loss:
     """The loss of a step, and each of its terms by name."""
 
-    def __init__(self, setup: Setup, *, mixes: int, is_training: bool):
+    def __init__(
+        self, setup: Setup, members: dict[str, SubModel], *, mixes: int, is_training: bool
+    ):
         self._setup, self._is_training = setup, is_training
-        self._members = static_members(setup)
+        self._members = members
         self._is_taught = is_training and setup.config.teacher.is_used
         self._objective = _objective(setup, self._members, mixes, is_taught=self._is_taught)
 

@@ -102,7 +102,9 @@ def test_speed_leaves_out_the_step_that_compiles_and_counts_those_that_are_skipp
     rows, lines = Rows(), []
     meter = Meter(
         config,
-        cost=Cost(flops_per_token=10.0, peak_flops=1280.0),
+        cost=Cost(
+            flops_per_token=10.0, alone_flops_per_token=5.0, joining_step=0, peak_flops=1280.0
+        ),
         skipped_steps=SkippedSteps(limit=1, checkpoints=None),
         writer=rows,
         log=lines.append,

@@ -1,5 +1,7 @@
 """One step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 
 from matta_jax import models
 from matta_jax.sharding import make_mesh
-from matta_jax.training import make_eval_step, make_setup, make_train_step
-from matta_jax.training._step import Draws, _Loss
+from matta_jax.training import make_eval_step, make_setup, make_train_step, static_members
+from matta_jax.training._step import Draws, _draw_mixes, _Loss, make_train_steps
 
 MIDDLE = {"nest__members": {"middle": "layers=2;d_ff=32"}}
 # No random mixes, and distillation from the first step on.
@@ -32,7 +34,7 @@ def step_of(config):
 def loss_and_gradient(config):
     """The loss of a step on its first weights and its gradient, with the setup."""
     setup = make_setup(config, make_mesh((1, 1, 1)))
-    loss = _Loss(setup, mixes=0, is_training=True)
+    loss = _Loss(setup, static_members(setup), mixes=0, is_training=True)
     batch = jax.tree.map(jnp.asarray, batch_of())
     draws = Draws(None, None, jnp.ones(()), jnp.float32(batch["length"].sum()))
     run = jax.jit(jax.value_and_grad(lambda params: loss(params, batch, draws)[0]))
@@ -169,3 +171,41 @@ def test_a_member_of_the_students_sizes_shares_its_states_and_changes_none_of_it
         assert metrics[name] == metrics_without[name], name
     added = 0.5 * metrics["members/twin"] + 0.5 * metrics["members/twin_distill"]
     assert metrics["loss"] == pytest.approx(metrics_without["loss"] + added, rel=1e-6)
+
+
+def test_a_run_begins_with_its_ta_alone(tiny):
+    """Its first steps are those of a run in which nothing but the TA's loss counts."""
+    config = tiny(**MIDDLE, objective__members_start=0.5, train__num_steps=20)
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    step_at = make_train_steps(setup)
+    assert step_at(0) is step_at(9) is not step_at(10) is step_at(19)
+
+    state, metrics = step_at(0)(setup.init(), batch_of())
+    assert "ta" in metrics and not {"student", "gap", "agreement", "mix_0"} & set(metrics)
+    weights = {name: {"middle": 0.0} for name in ("member_weights", "member_distill_weights")}
+    names = ("student_weight", "distill_weight", "mix_weight", "mix_distill_weight")
+    zeros = {f"objective__{name}": weight for name, weight in weights.items()}
+    zeros |= {f"objective__{name}": 0.0 for name in names}
+    _, expected, _ = step_of(tiny(**MIDDLE, **zeros, train__num_steps=20))
+    for leaf, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, atol=2e-6)
+
+    # w(t) rises from there.
+    state = setup.init()
+    scales = []
+    for step in (9, 10, 11):
+        state = dataclasses.replace(state, step=jnp.int32(step))
+        state, metrics = step_at(step)(state, batch_of())
+        scales.append(float(metrics["distill_scale"]))
+    assert scales[:2] == [0, 0] and scales[2] > 0
+
+
+def test_a_mix_of_whole_models_has_one_size_throughout(tiny):
+    for by, counts in (("layer", {1, 2, 3}), ("model", {1})):
+        setup = make_setup(tiny(nest__mix_by=by), make_mesh((1, 1, 1)))
+        draws = [np.asarray(_draw_mixes(setup, 2, jax.random.key(i))) for i in range(20)]
+        assert {len(set(row.tolist())) for draw in draws for row in draw} <= counts
+        assert {row[0] for draw in draws for row in draw} == set(
+            range(len(setup.nest.layer_options))
+        )
+        assert len({draw.tobytes() for draw in draws}) > 5

@@ -243,11 +243,11 @@ def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monke
     def wrapped(step, kind):
         return lambda first, batch: (recorded(kind, batch), step(first, batch))[1]
 
-    for name, kind in (("make_train_step", "train"), ("make_eval_step", "score")):
-        make = getattr(_loop, name)
-        monkeypatch.setattr(
-            _loop, name, lambda setup, make=make, kind=kind: wrapped(make(setup), kind)
-        )
+    make_train, make_eval = _loop.make_train_steps, _loop.make_eval_step
+    monkeypatch.setattr(
+        _loop, "make_train_steps", lambda setup: lambda i: wrapped(make_train(setup)(i), "train")
+    )
+    monkeypatch.setattr(_loop, "make_eval_step", lambda setup: wrapped(make_eval(setup), "score"))
     train(config, tmp_path / "run", log=lambda _: None)
     steps = [i for kind, i in events if kind == "train"]
     assert steps == list(range(56))  # Once, in order.
