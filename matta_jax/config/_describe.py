@@ -47,6 +47,10 @@ def _range(rule: Any) -> str:
     """The values that a field may have, in words; empty where it may have any of its type."""
     if rule["choices"] is not None:
         return f"One of {', '.join(rule['choices'])}."
-    words = {"minimum": "at least", "above": "above", "below": "below", "maximum": "at most"}
-    bounds = [f"{word} {rule[name]}" for name, word in words.items() if rule[name] is not None]
-    return f"[{', '.join(bounds)}]" if bounds else ""
+    words = {"minimum": "at least", "smallest": "at least", "maximum": "at most"}
+    bounds = {
+        name: f"{word} {rule[name]}" for name, word in words.items() if rule[name] is not None
+    }
+    if "smallest" in bounds and bounds.pop("minimum", ""):
+        bounds["smallest"] = f"0 or {bounds['smallest']}"
+    return f"[{', '.join(bounds.values())}]" if bounds else ""

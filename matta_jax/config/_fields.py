@@ -14,6 +14,10 @@ from immutabledict import immutabledict
 
 from matta_jax.errors import UserError, did_you_mean, shorten
 
+# Beside numbers of order 1, float32 takes less for nothing, and squares of it, as norms and moments
+# need them, for 0.
+_SMALLEST = 1e-9
+
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
 
 
@@ -23,8 +27,8 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
     *,
     minimum: float | None = None,
     above: float | None = None,
-    below: float | None = None,
     maximum: float | None = None,
+    smallest: float = _SMALLEST,
     choices: tuple[str, ...] | None = None,
     is_free: bool = False,
     in_state: bool = False,
@@ -34,7 +38,8 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
     Args:
       default: its value where none is given.
       meaning: what it does, for people.
-      minimum, above, below, maximum: its range; of a tuple or mapping, that of each item.
+      minimum, above, maximum: its range; of a tuple or mapping, that of each item.
+      smallest: of a float whose range begins at 0.0, the least value but 0.
       choices: the only values it may have.
       is_free: whether it may change between a run and its continuation: what the run computes does
         not depend on it.
@@ -44,8 +49,8 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
         "meaning": meaning,
         "minimum": minimum,
         "above": above,
-        "below": below,
         "maximum": maximum,
+        "smallest": smallest if _begins_at_zero(minimum, above) else None,
         "choices": choices,
         "is_free": is_free,
         "in_state": in_state,
@@ -53,6 +58,10 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
     if isinstance(default, Mapping):
         return dataclasses.field(default_factory=lambda: immutabledict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _begins_at_zero(minimum: float | None, above: float | None) -> bool:
+    return any(type(bound) is float and bound == 0 for bound in (minimum, above))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +140,8 @@ def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
         raise UserError(f"{shown} must be at least {rule['minimum']}")
     if rule["above"] is not None and not item > rule["above"]:
         raise UserError(f"{shown} must be greater than {rule['above']}")
-    if rule["below"] is not None and not item < rule["below"]:
-        raise UserError(f"{shown} must be less than {rule['below']}")
+    if rule["smallest"] is not None and 0 < item < rule["smallest"]:
+        zero = "" if rule["minimum"] is None else "0 or "
+        raise UserError(f"{shown} must be {zero}at least {rule['smallest']}")
     if rule["maximum"] is not None and not item <= rule["maximum"]:
         raise UserError(f"{shown} must be at most {rule['maximum']}")

@@ -48,7 +48,9 @@ class ModelConfig(Section):
         0.0,
         "Dropout rate on the embeddings and each residual branch while training.",
         minimum=0.0,
-        below=1.0,
+        # Of 1 - rate float32 has steps of 1e-7, and what stays is divided by it.
+        smallest=1e-6,
+        maximum=0.999,
     )
     compute_dtype: str = field(
         "float32",

@@ -54,8 +54,9 @@ class ObjectiveConfig(Section):
     jensen_shannon_beta: float = field(
         0.5,
         "Weight of the TA in the mixture of the Jensen-Shannon divergence.",
-        above=0.0,
-        below=1.0,
+        # Nearer to an end, the divergence is as small as what float32 rounds in its logarithms.
+        minimum=0.001,
+        maximum=0.999,
     )
     mix_weight: float = field(0.5, "Cross-entropy of each random mix.", minimum=0.0, maximum=1e6)
     mix_distill_weight: float = field(

@@ -7,6 +7,8 @@ from matta_jax.errors import UserError
 
 # Of a mean that decays: float32 takes a larger one for 1.
 _LARGEST_DECAY = 0.999999
+# What is multiplied by the updates of a rule, whatever their norm, may be less than other numbers.
+_SMALLEST_RATE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,9 @@ class OptimizerConfig(Section):
         choices=("adamw", "adafactor", "lion", "muon", "shampoo"),
         in_state=True,
     )
-    learning_rate: float = field(1e-3, "Peak learning rate.", above=0.0, maximum=1e6)
+    learning_rate: float = field(
+        1e-3, "Peak learning rate.", above=0.0, smallest=_SMALLEST_RATE, maximum=1e6
+    )
     warmup_steps: int = field(100, "Steps of linear warm-up from 0.", minimum=0, maximum=10**9)
     schedule: str = field("cosine", "After the warm-up.", choices=("cosine", "constant"))
     final_fraction: float = field(
@@ -71,6 +75,7 @@ class ShampooConfig(Section):
         0.99,
         "Decay of statistics and grafting moment; 1 sums them up.",
         above=0.0,
+        smallest=1e-6,
         maximum=1.0,
         in_state=True,
     )
@@ -78,6 +83,7 @@ class ShampooConfig(Section):
         1e-6,
         "Ridge of the statistics, relative to their largest eigenvalue.",
         above=0.0,
+        smallest=1e-12,
         in_state=True,
         maximum=1.0,
     )
@@ -165,7 +171,7 @@ class DataConfig(Section):
         None, "Held-out documents; None: eval_fraction of the source is held out."
     )
     eval_fraction: float = field(
-        0.05, "Share of the documents held out by a hash.", above=0.0, below=1.0
+        0.05, "Share of the documents held out by a hash.", above=0.0, maximum=0.999999
     )
     text_field: str = field("text", "Field of a JSON line or TFDS example that holds the text.")
     pair_field: str | None = field(
@@ -251,6 +257,7 @@ class TrainConfig(Section):
         None,
         "Peak of one device, for MFU. None: measured by a matmul at the start.",
         above=0.0,
+        smallest=1e-6,
         is_free=True,
         maximum=1e9,
     )

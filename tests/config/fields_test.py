@@ -83,7 +83,7 @@ NUMBERS = [
 def test_each_number_has_bounds_and_huge_ones_end_at_once(name, declared):
     rule = declared.metadata
     assert rule["minimum"] is not None or rule["above"] is not None, f"{name} has no least value"
-    assert rule["maximum"] is not None or rule["below"] is not None, f"{name} has no largest value"
+    assert rule["maximum"] is not None, f"{name} has no largest value"
 
     section, _, field = name.partition(".")
     family = {"name": "scorer"} if field in ("num_classes", "num_dense", "categories") else {}
@@ -98,6 +98,29 @@ def test_each_number_has_bounds_and_huge_ones_end_at_once(name, declared):
         assert len(str(error.value)) < 200
 
 
+FLOATS = [(name, declared) for name, declared in NUMBERS if "float" in str(declared.type)]
+
+
+@pytest.mark.parametrize(("name", "declared"), FLOATS, ids=lambda value: str(value)[:40])
+def test_no_float_is_so_small_that_float32_loses_it(name, declared):
+    rule = declared.metadata
+    least = rule["smallest"] or rule["minimum"]
+    assert 1e-30 <= least <= 1.0
+
+    section, _, field = name.partition(".")
+    is_mapping = "Mapping" in str(declared.type)
+    for number in (5e-324, 1e-300, 1e-40, least * 0.99):
+        values = {field: {"small": number} if is_mapping else number}
+        with pytest.raises(UserError, match=rf"{re.escape(name)}.* at least {least}"):
+            c.from_dict({section: values})
+
+    # The bounds themselves are in the range, and 0 where it begins there.
+    zero = [0.0] if rule["minimum"] == 0 else []
+    for number in (*zero, least, rule["maximum"]):
+        values = {field: {"small": number} if is_mapping else number}
+        assert getattr(c.SECTIONS[section](**values), field) == values[field]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -109,6 +132,9 @@ def test_each_number_has_bounds_and_huge_ones_end_at_once(name, declared):
         ("optimizer.b1", 0.9999999999),
         ("optimizer.eps", 1e-300),
         ("shampoo.beta2", 0.99999999),
+        ("objective.jensen_shannon_beta", 0.9999),
+        ("model.dropout", 1 - 1e-9),
+        ("data.eval_fraction", 1 - 1e-9),
         ("mesh.data", 10**9),
         ("model.d_model", 1000000000001),
     ],
