@@ -44,8 +44,12 @@ def shorten(value: object) -> str:
     return shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 3] + "..."
 
 
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Returns `"; did you mean 'x'?"` for the closest known word, or an empty string."""
+def did_you_mean(word: object, names: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the closest known word, or an empty string; for what is
+    no string too.
+    """
+    if not isinstance(word, str):
+        return ""
     names = list(names)
     matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     # A field typed under another section: compare the last part by itself.

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import re
+from collections.abc import Iterable
 
+from matta_jax.config._fields import item_name
 from matta_jax.config._model import ModelConfig, NestConfig
 from matta_jax.config._objective import ObjectiveConfig, TeacherConfig
 from matta_jax.config._training import (
@@ -13,7 +16,10 @@ from matta_jax.config._training import (
     ShampooConfig,
     TrainConfig,
 )
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
+
+# Of names in an error: a list of all would hide what is said of them.
+_MOST_NAMES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +59,13 @@ def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
     narrowest, widest = model.d_ff, nest.d_ff or model.d_ff
     if widths and (widths[0], widths[-1]) != (narrowest, widest):
         raise UserError(
-            f"nest.widths={widths} must run from the Student's model.d_ff={narrowest} to the "
-            f"TA's nest.d_ff={widest}"
+            f"nest.widths={shorten(widths)} must run from the Student's model.d_ff={narrowest} to "
+            f"the TA's nest.d_ff={widest}"
         )
     if any(width >= next_width for width, next_width in itertools.pairwise(widths)):
         raise UserError(
-            f"nest.widths={widths} must rise from each width to the next; sort and deduplicate them"
+            f"nest.widths={shorten(widths)} must rise from each width to the next; sort and "
+            "deduplicate them"
         )
 
 
@@ -67,10 +74,10 @@ def _check_members(nest: NestConfig, objective: ObjectiveConfig) -> None:
     for field in ("member_weights", "member_distill_weights"):
         for name in getattr(objective, field):
             if name not in nest.members:
-                members = ", ".join(nest.members) or "none"
+                members = _listed(nest.members) or "none"
                 raise UserError(
-                    f"objective.{field}.{name} is of no member of nest.members (there: {members}); "
-                    "name it there, or leave it out"
+                    f"{item_name(f'objective.{field}', name)} is of no member of nest.members "
+                    f"(there: {members}); name it there, or leave it out"
                 )
 
 
@@ -78,7 +85,7 @@ def _check_teacher(teacher: TeacherConfig, model: ModelConfig, data: DataConfig)
     """What learns from a Teacher has one, and a Teacher has something that learns from it."""
     if teacher.labels is not None and (model.reads_examples or data.stream):
         raise UserError(
-            f"teacher.labels={teacher.labels!r} are of a language model's shuffled windows; "
+            f"teacher.labels={shorten(teacher.labels)} are of a language model's shuffled windows; "
             "for a scorer or a stream name teacher.model"
         )
 
@@ -86,13 +93,13 @@ def _check_teacher(teacher: TeacherConfig, model: ModelConfig, data: DataConfig)
     sources = {name: value for name, value in sources.items() if value is not None}
     if len(sources) > 1:
         raise UserError(
-            f"teacher.model={teacher.model!r} and teacher.labels={teacher.labels!r}: one alone "
-            "teaches; name one"
+            f"teacher.model={shorten(teacher.model)} and teacher.labels={shorten(teacher.labels)}: "
+            "one alone teaches; name one"
         )
     if teacher.is_used and not sources:
         defaults = TeacherConfig()
         changed = [
-            f"teacher.{name}={value!r}"
+            f"teacher.{name}={shorten(value)}"
             for name, value in dataclasses.asdict(teacher).items()
             if value != getattr(defaults, name) and name != "temperature"
         ]
@@ -100,8 +107,8 @@ def _check_teacher(teacher: TeacherConfig, model: ModelConfig, data: DataConfig)
     for name, value in sources.items():
         if not teacher.is_used:
             raise UserError(
-                f"teacher.{name}={value!r} would teach nothing; give teacher.student_weight or "
-                "teacher.ta_weight, or set teacher.task_labels=teacher"
+                f"teacher.{name}={shorten(value)} would teach nothing; give teacher.student_weight "
+                "or teacher.ta_weight, or set teacher.task_labels=teacher"
             )
 
 
@@ -118,9 +125,11 @@ def _check_lengths(config: Config) -> None:
             f"train.microbatches={train.microbatches} must divide data.batch_size={data.batch_size}"
         )
     if config.optimizer.warmup_steps >= train.num_steps:
+        # A tenth; one step of a run of two to nine, which 0 would leave without a warm-up.
+        fitting_steps = max(train.num_steps // 10, min(train.num_steps - 1, 1))
         raise UserError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than "
-            f"train.num_steps={train.num_steps}; set optimizer.warmup_steps={train.num_steps // 10}"
+            f"train.num_steps={train.num_steps}; set optimizer.warmup_steps={fitting_steps}"
         )
 
 
@@ -141,8 +150,7 @@ def _check_weights(config: Config) -> None:
         weights["objective.ta_weight"] = objective.ta_weight
         weights["objective.distill_weight"] = objective.distill_weight
         weights["teacher.ta_weight"] = config.teacher.ta_weight
-    has_mixes = nest.d_ff not in (None, model.d_ff) or bool(nest.members)
-    if nest.mix_per_step and has_mixes:
+    if nest.mix_per_step and _has_mixes(model, nest):
         weights["objective.mix_weight"] = objective.mix_weight
         weights["objective.mix_distill_weight"] = objective.mix_distill_weight
     for name in nest.members:
@@ -159,5 +167,25 @@ def _check_weights(config: Config) -> None:
     if any(weights.values()):
         return
     raise UserError(
-        f"{', '.join(weights)} are 0: nothing is trained; give objective.student_weight, such as 1"
+        f"{_listed(weights)} are 0: nothing is trained; give objective.student_weight, such as 1"
     )
+
+
+def _has_mixes(model: ModelConfig, nest: NestConfig) -> bool:
+    """Whether layers have more than one width to choose from: without, no mix is trained."""
+    if nest.d_ff not in (None, model.d_ff):
+        return True
+    # The ends are of one width, and a pattern too: a member alone, by a number, can add another.
+    for spec in nest.members.values():
+        for part in spec.split(";"):
+            word, _, sizes = part.partition("=")
+            numbers = re.findall(r"(?:^|,)\s*([0-9]{1,9})", sizes)
+            if word.strip() == "d_ff" and any(int(number) != model.d_ff for number in numbers):
+                return True
+    return False
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    ending = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + ending

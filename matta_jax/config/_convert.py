@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from matta_jax.config._config import Config
 from matta_jax.config._fields import Section, type_of
 from matta_jax.config._model import ModelConfig, model_sections, section_of
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, did_you_mean, shorten
 
 SECTIONS: dict[str, type[Section]] = {
     declared.name: declared.type  # type: ignore[misc]
@@ -78,16 +78,18 @@ def from_dict(values: Mapping[str, Any]) -> Config:
       UserError: an unknown section or field, a wrong type, a bad range, or fields that do not fit
         each other.
     """
+    if not isinstance(values, Mapping | ml_collections.ConfigDict):
+        raise UserError(f"config {shorten(values)} must hold sections: {', '.join(SECTIONS)}")
     sections = {}
     for section, fields in values.items():
         if section not in SECTIONS:
             hint = did_you_mean(section, [*SECTIONS, *field_names()])
             raise UserError(
-                f"unknown config section {section!r}{hint}; sections: {', '.join(SECTIONS)}"
+                f"unknown config section {shorten(section)}{hint}; sections: {', '.join(SECTIONS)}"
             )
         if not isinstance(fields, Mapping | ml_collections.ConfigDict):
             raise UserError(
-                f"config section {section}={fields!r} must hold fields, not a single value"
+                f"config section {section}={shorten(fields)} must hold fields, not a single value"
             )
         sections[section] = _section(section, dict(fields.items()))
     return Config(**sections)  # type: ignore[arg-type]
@@ -101,7 +103,8 @@ def _section(section: str, fields: dict[str, Any]) -> Section:
     known_names = {declared.name for declared in dataclasses.fields(cls)}
     for name in fields:
         if name not in known_names:
-            raise UserError(unknown_field(f"{section}.{name}"))
+            shown = name if isinstance(name, str) else shorten(name)
+            raise UserError(unknown_field(f"{section}.{shown}"))
     return cls(**fields)
 
 
@@ -121,8 +124,8 @@ def _of_family(cls: type[Section], fields: dict[str, Any]) -> dict[str, Any]:
         family, section = owner
         if _plain(value) != _plain(getattr(section(), name)):
             raise UserError(
-                f"model.{name}={value} is of {section.noun}s; set model.name={family}, or leave "
-                "it out"
+                f"model.{name}={shorten(value)} is of {section.noun}s; set model.name={family}, "
+                "or leave it out"
             )
     return family_fields
 
@@ -145,7 +148,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     nested = to_dict(config)
     for name, value in values.items():
         if name not in known_names:
-            raise UserError(unknown_field(str(name)))
+            raise UserError(unknown_field(name if isinstance(name, str) else shorten(name)))
         section, _, field_name = name.partition(".")
         nested[section][field_name] = value
     return from_dict(nested)
@@ -158,7 +161,7 @@ def unknown_field(name: str) -> str:
     choices = f"; fields: {', '.join(siblings)}"
     if not siblings:
         choices = f"; sections: {', '.join(SECTIONS)}"
-    return f"unknown config field {name!r}{did_you_mean(name, field_names()) or choices}"
+    return f"unknown config field {shorten(name)}{did_you_mean(name, field_names()) or choices}"
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
@@ -233,7 +236,7 @@ def choose_variant(variants: Mapping[str, Any], name: str) -> Any:
     """
     if name not in variants:
         raise UserError(
-            f"config variant {name!r} must be one of "
+            f"config variant {shorten(name)} must be one of "
             f"{', '.join(variants)}{did_you_mean(name, variants)}"
         )
     return variants[name]

@@ -7,7 +7,8 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sized
 from typing import Any, ClassVar
 
 from immutabledict import immutabledict
@@ -17,6 +18,14 @@ from matta_jax.errors import UserError, did_you_mean, shorten
 # Beside numbers of order 1, float32 takes less for nothing, and squares of it, as norms and moments
 # need them, for 0.
 _SMALLEST = 1e-9
+
+# Of a string, which is a name, a path or a spec of many layers; and of a tuple or a mapping.
+_LONGEST_STRING = 2**16
+_MOST_ITEMS = 1024
+_LONGEST_KEY = 60
+
+# Characters that end a line, that steer a terminal, or that UTF-8 cannot write.
+_BAD_CATEGORIES = ("Cc", "Zl", "Zp", "Cs")
 
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
 
@@ -30,6 +39,7 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
     maximum: float | None = None,
     smallest: float = _SMALLEST,
     choices: tuple[str, ...] | None = None,
+    is_prose: bool = False,
     is_free: bool = False,
     in_state: bool = False,
 ) -> Any:
@@ -41,6 +51,7 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
       minimum, above, maximum: its range; of a tuple or mapping, that of each item.
       smallest: of a float whose range begins at 0.0, the least value but 0.
       choices: the only values it may have.
+      is_prose: whether a string may be empty, and of several lines: it is no name.
       is_free: whether it may change between a run and its continuation: what the run computes does
         not depend on it.
       in_state: whether an optimiser state fits only runs with the same value.
@@ -52,6 +63,7 @@ def field(  # noqa: PLR0913  The keyword-only ones are the rules of a field.
         "maximum": maximum,
         "smallest": smallest if _begins_at_zero(minimum, above) else None,
         "choices": choices,
+        "is_prose": is_prose,
         "is_free": is_free,
         "in_state": in_state,
     }
@@ -96,8 +108,11 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple:
         if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            _check_length(name, value)
             return tuple(value)
-        raise UserError(f"{name}={value!r} must be a tuple of whole numbers such as (256,512)")
+        raise UserError(
+            f"{name}={shorten(value)} must be a tuple of whole numbers such as (256,512)"
+        )
     if origin is not None and issubclass(origin, Mapping):
         return _checked_mapping(name, value, typing.get_args(kind)[1])
     if kind is float and type(value) is int:
@@ -113,9 +128,23 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
 
 def _checked_mapping(name: str, value: Any, kind: type) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{name}={value!r} must map names to values, such as {{'small': …}}")
-    items = {key: _checked_type(f"{name}.{key}", item, kind) for key, item in value.items()}
+        raise UserError(f"{name}={shorten(value)} must map names to values, such as {{'small': …}}")
+    _check_length(name, value)
+    items = {key: _checked_type(item_name(name, key), item, kind) for key, item in value.items()}
     return immutabledict(items)
+
+
+def item_name(name: str, key: str) -> str:
+    """Returns `name.key` as an error shows it: in one line, whatever the key is."""
+    is_plain = key.isprintable() and len(key) <= _LONGEST_KEY
+    return f"{name}.{key if is_plain else shorten(key)}"
+
+
+def _check_length(name: str, value: Sized) -> None:
+    if len(value) > _MOST_ITEMS:
+        raise UserError(
+            f"{name} has {len(value)} items, beginning {shorten(value)}; give at most {_MOST_ITEMS}"
+        )
 
 
 def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
@@ -123,7 +152,7 @@ def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
         return
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _check_item(f"{name}.{key}", item, rule)
+            _check_item(item_name(name, key), item, rule)
         return
     for item in value if isinstance(value, tuple) else (value,):
         _check_item(name, item, rule)
@@ -131,17 +160,40 @@ def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
 
 def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
     shown = f"{name}={shorten(item)}"
-    if isinstance(item, float) and not math.isfinite(item):
-        raise UserError(f"{shown} must be a finite number")
     if rule["choices"] is not None and item not in rule["choices"]:
-        hint = did_you_mean(str(item), rule["choices"])
+        hint = did_you_mean(item, rule["choices"])
         raise UserError(f"{shown} must be one of {', '.join(rule['choices'])}{hint}")
-    if rule["minimum"] is not None and not item >= rule["minimum"]:
+    if isinstance(item, str):
+        _check_string(shown, item, is_prose=rule["is_prose"])
+    else:
+        _check_number(shown, item, rule)
+
+
+def _check_string(shown: str, text: str, *, is_prose: bool) -> None:
+    if not is_prose and not text.strip():
+        raise UserError(f"{shown} must not be empty; give a value, or leave it out")
+    if len(text) > _LONGEST_STRING:
+        raise UserError(
+            f"{shown} has {len(text)} characters, and must have at most {_LONGEST_STRING}"
+        )
+    allowed = "\n\t" if is_prose else ""
+    for character in text:
+        if unicodedata.category(character) in _BAD_CATEGORIES and character not in allowed:
+            raise UserError(
+                f"{shown} has the character {character!r}, and must be of characters that can be "
+                f"printed{'' if is_prose else ', in one line'}; take it out"
+            )
+
+
+def _check_number(shown: str, number: Any, rule: Mapping[str, Any]) -> None:
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"{shown} must be a finite number")
+    if rule["minimum"] is not None and not number >= rule["minimum"]:
         raise UserError(f"{shown} must be at least {rule['minimum']}")
-    if rule["above"] is not None and not item > rule["above"]:
+    if rule["above"] is not None and not number > rule["above"]:
         raise UserError(f"{shown} must be greater than {rule['above']}")
-    if rule["smallest"] is not None and 0 < item < rule["smallest"]:
+    if rule["smallest"] is not None and 0 < number < rule["smallest"]:
         zero = "" if rule["minimum"] is None else "0 or "
         raise UserError(f"{shown} must be {zero}at least {rule['smallest']}")
-    if rule["maximum"] is not None and not item <= rule["maximum"]:
+    if rule["maximum"] is not None and not number <= rule["maximum"]:
         raise UserError(f"{shown} must be at most {rule['maximum']}")

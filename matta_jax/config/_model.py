@@ -7,11 +7,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from matta_jax.config._fields import Section, field
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.config._fields import Section, field, item_name
+from matta_jax.errors import UserError, did_you_mean, shorten
 
 # Where a field is not called as its axis.
 _SIZE_FIELDS = {"heads": "num_heads"}
+
+# Of a member, in characters.
+_LONGEST_NAME = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +154,10 @@ def model_sections() -> Mapping[str, type[ModelConfig]]:
 
 def section_of(name: str) -> type[ModelConfig]:
     """The section of a family. Raises UserError for an unknown one."""
-    if name not in _SECTIONS:
+    if not isinstance(name, str) or name not in _SECTIONS:
         raise UserError(
-            f"model.name={name!r} must be one of {', '.join(_SECTIONS)}"
-            f"{did_you_mean(str(name), _SECTIONS)}"
+            f"model.name={shorten(name)} must be one of {', '.join(_SECTIONS)}"
+            f"{did_you_mean(name, _SECTIONS)}"
         )
     return _SECTIONS[name]
 
@@ -211,10 +214,13 @@ class NestConfig(Section):
         super().__post_init__()
         for name in self.members:
             is_reserved = name in ("student", "ta") or name.startswith("mix_")
-            if is_reserved or not name.isidentifier():
+            # It names metrics, columns and folders too.
+            is_long = len(name) > _LONGEST_NAME
+            if is_reserved or is_long or not name.isidentifier():
                 raise UserError(
-                    f"nest.members.{name}: a member's name must be a word of letters, digits and "
-                    "_, and not student, ta or mix_…; rename it"
+                    f"{item_name('nest.members', name)}: a member's name must be a word of "
+                    f"at most {_LONGEST_NAME} letters, digits and _, and not student, ta or mix_…; "
+                    "rename it"
                 )
 
     def ta_size(self, axis: str) -> int | None:

@@ -268,7 +268,7 @@ class TrainConfig(Section):
         maximum=10**9,
         is_free=True,
     )
-    sample_prompt: str = field("", "What a sample begins with.", is_free=True)
+    sample_prompt: str = field("", "What a sample begins with.", is_prose=True, is_free=True)
     stall_seconds: float = field(
         120.0,
         "Without a step for so long, a line says what the run waits for.",

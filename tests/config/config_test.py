@@ -118,6 +118,22 @@ ALL_ZERO = {
             {"members": {"small": "d_ff=64"}},
             ALL_ZERO | {"member_weights": {"small": 0}, "member_distill_weights": {"small": 0}},
         ),
+        # Members whose layers have all one width leave nothing to mix.
+        *(
+            (
+                {"members": {"small": spec}},
+                ALL_ZERO
+                | {"member_weights": {"small": 0}, "member_distill_weights": {"small": 0}}
+                | {"mix_weight": 1},
+            )
+            for spec in (
+                "layers=2",
+                "d_ff=512",
+                "ta",
+                "d_ff=wide-narrow-wide:2",
+                "layers=1;d_ff=512*1",
+            )
+        ),
     ],
 )
 def test_a_run_whose_weights_are_all_zero_trains_nothing(nest, objective):
@@ -125,6 +141,25 @@ def test_a_run_whose_weights_are_all_zero_trains_nothing(nest, objective):
         c.from_dict({"nest": nest, "objective": objective})
 
 
-def test_a_warm_up_that_is_too_long_says_what_fits():
-    with pytest.raises(UserError, match=r"set optimizer\.warmup_steps=5"):
-        c.from_dict({"train": {"num_steps": 50}})
+@pytest.mark.parametrize("spec", ["d_ff=256", "layers=2;d_ff=256,512", "d_ff=512*3, 128"])
+def test_a_member_of_another_width_leaves_something_to_mix(spec):
+    zero = {"member_weights": {"small": 0}, "member_distill_weights": {"small": 0}}
+    objective = ALL_ZERO | zero | {"mix_weight": 1}
+    c.from_dict({"nest": {"members": {"small": spec}}, "objective": objective})
+
+
+def test_an_error_of_many_members_is_short(assert_one_line):
+    members = {f"member_{i}": "layers=2" for i in range(200)}
+    weights = {"member_weights": dict.fromkeys(members, 0)}
+    weights |= {"member_distill_weights": dict.fromkeys(members, 0)}
+    words = ["objective.student_weight", "more are 0: nothing is trained"]
+    assert_one_line({"nest": {"members": members}, "objective": ALL_ZERO | weights}, words)
+    words = ["(there: member_0, ", "member_7 and 192 more)"]
+    values = {"nest": {"members": members}, "objective": {"member_weights": {"x": 1}}}
+    assert_one_line(values, words)
+
+
+@pytest.mark.parametrize(("num_steps", "expected"), [(50, 5), (9, 1), (2, 1), (1, 0)])
+def test_a_warm_up_that_is_too_long_says_what_fits(num_steps, expected):
+    with pytest.raises(UserError, match=rf"set optimizer\.warmup_steps={expected}$"):
+        c.from_dict({"train": {"num_steps": num_steps}})

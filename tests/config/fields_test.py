@@ -143,3 +143,72 @@ def test_what_float32_or_a_machine_takes_for_another_number_is_refused(name, val
     section, _, field = name.partition(".")
     with pytest.raises(UserError, match=re.escape(name)):
         c.from_dict({section: {field: value}})
+
+
+STRINGS = [
+    (f"{section}.{declared.name}", declared)
+    for section, cls in c.SECTIONS.items()
+    for declared in dataclasses.fields(cls)
+    if "str" in str(declared.type)
+]
+NOT_PRINTED = ("\0", "\x1b[2J", "\r", "\x85", "\u2028", "\udcff", "\x7f")
+
+
+def refuse_string(name, declared, text):
+    """The line about a string of a field, or of an item of it."""
+    section, _, field = name.partition(".")
+    value = {"small": text} if "Mapping" in str(declared.type) else text
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        c.from_dict({section: {field: value}})
+    assert str(error.value).isprintable() and len(str(error.value)) < 300
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("name", "declared"), STRINGS, ids=lambda value: str(value)[:40])
+def test_each_string_is_printed_in_one_line(name, declared):
+    rule = declared.metadata
+    for character in NOT_PRINTED:
+        line = refuse_string(name, declared, f"text:a{character}b")
+        assert repr(character)[1:-1] in line
+    assert len(refuse_string(name, declared, "a" * 10**6)) < 300
+    if not rule["is_prose"]:
+        for text in ("", "  ", "a\nb", "a\tb"):
+            refuse_string(name, declared, text)
+
+
+def test_a_prompt_may_be_empty_and_of_several_lines():
+    for text in ("", "Q: why?\n\tA:"):
+        assert c.TrainConfig(sample_prompt=text).sample_prompt == text
+
+
+HUGE = 10**5000
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": {"num_dense": HUGE}}, ["model.num_dense=a number of thousands of digits"]),
+        ({"model": {"name": HUGE}}, ["model.name=a number of thousands of digits", "gpt, scorer"]),
+        ({"model": {"name": [1]}}, ["model.name=[1]", "gpt, scorer"]),
+        ({"nest": {"widths": HUGE}}, ["nest.widths=a number", "whole numbers"]),
+        ({"nest": {"widths": [0.5, HUGE]}}, ["nest.widths=a number", "whole numbers"]),
+        ({"nest": {"widths": range(1, 9)}}, ["nest.widths=range(1, 9)", "whole numbers"]),
+        ({"nest": {"widths": [*range(10**6)]}}, ["nest.widths has 1000000 items", "at most 1024"]),
+        ({"nest": {"d_ff": 900, "widths": [*range(1, 900)]}}, ["nest.widths=(1, 2,", "must run"]),
+        ({"nest": {"d_ff": 513, "widths": [512] * 512 + [513]}}, ["nest.widths=(512,", "rise"]),
+        ({"nest": {"members": HUGE}}, ["nest.members=a number", "map names to values"]),
+        ({"nest": {"members": {HUGE: "ta"}}}, ["nest.members=a number", "map names to values"]),
+        ({"nest": {"members": {f"a{i}": "ta" for i in range(2000)}}}, ["has 2000 items"]),
+        ({"objective": {"member_weights": {"a\nb": HUGE}}}, ["member_weights.'a\\nb'=inf"]),
+        (HUGE, ["config a number of thousands of digits must hold sections"]),
+        ([], ["config [] must hold sections"]),
+        ({HUGE: {}}, ["unknown config section a number"]),
+        ({"a\nb" * 99: {}}, ["unknown config section 'a\\nb"]),
+        ({"model": HUGE}, ["config section model=a number"]),
+        ({"model": {HUGE: 1}}, ["unknown config field"]),
+        ({"model": {"a\n" * 99: 1}}, ["unknown config field 'model.a\\n"]),
+    ],
+    ids=lambda value: repr(value)[:30] if isinstance(value, list) else "",
+)
+def test_what_is_huge_or_no_name_is_shown_short(assert_one_line, values, words):
+    assert_one_line(values, words)

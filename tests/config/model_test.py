@@ -3,6 +3,7 @@
 import pytest
 
 from matta_jax import config as c
+from matta_jax import errors
 from matta_jax.errors import UserError
 
 
@@ -50,6 +51,12 @@ def test_a_name_has_one_section():
 @pytest.mark.parametrize("name", ["student", "ta", "mix_0", "mix_", "a b", "a/b", "2nd", ""])
 def test_reserved_and_odd_names_of_members_are_refused(assert_one_line, name):
     words = [f"nest.members.{name}: a member's name must be", "rename it"]
+    assert_one_line({"nest": {"members": {name: "layers=1"}}}, words)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\0", "a" * 61, "\u2028" * 99])
+def test_odd_names_of_members_are_shown_in_one_line(assert_one_line, name):
+    words = [f"nest.members.{errors.shorten(name)}: a member's name must be", "rename it"]
     assert_one_line({"nest": {"members": {name: "layers=1"}}}, words)
 
 
