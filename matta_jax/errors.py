@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 _LONGEST_VALUE = 60
+_MOST_NAMES = 12
 
 
 class UserError(Exception):
@@ -42,6 +43,13 @@ def shorten(value: object) -> str:
         # Python writes no whole number of more than 4,300 digits.
         return "a number of thousands of digits"
     return shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 3] + "..."
+
+
+def listed(items: Iterable[object]) -> str:
+    """Returns items in a row, as an error shows them: of many the first ones."""
+    words = [str(item) for item in items]
+    ending = f" and {len(words) - _MOST_NAMES} more" if len(words) > _MOST_NAMES else ""
+    return ", ".join(words[:_MOST_NAMES]) + ending
 
 
 def did_you_mean(word: object, names: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable
 
 from matta_jax.config._fields import item_name
 from matta_jax.config._model import ModelConfig, NestConfig
@@ -16,10 +15,7 @@ from matta_jax.config._training import (
     ShampooConfig,
     TrainConfig,
 )
-from matta_jax.errors import UserError, shorten
-
-# Of names in an error: a list of all would hide what is said of them.
-_MOST_NAMES = 8
+from matta_jax.errors import UserError, listed, shorten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +70,7 @@ def _check_members(nest: NestConfig, objective: ObjectiveConfig) -> None:
     for field in ("member_weights", "member_distill_weights"):
         for name in getattr(objective, field):
             if name not in nest.members:
-                members = _listed(nest.members) or "none"
+                members = listed(nest.members) or "none"
                 raise UserError(
                     f"{item_name(f'objective.{field}', name)} is of no member of nest.members "
                     f"(there: {members}); name it there, or leave it out"
@@ -167,7 +163,7 @@ def _check_weights(config: Config) -> None:
     if any(weights.values()):
         return
     raise UserError(
-        f"{_listed(weights)} are 0: nothing is trained; give objective.student_weight, such as 1"
+        f"{listed(weights)} are 0: nothing is trained; give objective.student_weight, such as 1"
     )
 
 
@@ -183,9 +179,3 @@ def _has_mixes(model: ModelConfig, nest: NestConfig) -> bool:
             if word.strip() == "d_ff" and any(int(number) != model.d_ff for number in numbers):
                 return True
     return False
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    ending = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + ending

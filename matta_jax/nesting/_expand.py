@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from matta_jax.config import Config
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 from matta_jax.nesting._axes import word_of
 from matta_jax.nesting._nest import STUDENT, TA, Nest, layers_of
 from matta_jax.nesting._spec import parse_spec
@@ -111,7 +111,7 @@ def _with_members(nest: Nest, specs: Mapping[str, str]) -> Nest:
             # Its sizes are allowed by then; its layers may yet be none of the TA's.
             nest.check(member, spec)
         except UserError as error:
-            raise UserError(f"nest.members.{name}={spec!r}: {error}") from None
+            raise UserError(f"nest.members.{name}={shorten(spec)}: {error}") from None
     return nest
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from immutabledict import immutabledict
 
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, listed, shorten
 from matta_jax.nesting._axes import axis_of, word_of
 from matta_jax.nesting._sub_model import Sizes, SubModel
 
@@ -130,7 +130,7 @@ class Nest:
         """Raises UserError, naming the axis, the value and what is allowed, unless the model lies
         in the nest.
         """
-        where = f"sub_model {spec!r}: " if spec else ""
+        where = f"sub_model {shorten(spec)}: " if spec else ""
         for axis, size in sub_model.sizes.items():
             if axis not in self.by_layer:
                 self._check_size(where, axis, size)
@@ -142,9 +142,9 @@ class Nest:
 
     def _check_size(self, where: str, axis: str, size: int) -> None:
         if size not in self.allowed[axis]:
-            choices = ", ".join(map(str, self.allowed[axis]))
             raise UserError(
-                f"{where}{word_of(axis)}={size} is outside the nest; allowed: {choices}"
+                f"{where}{word_of(axis)}={size} is outside the nest; allowed: "
+                f"{listed(self.allowed[axis])}"
             )
 
     def _check_layers(self, where: str, sub_model: SubModel) -> None:
@@ -159,9 +159,11 @@ class Nest:
                     f"{where}layers={layer} is outside the nest; allowed: 0 to "
                     f"{self.num_layers - 1}"
                 )
-        if any(a >= b for a, b in itertools.pairwise(sub_model.layers)):
-            layers = ",".join(map(str, sub_model.layers))
-            raise UserError(f"{where}layers={layers} must rise; sort and deduplicate them")
+        for layer, next_layer in itertools.pairwise(sub_model.layers):
+            if layer >= next_layer:
+                raise UserError(
+                    f"{where}layers={layer},{next_layer} must rise; sort and deduplicate them"
+                )
 
 
 def layers_of(count: int, total: int, spread: bool) -> tuple[int, ...]:

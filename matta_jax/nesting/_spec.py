@@ -19,7 +19,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, did_you_mean, listed, shorten
 from matta_jax.nesting._axes import LAYERS, RESIDUAL, axis_of_word, word_of
 from matta_jax.nesting._nest import Nest
 from matta_jax.nesting._patterns import PATTERNS
@@ -40,6 +40,11 @@ def parse_spec(spec: str, nest: Nest, *, is_new: bool = False) -> SubModel:
     Raises:
       UserError: text outside the grammar, or a model outside the nest.
     """
+    if not isinstance(spec, str):
+        raise UserError(
+            f"sub_model {shorten(spec)} must be a string, such as 'student'; not "
+            f"{type(spec).__name__}"
+        )
     text = spec.strip()
     if text in nest.members:
         return nest.members[text]
@@ -76,15 +81,15 @@ def _parts_of(text: str, spec: str, nest: Nest) -> dict[str, str]:
         word = word.strip()
         if not equals or word not in words:
             hint = did_you_mean(word, (*nest.members, *words))
-            names = ", ".join(nest.members)
+            names = listed(nest.members)
             raise UserError(
-                f"sub_model {spec!r}: {part!r} is not {names} or AXIS=VALUE with "
+                f"sub_model {shorten(spec)}: {shorten(part)} is not {names} or AXIS=VALUE with "
                 f"{', '.join(words)}{hint}"
             )
         axis = axis_of_word(word)
         assert axis is not None
         if axis.name in parts:
-            raise UserError(f"sub_model {spec!r}: {word} is named twice; name it once")
+            raise UserError(f"sub_model {shorten(spec)}: {word} is named twice; name it once")
         parts[axis.name] = value.strip()
     return parts
 
@@ -168,8 +173,8 @@ def _number(text: str, word: str, spec: str) -> int:
     # any size has, which a list is made of at once.
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise UserError(
-            f"sub_model {spec[:80]!r}: {word}={text[:40]!r} must be a whole number of at most nine "
-            "digits"
+            f"sub_model {shorten(spec)}: {word}={shorten(text)} must be a whole number of at most "
+            "nine digits"
         )
     return int(text)
 
@@ -183,7 +188,7 @@ def _layers(text: str, spec: str, nest: Nest) -> tuple[int, ...]:
     count = _number(text, LAYERS, spec)
     if not 1 <= count <= nest.num_layers:
         raise UserError(
-            f"sub_model {spec!r}: layers={count} is outside the nest; allowed: 1 to "
+            f"sub_model {shorten(spec)}: layers={count} is outside the nest; allowed: 1 to "
             f"{nest.num_layers}"
         )
     return nest.layers_of(count)
@@ -203,14 +208,15 @@ def _sizes_of_layers(
     sizes: list[int] = []
     for item in text.split(","):
         size, star, count = item.strip().partition("*")
+        number = _number(size, word, spec)
         repeats = _number(count, word, spec) if star else 1
         # Before so many are listed.
         if not 1 <= repeats <= num_layers:
             raise UserError(
-                f"sub_model {spec[:80]!r}: {word}={size[:40]}*{repeats} must be of 1 to the "
+                f"sub_model {shorten(spec)}: {word}={number}*{repeats} must be of 1 to the "
                 f"{num_layers} layers that run"
             )
-        sizes += [_number(size, word, spec)] * repeats
+        sizes += [number] * repeats
 
     # `1024` is the size of all layers, while `1024*1` is that of one.
     if len(sizes) == 1 and "*" not in text:
@@ -219,8 +225,8 @@ def _sizes_of_layers(
         # The paper's word for sizes of d_ff.
         plural = "widths" if axis == "d_ff" else "sizes"
         raise UserError(
-            f"sub_model {spec!r}: {word} names {len(sizes)} {plural}, but {num_layers} layers run; "
-            "name one each"
+            f"sub_model {shorten(spec)}: {word} names {len(sizes)} {plural}, but {num_layers} "
+            "layers run; name one each"
         )
     return tuple(sizes)
 
@@ -236,13 +242,14 @@ def _pattern_sizes(
     word = word_of(axis)
     if name not in PATTERNS:
         raise UserError(
-            f"sub_model {spec!r}: {word} pattern {name!r} must be one of "
+            f"sub_model {shorten(spec)}: {word} pattern {shorten(name)} must be one of "
             f"{', '.join(PATTERNS)}{did_you_mean(name, PATTERNS)}"
         )
     num_wide = _number(count, word, spec)
     if num_wide > num_layers:
         raise UserError(
-            f"sub_model {spec!r}: {word} has {num_wide} wide layers, but {num_layers} layers run"
+            f"sub_model {shorten(spec)}: {word} has {num_wide} wide layers, but {num_layers} "
+            "layers run"
         )
 
     # Sizes rise: the first is the nest's smallest, the last the TA's.

@@ -88,12 +88,23 @@ def test_specs(medium, spec, expected):
         ("num_heads=4*23,5", ["num_heads=5", "4, 8"]),
         ("d_model=64*12,128*12", ["d_model='64*12,128*12'", "whole number"]),
         ("heads=4", ["'heads=4'", "num_heads"]),
+        ("layers=" + ",".join(map(str, range(9999))), ["layers=24", "0 to 23"]),
+        ("layers=" + "1," * 9999 + "1", ["layers=1,1 must rise"]),
+        ("d_ff=" + "256," * 9999 + "1", ["names 10000 widths", "24 layers"]),
+        ("d_ff=" + "256*24," * 9999 + "9", ["names 239977 widths"]),
+        ("a\nb" * 9999, ["'a\\nba", "is not student, ta or AXIS=VALUE"]),
+        ("d_ff=" + "a\n" * 9999 + ":3", ["pattern 'a\\n"]),
+        ("d_ff=2\n5*0", ["d_ff='2\\n5'", "whole number"]),
+        (10**5000, ["sub_model a number of thousands of digits must be a string", "int"]),
+        (None, ["sub_model None must be a string"]),
+        (["student"], ["sub_model ['student'] must be a string"]),
     ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )
 def test_bad_specs_name_the_axis_the_value_and_what_is_allowed(medium, spec, words):
     with pytest.raises(UserError) as error:
         nesting.parse_spec(spec, medium)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
     for word in words:
         assert word in str(error.value)
 
@@ -107,3 +118,14 @@ def test_sizes_that_a_run_adds_need_not_be_the_nests(medium):
 def test_slugs_are_names_of_folders():
     assert nesting.slug("layers=0,2;d_ff=16*3,8") == "layers_0_2_d_ff_16x3_8"
     assert nesting.slug("layers=2") != nesting.slug("layers=only:2")
+
+
+def test_sizes_and_members_of_large_nests_are_listed_short():
+    widths = tuple(range(8, 1000, 8))
+    nest = nesting.expand(num_layers=2, d_model=8, num_heads=2, d_ff=8, ta_d_ff=992, widths=widths)
+    with pytest.raises(UserError, match="allowed: 8, 16, .*, 96 and 112 more$"):
+        nesting.parse_spec("d_ff=9", nest)
+    members = nest.members | {f"m{i}": nest.ta for i in range(99)}
+    nest = nesting.Nest(members, nest.allowed, nest.spread)
+    with pytest.raises(UserError, match="is not student, ta, m0, .* and 89 more or AXIS=VALUE"):
+        nesting.parse_spec("x", nest)
