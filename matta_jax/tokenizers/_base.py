@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from matta_jax import storage
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 
 # No table of embeddings has so many rows.
 _MOST_IDS = 2**24
+# Of what an error says.
+_LONGEST_LINE = 200
 
 
 class Tokenizer(abc.ABC):
@@ -142,8 +144,8 @@ def mark_ids(ids: Sequence[Any], spec: str) -> np.ndarray:
         # By `type`: true and false are ints to isinstance.
         if type(i) is not int or not 0 <= i < _MOST_IDS:
             raise UserError(
-                f"data.tokenizer={spec!r} has the id {i!r}; ids must be whole numbers from 0 to "
-                f"{_MOST_IDS - 1}"
+                f"data.tokenizer={spec!r} has the id {shorten(i)}; ids must be whole numbers from "
+                f"0 to {_MOST_IDS - 1}"
             )
     marks = np.zeros(max(ids, default=-1) + 1, bool)
     marks[list(ids)] = True
@@ -151,6 +153,9 @@ def mark_ids(ids: Sequence[Any], spec: str) -> np.ndarray:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """What an error says, in one line that is short: a library may quote a whole file."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    line = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
