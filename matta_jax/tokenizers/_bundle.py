@@ -29,6 +29,9 @@ def files_digest(spec: str) -> str | None:
     """
     try:
         files = _files(spec)
+        # A device or a pipe may never end.
+        if not all(file.is_file() for file in files):
+            return None
         return f"{spec.partition(':')[0]}:{hash_files(files)}" if files else spec
     except (OSError, UserError):
         return None

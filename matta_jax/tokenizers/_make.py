@@ -1,7 +1,7 @@
 """The tokenizer that a config names."""
 
 from matta_jax import storage
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, did_you_mean, shorten
 from matta_jax.tokenizers._base import Tokenizer
 from matta_jax.tokenizers._byte import ByteTokenizer
 from matta_jax.tokenizers._gpt2 import GPT2Tokenizer
@@ -12,7 +12,9 @@ def make_tokenizer(spec: str) -> Tokenizer:
     """Returns the tokenizer that `data.tokenizer` names. Raises UserError for an unknown one or
     missing files.
     """
-    kind, _, where = spec.partition(":")
+    # Outside a config nothing has checked it, and each error below names it.
+    text = spec if isinstance(spec, str) and spec.splitlines() == [spec] else ""
+    kind, _, where = text.partition(":")
     if spec == "byte":
         return ByteTokenizer()
     if kind == "gpt2" and where:
@@ -21,7 +23,10 @@ def make_tokenizer(spec: str) -> Tokenizer:
         return HFTokenizer(storage.path(where))
 
     hint = did_you_mean(kind, ("byte", "gpt2", "hf"))
-    raise UserError(f"data.tokenizer={spec!r} must be byte, gpt2:FOLDER or hf:FILE.json{hint}")
+    raise UserError(
+        f"data.tokenizer={shorten(spec)} must be byte, gpt2:FOLDER or hf:FILE.json, in one line"
+        f"{hint}"
+    )
 
 
 def fitting_tokenizer(spec: str, vocab_size: int) -> Tokenizer:

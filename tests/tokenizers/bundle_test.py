@@ -1,5 +1,7 @@
 """A tokenizer's files are kept beside what was made with them, and known again by their bytes."""
 
+import os
+
 import pytest
 
 from matta_jax import tokenizers
@@ -63,6 +65,16 @@ def test_bytes_and_missing_files_need_no_copy(tmp_path):
         )
     assert tokenizers.files_digest("byte") == "byte" and tokenizers.files_digest(missing) is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_as_good_as_missing(kind, tmp_path):
+    place = tmp_path / "tok.json"
+    os.mkfifo(place) if kind == "pipe" else place.mkdir()
+    # A pipe that nobody writes to would be waited for.
+    assert tokenizers.files_digest(f"hf:{place}") is None
+    with pytest.raises(UserError, match="tok.json' is missing"):
+        tokenizers.make_tokenizer(f"hf:{place}")
 
 
 def test_a_run_goes_on_from_its_copy_when_the_file_is_gone(spec, tmp_path):

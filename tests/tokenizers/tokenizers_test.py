@@ -41,6 +41,9 @@ def test_bpe_round_trips(spec):
     ("spec", "words"),
     [
         ("bytes", ["data.tokenizer='bytes'", "did you mean 'byte'"]),
+        ("b\n" * 9999, ["data.tokenizer='b\\nb", "must be byte"]),
+        ("hf:a\nb.json", [r"data.tokenizer='hf:a\nb.json'", "in one line"]),
+        (5, ["data.tokenizer=5", "must be byte"]),
         ("gpt2:/nowhere", ["/nowhere/vocab.bpe", "missing"]),
         ("hf:/nowhere.json", ["/nowhere.json", "missing"]),
     ],
@@ -50,6 +53,7 @@ def test_bad_tokenizers_are_named(spec, words):
         tokenizers.make_tokenizer(spec)
     for word in words:
         assert word in str(error.value)
+    assert str(error.value).isprintable() and len(str(error.value)) < 300
 
 
 WORDS = {"<|endoftext|>": 0, "[UNK]": 1, "the": 2, "dog": 3}
