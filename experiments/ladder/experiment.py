@@ -1,0 +1,168 @@
+"""The ladder: is each size of one run as good as a model trained alone, as models grow?"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from lab.books import REPORTED_ON, TUNED_ON
+from lab.protocol import Experiment, Results
+from lab.runs import Lab
+from ladder import figures, texts
+from ladder.rungs import (
+    LENGTHS,
+    RATES,
+    RUNGS,
+    SEEDS,
+    SEQ_LEN,
+    TUNING_SEED,
+    Rung,
+    conditions_of,
+    rung_config,
+)
+
+import matta_jax
+from matta_jax.config import Config
+from matta_jax.errors import UserError
+from matta_jax.storage import replace_text
+from matta_jax.sweeps import Overrides
+
+
+class Ladder(Experiment):
+    """Recipes by sizes and lengths; each with a learning rate of its own."""
+
+    name = "ladder"
+    seeds = SEEDS
+
+    def write_data(self, data: pathlib.Path, workdir: pathlib.Path) -> None:
+        """Writes the text of all runs."""
+        texts.write_texts(data, workdir)
+
+    def config(self, data: pathlib.Path, workdir: pathlib.Path) -> Config:
+        """The nest of the first rung."""
+        del data
+        return rung_config(RUNGS[0], LENGTHS[RUNGS[0].name][0], _sources(workdir))
+
+    def measure(self, lab: Lab) -> Results:
+        """Tunes, trains and scores rung by rung. Where a process trains some seeds alone, a recipe
+        without all of its runs is left out: the first rungs can be read while the last ones train.
+        """
+        rows = []
+        for rung in RUNGS:
+            for length in LENGTHS[rung.name]:
+                for condition, overrides in conditions_of(rung).items():
+                    recipe = _Recipe(lab, rung, condition, overrides)
+                    try:
+                        rows += recipe.measure(length, self.seeds)
+                    except UserError as error:
+                        lab.log(f"{rung.name}, {length} tokens a parameter, {condition}: {error}")
+        if not rows:
+            raise UserError("no recipe has all of its runs yet; run this experiment with all seeds")
+        return {"rows": rows}
+
+    def show(self, results: Results, folder: pathlib.Path) -> str:
+        """A table for each rung and length, and the picture of what nesting costs."""
+        scores = figures.Scores(results["rows"])
+        figures.plot(scores, folder / "ladder.png")
+        return figures.tables(scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A finished run, and its seed."""
+
+    seed: int
+    workdir: pathlib.Path
+
+
+def _sources(workdir: pathlib.Path) -> dict[str, str]:
+    return {
+        "source": f"text:{texts.training_file(workdir)}",
+        "eval_source": f"text:{texts.tuning_file(workdir)}",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """A recipe at a rung: its runs of all lengths and seeds.
+
+    Attributes:
+      lab: of the whole experiment, in whose folder the texts are.
+      rung: the sizes.
+      condition: the recipe's name.
+      overrides: what it sets.
+    """
+
+    lab: Lab
+    rung: Rung
+    condition: str
+    overrides: Overrides
+
+    def measure(self, length: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Trains with the best rate; returns a row for each seed and size."""
+        lab, rate = self._lab(length), self._best_rate()
+        tuned = dict(self.overrides) | {"optimizer.learning_rate": rate}
+        tokens = lab.config.train.num_steps * lab.config.data.batch_size * SEQ_LEN
+        tflops = lab.flops(tuned) * tokens / 1e12
+
+        rows = []
+        for run in self._train(lab, tuned, seeds):
+            for score in self._scores(run, REPORTED_ON):
+                row = {"rung": self.rung.name, "length": length, "condition": self.condition}
+                row |= {"seed": run.seed, "learning_rate": rate, "tflops": round(tflops, 3)}
+                rows.append(row | score)
+        return rows
+
+    def _best_rate(self) -> float:
+        """The learning rate of the least loss over all sizes and both texts, on a seed of its own.
+
+        Longer runs take the rate of the shortest: three more of them would cost as much as all
+        else.
+        """
+        lab = self._lab(LENGTHS[self.rung.name][0])
+        losses = {}
+        for rate in RATES:
+            tuned = dict(self.overrides) | {"optimizer.learning_rate": rate}
+            (run,) = self._train(lab, tuned, [TUNING_SEED])
+            scores = self._scores(run, TUNED_ON)
+            losses[rate] = sum(score[kind] for score in scores for kind in texts.KINDS)
+        return min(losses, key=losses.__getitem__)
+
+    def _lab(self, length: int) -> Lab:
+        return dataclasses.replace(
+            self.lab,
+            config=rung_config(self.rung, length, _sources(self.lab.workdir)),
+            workdir=self.lab.workdir / f"{self.rung.name}_{length}",
+        )
+
+    def _train(self, lab: Lab, overrides: Overrides, seeds: Sequence[int]) -> list[_Run]:
+        trained = lab.train({self.condition: overrides}, seeds)
+        return [_Run(seed, run.workdir) for (_, seed), run in trained.items()]
+
+    def _scores(self, run: _Run, side: str) -> list[dict[str, Any]]:
+        """Bits per byte of each size of a run, by text; measured once, and kept in its folder."""
+        cache = run.workdir / f"scores_{side}.json"
+        if not cache.is_file():
+            replace_text(cache, json.dumps(self._measured(run, side)))
+        return json.loads(cache.read_text())
+
+    def _measured(self, run: _Run, side: str) -> list[dict[str, Any]]:
+        widths = {width: f"d_ff={width}" for width in self.rung.widths}
+        if "model.d_ff" in self.overrides:
+            widths = {self.overrides["model.d_ff"]: "ta"}
+
+        tasks = {}
+        for kind in texts.KINDS:
+            tasks[f"bits_per_byte:{texts.held_out_file(self.lab.workdir, kind, side)}"] = kind
+        compared = matta_jax.compare(
+            checkpoint=str(run.workdir), sub_models=list(widths.values()), tasks=list(tasks)
+        )
+        rows = []
+        for width, evaluation in zip(widths, compared.evaluations, strict=True):
+            row = {"d_ff": width, "parameters": evaluation.counts["parameters"]}
+            rows.append(row | {kind: evaluation.scores[task] for task, kind in tasks.items()})
+        return rows
+
+
+EXPERIMENT = Ladder()

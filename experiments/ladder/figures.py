@@ -1,0 +1,128 @@
+"""The tables and the picture of `ladder`: what it costs a size to be part of a nest."""
+
+import pathlib
+from collections.abc import Sequence
+
+from lab.statistics import Row, format_interval, interval
+from ladder.rungs import LENGTHS, RUNGS, Rung, alone, conditions_of
+from ladder.texts import KINDS
+
+from matta_jax.reporting import markdown_table, new_figure, save_figure
+
+_SHOWN = ("two points", "with a mix", "with a mix, TA first", "MatFormer, all sizes", "sandwich")
+"""Recipes of the picture."""
+
+
+class Scores:
+    """What was measured.
+
+    Attributes:
+      rows: by rung, length and condition.
+    """
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows: dict[tuple[str, int, str], list[Row]] = {}
+        for row in rows:
+            key = (row["rung"], row["length"], row["condition"])
+            self.rows.setdefault(key, []).append(row)
+
+    def has(self, rung: Rung, length: int, condition: str) -> bool:
+        """Whether a recipe was measured."""
+        return (rung.name, length, condition) in self.rows
+
+    def bits(self, rung: Rung, length: int, condition: str, width: int) -> list[float]:
+        """Bits per byte of a size, the mean of both texts, seed by seed."""
+        rows = [row for row in self.rows[rung.name, length, condition] if row["d_ff"] == width]
+        rows.sort(key=lambda row: row["seed"])
+        return [sum(row[kind] for kind in KINDS) / len(KINDS) for row in rows]
+
+    def excess(self, rung: Rung, length: int, condition: str, width: int) -> list[float]:
+        """By how many per cent a size is worse than a model of it trained alone, seed by seed."""
+        values = self.bits(rung, length, condition, width)
+        references = self.bits(rung, length, alone(width), width)
+        pairs = zip(values, references, strict=True)
+        return [100 * (value / reference - 1) for value, reference in pairs]
+
+    def tflops(self, rung: Rung, length: int, condition: str) -> float:
+        """Of a run."""
+        return self.rows[rung.name, length, condition][0]["tflops"]
+
+
+def tables(scores: Scores) -> str:
+    """A table for each rung and length that was measured, in Markdown."""
+    parts = []
+    for rung in RUNGS:
+        for length in LENGTHS[rung.name]:
+            if all(scores.has(rung, length, alone(width)) for width in rung.widths):
+                parts.append(_heading(rung, length))
+                parts.append(_table(scores, rung, length))
+    return "\n\n".join(parts)
+
+
+def _heading(rung: Rung, length: int) -> str:
+    return (
+        f"{rung.parameters:,} parameters in the TA's layers ({rung.num_layers} of d_model "
+        f"{rung.d_model}), {length} tokens for each:"
+    )
+
+
+def _table(scores: Scores, rung: Rung, length: int) -> str:
+    ta_alone = scores.tflops(rung, length, alone(rung.widths[-1]))
+    lone_bits = [
+        format_interval(scores.bits(rung, length, alone(width), width)) for width in rung.widths
+    ]
+    every = sum(scores.tflops(rung, length, alone(width)) for width in rung.widths)
+    lines = [["each alone: bits per byte", *lone_bits, "", f"{every / ta_alone:.2f}"]]
+
+    for condition in conditions_of(rung):
+        if condition.startswith("alone") or not scores.has(rung, length, condition):
+            continue
+        excesses = [scores.excess(rung, length, condition, width) for width in rung.widths]
+        cells = [_signed(excess) for excess in excesses]
+        worst = max(interval(excess)[0] for excess in excesses)
+        flops = scores.tflops(rung, length, condition) / ta_alone
+        lines.append([f"{condition}: %", *cells, f"{worst:+.1f}", f"{flops:.2f}"])
+
+    header = ["recipe", *(f"d_ff {width}" for width in rung.widths), "worst, %", "FLOPs / TA's"]
+    return markdown_table(header, lines, left=(0,))
+
+
+def _signed(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{mean:+.1f} ± {half:.1f}"
+
+
+def plot(scores: Scores, path: pathlib.Path) -> None:
+    """Draws, for each rung and length, what each size loses to a model trained alone, in per
+    cent; writes the picture to `path`.
+    """
+    panels = []
+    for rung in RUNGS:
+        for length in LENGTHS[rung.name]:
+            if all(scores.has(rung, length, alone(width)) for width in rung.widths):
+                panels.append((rung, length))
+
+    figure = new_figure((1.5 + 3.2 * len(panels), 4.2))
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (rung, length) in zip(grid, panels, strict=True):
+        for i, condition in enumerate(_SHOWN):
+            if not scores.has(rung, length, condition):
+                continue
+            points = [
+                interval(scores.excess(rung, length, condition, width)) for width in rung.widths
+            ]
+            means, halves = zip(*points, strict=True)
+            axes.errorbar(
+                rung.widths, means, yerr=halves, color=f"C{i}", marker="o", capsize=3,
+                markersize=4, label=condition if axes is grid[0] else None,
+            )  # fmt: skip
+        axes.axhline(0, color="k", linewidth=0.8)
+        axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(rung.widths, [str(width) for width in rung.widths])
+        axes.set_title(f"{rung.name} parameters, {length} tokens each", fontsize=10)
+        axes.set_xlabel("d_ff of the size")
+        axes.grid(axis="y", color="0.92")
+    grid[0].set_ylabel("bits per byte above a model trained alone, %")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    save_figure(figure, path)
