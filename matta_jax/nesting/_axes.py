@@ -133,6 +133,11 @@ def axis_of_word(word: str) -> Axis | None:
     return None
 
 
+def axes_of_role(role: Role) -> list[Axis]:
+    """Returns the axes of the table that have a role."""
+    return [axis for axis in _TABLE.values() if axis.role is role]
+
+
 def word_of(name: str) -> str:
     """What specs and config fields call an axis."""
     axis = axis_of(name)

@@ -15,18 +15,23 @@ Parts join with `;`. An axis that is not named is the TA's. Every axis but the r
 have a size for each layer.
 """
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
 
 from matta_jax.errors import UserError, did_you_mean, listed, shorten
-from matta_jax.nesting._axes import LAYERS, RESIDUAL, axis_of_word, word_of
+from matta_jax.nesting._axes import LAYERS, RESIDUAL, Role, axes_of_role, axis_of_word, word_of
 from matta_jax.nesting._nest import Nest
 from matta_jax.nesting._patterns import PATTERNS
 from matta_jax.nesting._sub_model import SubModel
 
 # Begins the layers of a sub-model of one layer.
 _ONLY = "only:"
+
+# File systems take 255 bytes, of which a folder that is being built needs some.
+_LONGEST_SLUG = 200
+_SLUG_DIGEST = 16
 
 
 def parse_spec(spec: str, nest: Nest, *, is_new: bool = False) -> SubModel:
@@ -162,10 +167,36 @@ def canonical_specs(specs: Iterable[str], nest: Nest) -> list[str]:
 
 
 def slug(spec: str) -> str:
-    """A folder name for a spec: letters, digits, `.`, `_` and `-` alone."""
+    """A folder name for a spec, of at most 200 letters, digits, `.`, `_` and `-`.
+
+    Two specs have two slugs, also where letters have no case; white space alone makes no other
+    spec. What cannot be read back from its letters ends with a digest of the text.
+    """
+    text = re.sub(r"\s*([;=,])\s*", r"\1", spec.strip())
     # `1024*6` stays legible as `1024x6`.
-    text = spec.replace("*", "x")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_")
+    legible = re.sub(r"[^A-Za-z0-9._-]+", "_", text.replace("*", "x")).strip("_.-")
+    if len(legible) <= _LONGEST_SLUG and _is_told_by_its_letters(text):
+        return legible
+
+    # Text of any kind may come here, also what is no UTF-8.
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_SLUG_DIGEST]
+    return f"{legible[: _LONGEST_SLUG - _SLUG_DIGEST - 1] or 'spec'}-{digest}"
+
+
+def _is_told_by_its_letters(text: str) -> bool:
+    """Whether no other text has the same letters and digits: it is in the grammar, or a name that
+    is like no spec.
+    """
+    words = "|".join(word_of(axis.name) for axis in axes_of_role(Role.FEATURES))
+    number = "[0-9]+"
+    size = rf"{number}(?:\*{number})?"
+    sizes = rf"{size}(?:,{size})*|(?:{'|'.join(PATTERNS)}):{number}"
+    part = rf"(?:{LAYERS}=(?:{_ONLY}{number}|{number}(?:,{number})*)|(?:{words})=(?:{sizes}))"
+    if re.fullmatch(rf"{part}(?:;{part})*", text):
+        return True
+    # A member may be called `layers_2`, which is what `layers=2` becomes.
+    is_like_a_spec = re.match(rf"(?:{LAYERS}|{words})_(?:only_)?[0-9]", text)
+    return bool(re.fullmatch(r"[a-z](?:[a-z0-9_]*[a-z0-9])?", text)) and not is_like_a_spec
 
 
 def _number(text: str, word: str, spec: str) -> int:

@@ -1,5 +1,7 @@
 """The grammar of sub-models."""
 
+import re
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -118,6 +120,46 @@ def test_sizes_that_a_run_adds_need_not_be_the_nests(medium):
 def test_slugs_are_names_of_folders():
     assert nesting.slug("layers=0,2;d_ff=16*3,8") == "layers_0_2_d_ff_16x3_8"
     assert nesting.slug("layers=2") != nesting.slug("layers=only:2")
+    assert nesting.slug("d_ff=wide-narrow-wide:8") == "d_ff_wide-narrow-wide_8"
+    assert nesting.slug(" layers = 2; d_ff=16 ") == "layers_2_d_ff_16"
+    assert nesting.slug("middle") == "middle"
+    # Of another version too: what was extracted is found again.
+    assert nesting.slug("layers_2") == "layers_2-be7a8355a038af46"
+
+
+# Names and specs that are alike but for the signs between their words.
+WORDS = st.lists(
+    st.sampled_from(["layers", "d_ff", "only", "2", "16", "3", "Wide", "wide", "ö", "a", "x"]),
+    min_size=1,
+    max_size=8,
+)
+SIGNS = st.lists(st.sampled_from("_=;,:*x .-/"), min_size=8, max_size=8)
+TEXTS = st.one_of(
+    st.text(max_size=4),
+    st.builds(
+        lambda words, signs: "".join(map("".join, zip(words, signs, strict=False))), WORDS, SIGNS
+    ),
+)
+
+
+@hypothesis.given(st.data())
+def test_other_models_and_other_names_have_other_folders(cases, data):
+    nest, member, sub_model = data.draw(cases(2))
+    names = data.draw(st.lists(TEXTS, max_size=4, unique_by=lambda text: "".join(text.split())))
+    specs = {nesting.format_spec(part, nest) for part in (member, sub_model)}
+    # What a member would have to be called to be taken for one of them.
+    specs |= {re.sub(r"\W", "_", spec) for spec in specs} | {spec.upper() for spec in specs}
+    slugs = {spec: nesting.slug(spec) for spec in specs | set(names)}
+    assert len({slug.lower() for slug in slugs.values()}) == len(slugs)
+    for slug in slugs.values():
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", slug)
+
+
+def test_a_long_spec_has_a_short_folder_name():
+    long_specs = [f"d_ff={','.join(['16', '32'] * 60 + [last])}" for last in ("16", "32")]
+    slugs = [nesting.slug(spec) for spec in long_specs]
+    assert [len(slug) for slug in slugs] == [200, 200]
+    assert slugs[0] != slugs[1]
 
 
 def test_sizes_and_members_of_large_nests_are_listed_short():
