@@ -1,5 +1,6 @@
 """A sub-model's part of the optimiser state is the state of a plain run."""
 
+import dataclasses
 import functools
 import re
 
@@ -12,7 +13,8 @@ import pytest
 from matta_jax import config as c
 from matta_jax import models, nesting, packages
 from matta_jax.checkpoints import Checkpoints, open_source
-from matta_jax.elastic._opt_state import slice_opt_state
+from matta_jax.elastic._opt_state import _Slicer, slice_opt_state
+from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh
 from matta_jax.training import make_setup
 
@@ -100,6 +102,18 @@ def test_a_step_from_the_extracted_state_is_the_sub_models_step_in_place(
     expected = nesting.flatten(regranulated(in_place))
     for path, leaf in nesting.flatten(optax.apply_updates(plain_params, updates)).items():
         np.testing.assert_allclose(leaf, expected[path], rtol=2e-5, atol=2e-6, err_msg=path)
+
+
+def test_a_state_that_cannot_be_cut_ends_in_one_line(trained_states):
+    source = trained_states("shampoo")[3]
+    # The TA's matrices have blocks of one side alone, the Student's of both.
+    fields = {"max_dim": 20, "beyond_max_dim": "one_sided"}
+    shampoo = dataclasses.replace(source.config.shampoo, **fields)
+    config = dataclasses.replace(source.config, shampoo=shampoo)
+    slicer = _Slicer(dataclasses.replace(source, config=config), source.nest.student)
+    words = r"with_optimizer: .* beyond shampoo.max_dim=20, .*, or extract without the optimiser"
+    with pytest.raises(UserError, match=words):
+        slicer._slice_shampoo(None)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
