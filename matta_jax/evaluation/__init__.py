@@ -2,8 +2,8 @@
 of a run.
 """
 
-from matta_jax.evaluation._evaluate import Comparison as Comparison
-from matta_jax.evaluation._evaluate import Evaluation as Evaluation
+from matta_jax.evaluation._comparison import Comparison as Comparison
+from matta_jax.evaluation._comparison import Evaluation as Evaluation
 from matta_jax.evaluation._evaluate import compare as compare
 from matta_jax.evaluation._evaluate import evaluate as evaluate
 from matta_jax.evaluation._likelihood import Likelihood as Likelihood

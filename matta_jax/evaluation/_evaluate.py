@@ -9,57 +9,15 @@ from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.evaluation._auc import Auc
+from matta_jax.evaluation._comparison import Comparison, Evaluation, table_of
 from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._output import check_output, write_json
 from matta_jax.evaluation._sat_math import SatMath
-from matta_jax.evaluation._tasks import Outcome, Paired, Task, all_pairs
+from matta_jax.evaluation._tasks import Outcome, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
-from matta_jax.reporting import markdown_table
 from matta_jax.selection.scoring import score_record
 from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The scores of one model.
-
-    Attributes:
-      spec: the sub-model.
-      origin: where it was read.
-      counts: `parameters`, `bytes`, `flops_per_token`.
-      scores: task to figure; a task may add figures beside its own, such as
-        `lambada_perplexity:FILE`.
-      intervals: of the figures that have one, at 95 %.
-      truncated: task to examples that were longer than the model reads, and lost tokens at their
-        start.
-      examples: task to how many it has; of texts, tokens.
-    """
-
-    spec: str
-    origin: dict[str, object]
-    counts: dict[str, int]
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    truncated: dict[str, int]
-    examples: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Several models on the same tasks.
-
-    Attributes:
-      evaluations: of each model.
-      paired: each model against the first, for tasks with right and wrong answers.
-      baselines: what trivial methods reach, by task and name.
-      table: all of it, for people.
-    """
-
-    evaluations: list[Evaluation]
-    paired: list[Paired]
-    baselines: dict[str, dict[str, float]]
-    table: str
 
 
 def _text_tokenizer(config: Config, task: str) -> Tokenizer:
@@ -84,9 +42,6 @@ _TASKS: dict[str, Callable[[str, Config], Task]] = {
     "auc": Auc,
 }
 _FILE_TASKS = ("lambada", "sat_math")
-
-# From here on a figure is shown by its digits, not by its decimals.
-_LARGE_FIGURE = 1e5
 
 
 def evaluate(
@@ -267,7 +222,7 @@ def _comparison(
         task_outcomes = [outcomes[i] for outcomes in outcomes_of_models]
         pairs += all_pairs(names, task_outcomes, task)
 
-    table = _table(names, evaluations, baselines, pairs)
+    table = table_of(names, evaluations, baselines, pairs)
     table += _note_on_tokenizers(loaded, evaluations)
     return Comparison(evaluations, pairs, baselines, table)
 
@@ -285,11 +240,14 @@ def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome])
     scores = {}
     intervals = {}
     truncated = {}
+    left_out = {}
     examples = {}
     for task, outcome in zip(tasks, outcomes, strict=True):
         examples[task] = outcome.count
         if outcome.truncated:
             truncated[task] = outcome.truncated
+        if outcome.left_out:
+            left_out[task] = outcome.left_out
         for score in outcome.scores:
             scores[score.task] = score.value
             if score.interval is not None:
@@ -302,6 +260,7 @@ def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome])
         intervals=intervals,
         truncated=truncated,
         examples=examples,
+        left_out=left_out,
     )
 
 
@@ -337,50 +296,6 @@ def _note_on_tokenizers(loaded: Sequence[Model], evaluations: Sequence[Evaluatio
         f"\n\nThe models have other tokenizers ({names}): figures of a token, "
         f"such as {token_figures[0]}, do not compare; bits_per_byte does."
     )
-
-
-def _table(
-    names: Sequence[str],
-    evaluations: Sequence[Evaluation],
-    baselines: dict[str, dict[str, float]],
-    paired: Sequence[Paired],
-) -> str:
-    header = ["task", "model or baseline", "figure", "95 % interval", "", ""]
-    rows = []
-    for task in evaluations[0].scores:
-        for name, evaluation in zip(names, evaluations, strict=True):
-            rows.append(_table_row(task, name, evaluation, paired))
-        for name, value in baselines.get(task, {}).items():
-            rows.append([task, name, f"{value:.4f}", "", "", ""])
-
-    # Of intervals, truncations and tests, a comparison may have none.
-    columns = [0, 1, 2]
-    columns += [i for i in range(3, len(header)) if any(row[i] for row in rows)]
-    return markdown_table(
-        [header[i] for i in columns],
-        [[row[i] for i in columns] for row in rows],
-        left=(0, 1, 3, 4, 5),
-    )
-
-
-def _table_row(task: str, name: str, evaluation: Evaluation, paired: Sequence[Paired]) -> list[str]:
-    value = evaluation.scores[task]
-    figure = f"{value:.4f}" if abs(value) < _LARGE_FIGURE else f"{value:.4g}"
-
-    interval = evaluation.intervals.get(task)
-    bounds = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-
-    num_truncated = evaluation.truncated.get(task)
-    truncation = ""
-    if num_truncated:
-        truncation = f"{num_truncated} of {evaluation.examples[task]} examples truncated"
-
-    test = ""
-    for pair in paired:
-        if (pair.task, pair.b) == (task, name):
-            test = f"p={pair.p_value:.3g} against {pair.a}"
-            break
-    return [task, name, figure, bounds, truncation, test]
 
 
 def _parse_task(task: str) -> tuple[str, str]:

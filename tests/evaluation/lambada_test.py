@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from matta_jax import evaluate, packages
+from matta_jax import compare, evaluate, packages
 from matta_jax.errors import UserError
-from matta_jax.evaluation import _lambada
+from matta_jax.evaluation import _evaluate, _lambada
 from matta_jax.tokenizers import ByteTokenizer
 
 
@@ -92,3 +92,14 @@ def test_the_plain_form_is_told_what_a_line_is(tmp_path):
     (tmp_path / "l.txt").write_text("the old dog lives here\n")
     with pytest.raises(UserError, match=r'line 1 is not JSON .* it must be {"text": "..."} a line'):
         _lambada.Lambada(str(tmp_path / "l.txt"), Letters())
+
+
+def test_what_is_left_out_is_in_the_table_and_the_file(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(_evaluate, "_text_tokenizer", lambda config, task: Letters())
+    lines = [{"text": "the old dog lives here"}, {"text": "the dog lives in 東京"}]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = f"lambada:{tmp_path}/l.jsonl"
+    result = compare(models=models[0], tasks=task, output=tmp_path / "o.json")
+    assert result.evaluations[0].left_out == {task: 1}
+    assert "1 of 2 examples left out" in result.table
+    assert json.loads((tmp_path / "o.json").read_text())["left_out"] == {task: 1}
