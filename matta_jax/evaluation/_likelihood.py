@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 from matta_jax.models import logits
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
@@ -105,6 +105,22 @@ def warn_of_left_out(what: str, reasons: dict[str, str], num_scored: int) -> Non
         raise UserError(f"{what}: no example can be scored: {examples}; use another tokenizer")
     total = num_scored + len(reasons)
     logging.warning("%s: %d of %d examples are left out: %s", what, len(reasons), total, examples)
+
+
+def warn_of_lossy(what: str, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Counts the texts that do not survive encode and decode, and names the first, in one line."""
+    lossy = [text for text in texts if not tokenizer.survives(text, tokenizer.encode(text))]
+    if not lossy:
+        return
+    logging.warning(
+        "%s: %d of %d texts do not survive encode and decode (the first: %s): their probability is "
+        "that of what the tokenizer keeps, and figures of a byte or a word, which count the whole "
+        "text, are too good",
+        what,
+        len(lossy),
+        len(texts),
+        shorten(lossy[0]),
+    )
 
 
 def likelihoods(

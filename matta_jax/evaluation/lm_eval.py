@@ -24,6 +24,7 @@ from matta_jax.evaluation._likelihood import (
     likelihoods,
     lost_part,
     warn_of_left_out,
+    warn_of_lossy,
 )
 from matta_jax.packages import Model, load_chosen
 from matta_jax.serving import Sampling, generate_ids, ids_with_token
@@ -84,11 +85,18 @@ class MattaLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Returns of each text its log-probability, in windows of the model's sequences, each token
-        predicted once.
+        predicted once. Of a text that does not survive the tokenizer it is that of what is kept,
+        and a line says so; a text without tokens has none.
         """
+        texts = [request.args[0] for request in requests]
+        warn_of_lossy("lm_eval", self._tokenizer, texts)
         sums = []
-        for request in requests:
-            windows = self._windows(request.args[0])
+        for text in texts:
+            windows = self._windows(text)
+            if text and not windows:
+                # A sum over nothing would be that of a text which is certain.
+                sums.append(-math.inf)
+                continue
             results = likelihoods(self._model, windows, batch_size=self._batch_size)
             sums.append(sum(result.log_prob for result in results))
         return sums

@@ -1,12 +1,16 @@
 """Our figures are those of the evaluation harness, on local files."""
 
+import importlib
 import json
+import math
+import sys
+import types
 
+import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
-
-from matta_jax import evaluate, extract, train
+from matta_jax import evaluate, evaluation, extract, train
+from matta_jax.tokenizers import ByteTokenizer
 
 LAMBADA = """
 task: our_lambada
@@ -40,7 +44,7 @@ metric_list:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_our_figures_are_the_harnesss(tiny, tmp_path):
-    import lm_eval
+    lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
     from lm_eval.tasks import TaskManager
 
     from matta_jax.evaluation import lm_eval as ours
@@ -95,3 +99,51 @@ def test_our_figures_are_the_harnesss(tiny, tmp_path):
     assert results["our_sat"]["acc,none"] == our_scores[f"sat_math:{tmp_path}/sat.jsonl"]
     assert results["our_sat"]["acc_norm,none"] == our_scores[f"sat_math_norm:{tmp_path}/sat.jsonl"]
     assert 0 < our_scores[f"lambada:{tmp_path}/lambada.jsonl"] < 1
+
+
+class Letters(ByteTokenizer):
+    """Has no token for what is not ASCII."""
+
+    def _ids_of(self, text):
+        return np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """The module of the adapter, with what it asks of the harness, which need not be there."""
+    model = types.SimpleNamespace(LM=object)
+    registry = types.SimpleNamespace(register_model=lambda name: lambda registered: registered)
+    api = {"lm_eval": None, "lm_eval.api": None}
+    api |= {"lm_eval.api.model": model, "lm_eval.api.registry": registry}
+    for name, module in api.items():
+        monkeypatch.setitem(sys.modules, name, module or types.ModuleType(name))
+    name = "matta_jax.evaluation.lm_eval"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module(name)
+    # Not for whoever imports the real one.
+    del sys.modules[name], evaluation.lm_eval
+
+
+def test_text_that_the_tokenizer_loses_is_counted_and_said(adapter, monkeypatch, caplog):
+    # Each token has a probability of e^-1.
+    monkeypatch.setattr(
+        adapter,
+        "likelihoods",
+        lambda model, windows, batch_size: [
+            types.SimpleNamespace(log_prob=-float(len(window.target))) for window in windows
+        ],
+    )
+    lm = object.__new__(adapter.MattaLM)
+    lm._tokenizer, lm._batch_size = Letters(), 1
+    config = types.SimpleNamespace(data=types.SimpleNamespace(seq_len=3))
+    lm._model = types.SimpleNamespace(config=config)
+
+    def sums(*texts):
+        return lm.loglikelihood_rolling([types.SimpleNamespace(args=(text,)) for text in texts])
+
+    with caplog.at_level("WARNING", logger="absl"):
+        assert sums("abcd", "") == [-4, 0]
+        assert not caplog.records
+        assert sums("abcd", "caf東", "東京") == [-4, -3, -math.inf]
+    [record] = caplog.records
+    assert "2 of 3 texts do not survive encode and decode (the first: 'caf東')" in record.message
