@@ -95,6 +95,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     if not is_first():
         log = _log_nothing
     prepared = check_start(config, workdir, resume, log, extend=extend)
+    config = prepared.setup.config
 
     mend = "make room or name another, and start again: the run goes on from its last checkpoint"
     with storage.writing("workdir", workdir, mend, wrapped=True), _locked(workdir):

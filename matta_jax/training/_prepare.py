@@ -17,7 +17,7 @@ from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh,
 from matta_jax.starts import check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
 from matta_jax.tokenizers import fitting_tokenizer
-from matta_jax.training._resume import check_workdir, has_checkpoint
+from matta_jax.training._resume import check_workdir, has_checkpoint, with_own_tokenizer
 from matta_jax.training._samples import check_samples
 from matta_jax.training._state import Setup, make_setup
 
@@ -89,6 +89,7 @@ def check_start(
         microbatches=config.train.microbatches,
         num_devices=jax.device_count(),
     )
+    config = with_own_tokenizer(config, workdir, log)
     check_samples(config)
     check_workdir(config, workdir, resume, extend)
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)

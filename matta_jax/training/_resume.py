@@ -1,16 +1,17 @@
 """What a run saves of itself, and how it goes on from that, to the same bits."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matta_jax import config as config_lib
 from matta_jax import storage
-from matta_jax.checkpoints import Checkpoints, check_free, saved_steps, step_number
+from matta_jax.checkpoints import Checkpoints, check_free, read_meta, saved_steps, step_number
 from matta_jax.config import Config
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.nesting import flatten
-from matta_jax.tokenizers import files_digest
+from matta_jax.tokenizers import bundled_spec, files_digest, resolved_tokenizer
 from matta_jax.training._longer import Length
 from matta_jax.training._state import Setup, TrainState
 
@@ -44,7 +45,8 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str, extend: bo
     try:
         stored_config = storage.read_json(file)
         step = _newest_step(workdir)
-        changes = _forbidden_changes(stored_config, config, step, extend=extend)
+        digest = _tokenizer_digest(workdir, stored_config, step)
+        changes = _forbidden_changes(stored_config, config, step, digest=digest, extend=extend)
     except (ValueError, AttributeError, TypeError):  # No JSON, or JSON of another shape.
         raise UserError(
             f"{file} cannot be read as the config of a run; name another workdir"
@@ -54,6 +56,51 @@ def check_workdir(config: Config, workdir: storage.Path, resume: str, extend: bo
             f"workdir={str(workdir)!r} holds a run of another config ({'; '.join(changes)}); "
             "name another workdir, or set these fields back"
         )
+
+
+def with_own_tokenizer(config: Config, workdir: storage.Path, log: Callable[[str], None]) -> Config:
+    """The config of a run with the copy of its tokenizer that its workdir keeps, where the one
+    named is missing, or is the same in another place.
+
+    A named one that differs is left as it is, for `check_workdir` to refuse.
+    """
+    try:
+        stored_spec = _stored_tokenizer(storage.read_json(workdir / "config.json"))
+    except (OSError, ValueError, AttributeError, TypeError):
+        # No run; or `check_workdir` tells what is wrong with it.
+        return config
+    spec = config.data.tokenizer
+    own_spec = resolved_tokenizer(bundled_spec(stored_spec), workdir)
+    digest = files_digest(own_spec)
+    named = files_digest(spec)
+    is_gone = named is None and bundled_spec(spec) == bundled_spec(stored_spec)
+    is_moved = named == digest and spec != stored_spec
+    if digest is None or not (is_gone or is_moved):
+        return config
+
+    if is_gone:
+        log(f"data.tokenizer={spec!r} is missing: the run goes on with its copy, {own_spec!r}")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=own_spec))
+
+
+def _stored_tokenizer(stored_config: Mapping[str, Any]) -> str:
+    # A field that is not stored had its default.
+    return str(stored_config.get("data", {}).get("tokenizer", config_lib.DataConfig().tokenizer))
+
+
+def _tokenizer_digest(
+    workdir: storage.Path, stored_config: Mapping[str, Any], step: int
+) -> str | None:
+    """The digest of a run's tokenizer: as its newest checkpoint tells it, else of the copy in its
+    workdir; None where neither is there.
+    """
+    try:
+        digest = read_meta(workdir / "checkpoints" / str(step)).get("tokenizer") if step else None
+    except DamageError:
+        # An older step may be whole.
+        digest = None
+    own_spec = resolved_tokenizer(bundled_spec(_stored_tokenizer(stored_config)), workdir)
+    return digest or files_digest(own_spec)
 
 
 def _steps_to_save(config: Config, workdir: storage.Path) -> list[int]:
@@ -129,7 +176,6 @@ def save_state(
             "next_example": step * setup.config.data.batch_size,
         },
         "evaluation": dict(evaluation),
-        # None of `byte`, which has no files.
         "tokenizer": files_digest(setup.config.data.tokenizer),
     }
     checkpoints.save(
@@ -217,7 +263,11 @@ def _checked_meta(
     meta = checkpoints.meta(step, mend=mend)
     # The workdir's config may be lost, or of another run than a checkpoint that was copied there.
     try:
-        changes = _forbidden_changes(meta["config"], setup.config, step, extend=extend)
+        # Checkpoints of older versions do not tell it.
+        digest = meta.get("tokenizer")
+        changes = _forbidden_changes(
+            meta["config"], setup.config, step, digest=digest, extend=extend
+        )
         data_fingerprint = meta["data"]["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DamageError(
@@ -249,16 +299,33 @@ def _trees_of(state: TrainState) -> dict[str, Any]:
 
 
 def _forbidden_changes(
-    stored_config: Mapping[str, Any], config: Config, step: int, *, extend: bool
+    stored_config: Mapping[str, Any],
+    config: Config,
+    step: int,
+    *,
+    digest: str | None,
+    extend: bool,
 ) -> list[str]:
-    """Lines `section.field: x -> y` of the fields that may not change in a continuation."""
+    """Lines `section.field: x -> y` of the fields that may not change in a continuation.
+
+    `digest` is that of the stored run's tokenizer; None where it is not known.
+    """
     # The length of a run is judged by what it changes.
     free_fields = config_lib.free_fields() | {"train.num_steps"}
+    named = files_digest(config.data.tokenizer)
+    if digest is not None and named == digest:
+        # One tokenizer, wherever its files lie.
+        free_fields |= {"data.tokenizer"}
     lines = [
         line
         for line in config_lib.differences(stored_config, config_lib.to_dict(config))
         if line.partition(":")[0] not in free_fields
     ]
+    # Its path may be the same, and what lies there another tokenizer.
+    is_other = digest is not None and named not in (digest, None)
+    if is_other and not any(line.startswith("data.tokenizer:") for line in lines):
+        spec = config.data.tokenizer
+        lines.append(f"data.tokenizer={spec!r} has other files than the run was trained with")
     objection = _length(stored_config, config, step).objection(extend=extend)
     return [*lines, objection] if objection else lines
 

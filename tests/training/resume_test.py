@@ -1,5 +1,6 @@
 """A run goes on to the same bits, and from no other run's files."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import report, train
+from matta_jax import report, tokenizers, train
 from matta_jax.checkpoints import open_source
 from matta_jax.errors import DamageError, DivergenceError, UserError
 from matta_jax.training._held_out import HeldOut
-from matta_jax.training._resume import check_workdir, has_checkpoint
+from matta_jax.training._resume import check_workdir, has_checkpoint, with_own_tokenizer
 
 
 def quiet(line):
@@ -314,3 +315,75 @@ def test_a_cosine_run_is_longer_with_extend_alone(run, tiny, tmp_path):
     assert any("the learning rate at step 6 goes from" in line for line in lines)
     with pytest.raises(UserError, match="train.num_steps: 7 -> 5, but step 7 is saved"):
         train(tiny(train__num_steps=5), tmp_path / "run", extend=True, log=quiet)
+
+
+@pytest.fixture
+def begun(tiny, tmp_path):
+    """`begun(bundled, saved)`: the config and workdir of a run whose tokenizer is in
+    `tmp_path/tok.json`, with its own copy, with a checkpoint that tells its digest, or with both.
+    """
+    file = tmp_path / "tok.json"
+    file.write_text('{"model": 1}')
+    config = tiny(data__tokenizer=f"hf:{file}")
+    workdir = tmp_path / "run"
+
+    def make(bundled, saved):
+        described = c.to_dict(config)
+        workdir.mkdir()
+        (workdir / "config.json").write_text(json.dumps(described))
+        if bundled:
+            tokenizers.bundle_tokenizer(config.data.tokenizer, workdir)
+        if saved:
+            digest = tokenizers.files_digest(config.data.tokenizer)
+            meta = {"config": described, "fingerprints": {}, "units": {}, "tokenizer": digest}
+            text = json.dumps({"custom_metadata": meta})
+            (workdir / "checkpoints" / "3").mkdir(parents=True)
+            (workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_text(text)
+        return config, workdir
+
+    return make
+
+
+def resumed(config, workdir, tokenizer, log=quiet):
+    """The tokenizer that a run goes on with, whose command names another one."""
+    data = dataclasses.replace(config.data, tokenizer=tokenizer)
+    config = with_own_tokenizer(dataclasses.replace(config, data=data), workdir, log)
+    check_workdir(config, workdir, "must")
+    return config.data.tokenizer
+
+
+@pytest.mark.parametrize(("bundled", "saved"), [(True, False), (False, True), (True, True)])
+def test_a_tokenizer_is_known_by_its_files_and_not_by_its_path(begun, tmp_path, bundled, saved):
+    config, workdir = begun(bundled, saved)
+    spec = config.data.tokenizer
+    assert resumed(config, workdir, spec) == spec
+    # The same files elsewhere.
+    (tmp_path / "moved.json").write_text('{"model": 1}')
+    moved = f"hf:{tmp_path}/moved.json"
+    own = f"hf:{workdir}/tokenizer/tok.json"
+    assert resumed(config, workdir, moved) == (own if bundled else moved)
+    # Other files elsewhere, or in the same place; or of another kind.
+    for file in ("moved.json", "tok.json"):
+        (tmp_path / file).write_text('{"model": 2}')
+        with pytest.raises(UserError, match="data.tokenizer") as error:
+            resumed(config, workdir, f"hf:{tmp_path}/{file}")
+        assert "set these fields back" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="data.tokenizer: 'hf:.*' -> 'byte'"):
+        resumed(config, workdir, "byte")
+
+
+def test_a_run_whose_tokenizer_is_gone_goes_on_with_its_copy(begun, tmp_path):
+    config, workdir = begun(bundled=True, saved=True)
+    (tmp_path / "tok.json").unlink()
+    lines = []
+    own = resumed(config, workdir, config.data.tokenizer, lines.append)
+    assert own == f"hf:{workdir}/tokenizer/tok.json" and "is missing: the run goes on" in lines[0]
+    # And again, when the copy stands in the config, and when the run lies elsewhere.
+    described = json.loads((workdir / "config.json").read_text())
+    described["data"]["tokenizer"] = own
+    (workdir / "config.json").write_text(json.dumps(described))
+    workdir = workdir.rename(tmp_path / "moved")
+    again = resumed(config, workdir, config.data.tokenizer)
+    assert again == f"hf:{workdir}/tokenizer/tok.json"
+    with pytest.raises(UserError, match="data.tokenizer"):
+        resumed(config, workdir, f"hf:{tmp_path}/none.json")
