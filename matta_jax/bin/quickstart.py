@@ -26,7 +26,7 @@ def _main() -> None:
     )
     if result.sample:
         print(f"\nA sample of the TA:\n{result.sample}")
-    print(f"\n{result.report.table}\n")
+    print("\n" + "\n\n".join([result.report.table, *result.report.remarks]) + "\n")
     print("Wrote " + ", ".join(str(file) for file in result.report.files))
 
 

@@ -19,7 +19,7 @@ _LAYER = flags.DEFINE_integer("layer", None, "In which layer of the TA; the midd
 def _main() -> None:
     workdir = _app.required(_WORKDIR, "runs/quickstart")
     report = matta_jax.report(workdir, weight=_WEIGHT.value, layer=_LAYER.value)
-    print(report.table)
+    print("\n\n".join([report.table, *report.remarks]))
     print("Wrote " + ", ".join(str(file) for file in report.files))
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ def open_source(checkpoint: str) -> Source:
             f"checkpoint {str(path)!r} is damaged: its arrays are not those of its config; use "
             "another step"
         )
-    fingerprint = combined_fingerprint(stored)
+    fingerprint = weights_fingerprint(meta)
     return Source(directory, step, config, plan, unflatten(stored), fingerprint)
 
 
@@ -125,9 +125,10 @@ def _with_own_tokenizer(config: Config, step_folder: storage.Path, meta: dict[st
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
 
-def combined_fingerprint(arrays: dict[str, StoredArray]) -> str:
-    """One hash, in hex, over the fingerprints of all arrays."""
-    text = json.dumps({path: array.fingerprint for path, array in sorted(arrays.items())})
+def weights_fingerprint(meta: Mapping[str, Any]) -> str:
+    """One hash, in hex, over the fingerprints of all weights, of a checkpoint's document."""
+    prints = meta["fingerprints"].get("params", {})
+    text = json.dumps(dict(sorted(prints.items())))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -18,10 +18,18 @@ from matta_jax.evaluation._preconditioners import (
     plot_blocks,
     preconditioner_blocks,
 )
-from matta_jax.evaluation._sizes import Row, figure_of, plot_sizes, sizes_table, width_text
-from matta_jax.models import Architecture, plan_of
+from matta_jax.evaluation._scored import scored_models
+from matta_jax.evaluation._sizes import (
+    Row,
+    figure_of,
+    plot_sizes,
+    plotted,
+    sizes_table,
+    stale_remarks,
+    width_text,
+)
+from matta_jax.models import plan_of
 from matta_jax.nesting import RESIDUAL, flatten, matrix_view, nest_of
-from matta_jax.packages import MANIFEST, read_manifest
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 
@@ -33,11 +41,14 @@ class Report:
       files: report.md, report.json and the plots.
       rows: one for each extracted and scored model, small to large.
       table: the rows, for people.
+      remarks: a line each on what is not as a reader may take it: models of other weights than the
+        run's, and plots that are not drawn.
     """
 
     files: list[storage.Path]
     rows: list[dict[str, Any]]
     table: str
+    remarks: list[str] = dataclasses.field(default_factory=list)
 
 
 def report(
@@ -74,18 +85,19 @@ def report(
         notes = _old_notes(folder / "report.json")
     baselines = notes.get("baselines", {})
 
-    rows = _rows(folder / "models")
+    rows = scored_models(folder)
     table = sizes_table(rows, baselines)
     preconditioners, block_figure = _preconditioners(folder, config, weight, layer)
     with _saving(folder, table):
         pictures = _plots(folder, config, metrics, rows, baselines)
         if block_figure is not None:
             pictures.append(save_figure(block_figure, folder / "preconditioners.png"))
+    remarks = [*stale_remarks(rows), *_undrawn(config, rows, pictures)]
 
     # A heading without text or picture is left out.
     links = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}
     sections = {
-        "Models": [table, links.get("accuracy_vs_size")],
+        "Models": [table, *remarks, links.get("accuracy_vs_size")],
         "Run": [_run_table(config, metrics), _last_table(config, metrics), links.get("curves")],
         "Preconditioners": [preconditioners, links.get("preconditioners")],
         "A sample from the TA": [_sample(notes)],
@@ -97,7 +109,7 @@ def report(
         document = {"models": rows, "notes": notes}
         storage.replace_text(files[0], storage.json_text(document, indent=2) + "\n")
         storage.replace_text(files[1], markdown)
-    return Report(files + pictures, rows, table)
+    return Report(files + pictures, rows, table, remarks)
 
 
 @contextlib.contextmanager
@@ -153,31 +165,6 @@ def _old_notes(file: storage.Path) -> dict[str, Any]:
         return notes if isinstance(notes, dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _rows(models: storage.Path) -> list[Row]:
-    """The scored models, small to large."""
-    rows = []
-    for file in storage.match(models, f"*/{MANIFEST}"):
-        # Its seal is checked: a figure that was changed is not printed.
-        description = read_manifest(file.parent, str(file.parent))
-        if description.manifest["scores"]:
-            rows.append(_row(description.manifest, description.architecture))
-    return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
-
-
-def _row(manifest: dict[str, Any], architecture: Architecture) -> Row:
-    counts = manifest["counts"]
-    return {
-        "name": manifest["spec"],
-        "layers": architecture.num_layers,
-        "d_model": architecture.d_model,
-        "widths": list(architecture.along("d_ff")),
-        "parameters": counts["parameters"],
-        "mb": counts["bytes"] / 1e6,
-        "flops_per_token": counts["flops_per_token"],
-        "scores": {score["task"]: score["value"] for score in manifest["scores"]},
-    }
 
 
 def _sample(notes: dict[str, Any]) -> str | None:
@@ -315,11 +302,28 @@ def _plots(
         return []
     pictures = [plot_curves(folder / "curves.png", curves, config, metrics)]
 
-    figure = figure_of(rows)
-    if any(figure.of(row) is not None for row in rows):
+    rows = plotted(rows)
+    if rows:
         sizes = new_figure(figsize=(7, 4.5))
         pictures.append(plot_sizes(folder / "accuracy_vs_size.png", sizes, rows, baselines))
     return pictures
+
+
+def _undrawn(config: config_lib.Config, rows: list[Row], pictures: list[storage.Path]) -> list[str]:
+    """A line that names the plots which are not drawn, each with its reason; none where all are."""
+    task = figure_of(rows).task
+    reasons = {
+        "curves.png": "",
+        "accuracy_vs_size.png": f"no model of the newest checkpoint has a score of {task}",
+    }
+    if config.optimizer.name == "shampoo":
+        reasons["preconditioners.png"] = "no checkpoint is saved"
+    drawn = {picture.name for picture in pictures}
+    missing = {name: reason for name, reason in reasons.items() if name not in drawn}
+    if new_figure((1.0, 1.0)) is None:
+        missing = dict.fromkeys(missing, "no Matplotlib: pip install 'matta_jax[plots]'")
+    parts = [f"{name} ({reason})" for name, reason in missing.items()]
+    return [f"Not drawn: {', '.join(parts)}"] if parts else []
 
 
 def _widening_weight(config: config_lib.Config) -> str:

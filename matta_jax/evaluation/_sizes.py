@@ -1,6 +1,7 @@
 """Accuracy against size: the table and the picture of a run's scored models.
 
-A row is what `report` reads of a model: its name, sizes, counts and scores.
+A row is what `report` reads of a model: its name, sizes, counts and scores; and `stale`, what it is
+of where that is not the run's newest checkpoint.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
         value = figure.of(row)
         lines.append(
             [
-                row["name"],
+                _marked(row),
                 str(row["layers"]),
                 str(row["d_model"]),
                 width_text(row["widths"]),
@@ -89,6 +90,25 @@ def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
     for name, value in baselines.items():
         lines.append([name, "", "", "", "", "", "", f"{value:.4f}"])
     return markdown_table(header, lines, left=(0, 3))
+
+
+def _marked(row: Row) -> str:
+    """The name of a model in the table: one that is not of the run's weights says so."""
+    return f"{row['name']} ({row['stale']})" if row.get("stale") else row["name"]
+
+
+def stale_remarks(rows: Sequence[Row]) -> list[str]:
+    """A line that names the models which are not of the checkpoint that the run is at."""
+    stale = [f"models/{row['folder']} is of {row['stale']}" for row in rows if row.get("stale")]
+    if not stale:
+        return []
+    return [f"Not of the run's newest checkpoint: {', '.join(stale)}; extract and score it again"]
+
+
+def plotted(rows: Sequence[Row]) -> list[Row]:
+    """The models in the picture: those of the run's weights that have its figure."""
+    figure = figure_of(rows)
+    return [row for row in rows if not row.get("stale") and figure.of(row) is not None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,15 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
 from matta_jax import evaluate, extract, report, storage
+from matta_jax.checkpoints import read_meta, weights_fingerprint
 from matta_jax.errors import UnsavedError, UserError
+from matta_jax.evaluation._sizes import plotted
+from matta_jax.packages._manifest import sealed
 
 
 def test_report_gathers_table_and_plots(run, tiny, tmp_path):
@@ -84,6 +88,65 @@ def test_a_figure_that_was_changed_is_not_reported(run, tmp_path):
         file.write_text(text.replace(old, new))
         with pytest.raises(UserError, match="manifest.json was changed"):
             report(workdir)
+
+
+PARENTS = {
+    "newest": ({}, ""),
+    "older": ({"step": 3}, "step 3"),
+    "gone": ({"step": 2}, "step 2, which is gone"),
+    "trained anew": ({"fingerprint": "c0ffee"}, "another run"),
+    "longer": ({"step": 9}, "another run"),
+    "imported": (None, "another run"),
+}
+
+
+@pytest.fixture(scope="module")
+def descended(run, tmp_path_factory):
+    """A copy of the run with a scored model of each of PARENTS, by their manifests."""
+    workdir = tmp_path_factory.mktemp("descended") / "run"
+    shutil.copytree(run[1], workdir)
+    score = {"task": "bits_per_byte:x", "value": 2.5, "corpus": "c0ffee", "date": "2026-01-02"}
+    [model] = extract(
+        str(run[1]), ["student"], workdir / "models" / "newest", scores={"student": [score]}
+    )
+    older = weights_fingerprint(read_meta(workdir / "checkpoints" / "3"))
+    for name, (changes, _) in PARENTS.items():
+        folder = workdir / "models" / name
+        if changes == {}:
+            continue
+        shutil.copytree(model.path, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if changes is None:
+            manifest["parent"] = {"hf": "a folder"}
+        else:
+            fingerprint = {"fingerprint": older} if name == "older" else {}
+            manifest["parent"] |= fingerprint | changes
+        (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    return workdir
+
+
+def test_models_of_other_weights_are_marked_and_not_drawn(descended):
+    made = report(descended)
+    marks = {row["folder"]: row["stale"] for row in made.rows}
+    assert marks == {name: mark for name, (_, mark) in PARENTS.items()}
+    [remark] = made.remarks
+    for name, (_, mark) in PARENTS.items():
+        assert (f"models/{name} is of {mark}" in remark) == bool(mark)
+        assert not mark or f"student ({mark})" in made.table
+    assert remark in (descended / "report.md").read_text()
+    assert [row["folder"] for row in plotted(made.rows)] == ["newest"]
+    assert "accuracy_vs_size.png" in {file.name for file in made.files}
+
+
+def test_plots_that_are_not_drawn_are_named_with_the_reason(descended, tmp_path, monkeypatch):
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copyfile(descended / name, tmp_path / name)
+    words = "Not drawn: accuracy_vs_size.png (no model of the newest checkpoint has a score of"
+    assert [line.partition(" bits_per_byte")[0] for line in report(tmp_path).remarks] == [words]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    reason = "(no Matplotlib: pip install 'matta_jax[plots]')"
+    line = f"Not drawn: curves.png {reason}, accuracy_vs_size.png {reason}"
+    assert report(descended).remarks[1:] == [line]
 
 
 def test_a_report_that_cannot_be_written_is_not_lost(run, tmp_path, monkeypatch):
