@@ -9,6 +9,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
+from matta_jax.errors import UserError
 from matta_jax.packages import DTYPES, FORMATS, Packaging
 from matta_jax.selection import METHODS, Budget, Workload
 
@@ -29,7 +30,9 @@ _MAX_MS = flags.DEFINE_float(
 _LATENCY_MODE = flags.DEFINE_string(
     "latency_mode", None, "prefill (default), or decode: one token, with a cache."
 )
-_LATENCY_BATCH = flags.DEFINE_integer("latency_batch_size", 1, "Sequences that are timed at once.")
+_LATENCY_BATCH = flags.DEFINE_integer(
+    "latency_batch_size", None, "Sequences that are timed at once; None: one."
+)
 _LATENCY_LENGTH = flags.DEFINE_integer("latency_length", None, "Their length; None: the run's.")
 _DTYPE = flags.DEFINE_string(
     "dtype", "fp32", f"{' or '.join(DTYPES)}: of max_mb, and of what is extracted."
@@ -84,12 +87,26 @@ def _main() -> None:
 
 
 def _workload(checkpoint: str) -> Workload | None:
-    """What is timed; None where no flag speaks of latency."""
-    holders = (_MAX_MS, _LATENCY_MODE, _LATENCY_LENGTH)
-    if all(holder.value is None for holder in holders):
-        return None
-    length = _LATENCY_LENGTH.value or matta_jax.open_source(checkpoint).config.data.seq_len
-    return Workload(_LATENCY_MODE.value or "prefill", _LATENCY_BATCH.value, length)
+    """What is timed; None where no flag speaks of latency.
+
+    Raises:
+      UserError: how many are timed, and not what; or a number out of bounds.
+    """
+    length = _LATENCY_LENGTH.value
+    batch_size = _LATENCY_BATCH.value
+    if _MAX_MS.value is None and _LATENCY_MODE.value is None and length is None:
+        if batch_size is None:
+            return None
+        raise UserError(
+            f"latency_batch_size={batch_size} is of no use alone: nothing is timed; give --max_ms "
+            "to limit the time, or --latency_mode to see it"
+        )
+    # By None: a 0 is a mistake to be told, and no default.
+    if length is None:
+        length = matta_jax.open_source(checkpoint).config.data.seq_len
+    return Workload(
+        _LATENCY_MODE.value or "prefill", 1 if batch_size is None else batch_size, length
+    )
 
 
 def run() -> None:

@@ -186,6 +186,16 @@ QUICK = "--config=configs/quickstart.py"
         ),
         ("report", ["--workdir=/nowhere"], ["/nowhere", "holds no run"]),
         (
+            "search",
+            ["--checkpoint=/nowhere", "--output=W", "--latency_length=0"],
+            ["latency_length=0 must be at least 1"],
+        ),
+        (
+            "search",
+            ["--checkpoint=/nowhere", "--output=W", "--latency_batch_size=4"],
+            ["latency_batch_size=4 is of no use alone", "--max_ms", "--latency_mode"],
+        ),
+        (
             "quickstart",
             ["--workdir=W", "--config.train.seed=x"],
             ["train.seed=x", "must be a whole number"],
