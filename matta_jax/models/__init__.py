@@ -27,6 +27,7 @@ from matta_jax.models._plain import logits as logits
 from matta_jax.models._plain import table_of as table_of
 from matta_jax.models._plan import Plan as Plan
 from matta_jax.models._plan import plan_of as plan_of
+from matta_jax.models._streams import layers_apart as layers_apart
 from matta_jax.models.families import Block as Block
 from matta_jax.models.families import Family as Family
 from matta_jax.models.families import Input as Input

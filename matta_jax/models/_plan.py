@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 
 import jax
 
@@ -99,17 +100,28 @@ class Plan:
             attention=attention,
         )
 
+    def entry_flops(self, sub_model: SubModel) -> int:
+        """FLOPs of a token in what a sub-model runs before its layers; rows that are looked up
+        count as none.
+        """
+        return self._flops_of(self.family.entries, sub_model, heads=[])
+
     def exit_flops(self, sub_model: SubModel) -> int:
         """FLOPs of a token in what a sub-model runs after its layers: its norm and its head."""
         # A head may be the embedding's table, which is a module of the entry.
-        modules = set(self.family.exits)
-        modules |= {path.partition("/")[0] for path in self._heads}
-        exits = {name: part for name, part in self.abstract.items() if name in modules}
-        axes = {name: self.axes[name] for name in exits}
+        modules = [*self.family.exits, *(path.partition("/")[0] for path in self._heads)]
+        return self._flops_of(modules, sub_model, heads=self._heads)
+
+    def _flops_of(
+        self, modules: Collection[str], sub_model: SubModel, *, heads: Collection[str]
+    ) -> int:
+        """FLOPs of a token in modules outside the layers."""
+        parts = {name: part for name, part in self.abstract.items() if name in modules}
+        axes = {name: self.axes[name] for name in parts}
 
         sizes = sizes_of(sub_model)
-        shapes = jax.eval_shape(lambda tree: narrow(tree, axes, sizes), exits)
-        counts = count_weights(shapes, narrow_axes(axes, sizes), heads=self._heads)
+        shapes = jax.eval_shape(lambda tree: narrow(tree, axes, sizes), parts)
+        counts = count_weights(shapes, narrow_axes(axes, sizes), heads=heads)
         return counts.flops_per_token
 
     @property

@@ -89,6 +89,24 @@ def make_streams(
     return streams, choices_SL
 
 
+def layers_apart(nest: Nest, members: Sequence[SubModel]) -> list[tuple[int, ...]]:
+    """Of each member the layers that it runs by itself: not those in which it goes along with one
+    before it, as their hidden states are the same.
+    """
+    streams, _ = make_streams(nest, members)
+    seen: set[tuple[int, tuple[Any, ...]]] = set()
+    apart = []
+    for stream in streams:
+        layers = []
+        for layer in stream.sub_model.layers:
+            key = (layer, stream.history(layer + 1))
+            if key not in seen:
+                seen.add(key)
+                layers.append(layer)
+        apart.append(tuple(layers))
+    return apart
+
+
 def _mix_options(nest: Nest) -> tuple[Sizes, ...]:
     """The sizes of a layer of the TA for each of the nest's options."""
     options = []

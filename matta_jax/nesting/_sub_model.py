@@ -122,6 +122,15 @@ class SubModel:
             raise ValueError(f"sizes differ between layers: {dict(self.per_layer)}")
         return SubModel(layers, self.sizes, member=self.member)
 
+    def part(self, layers: tuple[int, ...]) -> "SubModel":
+        """Some of its layers, each with its own sizes."""
+        positions = [self.layers.index(layer) for layer in layers]
+        per_layer = {
+            axis: tuple(values[position] for position in positions)
+            for axis, values in self.per_layer.items()
+        }
+        return SubModel(layers, self.sizes, per_layer, self.member)
+
     def within(self, container: "SubModel") -> bool:
         """Whether every weight of this model is a weight of `container`."""
         # Weights that a member owns are in no other one, whatever their sizes.

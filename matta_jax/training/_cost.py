@@ -1,12 +1,12 @@
 """What a step costs in FLOPs, and how many a device does in a second."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from matta_jax.models import Plan, count_model
+from matta_jax.models import Plan, count_model, layers_apart
 from matta_jax.nesting import SubModel
 from matta_jax.starts.teacher import Teacher
 from matta_jax.training._state import Setup
@@ -19,9 +19,10 @@ def step_flops_per_token(
     """Analytic FLOPs of a training step for each token: three times the forward passes of all that
     it runs.
 
-    Recomputation is not counted. A mix counts at the mean of what layers choose from. A member that
-    is a plain prefix of its TA shares the trunk, and counts with its head by itself. A Teacher that
-    runs along counts with one forward pass.
+    Recomputation is not counted. What sub-models run together counts once: the entry, and layers up
+    to where they part, such as all of a plain prefix of the TA, or of a member that is the Student
+    too. Each has a head by itself. A mix counts at the mean of what layers choose from. A Teacher
+    that runs along counts with one forward pass.
 
     Args:
       plan: of the run.
@@ -29,11 +30,14 @@ def step_flops_per_token(
       mixes: random ones beside them.
       teacher: that runs along, or None.
     """
-    forward = float(sum(_member_flops(plan, member) for member in members))
-    uniform = [
-        plan.count(plan.nest.ta.resized(**option)).flops_per_token
-        for option in plan.nest.layer_options
-    ]
+    # A narrower sub-model takes its entries of what enters the widest.
+    entry = max(plan.entry_flops(member) for member in members)
+    forward = float(entry + sum(_flops_apart(plan, members)))
+    ta = plan.nest.ta
+    uniform = []
+    for option in plan.nest.layer_options:
+        mix = ta.resized(**option)
+        uniform.append(plan.count(mix).flops_per_token - plan.entry_flops(mix))
     forward += mixes * sum(uniform) / len(uniform)
 
     teaching = 0
@@ -61,11 +65,14 @@ def run_flops_of(setup: Setup) -> float:
     return share * alone_flops_of(setup) + (1 - share) * step_flops_of(setup)
 
 
-def _member_flops(plan: Plan, member: SubModel) -> int:
-    """FLOPs of a forward pass, without what is the TA's too."""
-    ta = plan.nest.ta
-    is_prefix = member != ta and member == ta.with_layers(ta.layers[: member.num_layers])
-    return plan.exit_flops(member) if is_prefix else plan.count(member).flops_per_token
+def _flops_apart(plan: Plan, members: Sequence[SubModel]) -> Iterator[int]:
+    """FLOPs of a forward pass of each, without its entry, and without what one before it runs."""
+    for member, layers in zip(members, layers_apart(plan.nest, members), strict=True):
+        if not layers:
+            yield plan.exit_flops(member)
+            continue
+        part = member.part(layers)
+        yield plan.count(part).flops_per_token - plan.entry_flops(part)
 
 
 def measure_peak_flops(dtype: str) -> float:

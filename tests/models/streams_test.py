@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from matta_jax import nesting
-from matta_jax.models._streams import cuts_of, make_streams
+from matta_jax.models._streams import cuts_of, layers_apart, make_streams
 
 NEST = nesting.expand(
     num_layers=3, d_model=16, num_heads=2, d_ff=16, ta_num_layers=6, ta_num_heads=3, ta_d_ff=32
@@ -57,3 +57,13 @@ def test_a_member_that_owns_weights_has_a_history_of_its_own():
     members = [dataclasses.replace(NEST.ta, member=i) for i in range(2)]
     streams, _ = make_streams(NEST, [*members, NEST.ta])
     assert len({stream.history(6) for stream in streams}) == 3
+
+
+def test_layers_of_equal_states_are_run_by_the_first_alone():
+    twin = NEST.student
+    parting = NEST.ta.resized(d_ff=(32,) * 4 + (16,) * 2)
+    # Chooses by data: its states are equal to no other's.
+    mix = NEST.ta.resized(d_ff=(32, 16) * 3)
+    members = [NEST.student, NEST.ta, twin, parting, NEST.ta.with_layers((0, 1)), mix, mix]
+    whole = tuple(range(6))
+    assert layers_apart(NEST, members) == [(0, 1, 2), whole, (), (4, 5), (), whole, whole]

@@ -72,6 +72,34 @@ def test_named_members_count_and_prefixes_of_the_ta_with_their_head_alone(tiny):
     assert step_flops_of(make_setup(config, make_mesh((1, 1, 1)))) == ends + middle + head + mixes
 
 
+def layer_flops(d_model, heads, d_ff):
+    zero, one = (forward_flops(layers, d_model, heads, d_ff) for layers in (0, 1))
+    return one - zero
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers_apart"),
+    [
+        # The Student by another name, in whole and up to the layer where they part.
+        ("layers=2;d_model=16;num_heads=2;d_ff=16", []),
+        ("layers=2;d_model=16;num_heads=2;d_ff=16,32", [(16, 2, 32)]),
+        ("layers=2;d_model=16;num_heads=2;d_ff=32,16", [(16, 2, 32), (16, 2, 16)]),
+        # The TA up to there: hidden states differ after a layer of another width, or one less.
+        ("ta", []),
+        ("d_ff=48,48,16", [(24, 3, 16)]),
+        ("layers=2;d_ff=48,32", [(24, 3, 32)]),
+        ("layers=0,2", [(24, 3, 48)]),
+        ("layers=only:1", [(24, 3, 48)]),
+    ],
+)
+def test_what_a_member_shares_counts_once(tiny, spec, layers_apart):
+    config = tiny(nest__members={"twin": spec})
+    d_model = 16 if "d_model=16" in spec else 24
+    own = sum(layer_flops(*sizes) for sizes in layers_apart) + 2 * 256 * d_model
+    assert flops(config, ["student", "ta", "twin"]) == flops(config) + 3 * own
+    assert flops(config, ["twin", "ta", "student"]) == flops(config) + 3 * own
+
+
 def test_a_size_that_only_a_member_has_is_one_more_that_mixes_choose_from(tiny):
     config = tiny(nest__members={"odd": "d_ff=40"})
     # 16, 32, 40 and 48.
