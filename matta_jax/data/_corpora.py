@@ -46,11 +46,13 @@ class Corpus:
       source: as the config names it: `stdlib`, `text:GLOB` or `tfds:NAME[:SPLIT]`.
       text_field: field of a JSON line or TFDS example that holds the text.
       tfds_dir: where prepared TFDS sets lie.
+      known_fingerprint: of what it holds; None: `fingerprint` reads all of it.
     """
 
     source: str
     text_field: str = "text"
     tfds_dir: str | None = None
+    known_fingerprint: str | None = None
 
     def __iter__(self) -> Iterator[Document]:
         kind = self.source.partition(":")[0]
@@ -126,6 +128,8 @@ class Corpus:
         """Changes when the source does: by the bytes of each file, or by what a TFDS set says of
         itself. Raises UserError for a file that cannot be read.
         """
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
         if self.source.startswith("tfds:"):
             parts = [self.source, tfds_version(self.source, self.text_field, self.tfds_dir)]
         else:
@@ -133,6 +137,12 @@ class Corpus:
 
         text = "\n".join([*parts, self.text_field])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def fingerprinted(self) -> "Corpus":
+        """The same, whose fingerprint is known: for several readings of what does not change
+        between them. Raises UserError for a file that cannot be read.
+        """
+        return dataclasses.replace(self, known_fingerprint=self.fingerprint())
 
     def _version(self, path: storage.Path) -> str:
         """Changes with what a file holds, and how it is read. Not by its time, which another text

@@ -12,13 +12,39 @@ from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
 
 
+def split_both(config: Config, tokenizer: Tokenizer) -> tuple[Windows | ExampleSet, ...]:
+    """Returns the training side and the held-out side, as `split_data` does each; what they share
+    is read once for its fingerprint.
+    """
+    _check_max_windows(config)
+    data = config.data
+    corpus = None
+    # Examples have no cache to be found by a fingerprint.
+    if not config.model.reads_examples:
+        corpus = Corpus(data.source, data.text_field, data.tfds_dir).fingerprinted()
+    return tuple(
+        split_data(config, tokenizer, held_out=held_out, corpus=corpus)
+        for held_out in (False, True)
+    )
+
+
 def split_data(
-    config: Config, tokenizer: Tokenizer | None = None, *, held_out: bool
+    config: Config,
+    tokenizer: Tokenizer | None = None,
+    *,
+    held_out: bool,
+    corpus: Corpus | None = None,
 ) -> Windows | ExampleSet:
     """Returns the training or the held-out windows of a language model, or examples of a scorer.
 
     A stream's training side is its whole, in order; what the run leaves over is held out.
     Otherwise data.max_windows cuts the training side, and that alone.
+
+    Args:
+      config: of the run.
+      tokenizer: of the run; None: it is made.
+      held_out: which side.
+      corpus: that of data.source, where it is at hand.
 
     Raises:
       UserError: nothing on this side of the split, files that cannot be read, or a stream that is
@@ -33,14 +59,14 @@ def split_data(
     assert source is not None
 
     if data.stream and not from_eval_source:
-        stream = _read_all(source, config, tokenizer)
+        stream = _read_all(source, config, tokenizer, corpus)
         _check_stream(stream, config)
         return _after_training(stream, config, tokenizer) if held_out else stream
     if config.model.reads_examples:
         # Each of two sources is a side by itself; one source is split by its examples.
         side = None if has_eval_source else held_out
         return read_examples(source, data, _section(config), tokenizer, held_out=side)
-    windows = split_windows(data, tokenizer, held_out=held_out)
+    windows = split_windows(data, tokenizer, held_out=held_out, corpus=corpus)
     return windows if held_out else _first(windows, data.max_windows, tokenizer)
 
 
@@ -90,11 +116,13 @@ def glob_data(
     return _read_all(f"text:{where}", config, tokenizer)
 
 
-def _read_all(source: str, config: Config, tokenizer: Tokenizer) -> Windows | ExampleSet:
+def _read_all(
+    source: str, config: Config, tokenizer: Tokenizer, corpus: Corpus | None = None
+) -> Windows | ExampleSet:
     data = config.data
     if config.model.reads_examples:
         return read_examples(source, data, _section(config), tokenizer)
-    corpus = Corpus(source, data.text_field, data.tfds_dir)
+    corpus = corpus or Corpus(source, data.text_field, data.tfds_dir)
     return corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
 
 

@@ -67,8 +67,16 @@ class Windows:
         return {"tokens": window, "length": np.array(len(piece) - 1, np.int32)}
 
 
-def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -> Windows:
+def split_windows(
+    config: DataConfig, tokenizer: Tokenizer, *, held_out: bool, corpus: Corpus | None = None
+) -> Windows:
     """Returns the training or the held-out windows of a run, from the cache or tokenised now.
+
+    Args:
+      config: of the run.
+      tokenizer: of the run.
+      held_out: which side.
+      corpus: that of data.source, where it is at hand.
 
     Raises:
       UserError: no document, or none on this side of the split.
@@ -76,7 +84,8 @@ def split_windows(config: DataConfig, tokenizer: Tokenizer, *, held_out: bool) -
     has_eval_source = config.eval_source is not None
     source = config.eval_source if held_out and has_eval_source else config.source
     assert source is not None
-    corpus = Corpus(source, config.text_field, config.tfds_dir)
+    if corpus is None or corpus.source != source:
+        corpus = Corpus(source, config.text_field, config.tfds_dir)
 
     # Each of two sources is a side by itself; one source is split by its documents.
     if has_eval_source:

@@ -9,7 +9,7 @@ from absl import logging
 from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.config import Config
-from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_data
+from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_both
 from matta_jax.errors import UserError
 from matta_jax.optim import shampoo_advice
 from matta_jax.packages import Package
@@ -99,8 +99,7 @@ def check_start(
     setup = make_setup(config, make_mesh(mesh_sizes))
     _advise(setup)
 
-    windows = split_data(config, tokenizer, held_out=False)
-    eval_windows = split_data(config, tokenizer, held_out=True)
+    windows, eval_windows = split_both(config, tokenizer)
     labels = _check_teacher(setup, windows)
     if isinstance(windows, ExampleSet) and windows.truncated:
         log(

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from matta_jax import data, tokenizers
-from matta_jax.config import Config, DataConfig
-from matta_jax.data import _windows
+from matta_jax.config import Config, DataConfig, OptimizerConfig, TrainConfig
+from matta_jax.data import _corpora, _windows
 from matta_jax.errors import UserError
 
 BYTES = tokenizers.ByteTokenizer()
@@ -443,6 +443,41 @@ def test_max_windows_cuts_the_training_side_alone(tmp_path):
     assert sides(max_windows=10**6)[0].fingerprint == whole.fingerprint
     with pytest.raises(UserError, match="data.max_windows=7 is not for data.stream"):
         sides(max_windows=7, stream=True)
+
+
+@pytest.mark.parametrize("kind", ["split", "stream", "two sources"])
+def test_both_sides_are_found_by_one_reading(tmp_path, monkeypatch, kind):
+    for i in range(8):
+        (tmp_path / f"{i}.txt").write_text(f"document {i} " * 5)
+    fields = {"stream": kind == "stream"}
+    if kind == "two sources":
+        fields["eval_source"] = f"text:{tmp_path}/0.txt"
+    config = Config(
+        data=DataConfig(
+            source=f"text:{tmp_path}/*.txt",
+            eval_fraction=0.3,
+            seq_len=8,
+            batch_size=2,
+            cache_dir=str(tmp_path / "cache"),
+            **fields,
+        ),
+        train=TrainConfig(num_steps=10),
+        optimizer=OptimizerConfig(warmup_steps=0),
+    )
+    apart = [data.split_data(config, BYTES, held_out=held_out) for held_out in (False, True)]
+
+    read = []
+    real = _corpora.read_data
+    monkeypatch.setattr(
+        _corpora, "read_data", lambda path, what: read.append(path.name) or real(path, what)
+    )
+    together = data.split_both(config, BYTES)
+    assert [side.fingerprint for side in together] == [side.fingerprint for side in apart]
+    expected = [f"{i}.txt" for i in range(8)] + ["0.txt"] * (kind == "two sources")
+    assert sorted(read) == sorted(expected)
+    # The next run reads anew.
+    (tmp_path / "1.txt").write_text("document X " * 5)
+    assert data.split_both(config, BYTES)[0].fingerprint != together[0].fingerprint
 
 
 def test_a_text_of_which_tokens_hold_nothing_is_named(tmp_path):
