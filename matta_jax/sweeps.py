@@ -275,7 +275,7 @@ def last_evaluation(workdir: storage.Path) -> dict[str, Any] | None:
             continue
         step = row.get("step")
         # A line of something else, whatever stands in it.
-        if isinstance(step, int) and not isinstance(step, bool):
+        if storage.is_whole(step):
             student, ta = _number(row["eval/student"]), _number(row.get("eval/ta"))
             return {"step": step, "student": student, "ta": ta}
     return None
@@ -283,8 +283,7 @@ def last_evaluation(workdir: storage.Path) -> dict[str, Any] | None:
 
 def _number(value: Any) -> float | None:
     """A figure; None for what is none. Losses that were not finite stand as null."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number else None
+    return value if storage.is_number(value) else None
 
 
 def _run_name(overrides: Overrides) -> str:

@@ -92,5 +92,4 @@ def _filed_loss(folder: storage.Path) -> float | None:
 
 
 def _finite(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if storage.is_number(value) and math.isfinite(value) else None

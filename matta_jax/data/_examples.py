@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from matta_jax import storage
 from matta_jax.config import DataConfig, ScorerConfig
 from matta_jax.data._corpora import Corpus, Document, is_held_out
 from matta_jax.data._jsonl import read_json_lines, text_of
@@ -247,7 +248,7 @@ def _numbers(value: dict[str, Any], name: str, size: int, field: str, where: str
     if (
         not isinstance(numbers, list)
         or len(numbers) != size
-        or not all(type(number) in (int, float) for number in numbers)
+        or not all(map(storage.is_number, numbers))
     ):
         raise UserError(
             f"{where}: {name}={shorten(numbers)} must be a list of {size} numbers ({field})"

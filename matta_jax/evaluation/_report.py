@@ -150,11 +150,11 @@ def _read_metrics(file: storage.Path) -> list[dict[str, float]]:
 def _metrics_row(line: str) -> dict[str, float]:
     """A row: numbers by name, one of them the step. Raises ValueError for anything else."""
     row = storage.parse_json(line)
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
+    if not isinstance(row, dict) or not storage.is_whole(row.get("step")):
         raise ValueError("a row is an object with a whole number `step`")
     for name, value in row.items():
         # Null stands for a number that was not finite.
-        if value is not None and type(value) not in (int, float):
+        if value is not None and not storage.is_number(value):
             raise ValueError(f"{name} is no number")
     return {name: value for name, value in row.items() if value is not None}
 

@@ -152,11 +152,10 @@ class _Score:
 
 def _is_loss(loss: TextLoss) -> bool:
     """Whether the figures of a loss are such as a text can have."""
-    is_number = isinstance(loss.nats, int | float) and not isinstance(loss.nats, bool)
     # Written so that it refuses NaN too.
-    is_nats = is_number and 0 <= loss.nats < _TOO_LARGE
+    is_nats = storage.is_number(loss.nats) and 0 <= loss.nats < _TOO_LARGE
     return is_nats and _is_count(loss.num_tokens) and _is_count(loss.num_bytes)
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_LARGE
+    return storage.is_whole(value) and 0 < value < _TOO_LARGE

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 from immutabledict import immutabledict
 
+from matta_jax import storage
 from matta_jax.checkpoints import Source
 from matta_jax.errors import UserError, shorten
 from matta_jax.nesting import LAYERS, PATTERNS, Nest, Sizes, SubModel, word_of
@@ -37,9 +38,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
             # Written so that it refuses NaN too.
-            if not is_number or not 0 < value < _TOO_LARGE:
+            if not storage.is_number(value) or not 0 < value < _TOO_LARGE:
                 raise UserError(
                     f"{name}={shorten(value)} must be greater than 0, and finite; leave it "
                     "out for no limit"
@@ -169,7 +169,7 @@ def _label(option: Sizes) -> str:
 
 def check_count(name: str, value: object, least: int, most: int) -> None:
     """Raises UserError for what is no whole number within these bounds."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not storage.is_whole(value):
         raise UserError(f"{name}={shorten(value)} must be a whole number")
     if value < least:
         raise UserError(f"{name}={shorten(value)} must be at least {least}")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 
 def parse_json(text: str) -> Any:
@@ -22,6 +22,16 @@ def parse_json(text: str) -> Any:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Returns a value as JSON, in which a number that is not finite is null: JSON has none."""
     return json.dumps(_finite_parts(value), indent=indent, allow_nan=False)
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value of JSON, or of a caller, is a number; to Python true and false are, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number, as `is_number`."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _refuse_constant(word: str) -> NoReturn:

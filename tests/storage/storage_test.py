@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorstore as ts
 
@@ -170,6 +171,24 @@ def test_what_is_no_json_is_a_value_error(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError):
         storage.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "is_number", "is_whole"),
+    [
+        (3, True, True),
+        (-0.5, True, False),
+        (3.0, True, False),
+        (float("nan"), True, False),
+        (np.float64(1), True, False),
+        (True, False, False),
+        ("3", False, False),
+        (None, False, False),
+        ([3], False, False),
+    ],
+)
+def test_true_is_no_number(value, is_number, is_whole):
+    assert (storage.is_number(value), storage.is_whole(value)) == (is_number, is_whole)
 
 
 def test_json_holds_null_for_what_is_no_number_and_no_mark(tmp_path):
