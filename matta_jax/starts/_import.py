@@ -24,6 +24,9 @@ from matta_jax.packages import (
 )
 from matta_jax.tokenizers import TOKENIZER, make_tokenizer, resolved_tokenizer
 
+# OpenAI's names of the files of a GPT-2 tokenizer, which ours reads, by those of Hugging Face.
+_GPT2_NAMES = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
+
 
 def import_hf(
     folder: str | storage.Path,
@@ -59,7 +62,7 @@ def import_hf(
     params = _read(source, architecture, reads)
     with new_folder(target) as building:
         spec = tokenizer or _keep_tokenizer(source, building)
-        eos_id = _checked_eos_id(source, target, building, spec, tokenizer, architecture)
+        eos_id = _checked_eos_id(source, building, spec, tokenizer, architecture)
         about = {
             "parent": {"hf": str(source)},
             "spec": source.name,
@@ -112,7 +115,6 @@ def _config(architecture: Architecture, tokenizer: str) -> Config:
 
 def _checked_eos_id(
     source: storage.Path,
-    target: storage.Path,
     building: storage.Path,
     spec: str,
     named: str | None,
@@ -128,10 +130,9 @@ def _checked_eos_id(
     except UserError as error:
         if named is not None:
             raise
-        # The folder that is being built is gone when the user reads this.
-        detail = str(error).replace(str(building), str(target)).partition(";")[0]
         raise UserError(
-            f"{str(source)!r}: its tokenizer cannot be used ({detail}); name one by --tokenizer"
+            f"{str(source)!r}: its tokenizer cannot be used "
+            f"({_of_source(error, source, building)}); name one by --tokenizer"
         ) from None
     if tokenizer.vocab_size > architecture.vocab_size:
         whose = f"tokenizer={named!r}" if named else f"the tokenizer in {str(source)!r}"
@@ -142,6 +143,16 @@ def _checked_eos_id(
     return tokenizer.eos_id
 
 
+def _of_source(error: UserError, source: storage.Path, building: storage.Path) -> str:
+    """What is wrong with a copy of a tokenizer, said of the user's own files: the folder that is
+    being built is gone when the user reads this.
+    """
+    detail = str(error).replace(str(building / TOKENIZER), str(source)).partition(";")[0]
+    for hf_name, name in _GPT2_NAMES.items():
+        detail = detail.replace(name, hf_name)
+    return detail
+
+
 def _keep_tokenizer(source: storage.Path, building: storage.Path) -> str:
     """Copies a Hugging Face folder's tokenizer into the model's; returns its spec."""
     place = building / TOKENIZER
@@ -150,11 +161,9 @@ def _keep_tokenizer(source: storage.Path, building: storage.Path) -> str:
         storage.copy_file(source / "tokenizer.json", place / "tokenizer.json")
         return f"hf:./{TOKENIZER}/tokenizer.json"
 
-    # OpenAI's names of the same files, which our GPT-2 tokenizer reads.
-    files = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
-    if all((source / hf_name).is_file() for hf_name in files):
+    if all((source / hf_name).is_file() for hf_name in _GPT2_NAMES):
         storage.make_folder(place)
-        for hf_name, name in files.items():
+        for hf_name, name in _GPT2_NAMES.items():
             storage.copy_file(source / hf_name, place / name)
         return f"gpt2:./{TOKENIZER}"
     raise UserError(

@@ -153,6 +153,33 @@ def test_bad_tokenizers_are_refused_and_nothing_is_left(refused, save_tokenizer,
     )
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"vocab.json": "[]"}, "vocab.json is list, and must be a JSON object"),
+        ({"vocab.json": "["}, "vocab.json cannot be read"),
+        ({"vocab.json": "[" * 100_000}, "vocab.json cannot be read .it is nested too deep"),
+        ({"vocab.json": '{"a": "b"}'}, "merges.txt and vocab.json do not fit together"),
+        ({"merges.txt": "t h e"}, "merges.txt and vocab.json do not fit together"),
+        ({"merges.txt": b"t h\n\xff"}, "merges.txt cannot be read"),
+        ({"tokenizer.json": '{"model": {"type": "BPE", "vo'}, "tokenizer.json cannot be read"),
+        ({"tokenizer.json": "[]"}, "tokenizer.json is list"),
+        ({"tokenizer.json": '{"model": null}'}, "is not a tokenizer JSON file"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_damaged_tokenizer_is_named_by_the_users_own_file(
+    refused, hf_folder, place, files, words
+):
+    files = {"vocab.json": "{}", "merges.txt": "#version: 0.2\nt h\n"} | files
+    for name, content in files.items():
+        content = content.encode() if isinstance(content, str) else content
+        (hf_folder / name).write_bytes(content)
+    # Not by the copy, which is gone when the user reads this.
+    with refused(f"^((?!{place}).)*its tokenizer cannot be used .*hf_folder.*{words}", place):
+        matta_jax.import_hf(hf_folder, place / "model")
+
+
 def test_an_imported_tokenizer_goes_where_its_model_goes(save_tokenizer, hf_folder, tmp_path):
     save_tokenizer(hf_folder / "tokenizer.json", 200)
     first = matta_jax.import_hf(hf_folder, tmp_path / "first")
