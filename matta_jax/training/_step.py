@@ -60,11 +60,11 @@ def joining_step(setup: Setup) -> int:
 
 def make_train_steps(setup: Setup) -> Callable[[int], TrainStep]:
     """Returns what gives the step to take after so many: a run may begin with its TA alone."""
-    joint, first = make_train_step(setup), joining_step(setup)
+    joint_step, first = make_train_step(setup), joining_step(setup)
     if not first:
-        return lambda step: joint
-    alone = make_train_step(setup, ta_alone=True)
-    return lambda step: alone if step < first else joint
+        return lambda step: joint_step
+    ta_step = make_train_step(setup, ta_alone=True)
+    return lambda step: ta_step if step < first else joint_step
 
 
 def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
