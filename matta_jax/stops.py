@@ -3,22 +3,39 @@
 Python runs a signal's handler in the main thread, which may wait for a device or a library that
 never answers. So a thread of its own hears of each signal too: the second one, or one that nobody
 has answered for a while, ends the process at once.
+
+What a handler raises is lost where Python has nobody to pass it on to, and aborts the process where
+the caller is C++. So a signal that comes there is sent again a little later.
 """
 
 import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
 
 GRACE_SECONDS = 60.0
 """A signal that is not answered for so long ends the process."""
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_RESEND_SECONDS = 0.05
+
+# Code that the interpreter calls by itself, and whose exceptions it drops; JAX has one at each
+# collection of garbage.
+_UNRAISABLE = {"__del__", "_xla_gc_callback"}
+_IMPORT = "<frozen importlib._bootstrap"
+
 _answered = threading.Event()
 _watches = 0
+_resends = 0
+_has_begun = False
+_asked: int | None = None
+_is_program = False
 
 
 class Stopped(BaseException):
@@ -26,33 +43,112 @@ class Stopped(BaseException):
 
 
 def end_on_signals() -> None:
-    """Makes a SIGTERM or Ctrl-C end the process at once, in one line: nothing has begun."""
+    """Makes a SIGTERM or Ctrl-C end the process at once, in one line: nothing has begun. For a
+    process that is a binary, and nothing else.
+    """
+    global _is_program
+    _is_program = True
     for number in _NUMBERS:
         signal.signal(number, _end_at_start)
 
 
 def _end_at_start(number: int, frame: object) -> None:
-    _end(number, f"{signal.Signals(number).name} before anything was done", "nothing was written")
+    name = signal.Signals(number).name
+    if _has_begun:
+        _end(number, f"{name} after the work was done", "all was written")
+    _end(number, f"{name} before anything was done", "nothing was written")
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """Makes a SIGTERM within the block raise `Stopped`, and a Ctrl-C KeyboardInterrupt, in the main
-    thread.
+    thread, where they reach the end of the block.
     """
+    global _has_begun, _asked
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    previous_handler = signal.signal(signal.SIGTERM, _raise_stopped)
+    _has_begun = True
+    _asked = None
+    previous_handlers = {number: signal.signal(number, _raise_or_resend) for number in _NUMBERS}
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: _resend_dropped(dropped, previous_hook)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        sys.unraisablehook = previous_hook
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
 
 
-def _raise_stopped(number: int, frame: object) -> None:
-    raise Stopped
+def _raise_or_resend(number: int, frame: FrameType | None) -> None:
+    """The handler of a signal that is to be raised."""
+    global _asked
+    _asked = number
+    # A module whose import is broken off may be half there for those who try again, and an
+    # extension's turns the error into another.
+    if _is_unraisable(frame):
+        _resend(number)
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        raise Stopped
+
+
+def _is_unraisable(frame: FrameType | None) -> bool:
+    """Whether an exception raised in a frame would not reach those who called it."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in _UNRAISABLE or code.co_filename.startswith(_IMPORT):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _resend_dropped(dropped: Any, hook: Any) -> None:
+    """Sends a signal again whose exception Python has dropped; leaves any other to a hook."""
+    if issubclass(dropped.exc_type, Stopped):
+        _resend(signal.SIGTERM)
+    elif issubclass(dropped.exc_type, KeyboardInterrupt):
+        _resend(signal.SIGINT)
+    else:
+        hook(dropped)
+
+
+def _resend(number: int) -> None:
+    timer = threading.Timer(_RESEND_SECONDS, _send, [number])
+    timer.daemon = True
+    timer.start()
+
+
+def _send(number: int) -> None:
+    global _resends
+    handler = signal.getsignal(number)
+    # The block may have ended meanwhile, and the work with it.
+    if handler is _raise_or_resend:
+        _resends += 1
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a binary at once, after what it has to say is said; elsewhere raises SystemExit.
+
+    On the regular way out, threads of libraries that still compute would crash the interpreter,
+    hold it up, or complain after the last line.
+    """
+    if not _is_program:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def asked() -> int | None:
+    """The signal that came within the last block of `raised`: what it raises may reach the end of
+    the block as another error, of the library that it broke off. None without.
+    """
+    return _asked
 
 
 def answer() -> None:
@@ -104,7 +200,7 @@ def _watch(reader: int, grace_seconds: float) -> None:
         if not numbers:
             os.close(reader)
             return
-        if numbers[0] not in _NUMBERS:
+        if numbers[0] not in _NUMBERS or _is_resent():
             continue
         if first is not None:
             _end(numbers[0], "was asked a second time to stop")
@@ -112,7 +208,18 @@ def _watch(reader: int, grace_seconds: float) -> None:
         deadline = time.monotonic() + grace_seconds
 
 
-def _end(number: int, reason: str, outcome: str = "the work goes on from what was saved") -> None:
+def _is_resent() -> bool:
+    """Whether a signal is one that was sent again."""
+    global _resends
+    if not _resends:
+        return False
+    _resends -= 1
+    return True
+
+
+def _end(
+    number: int, reason: str, outcome: str = "the work goes on from what was saved"
+) -> NoReturn:
     line = f"error: {reason}; the process ends at once, and {outcome}\n"
     with contextlib.suppress(OSError):
         os.write(2, line.encode())

@@ -1,11 +1,16 @@
 """A process that is asked to stop does, whatever its main thread waits for."""
 
+import importlib
+import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from matta_jax import stops
 
 # A mutex that is locked twice is waited for in C for ever, and no signal ends the wait.
 STUCK = """
@@ -82,3 +87,61 @@ def test_a_signal_before_anything_is_done_is_a_line():
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130 and errors.startswith(b"error: SIGINT before")
     assert errors.count(b"\n") == 1
+
+
+class Sender:
+    """Asks its own process to stop when it is freed, where Python drops what a handler raises."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        # A handler runs between two instructions.
+        time.sleep(0)
+
+
+RAISED = {signal.SIGTERM: stops.Stopped, signal.SIGINT: KeyboardInterrupt}
+
+
+@pytest.mark.parametrize("number", RAISED)
+def test_a_signal_is_not_lost_where_python_drops_exceptions(number):
+    with pytest.raises(RAISED[number]), stops.watched(), stops.raised():
+        Sender(number)
+        time.sleep(5)
+    assert stops.asked() == number
+
+
+@pytest.mark.parametrize("number", RAISED)
+def test_an_import_ends_before_its_signal_is_raised(number, tmp_path, monkeypatch):
+    name = f"import_in_which_{number.name.lower()}_comes"
+    (tmp_path / f"{name}.py").write_text(
+        f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(0.01); whole = True"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RAISED[number]), stops.watched(), stops.raised():
+        importlib.import_module(name)
+        time.sleep(5)
+    assert sys.modules[name].whole
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_that_python_drops_is_raised_again(monkeypatch):
+    # As if the interpreter called other code by itself, too.
+    monkeypatch.setattr(stops, "_UNRAISABLE", set())
+    with pytest.raises(stops.Stopped), stops.watched(), stops.raised():
+        Sender(signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_block_without_a_signal_tells_of_none():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stops.raised():
+        pass
+    assert stops.asked() is None
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_binaries_hear_of_signals_before_they_import_anything():
+    source = (pathlib.Path(stops.__file__).parent / "bin" / "__init__.py").read_text()
+    assert source.index("stops.end_on_signals()") < source.index("from matta_jax.bin")

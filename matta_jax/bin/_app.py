@@ -1,25 +1,26 @@
 """How every binary starts and ends: one line and exit code 2 for what a user got wrong."""
 
+import errno
+import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import matta_jax
 from matta_jax import stops, storage
+from matta_jax.bin._complaints import complaints_held
 from matta_jax.bin._config_file import config_file_error
 from matta_jax.bin._output import exit_of, guarded_output
 from matta_jax.config import Config, describe_fields, field_names, from_config_dict, unknown_field
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 
 _USAGE_ERROR = 2
-_INTERRUPTED = 130
-_TERMINATED = 143
-_GOES_ON = "the same command goes on from what was saved"
 
 # A flag in the arguments, joined by zeros: `--config=FILE` or `--config`, `FILE`.
 _INIT_FROM = re.compile(r"(?:^|\0)--?init_from[=\0]([^\0]*)")
@@ -94,7 +95,7 @@ def required(holder: flags.FlagHolder, example: str) -> Any:
 
 
 def _guard(main: Callable[[], Any]) -> None:
-    with stops.watched(), stops.raised(), guarded_output() as output:
+    with stops.watched(), complaints_held(), stops.raised(), guarded_output() as output:
         try:
             main()
         except UserError as error:
@@ -103,21 +104,32 @@ def _guard(main: Callable[[], Any]) -> None:
                 print(error.text, flush=True)
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail(f"interrupted; {_GOES_ON}", code=_INTERRUPTED)
+            _fail_by_signal(signal.SIGINT)
         except stops.Stopped:
-            _fail(f"stopped by SIGTERM; {_GOES_ON}", code=_TERMINATED)
+            _fail_by_signal(signal.SIGTERM)
         except Exception as error:
             _fail_by(error)
 
     code, line = exit_of(output)
     if line:
         _fail(line, code=code)
-    if code:
-        sys.exit(code)
+    if code or not _is_distributed():
+        stops.leave(code)
 
 
-def _fail_by(error: Exception) -> None:
-    """Ends by an error that nobody foresaw: in a line where it is the machine's, else as it is."""
+def _fail_by_signal(number: int) -> NoReturn:
+    what = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
+    # As a shell has it of a process that a signal ends.
+    _fail(f"{what}; the same command goes on from what was saved", code=128 + number)
+
+
+def _fail_by(error: Exception) -> NoReturn:
+    """Ends by an error that nobody foresaw: in a line where it is a signal's or the machine's, else
+    as it is.
+    """
+    number = stops.asked()
+    if number is not None:
+        _fail_by_signal(number)
     line = _machine_line(error)
     if line is not None:
         _fail(line)
@@ -133,19 +145,22 @@ def _machine_line(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; mend that, or name another file or folder"
+    # tensorstore says it of a disk in the words that XLA has for memory.
+    if os.strerror(errno.ENOSPC) in str(error):
+        return f"{os.strerror(errno.ENOSPC)}; make room, and start again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
         reason = str(error).strip().split("\n")[0][:160]
         return f"out of memory ({reason}); lower data.batch_size, data.seq_len or the model's sizes"
     return None
 
 
-def _fail(message: str, code: int = _USAGE_ERROR) -> None:
+def _fail(message: str, code: int = _USAGE_ERROR) -> NoReturn:
     # A number of thousands of digits would hide what is said of it.
     message = re.sub(r"\d{100,}", lambda digits: f"{digits[0][:20]}…", message)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     if _is_distributed():
         sys.modules["matta_jax.sharding"].part(code)
-    sys.exit(code)
+    stops.leave(code)
 
 
 def _is_distributed() -> bool:
@@ -168,7 +183,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return _parsed(argv, file[1] if file else None)
     except UserError as error:
         _fail(str(error))
-    raise AssertionError("_fail exits")
 
 
 def _check_config_file(named: str) -> None:
