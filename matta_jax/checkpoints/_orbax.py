@@ -29,6 +29,8 @@ from matta_jax.nesting import Tree, path_name
 from matta_jax.sharding import any_process, is_first, wait_for_all
 
 _POLICIES = ocp.training.preservation_policies
+# As Orbax names a step that is not yet whole.
+_HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 # Threads of a failed read let go of it within this many pauses of this many seconds.
 _RELEASE_PAUSES = 5
 _RELEASE_SECONDS = 0.1
@@ -73,9 +75,22 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self._read_only:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._read_only:
+            return
+        is_whole = False
+        try:
+            # Waits for what is still being written.
             self._checkpointer.close()
+            is_whole = kind is None
+        finally:
+            if not is_whole and is_first():
+                self._clear_away()
+
+    def _clear_away(self) -> None:
+        """Removes what is half written and never will be whole, as on a full disk."""
+        for folder in storage.match(self.directory, _HALF_WRITTEN):
+            storage.remove_folder(folder)
 
     def wait(self) -> None:
         """Returns when what `save` has started is written."""

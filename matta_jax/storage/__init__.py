@@ -26,6 +26,7 @@ from matta_jax.storage._folders import make_folder as make_folder
 from matta_jax.storage._folders import match as match
 from matta_jax.storage._folders import move_folder as move_folder
 from matta_jax.storage._folders import new_folder as new_folder
+from matta_jax.storage._folders import remove_folder as remove_folder
 from matta_jax.storage._json import is_number as is_number
 from matta_jax.storage._json import is_whole as is_whole
 from matta_jax.storage._json import json_text as json_text

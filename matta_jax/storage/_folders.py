@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 
 from matta_jax.storage._files import umask
@@ -13,6 +14,10 @@ from matta_jax.storage._paths import Path, path
 
 # Of a new folder, from which the user's umask takes what it forbids.
 _NEW_FOLDER = 0o777
+
+# Threads that still write into a folder stop within so many pauses of so many seconds.
+_REMOVALS = 20
+_SETTLE_SECONDS = 0.05
 
 
 def make_folder(folder: Path) -> None:
@@ -66,6 +71,8 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
       OSError: it cannot be written.
     """
     building = None
+    missing_parents = [parent for parent in target.parents if not parent.exists()]
+    is_whole = False
     try:
         make_folder(target.parent)
         building = pathlib.Path(
@@ -80,12 +87,30 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
             os.rename(building, target)
         else:
             _exchange(building, target)
+        is_whole = True
     except OSError:
         if not (keep_first and building is not None and target.exists()):
             raise
+    except Exception:
+        raise
+    except BaseException:
+        # A signal breaks a library off between its threads, which make their files yet.
+        if building is not None:
+            remove_folder(building)
+            time.sleep(_SETTLE_SECONDS)
+        raise
     finally:
         if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
+            remove_folder(building)
+        if not is_whole:
+            _remove_empty(missing_parents)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders that were made, the innermost first, where nobody has put anything there."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _exchange(building: Path, target: Path) -> None:
@@ -112,6 +137,17 @@ def move_folder(source: Path, target: Path) -> None:
     two. Raises OSError.
     """
     os.rename(source, target)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and all in it, as far as the system lets it; also what threads of a library
+    that was broken off still write there.
+    """
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_SETTLE_SECONDS)
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -121,3 +121,12 @@ def test_pieces_of_the_checkpoint_are_chunks_of_the_file(run):
         base = {"driver": "ocdbt", "base": f"file://{path / name}/", "path": leaf + "/"}
         store = tensorstore.open({"driver": "zarr3", "kvstore": base}, open=True).result()
         assert store.chunk_layout.read_chunk.shape == chunk
+
+
+def test_what_is_half_written_is_removed_at_a_failure(tmp_path):
+    with pytest.raises(OSError), checkpoints.Checkpoints(tmp_path / "c") as saved:
+        saved.save(1, {"t": TREE}, META, loss=1.0)
+        half = tmp_path / "c" / "2.orbax-checkpoint-tmp" / "t"
+        half.mkdir(parents=True)
+        raise OSError
+    assert not half.parent.exists() and saved.steps == [1]

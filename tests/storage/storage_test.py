@@ -1,9 +1,12 @@
+import contextlib
 import errno
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -302,3 +305,27 @@ def test_wrapped_failures_are_one_line_and_all_others_pass(tmp_path):
     for error in (unrelated, TimeoutError("slow"), KeyError("x")):
         with pytest.raises(type(error)):
             raise_within(error)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_folder_that_fails_leaves_nothing_of_its_own(error, tmp_path):
+    with pytest.raises(error), storage.new_folder(tmp_path / "a" / "b" / "model") as building:
+        (building / "file").write_text("half")
+        raise error
+    assert not (tmp_path / "a").exists() and tmp_path.exists()
+
+
+def test_threads_that_a_signal_broke_off_leave_nothing(tmp_path):
+    def write(building):
+        for i in range(10):
+            (building / "weights").mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (building / "weights" / str(i)).write_text("half")
+            time.sleep(0.004)
+
+    with pytest.raises(KeyboardInterrupt), storage.new_folder(tmp_path / "model") as building:
+        thread = threading.Thread(target=write, args=[building])
+        thread.start()
+        raise KeyboardInterrupt
+    thread.join()
+    assert not list(tmp_path.iterdir())
