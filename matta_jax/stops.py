@@ -15,8 +15,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
 from typing import Any, NoReturn
 
 GRACE_SECONDS = 60.0
@@ -34,6 +34,7 @@ _answered = threading.Event()
 _watches = 0
 _resends = 0
 _has_begun = False
+_num_unfinished = 0
 _asked: int | None = None
 _is_program = False
 
@@ -86,8 +87,11 @@ def _raise_or_resend(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = number
     # A module whose import is broken off may be half there for those who try again, and an
-    # extension's turns the error into another.
-    if _is_unraisable(frame):
+    # extension's turns the error into another. To end the process is the quickest.
+    imports = _is_within(frame, _is_import)
+    if imports and _is_program and not _num_unfinished:
+        _end(number, f"{signal.Signals(number).name} while libraries were loaded")
+    elif imports or _is_within(frame, _is_unraisable):
         _resend(number)
     elif number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -95,14 +99,34 @@ def _raise_or_resend(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
 
-def _is_unraisable(frame: FrameType | None) -> bool:
-    """Whether an exception raised in a frame would not reach those who called it."""
+def _is_within(frame: FrameType | None, is_kind: Callable[[CodeType], bool]) -> bool:
+    """Whether a frame, or one that called it, is of code of a kind."""
     while frame is not None:
-        code = frame.f_code
-        if code.co_name in _UNRAISABLE or code.co_filename.startswith(_IMPORT):
+        if is_kind(frame.f_code):
             return True
         frame = frame.f_back
     return False
+
+
+def _is_import(code: CodeType) -> bool:
+    return code.co_filename.startswith(_IMPORT)
+
+
+def _is_unraisable(code: CodeType) -> bool:
+    return code.co_name in _UNRAISABLE
+
+
+@contextlib.contextmanager
+def unfinished() -> Iterator[None]:
+    """Keeps a signal from ending the process at once within the block, which would leave something
+    half done.
+    """
+    global _num_unfinished
+    _num_unfinished += 1
+    try:
+        yield
+    finally:
+        _num_unfinished -= 1
 
 
 def _resend_dropped(dropped: Any, hook: Any) -> None:

@@ -1,5 +1,6 @@
 """A process that is asked to stop does, whatever its main thread waits for."""
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from matta_jax import stops
+from matta_jax import stops, storage
 
 # A mutex that is locked twice is waited for in C for ever, and no signal ends the wait.
 STUCK = """
@@ -123,6 +124,25 @@ def test_an_import_ends_before_its_signal_is_raised(number, tmp_path, monkeypatc
         importlib.import_module(name)
         time.sleep(5)
     assert sys.modules[name].whole
+
+
+@pytest.mark.parametrize("half_written", [False, True])
+def test_a_binary_ends_within_an_import_unless_it_leaves_something(
+    half_written, tmp_path, monkeypatch
+):
+    def end(number, reason):
+        raise ValueError(reason)
+
+    monkeypatch.setattr(stops, "_is_program", True)
+    monkeypatch.setattr(stops, "_end", end)
+    # As of a frame of an import.
+    monkeypatch.setattr(stops, "_IMPORT", __file__)
+    monkeypatch.setattr(stops, "_resend", lambda number: None)
+    block = storage.new_file(tmp_path / "a") if half_written else contextlib.nullcontext(tmp_path)
+    with block as beside:
+        beside.with_name("a.tmp").touch()
+        with contextlib.nullcontext() if half_written else pytest.raises(ValueError, match="SIGT"):
+            stops._raise_or_resend(signal.SIGTERM, sys._getframe())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from matta_jax import stops
 from matta_jax.storage._json import parse_json
 from matta_jax.storage._paths import Path
 
@@ -42,7 +43,8 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(path.name + ".tmp")
     try:
-        yield beside
+        with stops.unfinished():
+            yield beside
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from matta_jax import stops
 from matta_jax.storage._files import umask
 from matta_jax.storage._paths import Path, path
 
@@ -78,7 +79,8 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
         building = pathlib.Path(
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         )
-        yield building
+        with stops.unfinished():
+            yield building
 
         # As it is made, only its owner may read it.
         if not private:

@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 
 from matta_jax import config as config_lib
-from matta_jax import storage
+from matta_jax import stops, storage
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.data import Batch, Examples, training_batches
@@ -98,7 +98,8 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     config = prepared.setup.config
 
     mend = "make room or name another, and start again: the run goes on from its last checkpoint"
-    with storage.writing("workdir", workdir, mend, wrapped=True), _locked(workdir):
+    writing = storage.writing("workdir", workdir, mend, wrapped=True)
+    with writing, _locked(workdir), stops.unfinished():
         _write_config(config, workdir, log)
         with Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints

@@ -17,6 +17,7 @@ from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh,
 from matta_jax.starts import check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
 from matta_jax.tokenizers import fitting_tokenizer
+from matta_jax.training._memory import check_memory
 from matta_jax.training._resume import check_workdir, has_checkpoint, with_own_tokenizer
 from matta_jax.training._samples import check_samples
 from matta_jax.training._state import Setup, make_setup
@@ -97,6 +98,7 @@ def check_start(
     # A run that resumes has no use for the model that it once started from, which may be gone.
     package = None if has_checkpoint(workdir) else check_init(config)
     setup = make_setup(config, make_mesh(mesh_sizes))
+    check_memory(setup)
     _advise(setup)
 
     windows, eval_windows = split_both(config, tokenizer)
