@@ -97,6 +97,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     )
     check_agreement({"the labels' header": repr(header), "output": str(folder)})
     if is_first():
+        _check_space(folder, header)
         write_header(folder, header)
     # A process may write its files once it sees the folder with its header.
     wait_for_all("matta_jax/labels")
@@ -117,6 +118,23 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 
     wait_for_all("matta_jax/labelled")
     return Labelled(folder, header, len(missing))
+
+
+def _check_space(folder: storage.Path, header: LabelHeader) -> None:
+    """Raises UserError where the disk has no room for the files that are not there yet, before
+    hours go into them.
+    """
+    missing = [i for i in range(header.num_files) if not header.file(folder, i).is_file()]
+    num_windows = sum(len(header.windows_of(i)) for i in missing)
+    num_bytes = header.num_bytes * num_windows // max(header.num_windows, 1)
+    with storage.writing("output", folder, "name another"):
+        free = storage.free_bytes(folder)
+    if num_bytes > free:
+        raise UserError(
+            f"output={str(folder)!r} needs {_size_text(num_bytes)} for the labels of "
+            f"{num_windows:,} windows, and its disk has {_size_text(free)} free; make room, name "
+            "another, or lower --max_windows or --top_k"
+        )
 
 
 def _size_text(num_bytes: int) -> str:

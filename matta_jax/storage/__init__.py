@@ -21,6 +21,7 @@ from matta_jax.storage._files import recover_lines as recover_lines
 from matta_jax.storage._files import replace_text as replace_text
 from matta_jax.storage._files import share_file as share_file
 from matta_jax.storage._folders import copy_folder as copy_folder
+from matta_jax.storage._folders import free_bytes as free_bytes
 from matta_jax.storage._folders import glob as glob
 from matta_jax.storage._folders import make_folder as make_folder
 from matta_jax.storage._folders import match as match

@@ -134,6 +134,14 @@ def _exchange(building: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def free_bytes(folder: Path) -> int:
+    """The bytes that the user may still write on the disk of a folder, which need not be there.
+    Raises OSError.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
 def move_folder(source: Path, target: Path) -> None:
     """Moves a folder to a place that is free, on the same disk. A crash leaves it at one of the
     two. Raises OSError.

@@ -101,3 +101,19 @@ def test_labels_of_the_first_windows_teach_a_run_of_these(tiny, teacher, tmp_pat
     with pytest.raises(UserError, match=r"set data\.max_windows=5"):
         train(tiny(**taught), tmp_path / "run", log=lambda line: None)
     train(tiny(data__max_windows=5, train__num_steps=3, **taught), tmp_path / "run")
+
+
+@pytest.mark.parametrize("num_done", [0, 2])
+def test_a_disk_without_room_is_told_before_the_work(tmp_path, monkeypatch, num_done):
+    header = data.LabelHeader(
+        teacher={}, vocab_size=300, tokenizer="t", temperature=1.0, top_k=8, seq_len=32,
+        num_windows=20, windows="w", per_file=8,
+    )  # fmt: skip
+    for i in range(num_done):
+        header.file(tmp_path, i).touch()
+    needed = header.num_bytes * (20 - 8 * num_done) // 20
+    monkeypatch.setattr(labelling.storage, "free_bytes", lambda folder: needed - 1)
+    with pytest.raises(UserError, match=rf"needs .*for the labels of {20 - 8 * num_done} windows"):
+        labelling._check_space(tmp_path, header)
+    monkeypatch.setattr(labelling.storage, "free_bytes", lambda folder: needed)
+    labelling._check_space(tmp_path, header)

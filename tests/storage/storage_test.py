@@ -2,6 +2,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -329,3 +330,8 @@ def test_threads_that_a_signal_broke_off_leave_nothing(tmp_path):
         raise KeyboardInterrupt
     thread.join()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_room_of_a_folder_to_come_is_that_of_its_disk(tmp_path):
+    free = storage.free_bytes(tmp_path / "a" / "b")
+    assert 0 < free <= shutil.disk_usage(tmp_path).total
