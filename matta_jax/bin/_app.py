@@ -141,10 +141,15 @@ def _fail_by(error: Exception) -> NoReturn:
 
 
 def _machine_line(error: Exception) -> str | None:
-    """What the file system or the memory refuses, in words; None of any other error."""
+    """What the file system, the memory or the installation lacks, in words; None of any other
+    error.
+    """
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; mend that, or name another file or folder"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"the package {package} is not installed: pip install {package}"
     # tensorstore says it of a disk in the words that XLA has for memory.
     if os.strerror(errno.ENOSPC) in str(error):
         return f"{os.strerror(errno.ENOSPC)}; make room, and start again"

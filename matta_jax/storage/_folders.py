@@ -1,6 +1,7 @@
 """Folders: made, listed, and put in their place as a whole."""
 
 import contextlib
+import errno
 import glob as glob_module
 import os
 import pathlib
@@ -23,7 +24,13 @@ _SETTLE_SECONDS = 0.05
 
 def make_folder(folder: Path) -> None:
     """Makes a folder, and those above it, where they are not there. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # A file has the place of it; that something is there is not what is wrong.
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename
+        ) from None
 
 
 def glob(pattern: str) -> list[Path]:

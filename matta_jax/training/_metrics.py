@@ -1,6 +1,7 @@
 """Where metrics go: a file of JSON lines, and TensorBoard or W&B where the config asks for them."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,10 @@ import jax
 from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.errors import UserError
+
+# The field that asks for it, the package, and the extra that installs it.
+_TENSORBOARD = ("train.tensorboard", "tensorboardX", "tensorboard")
+_WANDB = ("train.wandb_project", "wandb", "wandb")
 
 
 class Writer(Protocol):
@@ -113,23 +118,32 @@ def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
 
 
 def _open_tensorboard(folder: storage.Path) -> _TensorBoard:
-    # Imported here, since it is an extra that most installs lack.
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "train.tensorboard=True needs tensorboardX: pip install 'matta_jax[tensorboard]'"
-        ) from None
-    return _TensorBoard(SummaryWriter(str(folder)))
+    return _TensorBoard(_extra(*_TENSORBOARD).SummaryWriter(str(folder)))
 
 
 def _open_wandb(project: str, folder: storage.Path) -> _WandB:
+    # The folder's name as the id, so that a resumed run goes on in the same W&B run.
+    wandb_run = _extra(*_WANDB).init(
+        project=project, dir=str(folder), resume="allow", id=folder.name
+    )
+    return _WandB(wandb_run)
+
+
+def check_writers(config: Config) -> None:
+    """Raises UserError where the config asks for a writer whose package is not installed."""
+    if jax.process_index() != 0:
+        return
+    if config.train.tensorboard:
+        _extra(*_TENSORBOARD)
+    if config.train.wandb_project:
+        _extra(*_WANDB)
+
+
+def _extra(field: str, package: str, extra: str) -> Any:
+    """Imports the package of an extra, which most installs lack."""
     try:
-        import wandb
+        return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"train.wandb_project={project!r} needs wandb: pip install 'matta_jax[wandb]'"
+            f"{field} needs the package {package}: pip install 'matta_jax[{extra}]'"
         ) from None
-
-    # The folder's name as the id, so that a resumed run goes on in the same W&B run.
-    return _WandB(wandb.init(project=project, dir=str(folder), resume="allow", id=folder.name))

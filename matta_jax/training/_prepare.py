@@ -18,6 +18,7 @@ from matta_jax.starts import check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
 from matta_jax.tokenizers import fitting_tokenizer
 from matta_jax.training._memory import check_memory
+from matta_jax.training._metrics import check_writers
 from matta_jax.training._resume import check_workdir, has_checkpoint, with_own_tokenizer
 from matta_jax.training._samples import check_samples
 from matta_jax.training._state import Setup, make_setup
@@ -92,6 +93,7 @@ def check_start(
     )
     config = with_own_tokenizer(config, workdir, log)
     check_samples(config)
+    check_writers(config)
     check_workdir(config, workdir, resume, extend)
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 

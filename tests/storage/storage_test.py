@@ -335,3 +335,10 @@ def test_threads_that_a_signal_broke_off_leave_nothing(tmp_path):
 def test_the_room_of_a_folder_to_come_is_that_of_its_disk(tmp_path):
     free = storage.free_bytes(tmp_path / "a" / "b")
     assert 0 < free <= shutil.disk_usage(tmp_path).total
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_as_such(tmp_path):
+    (tmp_path / "file").write_text("a")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(NotADirectoryError):
+            storage.make_folder(folder)

@@ -1,10 +1,12 @@
 """Where metrics are written."""
 
 import json
+import sys
 
 import pytest
 
 from matta_jax import train
+from matta_jax.errors import UserError
 from matta_jax.training._metrics import open_writers
 
 
@@ -34,3 +36,17 @@ def test_a_resumed_run_drops_a_line_that_is_no_row(line, tiny, tmp_path):
 def test_tensorboard_is_written(tiny, tmp_path):
     train(tiny(train__tensorboard=True), tmp_path / "run", log=quiet)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "package"),
+    [
+        ({"train__tensorboard": True}, "tensorboardX"),
+        ({"train__wandb_project": "mine"}, "wandb"),
+    ],
+)
+def test_a_missing_package_is_told_before_the_work(tiny, tmp_path, monkeypatch, fields, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"{package}: pip install 'matta_jax"):
+        train(tiny(**fields), tmp_path / "run", log=quiet)
+    assert not (tmp_path / "run").exists()
