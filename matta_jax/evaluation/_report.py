@@ -26,6 +26,7 @@ from matta_jax.evaluation._sizes import (
     plotted,
     sizes_table,
     stale_remarks,
+    text_remarks,
     width_text,
 )
 from matta_jax.models import plan_of
@@ -92,7 +93,7 @@ def report(
         pictures = _plots(folder, config, metrics, rows, baselines)
         if block_figure is not None:
             pictures.append(save_figure(block_figure, folder / "preconditioners.png"))
-    remarks = [*stale_remarks(rows), *_undrawn(config, rows, pictures)]
+    remarks = [*stale_remarks(rows), *text_remarks(rows), *_undrawn(config, rows, pictures)]
 
     # A heading without text or picture is left out.
     links = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}

@@ -4,6 +4,7 @@ A row is what `report` reads of a model: its name, sizes, counts and scores; and
 of where that is not the run's newest checkpoint.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.reporting import markdown_table, save_figure
+from matta_jax.selection.scoring import HELD_OUT
 
 Row = dict[str, Any]
 
@@ -24,19 +26,31 @@ class Figure:
       heading: of its column.
       axis: what the picture's axis says.
       rises: whether more is better.
+      where: on what text: figures of two texts do not compare.
     """
 
     task: str
     heading: str
     axis: str
     rises: bool
+    where: str = HELD_OUT
 
     def of(self, row: Row) -> float | None:
-        """The row's first figure of this task."""
-        for task, value in row["scores"].items():
-            if task.startswith(f"{self.task}:"):
-                return value
-        return None
+        """The row's figure of this task on this text."""
+        return row["scores"].get(f"{self.task}:{self.where}")
+
+    def places(self, row: Row) -> list[str]:
+        """The texts on which the row has a figure of this task."""
+        prefix = f"{self.task}:"
+        return [task.removeprefix(prefix) for task in row["scores"] if task.startswith(prefix)]
+
+    def at(self, where: str) -> "Figure":
+        """The same on another text, which its labels name."""
+        if where == HELD_OUT:
+            return self
+        heading = f"{self.heading} of {where}"
+        axis = f"{heading}{self.axis[self.axis.index(' (') :]}"
+        return dataclasses.replace(self, heading=heading, axis=axis, where=where)
 
     def improves(self, value: float, best: float) -> bool:
         """Whether a value is better than the best one before it."""
@@ -50,10 +64,14 @@ _AUC = Figure("auc", "AUC", "held-out AUC (higher is better)", rises=True)
 
 
 def figure_of(rows: Sequence[Row]) -> Figure:
-    """Bits per byte, or of scorers the AUC."""
-    if any(_AUC.of(row) is not None for row in rows):
-        return _AUC
-    return _BITS
+    """Bits per byte, or of scorers the AUC: of held-out text where a row has it, else of the text
+    that most have.
+    """
+    figure = _AUC if any(map(_AUC.places, rows)) else _BITS
+    places = [where for row in rows for where in figure.places(row)]
+    if HELD_OUT in places or not places:
+        return figure
+    return figure.at(collections.Counter(places).most_common(1)[0][0])
 
 
 def width_text(widths: Sequence[int]) -> str:
@@ -87,9 +105,14 @@ def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
                 "-" if value is None else f"{value:.4f}",
             ]
         )
-    for name, value in baselines.items():
+    for name, value in _baselines_at(figure, baselines).items():
         lines.append([name, "", "", "", "", "", "", f"{value:.4f}"])
     return markdown_table(header, lines, left=(0, 3))
+
+
+def _baselines_at(figure: Figure, baselines: dict[str, float]) -> dict[str, float]:
+    """Those of the figure's text: trivial methods are run on the held-out text alone."""
+    return baselines if figure.where == HELD_OUT else {}
 
 
 def _marked(row: Row) -> str:
@@ -105,10 +128,27 @@ def stale_remarks(rows: Sequence[Row]) -> list[str]:
     return [f"Not of the run's newest checkpoint: {', '.join(stale)}; extract and score it again"]
 
 
+def text_remarks(rows: Sequence[Row]) -> list[str]:
+    """A line that names the models which have their figure on other text than the table's."""
+    figure = figure_of(rows)
+    mentions = []
+    for row in rows:
+        places = figure.places(row)
+        if places and figure.where not in places:
+            mentions.append(f"models/{row['folder']} has it of {', '.join(places)}")
+    if not mentions:
+        return []
+    return [
+        f"{figure.task} of the table is of {figure.where}, and does not compare with that of other "
+        f"text: {'; '.join(mentions)}; score them by --tasks={figure.task}:{figure.where}"
+    ]
+
+
 def plotted(rows: Sequence[Row]) -> list[Row]:
     """The models in the picture: those of the run's weights that have its figure."""
-    figure = figure_of(rows)
-    return [row for row in rows if not row.get("stale") and figure.of(row) is not None]
+    current_rows = [row for row in rows if not row.get("stale")]
+    figure = figure_of(current_rows)
+    return [row for row in current_rows if figure.of(row) is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +204,7 @@ def plot_sizes(
     axes.margins(x=_MARGIN)
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel(figure.axis)
-    axes.set_title(_title(baselines, figure), fontsize=10)
+    axes.set_title(_title(_baselines_at(figure, baselines), figure), fontsize=10)
     return save_figure(picture, path)
 
 

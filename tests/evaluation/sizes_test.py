@@ -57,6 +57,28 @@ def test_the_table_shows_a_width_once_and_a_missing_figure_as_a_dash():
     assert lines[-1] == ["unigram entropy", *[""] * 6, "4.5000"]
 
 
+def test_figures_of_other_texts_do_not_stand_in_one_column():
+    rows = [row | {"folder": row["name"], "scores": dict(row["scores"])} for row in ROWS]
+    assert _sizes.text_remarks(rows) == []
+    # First in the manifest, and lower than all others.
+    rows[0]["scores"] = {"bits_per_byte:easy": 0.5} | rows[0]["scores"]
+    rows[1]["scores"] = {"bits_per_byte:easy": 0.5, "bits_per_byte:b": 0.25}
+    table = _sizes.sizes_table(rows, {"unigram entropy": 4.5})
+    cells = [line.split("|")[-2].strip() for line in table.splitlines()]
+    assert cells == ["bits/byte", cells[1], "2.0000", "-", "-", "1.5000", "4.5000"]
+    [remark] = _sizes.text_remarks(rows)
+    assert "of held_out" in remark and "models/layers=2 has it of easy, b;" in remark
+    assert [row["name"] for row in _sizes.plotted(rows)] == ["student", "ta"]
+
+    # Without any of the held-out text, that which most have; baselines are not of it.
+    del rows[0]["scores"]["bits_per_byte:held_out"], rows[3]["scores"]["bits_per_byte:held_out"]
+    table = _sizes.sizes_table(rows, {"unigram entropy": 4.5})
+    cells = [line.split("|")[-2].strip() for line in table.splitlines()]
+    assert cells == ["bits/byte of easy", cells[1], "0.5000", "0.5000", "-", "-"]
+    assert _sizes.figure_of(rows).axis == "bits/byte of easy (lower is better)"
+    assert "unigram" not in table
+
+
 @pytest.mark.parametrize(("rises", "better"), [(True, 2.0), (False, 1.0)])
 def test_better_is_as_the_figure_says(rises, better):
     figure = _sizes.Figure("t", "", "", rises=rises)
