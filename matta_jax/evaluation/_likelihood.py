@@ -107,19 +107,20 @@ def warn_of_left_out(what: str, reasons: dict[str, str], num_scored: int) -> Non
     logging.warning("%s: %d of %d examples are left out: %s", what, len(reasons), total, examples)
 
 
-def warn_of_lossy(what: str, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Counts the texts that do not survive encode and decode, and names the first, in one line."""
+def warn_of_lossy(what: str, tokenizer: Tokenizer, texts: Sequence[str], effect: str) -> None:
+    """Counts the texts that do not survive encode and decode, and names the first and the effect,
+    in one line.
+    """
     lossy = [text for text in texts if not tokenizer.survives(text, tokenizer.encode(text))]
     if not lossy:
         return
     logging.warning(
-        "%s: %d of %d texts do not survive encode and decode (the first: %s): their probability is "
-        "that of what the tokenizer keeps, and figures of a byte or a word, which count the whole "
-        "text, are too good",
+        "%s: %d of %d texts do not survive encode and decode (the first: %s): %s",
         what,
         len(lossy),
         len(texts),
         shorten(lossy[0]),
+        effect,
     )
 
 

@@ -32,6 +32,12 @@ from matta_jax.tokenizers import fitting_tokenizer
 
 _BATCH_SIZE = 16
 
+_EFFECT_ON_SUM = (
+    "their probability is that of what the tokenizer keeps, and figures of a byte or a word, which "
+    "count the whole text, are too good"
+)
+_EFFECT_ON_CONTEXT = "the model reads what the tokenizer keeps of them"
+
 
 @register_model("matta_jax")
 class MattaLM(LM):
@@ -65,6 +71,8 @@ class MattaLM(LM):
         """Returns of each (context, continuation) its log-probability, and whether it is the greedy
         one. A continuation that the tokenizer does not hold has none.
         """
+        contexts = [request.args[0] for request in requests]
+        warn_of_lossy("lm_eval", self._tokenizer, contexts, _EFFECT_ON_CONTEXT)
         encoded = [encode_request(self._tokenizer, *request.args) for request in requests]
         reasons = {}
         for i, (request, (_, continuation)) in enumerate(
@@ -89,7 +97,7 @@ class MattaLM(LM):
         and a line says so; a text without tokens has none.
         """
         texts = [request.args[0] for request in requests]
-        warn_of_lossy("lm_eval", self._tokenizer, texts)
+        warn_of_lossy("lm_eval", self._tokenizer, texts, _EFFECT_ON_SUM)
         sums = []
         for text in texts:
             windows = self._windows(text)
@@ -118,6 +126,8 @@ class MattaLM(LM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Returns the continuation of each context, up to the first of the strings that end it."""
+        contexts = [request.args[0] for request in requests]
+        warn_of_lossy("lm_eval", self._tokenizer, contexts, _EFFECT_ON_CONTEXT)
         texts = []
         for request in requests:
             context, options = request.args

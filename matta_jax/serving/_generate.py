@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 from matta_jax.models import Architecture, decoder_weights, extend, logits, prefill, table_of
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
@@ -100,7 +101,7 @@ def generate(
         raise UserError(f"{where} is a scorer, and writes no text; name a language model")
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     # The separator begins a document, and gives an empty prompt a token to read.
-    start = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)], np.int32)
+    start = np.array([tokenizer.eos_id, *prompt_ids(tokenizer, prompt)], np.int32)
     ids_BT = generate_ids(
         model,
         np.tile(start, (num_samples, 1)),
@@ -117,6 +118,18 @@ def generate(
         # Without the separator that it began with.
         texts.append(tokenizer.decode(row[1:end]))
     return texts
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """Returns the ids of a prompt, after a warning where they do not hold all of it."""
+    ids = tokenizer.encode(prompt)
+    if not tokenizer.survives(prompt, ids):
+        logging.warning(
+            "prompt=%s does not survive encode and decode: the model reads %s",
+            shorten(prompt),
+            shorten(tokenizer.decode(ids)),
+        )
+    return ids
 
 
 def ids_with_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray | None:

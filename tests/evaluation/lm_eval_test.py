@@ -124,26 +124,48 @@ def adapter(monkeypatch):
     del sys.modules[name], evaluation.lm_eval
 
 
-def test_text_that_the_tokenizer_loses_is_counted_and_said(adapter, monkeypatch, caplog):
-    # Each token has a probability of e^-1.
-    monkeypatch.setattr(
-        adapter,
-        "likelihoods",
-        lambda model, windows, batch_size: [
-            types.SimpleNamespace(log_prob=-float(len(window.target))) for window in windows
-        ],
-    )
-    lm = object.__new__(adapter.MattaLM)
-    lm._tokenizer, lm._batch_size = Letters(), 1
-    config = types.SimpleNamespace(data=types.SimpleNamespace(seq_len=3))
-    lm._model = types.SimpleNamespace(config=config)
+def requests(*arguments):
+    return [types.SimpleNamespace(args=each) for each in arguments]
 
-    def sums(*texts):
-        return lm.loglikelihood_rolling([types.SimpleNamespace(args=(text,)) for text in texts])
+
+@pytest.fixture
+def lm(adapter, monkeypatch):
+    """A model of ASCII of which each token has a probability of e^-1, and which writes `ok`."""
+
+    def likelihoods(model, asked, batch_size):
+        return [
+            types.SimpleNamespace(log_prob=-float(len(one.target)), is_top=np.ones(1, bool))
+            for one in asked
+        ]
+
+    def generate_ids(model, ids, **_):
+        return np.array([[*ids[0], *b"ok", 0]])
+
+    monkeypatch.setattr(adapter, "likelihoods", likelihoods)
+    monkeypatch.setattr(adapter, "generate_ids", generate_ids)
+    made = object.__new__(adapter.MattaLM)
+    made._tokenizer, made._batch_size = Letters(), 1
+    config = types.SimpleNamespace(data=types.SimpleNamespace(seq_len=3))
+    architecture = types.SimpleNamespace(vocab_size=256)
+    made._model = types.SimpleNamespace(config=config, architecture=architecture)
+    return made
+
+
+def test_text_that_the_tokenizer_loses_is_counted_and_said(lm, caplog):
+    def asked():
+        texts = [("abcd",), ("caf東",), ("東京",), ("",)]
+        assert lm.loglikelihood_rolling(requests(*texts)) == [-4, -3, -math.inf, 0]
+        yield "2 of 4 texts do not survive encode and decode (the first: 'caf東'): their prob"
+        assert lm.loglikelihood(requests(("ab", "cd"), ("東", "e"))) == [(-2, True), (-1, True)]
+        yield "1 of 2 texts do not survive encode and decode (the first: '東'): the model reads"
+        assert lm.generate_until(requests(("ab", {}), ("caf東", {}))) == ["ok", "ok"]
+        yield "1 of 2 texts do not survive encode and decode (the first: 'caf東'): the model"
 
     with caplog.at_level("WARNING", logger="absl"):
-        assert sums("abcd", "") == [-4, 0]
-        assert not caplog.records
-        assert sums("abcd", "caf東", "東京") == [-4, -3, -math.inf]
-    [record] = caplog.records
-    assert "2 of 3 texts do not survive encode and decode (the first: 'caf東')" in record.message
+        for words in asked():
+            [record] = caplog.records
+            assert words in record.message
+            caplog.clear()
+        assert lm.loglikelihood_rolling(requests(("abcd",))) == [-4]
+        assert lm.generate_until(requests(("ab", {}))) == ["ok"]
+    assert not caplog.records
