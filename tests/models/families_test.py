@@ -232,7 +232,14 @@ def test_an_untied_head_counts_once(rotary):
     assert tables == {"embed/tokens", "head/table"}
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1), (8, 1, 1)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 2, 2),
+        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_it_computes_the_same_on_eight_devices(rotary, sizes):
     config = rotary(
         model__d_model=16, nest__d_model=32, model__num_heads=2, nest__num_heads=4,
@@ -254,6 +261,7 @@ def test_it_computes_the_same_on_eight_devices(rotary, sizes):
     assert sharded[3] is None  # Gate and value stay together.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shampoo", "muon"])
 def test_it_steps_with_second_order_optimisers(rotary, tmp_path, name):
     config = rotary(

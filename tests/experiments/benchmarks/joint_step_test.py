@@ -37,6 +37,7 @@ def setup(joint_step):
     return make_setup(c.override(config, small), make_mesh((1, 1, 1)))
 
 
+@pytest.mark.slow
 def test_the_unrolled_peer_has_the_losses_of_the_step(joint_step, setup):
     batch = joint_step.random_batch(setup)
     peer = joint_step.unroll(setup)

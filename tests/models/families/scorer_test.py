@@ -159,6 +159,7 @@ def test_a_softmax_of_two_is_a_sigmoid(scorer):
     assert run_ta(softmax, batch_of(softmax)).shape == (6, 2)
 
 
+@pytest.mark.slow
 def test_a_scorer_may_be_the_teacher(scorer, trained, tmp_path):
     config = scorer(
         teacher__model=str(trained), teacher__student_weight=1.0, teacher__temperature=2.0
@@ -244,9 +245,12 @@ def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monke
         return lambda first, batch: (recorded(kind, batch), step(first, batch))[1]
 
     make_train, make_eval = _loop.make_train_steps, _loop.make_eval_step
-    monkeypatch.setattr(
-        _loop, "make_train_steps", lambda setup: lambda i: wrapped(make_train(setup)(i), "train")
-    )
+
+    def make_recorded(setup):
+        step_at = make_train(setup)
+        return lambda i: wrapped(step_at(i), "train")
+
+    monkeypatch.setattr(_loop, "make_train_steps", make_recorded)
     monkeypatch.setattr(_loop, "make_eval_step", lambda setup: wrapped(make_eval(setup), "score"))
     train(config, tmp_path / "run", log=lambda _: None)
     steps = [i for kind, i in events if kind == "train"]
