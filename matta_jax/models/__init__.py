@@ -5,13 +5,13 @@ from matta_jax.models._architecture import MOST_LAYERS as MOST_LAYERS
 from matta_jax.models._architecture import Architecture as Architecture
 from matta_jax.models._architecture import architecture_from_json as architecture_from_json
 from matta_jax.models._architecture import architecture_of as architecture_of
+from matta_jax.models._compute import IN_PLACE as IN_PLACE
+from matta_jax.models._compute import Compute as Compute
 from matta_jax.models._decode import Cache as Cache
 from matta_jax.models._decode import decoder_weights as decoder_weights
 from matta_jax.models._decode import extend as extend
 from matta_jax.models._decode import init_cache as init_cache
 from matta_jax.models._decode import prefill as prefill
-from matta_jax.models._joint import IN_PLACE as IN_PLACE
-from matta_jax.models._joint import Compute as Compute
 from matta_jax.models._joint import candidate_apply as candidate_apply
 from matta_jax.models._joint import joint_apply as joint_apply
 from matta_jax.models._joint import sub_model_apply as sub_model_apply
@@ -27,6 +27,7 @@ from matta_jax.models._plain import logits as logits
 from matta_jax.models._plain import table_of as table_of
 from matta_jax.models._plan import Plan as Plan
 from matta_jax.models._plan import plan_of as plan_of
+from matta_jax.models._streams import goes_along as goes_along
 from matta_jax.models._streams import layers_apart as layers_apart
 from matta_jax.models.families import Block as Block
 from matta_jax.models.families import Family as Family

@@ -11,18 +11,21 @@ from matta_jax.models._architecture import Architecture, architecture_of
 from matta_jax.models._plain import abstract_params, logical_axes, table_of
 from matta_jax.models.families import Family, Schema, family_of
 from matta_jax.nesting import (
+    BLOCKS,
     MEMBERS,
     Counts,
     Nest,
     SubModel,
     Tree,
     count_weights,
+    flatten,
     narrow,
     narrow_axes,
     nest_of,
     sizes_of,
     slice_axes,
     slice_model,
+    stack_of,
 )
 
 
@@ -105,6 +108,21 @@ class Plan:
         count as none.
         """
         return self._flops_of(self.family.entries, sub_model, heads=[])
+
+    def first_part_flops(self, sub_model: SubModel) -> int:
+        """FLOPs of a token in the first part of layer 0, such as its norm and attention."""
+        layer = sub_model.part((0,))
+        shapes = jax.eval_shape(lambda tree: stack_of(self.slice(tree, layer)), self.abstract)
+        axes = stack_of(slice_axes(self.axes, layer))
+
+        _, modules = next(iter(self.family.modules[BLOCKS].parts.items()))
+        part = {name: shapes[name] for name in modules}
+        names = {name: axes[name] for name in modules}
+        # Queries meet keys where the heads are.
+        has_heads = any("heads" in weight_axes for weight_axes in flatten(names).values())
+        fixed = self.architecture.fixed
+        attention = self.family.attention_flops(layer, fixed, self.seq_len) if has_heads else 0
+        return count_weights(part, names, attention=attention).flops_per_token
 
     def exit_flops(self, sub_model: SubModel) -> int:
         """FLOPs of a token in what a sub-model runs after its layers: its norm and its head."""

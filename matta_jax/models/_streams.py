@@ -89,6 +89,36 @@ def make_streams(
     return streams, choices_SL
 
 
+def first_parts(plan: Plan, streams: Sequence[Stream]) -> list[tuple[Any, ...] | None]:
+    """Of each stream what decides its hidden states after the first part of layer 0: equal for
+    streams of which one can run it for all; None for those that skip the layer.
+    """
+    part = parts_of(plan)[0]
+    keys: list[tuple[Any, ...] | None] = []
+    for stream in streams:
+        # An embedding that is cut to the same width enters them all.
+        start = (stream.sub_model.sizes[RESIDUAL], stream.sub_model.member)
+        options = stream.options or (stream.sub_model.sizes_in(0),)
+        first = options[0]
+        if options == (None,):
+            keys.append(None)
+        elif first is None or None in options or part.varies(options):
+            keys.append((*start, "choice", stream.choice))
+        else:
+            keys.append((*start, *part.sizes(first)))
+    return keys
+
+
+def goes_along(plan: Plan, members: Sequence[SubModel], mixes: int) -> list[bool]:
+    """Of each member, and then of each random mix, whether one before it runs the first part of
+    layer 0 for it too.
+    """
+    choices = [jnp.zeros(plan.nest.num_layers, jnp.int32)] * mixes
+    streams, _ = make_streams(plan.nest, [*members, *choices])
+    keys = first_parts(plan, streams)
+    return [key is not None and key in keys[:i] for i, key in enumerate(keys)]
+
+
 def layers_apart(nest: Nest, members: Sequence[SubModel]) -> list[tuple[int, ...]]:
     """Of each member the layers that it runs by itself: not those in which it goes along with one
     before it, as their hidden states are the same.
@@ -119,6 +149,13 @@ def _num_changes(layers: Sequence[Sizes | None]) -> int:
     return sum(sizes != next_sizes for sizes, next_sizes in itertools.pairwise(layers))
 
 
+def has_common_part(plan: Plan, streams: Sequence[Stream]) -> bool:
+    """Whether streams that part within layer 0 run the first part of it together."""
+    running = [stream for stream in streams if stream.runs_in(0)]
+    histories = {stream.history(1) for stream in running}
+    return len(set(first_parts(plan, running))) < len(histories)
+
+
 def cuts_of(streams: Sequence[Stream], num_layers: int) -> list[int]:
     """Layers at which a static stream starts, stops or changes its sizes, with both ends."""
     cuts = {0, num_layers}
@@ -135,24 +172,27 @@ def cuts_of(streams: Sequence[Stream], num_layers: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a layer, and whether its weights differ between the options of a mix."""
+    """A part of a layer.
+
+    Attributes:
+      method: of the block, that runs it.
+      axes: of its weights.
+    """
 
     method: str
-    varies: bool
+    axes: frozenset[str]
+
+    def sizes(self, sizes: Sizes) -> tuple[tuple[str, int], ...]:
+        """Those of a layer's sizes that it uses."""
+        return tuple(sorted((axis, size) for axis, size in sizes.items() if axis in self.axes))
+
+    def varies(self, options: Sequence[Sizes | None]) -> bool:
+        """Whether it differs between options, none of which skips the layer."""
+        return len({self.sizes(sizes) for sizes in options if sizes is not None}) > 1
 
 
-def varied_axes(options: Sequence[Sizes]) -> set[str]:
-    """The axes in which options differ."""
-    varied = set()
-    for axis in options[0]:
-        choices = {sizes[axis] for sizes in options}
-        if len(choices) > 1:
-            varied.add(axis)
-    return varied
-
-
-def parts_that_vary(plan: Plan, varied: set[str]) -> list[Part]:
-    """The parts of a layer in their order, and which of them the varied axes reach."""
+def parts_of(plan: Plan) -> list[Part]:
+    """The parts of a layer in their order."""
     names = flatten(layer_axes(stack_of(plan.axes)))
     parts = []
     for method, modules in plan.family.modules[BLOCKS].parts.items():
@@ -162,5 +202,5 @@ def parts_that_vary(plan: Plan, varied: set[str]) -> list[Part]:
             module, _, _ = path.partition("/")
             if module in modules:
                 axes.update(weight_axes)
-        parts.append(Part(method, bool(axes & varied)))
+        parts.append(Part(method, frozenset(axes)))
     return parts

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from matta_jax.models import Plan, count_model, layers_apart
+from matta_jax.models import Plan, count_model, goes_along, layers_apart
 from matta_jax.nesting import SubModel
 from matta_jax.starts.teacher import Teacher
 from matta_jax.training._state import Setup
@@ -21,7 +21,8 @@ def step_flops_per_token(
 
     Recomputation is not counted. What sub-models run together counts once: the entry, and layers up
     to where they part, such as all of a plain prefix of the TA, or of a member that is the Student
-    too. Each has a head by itself. A mix counts at the mean of what layers choose from. A Teacher
+    too; and the first layer's attention of those that differ in d_ff alone. Each has a head by
+    itself. A mix counts at the mean of what layers choose from. A Teacher
     that runs along counts with one forward pass.
 
     Args:
@@ -33,6 +34,7 @@ def step_flops_per_token(
     # A narrower sub-model takes its entries of what enters the widest.
     entry = max(plan.entry_flops(member) for member in members)
     forward = float(entry + sum(_flops_apart(plan, members)))
+    forward -= _flops_together(plan, members, mixes)
     ta = plan.nest.ta
     uniform = []
     for option in plan.nest.layer_options:
@@ -63,6 +65,21 @@ def run_flops_of(setup: Setup) -> float:
     """
     share = joining_step(setup) / setup.config.train.num_steps
     return share * alone_flops_of(setup) + (1 - share) * step_flops_of(setup)
+
+
+def _flops_together(plan: Plan, members: Sequence[SubModel], mixes: int) -> int:
+    """FLOPs of the first part of layer 0 that others run too; of members that run the layer by
+    themselves, and of mixes.
+    """
+    apart = [*layers_apart(plan.nest, members), *[plan.nest.ta.layers] * mixes]
+    sub_models = [*members, *[plan.nest.ta] * mixes]
+    together = 0
+    for sub_model, layers, along in zip(
+        sub_models, apart, goes_along(plan, members, mixes), strict=True
+    ):
+        if along and 0 in layers:
+            together += plan.first_part_flops(sub_model)
+    return together
 
 
 def _flops_apart(plan: Plan, members: Sequence[SubModel]) -> Iterator[int]:

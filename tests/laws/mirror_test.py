@@ -25,6 +25,8 @@ PROVED_ELSEWHERE = {
     "matta_jax/errors.py": "tests/sweeps_test.py",
     "matta_jax/evaluation/_output.py": "tests/evaluation/evaluate_test.py",
     "matta_jax/evaluation/_scored.py": "tests/evaluation/report_test.py",
+    "matta_jax/models/_compute.py": "tests/models/joint_test.py",
+    "matta_jax/models/_layers.py": "tests/models/joint_test.py",
     "matta_jax/optim/_batches.py": "tests/optim/step_test.py",
     "matta_jax/optim/_numbering.py": "tests/optim/plan_test.py",
     "matta_jax/sharding/_placement.py": "tests/sharding/mesh_test.py",

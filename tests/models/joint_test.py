@@ -153,19 +153,34 @@ def test_one_compile_serves_every_mix(nested, tokens):
     assert not np.array_equal(results[1], results[2])
 
 
+def num_products(case, tokens, members):
+    """The matrix products in the program of a joint pass."""
+    function = jax.jit(
+        lambda p, t: models.joint_apply(
+            case.plan, p, {"tokens": t}, members, compute=models.IN_PLACE
+        )
+    )
+    return function.lower(case.params, tokens).as_text().count("stablehlo.dot_general")
+
+
 def test_a_prefix_student_shares_the_trunk(nested, tokens):
     case = nested("depth")
-
-    def products(sub_models):
-        function = jax.jit(
-            lambda p, t: models.joint_apply(
-                case.plan, p, {"tokens": t}, sub_models, compute=models.IN_PLACE
-            )
-        )
-        return function.lower(case.params, tokens).as_text().count("stablehlo.dot_general")
-
     # Two segments of one stream, not three.
-    assert products([case.nest.student, case.nest.ta]) == 2 * products([case.nest.ta])
+    ends = [case.nest.student, case.nest.ta]
+    assert num_products(case, tokens, ends) == 2 * num_products(case, tokens, ends[1:])
+
+
+def test_models_that_differ_in_d_ff_alone_share_the_first_attention(nested, tokens):
+    case = nested("all")
+    feeding = 2
+    attention = num_products(case, tokens, [case.nest.ta]) - feeding
+    narrow = case.parse("d_ff=16")
+    # The first layer apart from the others, with one attention; then each by itself.
+    apart = 2 * (attention + feeding)
+    assert num_products(case, tokens, [case.nest.ta, narrow]) == attention + 2 * feeding + apart
+    # Nothing is shared where the heads differ, too.
+    other = case.parse("d_ff=16;num_heads=2")
+    assert num_products(case, tokens, [case.nest.ta, other]) == apart
 
 
 def test_each_sub_model_uses_exactly_its_own_weights(nested, perturbed, tokens):

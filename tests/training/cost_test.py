@@ -42,11 +42,15 @@ def test_step_flops_are_three_forward_passes_of_all_that_runs(tiny):
     assert flops(tiny(), ["student"]) == 3 * student == 49152
     assert flops(tiny(), ["ta"]) == 3 * ta == 133632
     assert flops(tiny()) == 3 * (student + ta) == 182784
-    # A mix counts at the mean of 16, 32 and 48.
-    mix = forward_flops(3, 24, 3, 32)
-    assert flops(tiny(), mixes=1) == 3 * (student + ta + mix) == 302592
-    assert flops(tiny(), mixes=2) == 3 * (student + ta + 2 * mix) == 422400
-    assert flops(tiny(nest__d_model=None, nest__num_heads=None), mixes=1) == 199680
+    # A mix counts at the mean of 16, 32 and 48; its first attention is the TA's.
+    mix = forward_flops(3, 24, 3, 32) - attention_flops(24, 3)
+    assert flops(tiny(), mixes=1) == 3 * (student + ta + mix) == 284160
+    assert flops(tiny(), mixes=2) == 3 * (student + ta + 2 * mix) == 385536
+    # So is the Student's where it differs in d_ff alone.
+    narrow = {"nest__d_model": None, "nest__num_heads": None}
+    expected = sum(forward_flops(3, 16, 2, d_ff) for d_ff in (48, 32))
+    expected += forward_flops(2, 16, 2, 16) - 2 * attention_flops(16, 2)
+    assert flops(tiny(**narrow), mixes=1) == 3 * expected
     assert flops(tiny(**DEEPER)) == 86016 and flops(tiny(**DEEPER), ["ta"]) == 61440
 
 
@@ -56,13 +60,13 @@ def test_a_teacher_that_runs_along_counts_with_one_forward_pass(tiny):
     teacher = types.SimpleNamespace(architecture=architecture)
     # A mix of the mean width 32 has the FLOPs of that width.
     expected = flops(tiny(), mixes=1) + forward_flops(3, 24, 3, 32)
-    assert flops(tiny(), mixes=1, teacher=teacher) == expected == 342528
+    assert flops(tiny(), mixes=1, teacher=teacher) == expected == 324096
 
 
 def test_named_members_count_and_prefixes_of_the_ta_with_their_head_alone(tiny):
     members = {"middle": "layers=2;d_ff=32", "shallow": "layers=1"}
     config = tiny(nest__members=members)
-    middle = 3 * forward_flops(2, 24, 3, 32)
+    middle = 3 * (forward_flops(2, 24, 3, 32) - attention_flops(24, 3))
     head = 3 * 2 * 256 * 24
     ends = flops(config)
     assert ends == 182784
@@ -70,6 +74,11 @@ def test_named_members_count_and_prefixes_of_the_ta_with_their_head_alone(tiny):
     assert flops(config, ["student", "ta", "shallow"]) == ends + head
     mixes = flops(config, mixes=1) - ends
     assert step_flops_of(make_setup(config, make_mesh((1, 1, 1)))) == ends + middle + head + mixes
+
+
+def attention_flops(d_model, heads):
+    """Of a layer without its feed-forward part."""
+    return layer_flops(d_model, heads, 0)
 
 
 def layer_flops(d_model, heads, d_ff):
@@ -96,6 +105,9 @@ def test_what_a_member_shares_counts_once(tiny, spec, layers_apart):
     config = tiny(nest__members={"twin": spec})
     d_model = 16 if "d_model=16" in spec else 24
     own = sum(layer_flops(*sizes) for sizes in layers_apart) + 2 * 256 * d_model
+    # Where d_ff alone differs in the first layer, its attention is the Student's.
+    if spec.endswith("d_ff=32,16"):
+        own -= attention_flops(16, 2)
     assert flops(config, ["student", "ta", "twin"]) == flops(config) + 3 * own
     assert flops(config, ["twin", "ta", "student"]) == flops(config) + 3 * own
 
@@ -103,5 +115,5 @@ def test_what_a_member_shares_counts_once(tiny, spec, layers_apart):
 def test_a_size_that_only_a_member_has_is_one_more_that_mixes_choose_from(tiny):
     config = tiny(nest__members={"odd": "d_ff=40"})
     # 16, 32, 40 and 48.
-    mix = forward_flops(3, 24, 3, 34)
+    mix = forward_flops(3, 24, 3, 34) - attention_flops(24, 3)
     assert flops(config, mixes=1) == pytest.approx(182784 + 3 * mix)

@@ -1,0 +1,80 @@
+"""How a pass computes, and weights as its layers use them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from matta_jax.nesting import Names, Tree, fan_in
+from matta_jax.sharding import ONE_DEVICE, Placement
+
+# `dots` keeps what matrices make of tokens. Attention's products have batch axes: their scores, of
+# T·S numbers, are computed again with all that is cheap.
+POLICIES: dict[str, Callable[..., Any] | None] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a pass computes.
+
+    Attributes:
+      dtype: of activations and matmuls.
+      reduce_dtype: type in which gradients of matrices and tables are summed: `compute` for
+        `dtype`, or float32.
+      remat: what a layer keeps for its backward pass: dots, none (everything is kept) or full
+        (nothing is).
+      dropout: rate on the embeddings and each residual branch; needs a key.
+      placement: where weights lie; they are gathered before they are sliced.
+    """
+
+    dtype: str = "float32"
+    reduce_dtype: str = "compute"
+    remat: str = "dots"
+    dropout: float = 0.0
+    placement: Placement = ONE_DEVICE
+
+
+TRAINING = Compute()
+"""For passes that are differentiated."""
+
+IN_PLACE = Compute(remat="none")
+"""For passes that are not."""
+
+
+def ready(weights: Tree, axes: Tree, compute: Compute) -> Tree:
+    """Weights as layers use them."""
+
+    def for_compute(weight: jax.Array, names: Names) -> jax.Array:
+        return _for_compute(weight, names, compute)
+
+    return jax.tree.map(for_compute, weights, axes)
+
+
+def _for_compute(weight: jax.Array, names: Names, compute: Compute) -> jax.Array:
+    """A weight as layers use it: rounded to the compute type, then gathered.
+
+    Its gradient is scattered before anything else, so that it is summed over devices only for where
+    it goes. A matrix or table whose gradient is to be summed in a wider type is handed on in that
+    type, with its rounded values.
+    """
+    is_wide = compute.reduce_dtype != "compute" and bool(fan_in(names))
+
+    @jax.custom_vjp
+    def ready(weight: jax.Array) -> jax.Array:
+        # In this order: what travels between devices is of the narrower type.
+        gathered = compute.placement.gather(weight.astype(compute.dtype), names)
+        return gathered.astype(compute.reduce_dtype) if is_wide else gathered
+
+    def forward(weight: jax.Array) -> tuple[jax.Array, None]:
+        return ready(weight), None
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        scattered = compute.placement.scatter(gradient, names)
+        return (scattered.astype(weight.dtype),)
+
+    ready.defvjp(forward, backward)
+    return ready(weight)

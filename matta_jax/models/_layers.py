@@ -1,0 +1,246 @@
+"""The layers of a joint pass: segments in which no stream changes, each a scan.
+
+Shape letters: N tokens, D d_model, L layers, S streams by choice.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from matta_jax.models._compute import POLICIES, Compute, ready
+from matta_jax.models._plain import bind_block
+from matta_jax.models._plan import Plan
+from matta_jax.models._streams import Part, Stream, first_parts, parts_of
+from matta_jax.models._switch import lean_switch
+from matta_jax.models.layers import Context
+from matta_jax.nesting import (
+    Size,
+    Sizes,
+    Tree,
+    join_granules,
+    layer_axes,
+    narrow,
+    narrow_axes,
+    sizes_of,
+    stack_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The TA's layers, and how a pass runs them."""
+
+    plan: Plan
+    params: Tree
+    context: Context
+    compute: Compute
+    choices_SL: jax.Array
+    key: jax.Array | None
+
+    def run_segment(
+        self, start: int, stop: int, streams: Sequence[Stream], hidden: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """Runs layers start to stop; streams of one history run once, those that skip stand
+        still.
+        """
+        # No stream changes within a segment, so that `start` tells whether it runs at all, and the
+        # history up to `stop` with whom it runs.
+        leaders: dict[tuple[Any, ...], int] = {}
+        for i, stream in enumerate(streams):
+            if stream.runs_in(start):
+                leaders.setdefault(stream.history(stop), i)
+
+        running = [streams[i] for i in leaders.values()]
+        entering = [hidden[i] for i in leaders.values()]
+        leaving = self._scan(start, stop, running, entering)
+
+        by_history = dict(zip(leaders, leaving, strict=True))
+        results = []
+        for stream, x_ND in zip(streams, hidden, strict=True):
+            results.append(by_history.get(stream.history(stop), x_ND))
+        return results
+
+    def run_first(self, streams: Sequence[Stream], hidden: Sequence[jax.Array]) -> list[jax.Array]:
+        """Runs layer 0, its first part once for all streams that have it in common."""
+        stack = jax.tree.map(lambda weight: weight[0], stack_of(self.params))
+        layer: Callable[..., list[jax.Array]] = functools.partial(self._first_layer, streams)
+        if self.compute.remat != "none":
+            layer = jax.checkpoint(layer, policy=POLICIES[self.compute.remat])
+        return layer(stack, hidden, self.choices_SL[:, 0])
+
+    def _first_layer(
+        self,
+        streams: Sequence[Stream],
+        weights: Tree,
+        hidden: Sequence[jax.Array],
+        choice_S: jax.Array,
+    ) -> list[jax.Array]:
+        weights = ready(weights, layer_axes(stack_of(self.plan.axes)), self.compute)
+        key = None if self.key is None else jax.random.fold_in(self.key, 0)
+        first_part, *other_parts = parts_of(self.plan)
+
+        # What was run for a stream before: after the first part, and after the layer.
+        begun: dict[Any, jax.Array] = {}
+        ended: dict[Any, jax.Array] = {}
+        results = []
+        for stream, first_key, x_ND in zip(
+            streams, first_parts(self.plan, streams), hidden, strict=True
+        ):
+            choice = None if stream.choice is None else choice_S[stream.choice]
+            history = stream.history(1)
+            if history in ended:
+                results.append(ended[history])
+                continue
+            if first_key is None or None in stream.options:
+                result_ND = self._run_any(stream, choice, weights, x_ND, key)
+            else:
+                if first_key not in begun:
+                    begun[first_key] = self._run_parts(
+                        stream, [first_part], choice, weights, x_ND, key
+                    )
+                result_ND = self._run_parts(
+                    stream, other_parts, choice, weights, begun[first_key], key
+                )
+            ended[history] = result_ND
+            results.append(result_ND)
+        return results
+
+    def _run_any(
+        self,
+        stream: Stream,
+        choice: jax.Array | None,
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Runs layer 0 as a whole, or skips it."""
+        if choice is None:
+            return self._run_layer(stream, stream.sub_model.sizes_in(0), weights, x_ND, key)
+        return self._run_chosen(stream, choice, weights, x_ND, key)
+
+    def _run_parts(
+        self,
+        stream: Stream,
+        parts: Sequence[Part],
+        choice: jax.Array | None,
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Runs parts of a layer whose sizes may be data, or are those of layer 0."""
+        options = stream.options or (stream.sub_model.sizes_in(0),)
+        for part in parts:
+            # What is the same in all options runs once.
+            if part.varies(options):
+                assert choice is not None, "sizes vary where they are data"
+                branches = self._branches(stream, part.method)
+                x_ND = self._switch(choice, branches, weights, x_ND, key)
+            else:
+                x_ND = self._run_layer(stream, options[0], weights, x_ND, key, part.method)
+        return x_ND
+
+    def _scan(
+        self, start: int, stop: int, running: Sequence[Stream], hidden: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """Scans the layers, all running streams side by side."""
+        names = layer_axes(stack_of(self.plan.axes))
+
+        def body(
+            carry: tuple[jax.Array, ...], layer: tuple[Tree, jax.Array, jax.Array]
+        ) -> tuple[Any, None]:
+            weights, choice_S, index = layer
+            # Once for all streams, which then slice without any traffic between devices.
+            weights = ready(weights, names, self.compute)
+            key = None if self.key is None else jax.random.fold_in(self.key, index)
+            results = []
+            for stream, x_ND in zip(running, carry, strict=True):
+                if stream.choice is None:
+                    # Of the segment's first layer, and so of all its layers.
+                    sizes = stream.sub_model.sizes_in(start)
+                    results.append(self._run_layer(stream, sizes, weights, x_ND, key))
+                else:
+                    choice = choice_S[stream.choice]
+                    results.append(self._run_chosen(stream, choice, weights, x_ND, key))
+            return tuple(results), None
+
+        if self.compute.remat != "none":
+            policy = POLICIES[self.compute.remat]
+            # A scan's backward pass is a loop of its own, which the compiler does not merge with
+            # the forward one; guards against that would cost time.
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+        stack = stack_of(self.params)
+        if (start, stop) != (0, self.plan.nest.num_layers):
+            stack = jax.tree.map(lambda weight: weight[start:stop], stack)
+        # Choices [L, S], and the indices [L] that tell layers' dropout apart.
+        layers = (stack, self.choices_SL.T[start:stop], jnp.arange(start, stop))
+        carry, _ = jax.lax.scan(body, tuple(hidden), layers)
+        return list(carry)
+
+    def _run_layer(
+        self,
+        stream: Stream,
+        sizes: Sizes | None,
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+        part: str = "__call__",
+    ) -> jax.Array:
+        """Runs a layer, or a part of it, of these sizes; None stands for none."""
+        if sizes is None:
+            return x_ND
+        names = layer_axes(stack_of(self.plan.axes))
+        kept_sizes = sizes_of(stream.sub_model, sizes)
+        block = narrow_block(
+            self.plan, weights, names, kept_sizes, joins=self.compute.placement.joins
+        )
+        run = getattr(block, part)
+        return run(x_ND, self.context, dropout=self.compute.dropout, key=key)
+
+    def _run_chosen(
+        self,
+        stream: Stream,
+        choice: jax.Array,
+        weights: Tree,
+        x_ND: jax.Array,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """Runs a layer whose sizes are data."""
+        # To skip a layer is to skip each of its parts: no part is the same in all options.
+        if None in stream.options:
+            branches = self._branches(stream, "__call__")
+            return self._switch(choice, branches, weights, x_ND, key)
+        return self._run_parts(stream, parts_of(self.plan), choice, weights, x_ND, key)
+
+    def _branches(self, stream: Stream, part: str) -> list[Callable[..., jax.Array]]:
+        """A part of a layer at each of a stream's options."""
+        branches: list[Callable[..., jax.Array]] = []
+        for sizes in stream.options:
+            branches.append(functools.partial(self._run_layer, stream, sizes, part=part))
+        return branches
+
+    def _switch(self, choice: jax.Array, branches: Any, *operands: Any) -> jax.Array:
+        # `none` asks for nothing to be computed again, so neither is a branch.
+        if self.compute.remat == "none":
+            return jax.lax.switch(choice, branches, *operands)
+        return lean_switch(choice, branches, *operands)
+
+
+def narrow_block(
+    plan: Plan,
+    weights: Tree,
+    names: Tree,
+    sizes: Mapping[str, Size],
+    *,
+    joins: bool,
+) -> Any:
+    """A layer with a part of the TA's weights."""
+    weights = narrow(weights, names, sizes)
+    # Joined after they are cut: granules that a sub-model does not use are not moved.
+    if joins:
+        weights = join_granules(weights, narrow_axes(names, sizes))
+    return bind_block(plan.family, plan.architecture.options, weights)
