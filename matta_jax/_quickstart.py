@@ -18,9 +18,9 @@ from matta_jax.nesting import (
     SubModel,
     canonical_specs,
     format_spec,
+    graded_specs,
     nest_of,
     parse_spec,
-    preset_specs,
     slug,
 )
 from matta_jax.packages import Packaging, check_target, load_model
@@ -50,11 +50,11 @@ class QuickstartResult:
 
 
 def family(nest: Nest) -> list[str]:
-    """Specs from the Student to the TA: each uniform width, both patterns at half their layers, and
-    each depth between.
+    """Specs from the Student to the TA: each uniform width, a mix between two of them, and each
+    depth between.
     """
     depths = range(nest.student.num_layers, nest.num_layers)
-    return canonical_specs([*preset_specs(nest), *(f"layers={depth}" for depth in depths)], nest)
+    return canonical_specs([*graded_specs(nest), *(f"layers={depth}" for depth in depths)], nest)
 
 
 def quickstart(

@@ -14,11 +14,16 @@ _WEIGHT = flags.DEFINE_string(
     "weight", None, "Whose preconditioners to draw, of a run with Shampoo."
 )
 _LAYER = flags.DEFINE_integer("layer", None, "In which layer of the TA; the middle one by default.")
+_ALONE = flags.DEFINE_list(
+    "alone", [], "Folders of runs of a lone model of one of its sizes, to compare with."
+)
 
 
 def _main() -> None:
     workdir = _app.required(_WORKDIR, "runs/quickstart")
-    report = matta_jax.report(workdir, weight=_WEIGHT.value, layer=_LAYER.value)
+    report = matta_jax.report(
+        workdir, weight=_WEIGHT.value, layer=_LAYER.value, lone_runs=_ALONE.value
+    )
     print("\n\n".join([report.table, *report.remarks]))
     print("Wrote " + ", ".join(str(file) for file in report.files))
 

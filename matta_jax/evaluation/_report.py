@@ -5,7 +5,7 @@ curves.
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from matta_jax import config as config_lib
@@ -18,6 +18,8 @@ from matta_jax.evaluation._preconditioners import (
     plot_blocks,
     preconditioner_blocks,
 )
+from matta_jax.evaluation._regime import regime_remarks, tokens_per_parameter
+from matta_jax.evaluation._regret import regret_table, regrets
 from matta_jax.evaluation._scored import scored_models
 from matta_jax.evaluation._sizes import (
     Row,
@@ -41,9 +43,9 @@ class Report:
     Attributes:
       files: report.md, report.json and the plots.
       rows: one for each extracted and scored model, small to large.
-      table: the rows, for people.
+      table: the rows, for people; and beside models trained alone, where such runs are given.
       remarks: a line each on what is not as a reader may take it: models of other weights than the
-        run's, and plots that are not drawn.
+        run's, a run that has read too little, and plots that are not drawn.
     """
 
     files: list[storage.Path]
@@ -58,6 +60,7 @@ def report(
     notes: dict[str, Any] | None = None,
     weight: str | None = None,
     layer: int | None = None,
+    lone_runs: Sequence[str | storage.Path] = (),
 ) -> Report:
     """Gathers a run's metrics and the scored models under its `models/` into a report.
 
@@ -68,9 +71,10 @@ def report(
         None: those of the last report.
       weight, layer: whose preconditioners to draw, of a run with Shampoo: a path such as
         `blocks/0/mlp/w_in`, and a layer of the TA; by default this one, in the middle layer.
+      lone_runs: folders of runs of a lone model of one of its sizes, which it is compared with.
 
     Raises:
-      UserError: no run in `workdir`, or a damaged one; no such weight or layer.
+      UserError: no run in `workdir`, or a damaged one; no such weight or layer; or as `regrets`.
       UnsavedError: the report cannot be written; its table is in the error.
     """
     folder = storage.resolve(workdir)
@@ -86,6 +90,7 @@ def report(
         notes = _old_notes(folder / "report.json")
     baselines = notes.get("baselines", {})
 
+    lone_rows = regrets(folder, lone_runs)
     rows = scored_models(folder)
     table = sizes_table(rows, baselines)
     preconditioners, block_figure = _preconditioners(folder, config, weight, layer)
@@ -93,12 +98,18 @@ def report(
         pictures = _plots(folder, config, metrics, rows, baselines)
         if block_figure is not None:
             pictures.append(save_figure(block_figure, folder / "preconditioners.png"))
-    remarks = [*stale_remarks(rows), *text_remarks(rows), *_undrawn(config, rows, pictures)]
+    remarks = [
+        *stale_remarks(rows),
+        *text_remarks(rows),
+        *regime_remarks(config, _last_step(metrics)),
+        *_undrawn(config, rows, pictures),
+    ]
 
     # A heading without text or picture is left out.
     links = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}
     sections = {
         "Models": [table, *remarks, links.get("accuracy_vs_size")],
+        "Against models trained alone": [regret_table(lone_rows)],
         "Run": [_run_table(config, metrics), _last_table(config, metrics), links.get("curves")],
         "Preconditioners": [preconditioners, links.get("preconditioners")],
         "A sample from the TA": [_sample(notes)],
@@ -107,10 +118,11 @@ def report(
 
     files = [folder / "report.json", folder / "report.md"]
     with _saving(folder, table):
-        document = {"models": rows, "notes": notes}
+        document = {"models": rows, "notes": notes, "alone": lone_rows}
         storage.replace_text(files[0], storage.json_text(document, indent=2) + "\n")
         storage.replace_text(files[1], markdown)
-    return Report(files + pictures, rows, table, remarks)
+    shown = "\n\n".join(filter(None, [table, regret_table(lone_rows)]))
+    return Report(files + pictures, rows, shown, remarks)
 
 
 @contextlib.contextmanager
@@ -187,7 +199,7 @@ def _markdown(title: str, sections: dict[str, list[str | None]]) -> str:
 def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
     """What was trained, on what, how far and how fast."""
     nest = nest_of(config)
-    lines = _sub_model_lines(config)
+    lines = _sub_model_lines(config, _last_step(metrics))
     if nest.ta != nest.student:
         lines.append(["distillation", _distillation(config)])
 
@@ -199,9 +211,8 @@ def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
     lines.append(["optimiser", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}"])
     lines.append(["data", f"{config.data.source}, tokenizer {config.data.tokenizer}"])
 
-    num_steps_done = metrics[-1]["step"] if metrics else 0
     num_steps = config.train.num_steps
-    lines.append(["steps", f"{num_steps_done:,} of {num_steps:,}, of {_batch(config)}"])
+    lines.append(["steps", f"{_last_step(metrics):,} of {num_steps:,}, of {_batch(config)}"])
 
     speed = _speed(metrics)
     if speed is not None:
@@ -209,9 +220,13 @@ def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
     return markdown_table(["", ""], lines)
 
 
-def _sub_model_lines(config: config_lib.Config) -> list[list[str]]:
+def _last_step(metrics: Metrics) -> int:
+    return int(metrics[-1]["step"]) if metrics else 0
+
+
+def _sub_model_lines(config: config_lib.Config, step: int) -> list[list[str]]:
     """Sizes and parameters of the Student, of the TA where it is another, and of what a run names
-    beside them.
+    beside them; and what each has read.
     """
     plan = plan_of(config)
     nest = plan.nest
@@ -226,7 +241,10 @@ def _sub_model_lines(config: config_lib.Config) -> list[list[str]]:
             f"{sub_model.num_layers} layers, d_model {sub_model.sizes[RESIDUAL]}, "
             f"d_ff {width_text(sub_model.along('d_ff'))}"
         )
-        lines.append([name, f"{sizes}: {plan.count(sub_model).parameters:,} parameters"])
+        text = f"{sizes}: {plan.count(sub_model).parameters:,} parameters"
+        if not config.model.reads_examples:
+            text += f", {tokens_per_parameter(config, sub_model, step):.2g} tokens for each"
+        lines.append([name, text])
     return lines
 
 

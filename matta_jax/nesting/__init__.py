@@ -62,6 +62,7 @@ from matta_jax.nesting._patterns import narrow_wide_narrow as narrow_wide_narrow
 from matta_jax.nesting._patterns import wide_narrow_wide as wide_narrow_wide
 from matta_jax.nesting._spec import canonical_specs as canonical_specs
 from matta_jax.nesting._spec import format_spec as format_spec
+from matta_jax.nesting._spec import graded_specs as graded_specs
 from matta_jax.nesting._spec import parse_spec as parse_spec
 from matta_jax.nesting._spec import preset_specs as preset_specs
 from matta_jax.nesting._spec import slug as slug

@@ -157,6 +157,23 @@ def preset_specs(nest: Nest) -> list[str]:
     return canonical_specs(specs, nest)
 
 
+def graded_specs(nest: Nest) -> list[str]:
+    """Specs of a family from small to large: the nest's members, each uniform size of what layers
+    choose, and between two of them the mix whose first half of layers has the larger one.
+    """
+    specs = [*nest.members]
+    narrow_layers = nest.num_layers // 2
+    wide_layers = nest.num_layers - narrow_layers
+    for axis in nest.by_layer:
+        word, sizes = word_of(axis), nest.allowed[axis]
+        specs += [f"{word}={size}" for size in sizes]
+        for size, next_size in itertools.pairwise(sizes):
+            # A lone layer has no half.
+            if narrow_layers:
+                specs.append(f"{word}={next_size}*{wide_layers},{size}*{narrow_layers}")
+    return canonical_specs(specs, nest)
+
+
 def canonical_specs(specs: Iterable[str], nest: Nest) -> list[str]:
     """The shortest spec of each sub-model that these name, in their order, each once."""
     canonical = []

@@ -125,8 +125,8 @@ QUICK = "--config=configs/quickstart.py"
         ),
         (
             "train",
-            [QUICK, "--workdir=W", "--config.nest.d_ff=64"],
-            ["nest.d_ff=64", "model.d_ff=128"],
+            [QUICK, "--workdir=W", "--config.nest.d_ff=16"],
+            ["nest.d_ff=16", "model.d_ff=32"],
         ),
         (
             "train",
@@ -231,11 +231,11 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     code, output = call("train", *SMALL, "--dry_run")
     assert code == 0 and "MFLOP/token" in output and "temporaries" in output, output
     code, output = call("train", *SMALL, f"--workdir={workdir}")
-    assert code == 0 and "optimizer.learning_rate = 0.004" in output, output
+    assert code == 0 and "optimizer.learning_rate = 0.03" in output, output
     code, output = call("train", *SMALL, f"--workdir={workdir}", "--config.train.seed=5")
     assert code == 2 and "train.seed: 0 -> 5" in output
     code, output = call(
-        "extract", f"--checkpoint={workdir}@2", "--sub_model=d_ff=32,16*3", f"--output={model}"
+        "extract", f"--checkpoint={workdir}@2", "--sub_model=d_ff=32,16*2", f"--output={model}"
     )
     assert code == 0 and "difference to the TA's slice 0.0" in output, output
     code, output = call(

@@ -23,5 +23,5 @@ def test_the_notebook_runs_from_a_clean_kernel(tmp_path, monkeypatch):
     ).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in shown)
-    assert text.count("bits_per_byte:held_out") == 4 and "--- student\ndef " in text
+    assert text.count("bits_per_byte:held_out") == 5 and "--- student\ndef " in text
     assert sum("image/png" in output.get("data", {}) for output in shown) == 2

@@ -171,3 +171,14 @@ def test_sizes_and_members_of_large_nests_are_listed_short():
     nest = nesting.Nest(members, nest.allowed, nest.spread)
     with pytest.raises(UserError, match="is not student, ta, m0, .* and 89 more or AXIS=VALUE"):
         nesting.parse_spec("x", nest)
+
+
+def test_a_family_rises_from_width_to_width():
+    nest = nesting.expand(
+        num_layers=3, d_model=8, num_heads=2, d_ff=8, ta_d_ff=32, widths=(8, 16, 32)
+    )
+    specs = nesting.graded_specs(nest)
+    assert specs == ["student", "ta", "d_ff=16", "d_ff=16*2,8", "d_ff=32*2,16"]
+    # A layer by itself has no half.
+    lone = nesting.expand(num_layers=1, d_model=8, num_heads=2, d_ff=8, ta_d_ff=16)
+    assert nesting.graded_specs(lone) == ["student", "ta"]
