@@ -6,7 +6,7 @@ import gzip
 import math
 from collections.abc import Callable, Sequence
 
-from matta_jax import storage
+from matta_jax import stops, storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.config import Config
 from matta_jax.data import Windows, split_data
@@ -91,6 +91,7 @@ def quickstart(
         raise UserError(
             f"training was stopped at step {result.step}; start the same command again to go on"
         )
+    stops.raise_remembered()
 
     folders = [workdir / "models" / slug(spec) for spec in specs]
     _extract_missing(workdir, specs, folders, log)

@@ -34,7 +34,10 @@ _answered = threading.Event()
 _watches = 0
 _resends = 0
 _has_begun = False
+_is_raised = False
+_remembered = False
 _num_unfinished = 0
+_num_held = 0
 _asked: int | None = None
 _is_program = False
 
@@ -65,11 +68,11 @@ def raised() -> Iterator[None]:
     """Makes a SIGTERM within the block raise `Stopped`, and a Ctrl-C KeyboardInterrupt, in the main
     thread, where they reach the end of the block.
     """
-    global _has_begun, _asked
+    global _has_begun, _is_raised, _asked
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _has_begun = True
+    _has_begun = _is_raised = True
     _asked = None
     previous_handlers = {number: signal.signal(number, _raise_or_resend) for number in _NUMBERS}
     previous_hook = sys.unraisablehook
@@ -77,6 +80,7 @@ def raised() -> Iterator[None]:
     try:
         yield
     finally:
+        _is_raised = False
         sys.unraisablehook = previous_hook
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
@@ -89,7 +93,11 @@ def _raise_or_resend(number: int, frame: FrameType | None) -> None:
     # A module whose import is broken off may be half there for those who try again, and an
     # extension's turns the error into another. To end the process is the quickest.
     imports = _is_within(frame, _is_import)
-    if imports and _is_program and not _num_unfinished:
+    if _num_held:
+        # What it waits for takes as long as it needs.
+        answer()
+        _resend(number)
+    elif imports and _is_program and not _num_unfinished:
         _end(number, f"{signal.Signals(number).name} while libraries were loaded")
     elif imports or _is_within(frame, _is_unraisable):
         _resend(number)
@@ -114,6 +122,19 @@ def _is_import(code: CodeType) -> bool:
 
 def _is_unraisable(code: CodeType) -> bool:
     return code.co_name in _UNRAISABLE
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Raises a signal that comes within the block after it: what is being written becomes whole.
+    The second signal ends the process all the same.
+    """
+    global _num_held
+    _num_held += 1
+    try:
+        yield
+    finally:
+        _num_held -= 1
 
 
 @contextlib.contextmanager
@@ -147,9 +168,8 @@ def _resend(number: int) -> None:
 
 def _send(number: int) -> None:
     global _resends
-    handler = signal.getsignal(number)
     # The block may have ended meanwhile, and the work with it.
-    if handler is _raise_or_resend:
+    if _is_raised:
         _resends += 1
         signal.pthread_kill(threading.main_thread().ident or 0, number)
 
@@ -173,6 +193,20 @@ def asked() -> int | None:
     the block as another error, of the library that it broke off. None without.
     """
     return _asked
+
+
+def remember(is_asked: bool = True) -> None:
+    """Notes that a SIGTERM was taken by a handler that raises nothing; or that none was yet."""
+    global _remembered
+    _remembered = is_asked
+
+
+def raise_remembered() -> None:
+    """Raises `Stopped` where a SIGTERM was remembered: what it was to stop was at its end already,
+    and more work would follow.
+    """
+    if _remembered:
+        raise Stopped
 
 
 def answer() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matta_jax import config as config_lib
-from matta_jax import storage
+from matta_jax import stops, storage
 from matta_jax.config import Config
 from matta_jax.errors import DivergenceError, UnsavedError, UserError
 from matta_jax.reporting import markdown_table
@@ -149,6 +149,8 @@ def sweep(
             if not result.finished:
                 endings[run.name] = "stopped"
                 break
+            if i < len(runs):
+                stops.raise_remembered()
     return gather_sweep(runs, endings)
 
 

@@ -165,3 +165,24 @@ def test_a_block_without_a_signal_tells_of_none():
 def test_binaries_hear_of_signals_before_they_import_anything():
     source = (pathlib.Path(stops.__file__).parent / "bin" / "__init__.py").read_text()
     assert source.index("stops.end_on_signals()") < source.index("from matta_jax.bin")
+
+
+def test_what_was_remembered_is_raised_before_more_work(monkeypatch):
+    stops.remember(False)
+    stops.raise_remembered()
+    stops.remember()
+    with pytest.raises(stops.Stopped):
+        stops.raise_remembered()
+    stops.remember(False)
+
+
+@pytest.mark.parametrize("number", RAISED)
+def test_a_signal_waits_for_what_is_being_written(number):
+    is_written = False
+    with pytest.raises(RAISED[number]), stops.watched(0.05), stops.raised():
+        with stops.held():
+            os.kill(os.getpid(), number)
+            time.sleep(0.12)
+            is_written = True
+        time.sleep(5)
+    assert is_written

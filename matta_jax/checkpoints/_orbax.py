@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
-from matta_jax import storage
+from matta_jax import stops, storage
 from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes, stored_shape
 from matta_jax.checkpoints._retention import StepNames, mend_losses
 from matta_jax.checkpoints._steps import METADATA, check_free, saved_steps
@@ -81,16 +81,23 @@ class Checkpoints:
         is_whole = False
         try:
             # Waits for what is still being written.
-            self._checkpointer.close()
+            with stops.held():
+                self._checkpointer.close()
             is_whole = kind is None
         finally:
             if not is_whole and is_first():
                 self._clear_away()
 
     def _clear_away(self) -> None:
-        """Removes what is half written and never will be whole, as on a full disk."""
-        for folder in storage.match(self.directory, _HALF_WRITTEN):
-            storage.remove_folder(folder)
+        """Removes what is half written and never will be whole, as on a full disk; also what
+        threads that a signal broke off make a little later.
+        """
+        for _ in range(_RELEASE_PAUSES):
+            for folder in storage.match(self.directory, _HALF_WRITTEN):
+                storage.remove_folder(folder)
+            time.sleep(_RELEASE_SECONDS)
+            if not storage.match(self.directory, _HALF_WRITTEN):
+                return
 
     def wait(self) -> None:
         """Returns when what `save` has started is written."""

@@ -20,6 +20,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     With several processes JAX's preemption service takes the signal, and finds a step that all can
     stop at.
     """
+    stops.remember(False)
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
@@ -39,6 +40,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
 
     def remember(signal_number: int, frame: FrameType | None) -> None:
         event.set()
+        stops.remember()
 
     # What was there before is put back, so that a notebook or a sweep keeps its own handler.
     previous_handler = signal.signal(signal.SIGTERM, remember)
