@@ -52,8 +52,8 @@ def regrets(workdir: storage.Path, lone_runs: Sequence[str | storage.Path]) -> l
 
     rows = []
     for lone_run, spec in specs.items():
-        lone = compare(checkpoint=str(lone_run), sub_models=["ta"], tasks=[_TASK])
-        bits, lone_bits = bits_by_spec[spec], lone.evaluations[0].scores[_TASK]
+        compared = compare(checkpoint=str(lone_run), sub_models=["ta"], tasks=[_TASK])
+        bits, lone_bits = bits_by_spec[spec], compared.evaluations[0].scores[_TASK]
         rows.append(
             {
                 "alone": str(lone_run),
