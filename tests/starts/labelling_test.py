@@ -93,6 +93,7 @@ def test_a_full_disk_is_one_line(tiny, teacher, tmp_path, monkeypatch):
         label(tiny(), teacher, tmp_path / "labels", top_k=4)
 
 
+@pytest.mark.slow
 def test_labels_of_the_first_windows_teach_a_run_of_these(tiny, teacher, tmp_path):
     folder = tmp_path / "labels"
     first = tiny(data__max_windows=5)

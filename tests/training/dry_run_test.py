@@ -1,6 +1,7 @@
 """Sizes before a run."""
 
 import jax
+import pytest
 
 from matta_jax import models
 from matta_jax.training import dry_run, make_setup
@@ -22,6 +23,7 @@ def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
     assert "wide" not in text.splitlines()[0] and "d_ff=48,16*2" in text and "temporaries" in text
 
 
+@pytest.mark.slow
 def test_dry_run_names_the_members_of_a_run(tiny):
     config = tiny(nest__members={"middle": "layers=2;d_ff=32", "odd": "d_ff=40"})
     plan = models.plan_of(config)

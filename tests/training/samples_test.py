@@ -4,6 +4,7 @@ from matta_jax import train
 from matta_jax.errors import UserError
 
 
+@pytest.mark.slow
 def test_student_and_ta_write_a_line_each(tiny, tmp_path):
     lines = []
     config = tiny(

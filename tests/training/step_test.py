@@ -190,8 +190,12 @@ def test_a_run_begins_with_its_ta_alone(tiny):
     for leaf, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, atol=2e-6)
 
-    # w(t) rises from there.
-    state = setup.init()
+
+@pytest.mark.slow
+def test_distillation_rises_from_where_members_join(tiny):
+    config = tiny(objective__members_start=0.5, train__num_steps=20)
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    step_at, state = make_train_steps(setup), setup.init()
     scales = []
     for step in (9, 10, 11):
         state = dataclasses.replace(state, step=jnp.int32(step))

@@ -75,6 +75,7 @@ def test_the_teachers_terms_are_their_formula(tiny, teacher, step_of, training_w
     assert metrics["loss"] == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_task_labels_of_the_teacher(tiny, teacher, labels, step_of):
     online, offline = (
         step_of(tiny(teacher__task_labels="teacher", **field))[1]
