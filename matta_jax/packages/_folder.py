@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -52,24 +52,43 @@ class Packaging:
             )
 
 
+# What a run writes beside its checkpoints, and reads again.
+_FILES_OF_RUN = ("config.json", "metrics.jsonl", "tokenizer")
+
+
 def check_place(field: str, where: str | storage.Path) -> storage.Path:
     """Returns the absolute path of an output, which may lie anywhere but where it would spoil
     something of ours.
 
     Raises:
-      UserError: it is a run's workdir, lies in a run's checkpoints, or in the folder of a model.
+      UserError: it is a run's workdir or a file of a run, lies in a run's checkpoints, or in the
+        folder of a model.
     """
     target = storage.resolve(where)
     if _is_run(target):
         raise _taken(field, target, "the workdir of a run")
-    for folder in target.parents:
+    if target.name in _FILES_OF_RUN and _is_run(target.parent):
+        raise _taken(field, target, f"a file of the run {str(target.parent)!r}")
+    _check_parents(field, target, target.parents)
+    return target
+
+
+def check_workdir_place(workdir: storage.Path) -> None:
+    """Raises UserError for the folder of a run that would spoil a model or another run: it may be
+    that of a run, but none of a model's, nor lie in a model or in checkpoints.
+    """
+    target = storage.resolve(workdir)
+    _check_parents("workdir", target, (target, *target.parents))
+
+
+def _check_parents(field: str, target: storage.Path, folders: Sequence[storage.Path]) -> None:
+    for folder in folders:
         if (folder / MANIFEST).is_file():
             raise _taken(field, target, f"in the folder of the model {str(folder)!r}")
     for folder in (target, *target.parents):
         # A folder of a number there would be taken for a step of the run.
         if folder.name == "checkpoints" and _is_run(folder.parent):
             raise _taken(field, target, f"in the checkpoints of the run {str(folder.parent)!r}")
-    return target
 
 
 def _is_run(folder: storage.Path) -> bool:

@@ -12,7 +12,7 @@ from matta_jax.config import Config
 from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_both
 from matta_jax.errors import UserError
 from matta_jax.optim import shampoo_advice
-from matta_jax.packages import Package
+from matta_jax.packages import Package, check_workdir_place
 from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh, wait_for_all
 from matta_jax.starts import check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
@@ -94,6 +94,7 @@ def check_start(
     config = with_own_tokenizer(config, workdir, log)
     check_samples(config)
     check_writers(config)
+    check_workdir_place(workdir)
     check_workdir(config, workdir, resume, extend)
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 

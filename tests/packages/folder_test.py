@@ -8,6 +8,7 @@ import pytest
 
 import matta_jax
 from matta_jax import extract, packages
+from matta_jax.errors import UserError
 from matta_jax.packages import Packaging, _formats
 
 FILES = {
@@ -67,6 +68,8 @@ def test_what_is_ours_is_not_written_into(refused, models, write, place):
     in_checkpoints = "is in the checkpoints of the run '.*/run', which it would spoil; name another"
     words = {
         "run": "is the workdir of a run",
+        "run/config.json": "is a file of the run",
+        "run/metrics.jsonl": "is a file of the run",
         "run/checkpoints": in_checkpoints,
         "run/checkpoints/9": in_checkpoints,
         "run/checkpoints/3/x/y": in_checkpoints,
@@ -79,6 +82,13 @@ def test_what_is_ours_is_not_written_into(refused, models, write, place):
             with refused(reason, place):
                 write(place / name, overwrite=overwrite)
     write(run / "models" / "student")
+    # A run may go on in its folder, and lie in no other's.
+    for name, reason in (words | {"model": "in the folder of the model"}).items():
+        if name.startswith(("run/checkpoints", "run/models", "model")):
+            with pytest.raises(UserError, match=f"workdir=.*{reason}"):
+                packages.check_workdir_place(place / name)
+    for name in ("run", "run/more", "new"):
+        packages.check_workdir_place(place / name)
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_left(refused, write, place, monkeypatch):
