@@ -10,9 +10,8 @@ from matta_jax import storage
 from matta_jax.data import file_fingerprint, read_json_lines, text_of
 from matta_jax.errors import UserError, shorten
 from matta_jax.evaluation._likelihood import (
-    encode_request,
+    checked_request,
     likelihoods,
-    lost_part,
     warn_of_left_out,
 )
 from matta_jax.evaluation._tasks import Outcome, Score, share
@@ -50,8 +49,7 @@ class Lambada:
         reasons = {}
         for number, text in _texts(path, what):
             context, target = _split(text, path, number)
-            request = encode_request(tokenizer, context, target)
-            reason = lost_part(tokenizer, request, target)
+            request, reason = checked_request(tokenizer, context, target)
             if reason:
                 reasons[f"line {number}"] = f"the word {shorten(target.strip())} {reason}"
                 continue

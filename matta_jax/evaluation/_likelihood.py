@@ -66,6 +66,19 @@ def encode_request(tokenizer: Tokenizer, context: str, target: str) -> Request:
     return Request(context_ids, ids[len(context_ids) :])
 
 
+def checked_request(tokenizer: Tokenizer, context: str, target: str) -> tuple[Request, str | None]:
+    """Returns the request of two texts, and why its target cannot be scored, as `lost_part` does;
+    also of what the tokenizer refuses.
+    """
+    try:
+        request = encode_request(tokenizer, context, target)
+        return request, lost_part(tokenizer, request, target)
+    except UserError as error:
+        # A vocabulary without a token for the unknown takes not every text.
+        nothing = np.array([tokenizer.eos_id], np.int32)
+        return Request(nothing, nothing), f"cannot be encoded with its context ({error})"
+
+
 def lost_part(tokenizer: Tokenizer, request: Request, target: str) -> str | None:
     """Returns why a target cannot be scored: its tokens do not hold all of it. None where they do.
 

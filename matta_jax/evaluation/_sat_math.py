@@ -13,9 +13,8 @@ from matta_jax.data import file_fingerprint, read_json_lines, text_of
 from matta_jax.errors import UserError, shorten
 from matta_jax.evaluation._likelihood import (
     Request,
-    encode_request,
+    checked_request,
     likelihoods,
-    lost_part,
     warn_of_left_out,
 )
 from matta_jax.evaluation._tasks import Outcome, share
@@ -110,8 +109,7 @@ def _requests_of(question: _Question, tokenizer: Tokenizer) -> tuple[list[Reques
     requests = []
     reason = None
     for option in question.options:
-        request = encode_request(tokenizer, question.prompt, " " + option)
-        loss = lost_part(tokenizer, request, " " + option)
+        request, loss = checked_request(tokenizer, question.prompt, " " + option)
         if loss:
             reason = reason or f"the option {shorten(option)} {loss}"
         requests.append(request)

@@ -20,9 +20,8 @@ from lm_eval.api.registry import register_model
 from matta_jax.errors import UserError, shorten
 from matta_jax.evaluation._likelihood import (
     Request,
-    encode_request,
+    checked_request,
     likelihoods,
-    lost_part,
     warn_of_left_out,
     warn_of_lossy,
 )
@@ -73,12 +72,10 @@ class MattaLM(LM):
         """
         contexts = [request.args[0] for request in requests]
         warn_of_lossy("lm_eval", self._tokenizer, contexts, _EFFECT_ON_CONTEXT)
-        encoded = [encode_request(self._tokenizer, *request.args) for request in requests]
-        reasons = {}
-        for i, (request, (_, continuation)) in enumerate(
-            zip(encoded, (request.args for request in requests), strict=True)
-        ):
-            reason = lost_part(self._tokenizer, request, continuation)
+        encoded, reasons = [], {}
+        for i, (context, continuation) in enumerate(request.args for request in requests):
+            request, reason = checked_request(self._tokenizer, context, continuation)
+            encoded.append(request)
             if reason:
                 reasons[f"request {i}"] = f"{shorten(continuation)} {reason}"
         warn_of_left_out("lm_eval", reasons, len(requests) - len(reasons))

@@ -66,15 +66,27 @@ class Letters(ByteTokenizer):
         return np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
 
 
+class Strict(ByteTokenizer):
+    """Takes nothing but ASCII, as a vocabulary of words without a token for the unknown."""
+
+    def _ids_of(self, text):
+        if not text.isascii():
+            raise UserError("cannot encode a text")
+        return super()._ids_of(text)
+
+
+@pytest.mark.parametrize("kind", [Letters, Strict])
 @pytest.mark.parametrize("word", ["東京", "caf東", "\0"])
-def test_a_word_without_tokens_is_named_and_left_out(models, tmp_path, caplog, word):
+def test_a_word_without_tokens_is_named_and_left_out(models, tmp_path, caplog, word, kind):
+    if kind is Strict and word.isascii():
+        pytest.skip("it has a token")
     lines = [{"text": "the old dog lives here"}, {"text": f"the dog lives in {word}"}]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "one.jsonl").write_text(json.dumps(lines[0]) + "\n")
     outcomes = []
     for name in ("l.jsonl", "one.jsonl"):
         with caplog.at_level("WARNING", logger="absl"):
-            task = _lambada.Lambada(str(tmp_path / name), Letters())
+            task = _lambada.Lambada(str(tmp_path / name), kind())
         outcomes.append(task.run(packages.load_model(models[0])))
     assert [outcome.left_out for outcome in outcomes] == [1, 0]
     assert [outcome.count for outcome in outcomes] == [1, 1]
