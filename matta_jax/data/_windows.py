@@ -21,7 +21,7 @@ from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
 
 # Raise it when the files of a cache change their meaning.
-_FORMAT = 2
+_FORMAT = 3
 
 # What tokens are stored as, by the number of ids.
 _DTYPES = ("uint16", "uint32")
@@ -164,10 +164,9 @@ def cached_windows(
     tokens, meta = cache
     if meta.num_lossy:
         logging.warning(
-            "%d of %d documents of data source %r do not survive encode and decode (the first: "
-            "%s): bits per byte counts what the tokenizer keeps",
+            "%d documents of data source %r do not survive encode and decode (the first: %s): bits "
+            "per byte counts what the tokenizer keeps",
             meta.num_lossy,
-            meta.num_documents,
             corpus.source,
             shorten(meta.first_lossy),
         )
@@ -200,6 +199,13 @@ class _Meta:
     num_lossy: int = 0
     first_lossy: str = ""
     fingerprint: str = ""
+    seal: str = ""
+
+    def sealed(self) -> "_Meta":
+        """With the hash of all that it says: a count that was changed would change a score."""
+        content = storage.json_text(dataclasses.asdict(self) | {"seal": ""})
+        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return dataclasses.replace(self, seal=digest)
 
     @classmethod
     def read(cls, file: storage.Path) -> "_Meta":
@@ -214,7 +220,10 @@ class _Meta:
                 raise ValueError(f"{name} of {file.name} is {shorten(value.get(name))}")
         if value["dtype"] not in _DTYPES:
             raise ValueError(f"dtype of {file.name} is {shorten(value['dtype'])}")
-        return cls(**{name: value[name] for name in _Meta.__annotations__})
+        meta = cls(**{name: value[name] for name in _Meta.__annotations__})
+        if meta.sealed() != meta:
+            raise ValueError(f"{file.name} is not what was written")
+        return meta
 
 
 def _open(folder: storage.Path) -> tuple[np.ndarray, _Meta] | None:
@@ -302,4 +311,5 @@ def _write(
             meta.num_documents += 1
 
     meta.fingerprint = digest.hexdigest()
-    storage.replace_text(folder / "meta.json", storage.json_text(dataclasses.asdict(meta)))
+    described = dataclasses.asdict(meta.sealed())
+    storage.replace_text(folder / "meta.json", storage.json_text(described))

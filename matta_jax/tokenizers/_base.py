@@ -4,6 +4,8 @@ import abc
 import contextlib
 import hashlib
 import importlib
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -64,8 +66,9 @@ class Tokenizer(abc.ABC):
         return self.decode(ids) == text
 
     def count_bytes(self, text: str, ids: np.ndarray, *, survives: bool | None = None) -> int:
-        """How many UTF-8 bytes of a text its ids hold: all of a text that survives, else at most
-        what can be read back.
+        """How many UTF-8 bytes of a text its ids hold: all of a text that survives, else those of
+        the characters that can be read back, in whatever form and case; what a decoder adds, such
+        as spaces, counts as nothing.
 
         Args:
           text: that was encoded.
@@ -77,11 +80,18 @@ class Tokenizer(abc.ABC):
             survives = self.survives(text, ids)
         if survives:
             return num_bytes
-        return min(num_bytes, self.num_bytes(ids))
+        # As often as both have a character: one has what was lost, the other what was added.
+        common = _characters(text) & _characters(self.known_text(ids))
+        kept_bytes = sum(count * len(character.encode()) for character, count in common.items())
+        return min(num_bytes, self.num_bytes(ids), kept_bytes)
 
     def num_bytes(self, ids: np.ndarray) -> int:
         """How many UTF-8 bytes ids stand for; a token for the unknown stands for none."""
-        return len(self.decode(ids).encode())
+        return len(self.known_text(ids).encode())
+
+    def known_text(self, ids: np.ndarray) -> str:
+        """The text of ids, without tokens for the unknown."""
+        return self.decode(ids)
 
     @abc.abstractmethod
     def _ids_of(self, text: str) -> np.ndarray | Sequence[int]: ...
@@ -159,3 +169,8 @@ def first_line(error: BaseException) -> str:
         return type(error).__name__
     line = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
     return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
+
+
+def _characters(text: str) -> Counter[str]:
+    """How often a text has each character, in one form and case."""
+    return Counter(unicodedata.normalize("NFKC", text).casefold())

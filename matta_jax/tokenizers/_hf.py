@@ -60,10 +60,10 @@ class HFTokenizer(Tokenizer):
         """Of each id [vocab_size], whether it has a token."""
         return self._has_token
 
-    def num_bytes(self, ids: np.ndarray) -> int:
-        """Those of the text; a token for the unknown stands for none."""
+    def known_text(self, ids: np.ndarray) -> str:
+        """The text of ids, without the token for the unknown."""
         ids = np.asarray(ids, np.int64)
-        return len(self.decode(ids[ids != self._unknown_id]).encode())
+        return self.decode(ids[ids != self._unknown_id])
 
     def survives(self, text: str, ids: np.ndarray) -> bool:
         """Whether the ids of a text hold all of it."""

@@ -383,6 +383,7 @@ CACHE_DAMAGE = {
     "list": ("meta.json", lambda content: b"[]"),
     "deep": ("meta.json", lambda content: b"[" * 200_000),
     "types": ("meta.json", lambda content: content.replace(b'"num_bytes": ', b'"num_bytes": -')),
+    "count": ("meta.json", lambda content: content.replace(b'"num_bytes": ', b'"num_bytes": 1')),
     "dtype": ("meta.json", lambda content: content.replace(b"uint16", b"object")),
 }
 

@@ -158,6 +158,21 @@ def test_the_byte_tokenizer_counts_what_it_keeps():
     assert BYTES.decode(np.array([65, 256, 999, -1, 66])) == "AB"
 
 
+@pytest.mark.parametrize(
+    ("text", "decoded", "expected"),
+    [
+        # Spaces that a decoder puts between tokens stand for no letter that was lost.
+        ("zebra QUICK xylo", "z e br a x y l o", 11),
+        ("the old 東京 dog", "t h e o l d d o g", 12),
+        ("The Dog, 東", "the dog , [?]", 9),
+        ("東京", "a b c d e f", 0),
+    ],
+)
+def test_what_a_decoder_adds_is_not_counted(text, decoded, expected, monkeypatch):
+    monkeypatch.setattr(type(BYTES), "known_text", lambda self, ids: decoded)
+    assert BYTES.count_bytes(text, BYTES.encode(text), survives=False) == expected
+
+
 def gpt2_files(folder, *, end_id=None, merges="#version: 0.2\nt h\n"):
     from tokenizers import pre_tokenizers
 
