@@ -79,7 +79,7 @@ def checked_config(holder: Any) -> Config:
     """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or
     invalid.
     """
-    if holder.value is None:
+    if holder.value is None and not flags.FLAGS["config"].present:
         raise UserError("--config is missing; name a file, such as --config=configs/quickstart.py")
     if not isinstance(holder.value, ConfigDict):
         file = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -191,11 +191,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _check_config_file(named: str) -> None:
-    file = named.partition(":")[0]
-    if not storage.path(file).is_file():
-        raise UserError(
-            f"--config={file!r} does not exist; name a file, from {storage.working_folder()}"
-        )
+    # An address has a colon too, and is refused as such.
+    file = named if "://" in named else named.partition(":")[0]
+    path = storage.path(file)
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"--config={file!r} {what}; name a file, from {storage.working_folder()}")
 
 
 def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:
@@ -208,16 +209,22 @@ def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:
         hint = did_you_mean(error.flagname, flags.FLAGS)
         raise UserError(f"unknown flag --{error.flagname}{hint}; --help lists them") from None
     except flags.Error as error:
-        if config_file is not None and "Error whilst parsing config file" in str(error):
+        if config_file is not None and _is_of_file(error, config_file):
             raise UserError(config_file_error(config_file, error)) from None
         raise UserError(_plain_words(str(error).replace("flag --", "--"))) from None
-    # The file is a user's own code, which may raise anything.
-    except Exception as error:
+    # The file is a user's own code, which may raise anything, and end the process.
+    except (Exception, SystemExit) as error:
         raise UserError(_config_error(argv, config_file, error)) from None
 
     if len(arguments) > 1:
         raise UserError(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
     return arguments
+
+
+def _is_of_file(error: flags.Error, file: str) -> bool:
+    """Whether a flag's error is of reading the config file, and not of a field set over it."""
+    text = str(error)
+    return "Error whilst parsing config file" in text or f"flag --config={file}:" in text
 
 
 def _with_config(argv: Sequence[str]) -> Sequence[str]:
@@ -229,7 +236,7 @@ def _with_config(argv: Sequence[str]) -> Sequence[str]:
     return [argv[0], f"--config={file}:{folder[1]}", *argv[1:]]
 
 
-def _config_error(argv: Sequence[str], file: str | None, error: Exception) -> str:
+def _config_error(argv: Sequence[str], file: str | None, error: BaseException) -> str:
     """config_flags raises many kinds from deep inside; the override that it stumbled
     on tells best.
     """

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 
 # As Python says it of a call that does not fit.
 _TAKES_NONE = "get_config() takes 0 positional arguments"
 _NEEDS_ONE = "get_config() missing 1 required positional argument"
 
 
-def config_file_error(named: str, error: Exception | None) -> str:
+def config_file_error(named: str, error: BaseException | None) -> str:
     """Returns the line about a config file that raised, or returned no config.
 
     Args:
@@ -43,8 +43,10 @@ def config_file_error(named: str, error: Exception | None) -> str:
             f"{shown}: get_config() returns {kind}; return matta_jax.config.to_config_dict(Config("
             "...))"
         )
-    reason = f"{type(error).__name__}: {error}" if error is not None else "no config"
-    return f"{shown} cannot be read: {reason}"
+    # The first cause: a library wraps it in words of its own, some of them with a traceback.
+    first = next(_chain(error), None)
+    reason = "no config" if first is None else f"{type(first).__name__}: {shorten(str(first))}"
+    return f"{shown} cannot be read: {reason}; mend the file"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -74,6 +76,6 @@ def _returned(named: str) -> str | None:
     file, colon, variant = named.partition(":")
     try:
         value = runpy.run_path(file)["get_config"](*([variant] if colon else []))
-    except Exception:
+    except (Exception, SystemExit):
         return None
     return None if isinstance(value, ConfigDict) else type(value).__name__

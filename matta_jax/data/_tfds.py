@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from matta_jax import storage
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, shorten
 
 
 def tfds_version(source: str, text_field: str, tfds_dir: str | None) -> str:
@@ -71,6 +71,10 @@ def _builder(source: str, name: str, tfds_dir: str | None) -> Any:
             return read_only_builder.builder_from_files(name, **where)
         except tfds.core.DatasetNotFoundError:
             return tfds.builder(name, file_format="array_record", **where)
+    except ImportError as error:
+        raise UserError(
+            f"data.tfds_dir={tfds_dir!r}: {shorten(str(error))}; install it, or name a local folder"
+        ) from None
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -35,6 +35,9 @@ from matta_jax.models import plan_of
 from matta_jax.nesting import RESIDUAL, flatten, matrix_view, nest_of
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
+# Of every version.
+_SECTIONS_OF_RUN = ("model", "nest", "objective", "optimizer", "data", "train")
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -137,7 +140,12 @@ def _saving(folder: storage.Path, table: str) -> Iterator[None]:
 
 def _read_config(file: storage.Path) -> config_lib.Config:
     try:
-        return config_lib.from_dict(storage.read_json(file))
+        stored_config = storage.read_json(file)
+        # A run writes all sections; those that are missing would be read as defaults.
+        missing = [name for name in _SECTIONS_OF_RUN if name not in stored_config]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        return config_lib.from_dict(stored_config)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise UserError(
             f"{file} is damaged ({error}); start the run's command again in another workdir"

@@ -21,6 +21,7 @@ from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
 
 _COLDEST = 1e-6  # Logits over less would overflow.
 _LEAST_TOP_P = 1e-30  # As good as any less, which float32 takes for 0.
+_MOST_TOKENS = 2**24
 _MOST_SAMPLES = 1024  # Side by side, with a cache each.
 
 
@@ -88,6 +89,8 @@ def generate(
     for name, value in {"num_tokens": num_tokens, "num_samples": num_samples}.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
+    if num_tokens > _MOST_TOKENS:
+        raise UserError(f"num_tokens={num_tokens} must be at most {_MOST_TOKENS}")
     if num_samples > _MOST_SAMPLES:
         raise UserError(
             f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds"

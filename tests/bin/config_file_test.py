@@ -14,6 +14,8 @@ FILES = {
         "",
         ["line 2", "KeyError"],
     ),
+    "exit": ("import sys\nsys.exit(3)\n", "", ["line 2", "SystemExit: 3"]),
+    "number": ("get_config = 5\n", "", ["cannot be read: TypeError", "mend the file"]),
     "syntax": ("def get_config(:\n    pass\n", "", ["line 1", "SyntaxError"]),
     "import": ("import no_such_module\n", "", ["line 1", "no_such_module"]),
     "nothing": ("x = 1\n", "", ["has no get_config()"]),
@@ -44,10 +46,11 @@ def test_a_config_file_is_named_with_its_line(kind, tmp_path, monkeypatch):
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", flag_values=values)
         values(["a binary", f"--config={file}{variant}"])
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:
         error = raised
 
     line = config_file_error(f"{file}{variant}", error)
+    assert "\n" not in line and "Traceback" not in line
     for word in words:
         assert word in line
     assert kind == "user" or "tiny.py" in line

@@ -57,9 +57,10 @@ def test_report_of_no_run_is_named(tmp_path):
         report(tmp_path)
 
 
-def test_report_of_a_damaged_config_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["{", "{}", "5", "[]", "null", '{"model": {}, "data": {}}'])
+def test_report_of_a_damaged_config_is_named(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json is damaged"):
         report(tmp_path)
 
