@@ -18,9 +18,15 @@ Each is imported when first used, so that extraction and scoring load no trainin
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Before JAX starts its threads: devices that are simulated wait for each other in collectives, and
+# on a few busy cores XLA ends a process in which they have no thread each.
+if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
 
 if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart
