@@ -9,8 +9,8 @@ import pathlib
 import re
 import tempfile
 
-# Before numpy and jax are imported. Devices that are simulated wait for each other in collectives: on
-# two busy cores they need a thread each, or XLA ends the process.
+# Before numpy and jax are imported. Devices that are simulated wait for each other in collectives:
+# on two busy cores they need a thread each, or XLA ends the process.
 os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
