@@ -124,14 +124,18 @@ def layers_apart(nest: Nest, members: Sequence[SubModel]) -> list[tuple[int, ...
     before it, as their hidden states are the same.
     """
     streams, _ = make_streams(nest, members)
-    seen: set[tuple[int, tuple[Any, ...]]] = set()
+    # A number for each history: the history itself would be as long as the model is deep.
+    numbers: dict[tuple[Any, ...], int] = {}
+    seen: set[int] = set()
     apart = []
     for stream in streams:
+        number = numbers.setdefault(stream.history(0), len(numbers))
         layers = []
-        for layer in stream.sub_model.layers:
-            key = (layer, stream.history(layer + 1))
-            if key not in seen:
-                seen.add(key)
+        for layer in range(nest.num_layers):
+            sizes = stream.sub_model.sizes_in(layer)
+            number = numbers.setdefault((number, layer, sizes), len(numbers))
+            if sizes is not None and number not in seen:
+                seen.add(number)
                 layers.append(layer)
         apart.append(tuple(layers))
     return apart

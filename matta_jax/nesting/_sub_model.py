@@ -1,6 +1,7 @@
 """SubModel: how much of each axis a model uses."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 
@@ -80,10 +81,13 @@ class SubModel:
 
     def sizes_in(self, layer: int) -> Sizes | None:
         """The sizes of all axes in the TA's layer `layer`; None where this model skips it."""
-        if layer not in self.layers:
-            return None
-        position = self.layers.index(layer)
-        return self._sizes_at(position)
+        position = self._positions.get(layer)
+        return None if position is None else self._sizes_at(position)
+
+    @functools.cached_property
+    def _positions(self) -> dict[int, int]:
+        """Of each layer its position: a look-up of each in a tuple takes deep models minutes."""
+        return {layer: position for position, layer in enumerate(self.layers)}
 
     def _sizes_at(self, position: int) -> Sizes:
         sizes = dict(self.sizes)
