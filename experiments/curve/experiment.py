@@ -1,20 +1,18 @@
 """The quickstart's family beside models of its sizes that are trained alone."""
 
+import functools
 import importlib.util
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from lab.protocol import FOLDER, Experiment, Results
-from lab.runs import Lab
+from lab.runs import Lab, stored
 from lab.statistics import Row, differences, format_interval, interval
 
 import matta_jax
 from matta_jax.config import Config, from_dict
 from matta_jax.nesting import graded_specs, nest_of
 from matta_jax.reporting import markdown_table, new_figure, save_figure
-from matta_jax.storage import replace_text
 from matta_jax.sweeps import Overrides
 
 ONE_RUN = "one run"
@@ -55,7 +53,8 @@ class Curve(Experiment):
         rows = []
         for (condition, seed), run in lab.train(conditions, self.seeds).items():
             specs = graded_specs(nest_of(lab.config)) if condition == ONE_RUN else ["ta"]
-            for row in _stored_scores(run.workdir, specs):
+            measure = functools.partial(_scores, run.workdir, specs)
+            for row in stored(run.workdir / "curve.json", measure):
                 rows.append({"condition": condition, "seed": seed} | row)
         flops = {name: lab.flops(overrides) for name, overrides in conditions.items()}
         return {"rows": rows, "flops_per_token": flops}
@@ -71,17 +70,14 @@ def _alone(width: int) -> str:
     return f"alone {width}"
 
 
-def _stored_scores(workdir: pathlib.Path, specs: Sequence[str]) -> list[dict[str, Any]]:
-    """Parameters and bits per byte of a run's models; measured once, and kept in its folder."""
-    cache = workdir / "curve.json"
-    if not cache.is_file():
-        compared = matta_jax.compare(checkpoint=str(workdir), sub_models=list(specs), tasks=[_TASK])
-        rows = []
-        for spec, evaluation in zip(specs, compared.evaluations, strict=True):
-            parameters = evaluation.counts["parameters"]
-            rows.append({"spec": spec, "parameters": parameters, "bits": evaluation.scores[_TASK]})
-        replace_text(cache, json.dumps(rows))
-    return json.loads(cache.read_text())
+def _scores(workdir: pathlib.Path, specs: Sequence[str]) -> list[Row]:
+    """Parameters and bits per byte of a run's models."""
+    compared = matta_jax.compare(checkpoint=str(workdir), sub_models=list(specs), tasks=[_TASK])
+    rows = []
+    for spec, evaluation in zip(specs, compared.evaluations, strict=True):
+        parameters = evaluation.counts["parameters"]
+        rows.append({"spec": spec, "parameters": parameters, "bits": evaluation.scores[_TASK]})
+    return rows
 
 
 def _by_model(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:

@@ -2,7 +2,6 @@
 alone at their sizes.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -11,12 +10,12 @@ from elasticity.conditions import NESTS, SEARCHED, UNIFORM, WIDE_INSIDE, WIDE_OU
 from lab.books import REPORTED_ON, TUNED_ON, excerpt, write_once
 from lab.laptop import LaptopExperiment
 from lab.protocol import Results
-from lab.runs import Lab, Trained
+from lab.runs import Lab, Trained, stored
+from lab.statistics import Row
 
 import matta_jax
 from matta_jax.nesting import nest_of, parse_spec
 from matta_jax.selection import Budget
-from matta_jax.storage import replace_text
 
 # Windows that rank all 256 models; the best 8 are verified on all of the validation text.
 _WINDOWS = 32
@@ -56,11 +55,12 @@ def _lambada(lab: Lab) -> pathlib.Path:
 
 def _stored_scores(lab: Lab, condition: str, run: Trained) -> list[dict[str, Any]]:
     """The scores of a run's models; measured once, and stored in the run's folder."""
-    cache = run.workdir / "elasticity.json"
-    if not cache.is_file():
+
+    def measure() -> list[Row]:
         specs = _specs_of_nest(lab, run.workdir) if condition in NESTS else {condition: "ta"}
-        replace_text(cache, json.dumps(_scores(lab, run.workdir, specs)))
-    return json.loads(cache.read_text())
+        return _scores(lab, run.workdir, specs)
+
+    return stored(run.workdir / "elasticity.json", measure)
 
 
 def _specs_of_nest(lab: Lab, workdir: pathlib.Path) -> dict[str, str]:

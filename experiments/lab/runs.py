@@ -5,14 +5,17 @@ of them need is trained once.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matta_jax
 from lab.statistics import Row
 from matta_jax import config as c
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh
+from matta_jax.storage import replace_text
 from matta_jax.sweeps import Overrides, SweepRun, is_finished, last_evaluation, plan_sweep
 from matta_jax.training import make_setup, run_flops_of
 
@@ -100,6 +103,13 @@ class Lab:
             }
             rows.append(row | run.figures)
         return rows
+
+
+def stored(file: pathlib.Path, measure: Callable[[], Any]) -> Any:
+    """What a JSON file holds; measured and written first where it is not there."""
+    if not file.is_file():
+        replace_text(file, json.dumps(measure()))
+    return json.loads(file.read_text())
 
 
 def _trained(run: SweepRun) -> Trained:

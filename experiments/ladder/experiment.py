@@ -1,14 +1,14 @@
 """The ladder: is each size of one run as good as a model trained alone, as models grow?"""
 
 import dataclasses
-import json
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from lab.books import REPORTED_ON, TUNED_ON
 from lab.protocol import Experiment, Results
-from lab.runs import Lab
+from lab.runs import Lab, stored
 from ladder import figures, texts
 from ladder.rungs import (
     LENGTHS,
@@ -25,7 +25,6 @@ from ladder.rungs import (
 import matta_jax
 from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.storage import replace_text
 from matta_jax.sweeps import Overrides
 
 
@@ -142,10 +141,8 @@ class _Recipe:
 
     def _scores(self, run: _Run, side: str) -> list[dict[str, Any]]:
         """Bits per byte of each size of a run, by text; measured once, and kept in its folder."""
-        cache = run.workdir / f"scores_{side}.json"
-        if not cache.is_file():
-            replace_text(cache, json.dumps(self._measured(run, side)))
-        return json.loads(cache.read_text())
+        measure = functools.partial(self._measured, run, side)
+        return stored(run.workdir / f"scores_{side}.json", measure)
 
     def _measured(self, run: _Run, side: str) -> list[dict[str, Any]]:
         widths = {width: f"d_ff={width}" for width in self.rung.widths}

@@ -2,19 +2,17 @@
 share.
 """
 
-import json
 import pathlib
 import runpy
 from typing import Any
 
 from lab.figures import Line, comparison, plot_comparison
 from lab.protocol import Experiment, Results
-from lab.runs import Lab
+from lab.runs import Lab, stored
 from scorers import prepare
 
 import matta_jax
 from matta_jax import config as c
-from matta_jax.storage import replace_text
 from matta_jax.sweeps import Overrides
 
 CONDITIONS: dict[str, Overrides] = {
@@ -98,16 +96,14 @@ class ScorerExperiment(Experiment):
 
 def _scores(workdir: pathlib.Path, condition: str) -> dict[str, Any]:
     """The AUC losses of a run's models and the AUCs of the baselines; scored once, and stored."""
-    cache = workdir / "auc.json"
-    if not cache.is_file():
+
+    def measure() -> dict[str, Any]:
         models = ["student", "ta"] if "MatTA" in condition else ["ta"]
         compared = matta_jax.compare(checkpoint=str(workdir), sub_models=models, tasks=[_TASK])
 
         losses = {}
         for model, evaluation in zip(models, compared.evaluations, strict=True):
             losses[model] = 1 - evaluation.scores[_TASK]
+        return {"losses": losses, "baselines": compared.baselines[_TASK]}
 
-        scores = {"losses": losses, "baselines": compared.baselines[_TASK]}
-        replace_text(cache, json.dumps(scores))
-
-    return json.loads(cache.read_text())
+    return stored(workdir / "auc.json", measure)

@@ -60,3 +60,15 @@ def test_a_row_tells_the_flops_of_its_run(load, trained, tmp_path):
     assert rows["MatTA"]["tflops"] == lab.flops({}) * tokens / 1e12 > rows["alone"]["tflops"]
     assert rows["longer"]["tflops"] == 2 * rows["alone"]["tflops"]
     assert rows["longer"]["steps"] == 8 and rows["alone"]["seed"] == 0
+
+
+def test_what_is_stored_is_measured_once(load, tmp_path):
+    stored, measured = load("lab.runs").stored, []
+
+    def measure():
+        measured.append(1)
+        return [{"bits": 2.5}]
+
+    for _ in range(2):
+        assert stored(tmp_path / "scores.json", measure) == [{"bits": 2.5}]
+    assert measured == [1]
