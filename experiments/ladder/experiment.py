@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lab.books import REPORTED_ON, TUNED_ON
@@ -67,6 +67,24 @@ class Ladder(Experiment):
         return figures.tables(scores)
 
 
+def best_of_grid(loss_of: Callable[[float], float], grid: Sequence[float]) -> float:
+    """The rate of the least loss; the grid is doubled or halved beyond its ends while the best is
+    one of them, at most three times.
+
+    Args:
+      loss_of: measures a rate.
+      grid: rates in rising order.
+    """
+    losses = {rate: loss_of(rate) for rate in grid}
+    for _ in range(3):
+        best = min(losses, key=losses.__getitem__)
+        beyond = {max(losses): best * 2, min(losses): best / 2}.get(best)
+        if beyond is None:
+            break
+        losses[beyond] = loss_of(beyond)
+    return min(losses, key=losses.__getitem__)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """A finished run, and its seed."""
@@ -119,14 +137,14 @@ class _Recipe:
         Longer runs take the rate of the shortest: three more of them would cost as much as all
         else.
         """
+        return best_of_grid(self._tuning_loss, RATES)
+
+    def _tuning_loss(self, rate: float) -> float:
         lab = self._lab(LENGTHS[self.rung.name][0])
-        losses = {}
-        for rate in RATES:
-            tuned = dict(self.overrides) | {"optimizer.learning_rate": rate}
-            (run,) = self._train(lab, tuned, [TUNING_SEED])
-            scores = self._scores(run, TUNED_ON)
-            losses[rate] = sum(score[kind] for score in scores for kind in texts.KINDS)
-        return min(losses, key=losses.__getitem__)
+        tuned = dict(self.overrides) | {"optimizer.learning_rate": rate}
+        (run,) = self._train(lab, tuned, [TUNING_SEED])
+        scores = self._scores(run, TUNED_ON)
+        return sum(score[kind] for score in scores for kind in texts.KINDS)
 
     def _lab(self, length: int) -> Lab:
         return dataclasses.replace(

@@ -74,3 +74,16 @@ def test_the_rungs_are_sizes_and_their_lengths(load):
         config = rungs.rung_config(rung, 20, {"source": "stdlib"})
         for overrides in rungs.conditions_of(rung).values():
             override(config, overrides)
+
+
+@pytest.mark.parametrize(("best", "tried"), [(0.02, 3), (0.07, 5), (0.006, 5), (9.0, 6)])
+def test_the_grid_of_rates_goes_on_where_the_best_is_at_its_end(load, best, tried):
+    asked = []
+
+    def loss_of(rate):
+        asked.append(rate)
+        return abs(rate - best)
+
+    rate = load("ladder.experiment").best_of_grid(loss_of, (0.01, 0.02, 0.04))
+    assert rate == min(asked, key=lambda rate: abs(rate - best))
+    assert len(set(asked)) == len(asked) == tried
