@@ -4,14 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source, save_folder
 from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.elastic._origins import origins_of
-from matta_jax.elastic._proof import prove
+from matta_jax.elastic._proof import BACKEND, prove
 from matta_jax.errors import UserError
 from matta_jax.nesting import Counts, SubModel, Tree, format_spec, parse_spec, slug, units
 from matta_jax.packages import (
@@ -177,7 +175,7 @@ class _Part:
         certificate = {
             "max_difference": difference,
             "batch": list(batch),
-            "backend": jax.default_backend(),
+            "backend": BACKEND,
         }
         manifest = {
             "version": VERSION,

@@ -5,6 +5,9 @@ back from the extracted files run as a plain model; the weights taken from the T
 inside arrays of the TA's shape that hold NaN wherever the sub-model has no business. Both get the
 same input, and must give the same bits, from the embedding to the logits over the ids of the batch.
 (The rest of the table is equal by its fingerprint.)
+
+On the CPU, whatever else there is: a GPU's kernels are chosen by what they are fused with, so that
+the same weights give other last bits there.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ import numpy as np
 from immutabledict import immutabledict
 
 from matta_jax.checkpoints import StoredArray
+from matta_jax.errors import UserError
 from matta_jax.models import Inputs, Modules, Plan, bind, bind_block, logits
 from matta_jax.nesting import (
     BLOCKS,
@@ -33,6 +37,7 @@ from matta_jax.nesting import (
     unflatten,
 )
 
+BACKEND = "cpu"
 BATCH = 2
 LENGTH = 64
 # Fixed: a certificate that is made again is the same.
@@ -55,7 +60,27 @@ def prove(
 
     Returns:
       The largest |difference| between activations; and the batch's shape (B, T).
+
+    Raises:
+      UserError: JAX was told to leave out the CPU.
     """
+    try:
+        host = jax.local_devices(backend=BACKEND)[0]
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms!r} leaves out the CPU, on which extracted "
+            f"models are proved; add it: JAX_PLATFORMS={jax.config.jax_platforms},{BACKEND}"
+        ) from error
+    with jax.default_device(host):
+        return _prove(plan, params, written, sub_model)
+
+
+def _prove(
+    plan: Plan,
+    params: Any,
+    written: Mapping[str, StoredArray],
+    sub_model: SubModel,
+) -> tuple[float, tuple[int, int]]:
     length = min(LENGTH, plan.model.max_len)
     proof = _Proof(plan, flatten(params), written, sub_model)
     inputs = proof.number_entries(plan.schema.example(BATCH, length, _SEED))

@@ -38,3 +38,35 @@ def test_one_altered_entry_is_found(run, family, path):
     flat[path].flat[0] += 0.1
     difference, _ = _proof.prove(source.plan, nesting.unflatten(flat), written, sub_model)
     assert difference > 1e-3
+
+
+def test_the_proof_is_made_on_the_cpu_whatever_jax_prefers(run, family, monkeypatch):
+    _, workdir, _ = run
+    source = checkpoints.open_source(workdir)
+    params = source.read(source.nest.student)
+    written = packages.open_model(family["student"].path).stored
+    used = set()
+    note = _proof._Proof._note
+
+    def watched(self, a, b):
+        used.update(a.devices() | b.devices())
+        note(self, a, b)
+
+    monkeypatch.setattr(_proof._Proof, "_note", watched)
+    # Another device stands for an accelerator.
+    host, preferred = jax.local_devices(backend="cpu")[:2]
+    with jax.default_device(preferred):
+        _proof.prove(source.plan, params, written, source.nest.student)
+    assert used == {host}
+
+
+def test_a_jax_without_the_cpu_is_one_line(run, family, monkeypatch):
+    def refuse(**kwargs):
+        raise RuntimeError("Unknown backend cpu")
+
+    _, workdir, _ = run
+    source = checkpoints.open_source(workdir)
+    written = packages.open_model(family["student"].path).stored
+    monkeypatch.setattr(jax, "local_devices", refuse)
+    with pytest.raises(UserError, match="JAX_PLATFORMS='cpu' leaves out the CPU"):
+        _proof.prove(source.plan, None, written, source.nest.student)
