@@ -11,15 +11,16 @@ from lab.protocol import Experiment, Results
 from lab.runs import Lab, stored
 from ladder import figures, texts
 from ladder.rungs import (
-    LENGTHS,
     RATES,
     RUNGS,
     SEEDS,
     SEQ_LEN,
     TUNING_SEED,
+    TWO_POINTS,
     Rung,
     conditions_of,
     rung_config,
+    settings,
 )
 
 import matta_jax
@@ -41,21 +42,21 @@ class Ladder(Experiment):
     def config(self, data: pathlib.Path, workdir: pathlib.Path) -> Config:
         """The nest of the first rung."""
         del data
-        return rung_config(RUNGS[0], LENGTHS[RUNGS[0].name][0], _sources(workdir))
+        rung, length = settings()[0]
+        return rung_config(rung, length, _sources(workdir))
 
     def measure(self, lab: Lab) -> Results:
         """Tunes, trains and scores rung by rung. Where a process trains some seeds alone, a recipe
         without all of its runs is left out: the first rungs can be read while the last ones train.
         """
         rows = []
-        for rung in RUNGS:
-            for length in LENGTHS[rung.name]:
-                for condition, overrides in conditions_of(rung).items():
-                    recipe = _Recipe(lab, rung, condition, overrides)
-                    try:
-                        rows += recipe.measure(length, self.seeds)
-                    except UserError as error:
-                        lab.log(f"{rung.name}, {length} tokens a parameter, {condition}: {error}")
+        for rung, length in settings():
+            for condition, overrides in conditions_of(rung).items():
+                recipe = _Recipe(lab, rung, condition, overrides)
+                try:
+                    rows += recipe.measure(length, self.seeds)
+                except UserError as error:
+                    lab.log(f"{rung.name}, {length} tokens a parameter, {condition}: {error}")
         if not rows:
             raise UserError("no recipe has all of its runs yet; run this experiment with all seeds")
         return {"rows": rows}
@@ -118,7 +119,7 @@ class _Recipe:
 
     def measure(self, length: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Trains with the best rate; returns a row for each seed and size."""
-        lab, rate = self._lab(length), self._best_rate()
+        lab, rate = self._lab(length), self._best_rate(length)
         tuned = dict(self.overrides) | {"optimizer.learning_rate": rate}
         tokens = lab.config.train.num_steps * lab.config.data.batch_size * SEQ_LEN
         tflops = lab.flops(tuned) * tokens / 1e12
@@ -131,19 +132,25 @@ class _Recipe:
                 rows.append(row | score)
         return rows
 
-    def _best_rate(self) -> float:
-        """The learning rate of the least loss over all sizes and both texts, on a seed of its own.
-
-        Longer runs take the rate of the shortest: three more of them would cost as much as all
-        else.
+    def _best_rate(self, length: int) -> float:
+        """The learning rate of the least loss over both texts and all sizes, or those alone that it
+        trains, on a seed of its own.
         """
-        return best_of_grid(self._tuning_loss, RATES)
+        if self.rung.tuned_at is not None:
+            smaller = RUNGS[self.rung.tuned_at]
+            position = list(conditions_of(self.rung)).index(self.condition)
+            condition, overrides = list(conditions_of(smaller).items())[position]
+            return _Recipe(self.lab, smaller, condition, overrides)._best_rate(length)
+        return best_of_grid(functools.partial(self._tuning_loss, length), RATES)
 
-    def _tuning_loss(self, rate: float) -> float:
-        lab = self._lab(LENGTHS[self.rung.name][0])
+    def _tuning_loss(self, length: int, rate: float) -> float:
+        lab = self._lab(length)
         tuned = dict(self.overrides) | {"optimizer.learning_rate": rate}
         (run,) = self._train(lab, tuned, [TUNING_SEED])
         scores = self._scores(run, TUNED_ON)
+        if self.condition == TWO_POINTS:
+            # What lies between is not trained: far worse, it would decide alone.
+            scores = [scores[0], scores[-1]]
         return sum(score[kind] for score in scores for kind in texts.KINDS)
 
     def _lab(self, length: int) -> Lab:

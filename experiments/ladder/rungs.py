@@ -23,6 +23,8 @@ class Rung:
       d_model: of all models; d_ff is half of it in the Student and eight times it in the TA.
       num_heads: of all models.
       batch_size: windows of a step.
+      tuned_at: index of the rung whose learning rates it takes, where a sweep of its own would cost
+        too much.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Rung:
     d_model: int
     num_heads: int
     batch_size: int
+    tuned_at: int | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -47,13 +50,21 @@ class Rung:
 
 
 SEQ_LEN = 128
+TWO_POINTS = "two points"
+"""The recipe that trains the smallest and the largest size alone."""
 RUNGS = (
     Rung("60k", num_layers=3, d_model=32, num_heads=2, batch_size=16),
     Rung("250k", num_layers=4, d_model=56, num_heads=4, batch_size=32),
-    Rung("1M", num_layers=6, d_model=96, num_heads=6, batch_size=64),
+    Rung("1M", num_layers=6, d_model=96, num_heads=6, batch_size=64, tuned_at=1),
 )
 LENGTHS: Mapping[str, tuple[int, ...]] = {"60k": (20, 100), "250k": (20,), "1M": (20,)}
 """Tokens for each parameter of the TA, by rung."""
+
+
+def settings() -> list[tuple[Rung, int]]:
+    """Rungs and lengths in the order in which they are trained: the trend over size comes first."""
+    lengths = sorted({length for lengths in LENGTHS.values() for length in lengths})
+    return [(rung, length) for length in lengths for rung in RUNGS if length in LENGTHS[rung.name]]
 
 
 def alone(width: int) -> str:
@@ -70,7 +81,7 @@ def conditions_of(rung: Rung) -> dict[str, Overrides]:
     middle = {f"w{width}": f"d_ff={width}" for width in rung.widths[1:-1]}
     ones, zeros = dict.fromkeys(middle, 1.0), dict.fromkeys(middle, 0.0)
     return conditions | {
-        "two points": {"nest.mix_per_step": 0},
+        TWO_POINTS: {"nest.mix_per_step": 0},
         "with a mix": {},
         "with a mix, TA first": {
             "objective.ta_weight": 2.0,

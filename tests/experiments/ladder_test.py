@@ -11,7 +11,7 @@ from matta_jax.config import override
 def ladder(load, monkeypatch):
     """Its modules with one rung, whose runs are made up: a worse rate is worse."""
     rungs, experiment, texts = load("ladder.rungs"), load("ladder.experiment"), load("ladder.texts")
-    monkeypatch.setattr(experiment, "RUNGS", rungs.RUNGS[:1])
+    monkeypatch.setattr(rungs, "RUNGS", rungs.RUNGS[:1])
     asked = []
 
     def measured(recipe, run, side):
