@@ -26,10 +26,17 @@ class Objective:
 
     Attributes:
       plan: its terms; none of weight 0, but the cross-entropies of Student, TA and named members
-        are always there to be logged.
+        are there to be told, where these run.
     """
 
     plan: LossPlan
+
+    @property
+    def trained_streams(self) -> set[int]:
+        """The streams that have a term with a weight, or that such a term learns from."""
+        weighted = [term for term in self.plan.terms if term.weight]
+        streams = {term.stream for term in weighted}
+        return streams | {self.plan.ta for term in weighted if term.target == TA}
 
     def __call__(  # noqa: PLR0913  Keyword-only: where the loss is made.
         self,

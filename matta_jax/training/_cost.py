@@ -10,7 +10,7 @@ from matta_jax.models import Plan, count_model, goes_along, layers_apart
 from matta_jax.nesting import SubModel
 from matta_jax.starts.teacher import Teacher
 from matta_jax.training._state import Setup
-from matta_jax.training._step import joining_step, num_mixes, static_members
+from matta_jax.training._step import joining_step, num_mixes, trained_members
 
 
 def step_flops_per_token(
@@ -50,7 +50,7 @@ def step_flops_per_token(
 
 def step_flops_of(setup: Setup) -> float:
     """`step_flops_per_token` of a run's step of all members."""
-    members = list(static_members(setup).values())
+    members = list(trained_members(setup).values())
     return step_flops_per_token(setup.plan, members, num_mixes(setup), setup.teacher)
 
 

@@ -36,8 +36,8 @@ TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def static_members(setup: Setup) -> dict[str, SubModel]:
-    """The sub-models that every step runs, by stream: Student, TA unless it is the Student, and the
-    members that the run names.
+    """The sub-models that every evaluation runs, by stream: Student, TA unless it is the Student,
+    and the members that the run names.
     """
     nest = setup.nest
     members = {STUDENT: nest.student}
@@ -46,9 +46,24 @@ def static_members(setup: Setup) -> dict[str, SubModel]:
     return members | {member_stream(name): member for name, member in nest.others.items()}
 
 
+def trained_members(setup: Setup) -> dict[str, SubModel]:
+    """Those of `static_members` that a training step runs: they have a loss with a weight, or
+    others learn from them.
+    """
+    members = static_members(setup)
+    objective = _objective(setup, members, num_mixes(setup), is_taught=setup.config.teacher.is_used)
+    streams = objective.trained_streams
+    # A run without any loss is run as it is: its loss is 0.
+    trained = {name: member for i, (name, member) in enumerate(members.items()) if i in streams}
+    return trained or members
+
+
 def num_mixes(setup: Setup) -> int:
-    """Random mixes of a step; none where layers have nothing to choose from."""
-    return setup.config.nest.mix_per_step if len(setup.nest.layer_options) > 1 else 0
+    """Random mixes of a step; none where layers have nothing to choose from, or without weight."""
+    objective = setup.config.objective
+    is_trained = objective.mix_weight or objective.mix_distill_weight
+    has_options = len(setup.nest.layer_options) > 1
+    return setup.config.nest.mix_per_step if has_options and is_trained else 0
 
 
 def joining_step(setup: Setup) -> int:
@@ -75,9 +90,10 @@ def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
 
     Random numbers depend on the seed and the step alone: a resumed run repeats them. A step whose
     loss or gradient is not finite leaves weights and optimiser as they were (`skipped` is True),
-    and goes on to the next data. Metrics are float32 scalars: the loss, each term, `gap`
-    (CE_S - CE_TA), `agreement`, `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`, and
-    what the optimiser has to say of itself (`optim.diagnostics`).
+    and goes on to the next data. A member without any weight is not run, and has no metrics here.
+    Metrics are float32 scalars: the loss, each term, `gap` (CE_S - CE_TA), `agreement`,
+    `distill_scale` (w(t)/w_max), `grad_norm`, `learning_rate`, and what the optimiser has to say of
+    itself (`optim.diagnostics`).
 
     Args:
       setup: of the run.
@@ -85,7 +101,7 @@ def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
     """
     config, nest = setup.config, setup.nest
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    members = {TA: nest.ta} if ta_alone else static_members(setup)
+    members = {TA: nest.ta} if ta_alone else trained_members(setup)
     mixes = 0 if ta_alone else num_mixes(setup)
     loss = _Loss(setup, members, mixes=mixes, is_training=True)
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
@@ -113,7 +129,8 @@ def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
         metrics["skipped"] = ~is_good
         if TA in metrics and STUDENT in metrics:
             metrics["gap"] = metrics[STUDENT] - metrics[TA]
-        if ta_alone:
+        # Of two models of which one does not run there is none.
+        if STUDENT not in members or (TA in static_members(setup) and TA not in members):
             del metrics["agreement"]
         metrics["distill_scale"] = scale
         metrics |= diagnostics(new_state.opt_state)

@@ -117,3 +117,9 @@ def test_a_size_that_only_a_member_has_is_one_more_that_mixes_choose_from(tiny):
     # 16, 32, 40 and 48.
     mix = forward_flops(3, 24, 3, 34) - attention_flops(24, 3)
     assert flops(config, mixes=1) == pytest.approx(182784 + 3 * mix)
+
+
+def test_a_member_without_weight_costs_nothing(tiny):
+    objective = {"objective__student_weight": 0.0, "objective__distill_weight": 0.0}
+    config = tiny(nest__mix_per_step=0, **objective)
+    assert step_flops_of(make_setup(config, make_mesh((1, 1, 1)))) == flops(config, ["ta"])

@@ -10,7 +10,14 @@ import pytest
 from matta_jax import models
 from matta_jax.sharding import make_mesh
 from matta_jax.training import make_eval_step, make_setup, make_train_step, static_members
-from matta_jax.training._step import Draws, _draw_mixes, _Loss, make_train_steps
+from matta_jax.training._step import (
+    Draws,
+    _draw_mixes,
+    _Loss,
+    make_train_steps,
+    num_mixes,
+    trained_members,
+)
 
 MIDDLE = {"nest__members": {"middle": "layers=2;d_ff=32"}}
 # No random mixes, and distillation from the first step on.
@@ -145,15 +152,14 @@ def test_metrics_of_a_member_are_its_terms(tiny):
     assert sums["members/middle"] / sums["targets"] == pytest.approx(terms["middle"], rel=1e-5)
 
 
-def test_a_member_of_no_weight_is_logged_and_trains_nothing(tiny):
+def test_a_member_of_no_weight_trains_nothing(tiny):
     off = {
         "objective__member_weights": {"middle": 0.0},
         "objective__member_distill_weights": {"middle": 0.0},
     }
     _, params, metrics = step_of(tiny(**MIDDLE, **PLAIN, **off))
-    assert metrics["members/middle"] > 0 and "members/middle_distill" not in metrics
     _, params_without, metrics_without = step_of(tiny(**PLAIN))
-    assert set(metrics) - set(metrics_without) == {"members/middle"}
+    assert set(metrics) == set(metrics_without)
     for name in metrics_without:
         assert metrics[name] == pytest.approx(metrics_without[name], rel=1e-6), name
     for leaf, expected in zip(
@@ -213,3 +219,46 @@ def test_a_mix_of_whole_models_has_one_size_throughout(tiny):
             range(len(setup.nest.layer_options))
         )
         assert len({draw.tobytes() for draw in draws}) > 5
+
+
+@pytest.mark.parametrize(
+    ("weights", "trained"),
+    [
+        ({}, {"student", "ta", "members/middle"}),
+        ({"student_weight": 0.0, "distill_weight": 0.0}, {"ta", "members/middle"}),
+        # A member that learns from the TA needs it.
+        ({"student_weight": 0.0, "ta_weight": 0.0}, {"student", "ta", "members/middle"}),
+        (
+            {"distill_weight": 0.0, "ta_weight": 0.0, "member_distill_weights": {"middle": 0.0}},
+            {"student", "members/middle"},
+        ),
+        (
+            {"member_weights": {"middle": 0.0}, "member_distill_weights": {"middle": 0.0}},
+            {"student", "ta"},
+        ),
+    ],
+)
+def test_a_step_runs_what_it_trains_and_what_that_learns_from(tiny, weights, trained):
+    fields = {f"objective__{name}": value for name, value in weights.items()}
+    config = tiny(**MIDDLE, **PLAIN, **fields)
+    assert set(trained_members(make_setup(config, make_mesh((1, 1, 1))))) == trained
+    _, _, metrics = step_of(config)
+    streams = {"student", "ta", "members/middle"}
+    assert set(metrics) & streams == trained
+    assert ("agreement" in metrics) == ({"student", "ta"} <= trained)
+    assert ("gap" in metrics) == ({"student", "ta"} <= trained)
+
+
+def test_without_any_other_weight_a_step_is_that_of_the_ta_alone(tiny):
+    others = {"student_weight": 0.0, "distill_weight": 0.0}
+    config = tiny(**PLAIN, **{f"objective__{name}": value for name, value in others.items()})
+    _, params, _ = step_of(config)
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    expected, _ = make_train_step(setup, ta_alone=True)(setup.init(), batch_of())
+    jax.tree.map(np.testing.assert_array_equal, params, expected.params)
+
+
+def test_random_mixes_without_weight_are_not_drawn(tiny):
+    config = tiny(objective__mix_weight=0.0, objective__mix_distill_weight=0.0)
+    assert num_mixes(make_setup(config, make_mesh((1, 1, 1)))) == 0
+    assert num_mixes(make_setup(tiny(objective__mix_weight=0.0), make_mesh((1, 1, 1)))) == 1
