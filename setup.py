@@ -85,6 +85,7 @@ setup(
             "matta-sweep = matta_jax.bin.sweep:run",
             "matta-extract = matta_jax.bin.extract:run",
             "matta-import = matta_jax.bin.import_:run",
+            "matta-heal = matta_jax.bin.heal:run",
             "matta-label = matta_jax.bin.label:run",
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",

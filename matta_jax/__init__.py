@@ -4,6 +4,7 @@ The library calls behind the binaries, for notebooks and other programs:
 
     matta_jax.train(config, workdir)
     matta_jax.extract(checkpoint, sub_models, output)
+    matta_jax.heal(model, output, training.Healing(steps=...))
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
     matta_jax.label(config, teacher, output)
     matta_jax.search(checkpoint, output, budget=selection.Budget(max_params=...))
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from matta_jax.sweeps import sweep as sweep
     from matta_jax.training import compile_check as compile_check
     from matta_jax.training import dry_run as dry_run
+    from matta_jax.training import heal as heal
     from matta_jax.training import train as train
 
 _HOMES = {
@@ -60,6 +62,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "extract": "elastic",
     "generate": "serving",
+    "heal": "training",
     "import_hf": "starts",
     "label": "starts.labelling",
     "load_model": "packages",

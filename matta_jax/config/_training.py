@@ -330,6 +330,11 @@ class InitConfig(Section):
         "becomes the TA; of both, a plain run: training goes on, from its step where its optimiser "
         "state is there.",
     )
+    checkpoint: str | None = field(
+        None,
+        "Or a run, as WORKDIR or WORKDIR@STEP, whose TA has these sizes: training goes on from its "
+        "step, with its weights and optimiser state, and may train other members.",
+    )
     growth: str = field(
         "zero",
         "What the new parts of a grown TA add at first: nothing (zero output projections), or a "

@@ -67,9 +67,10 @@ def prove(
     try:
         host = jax.local_devices(backend=BACKEND)[0]
     except RuntimeError as error:
+        platforms = jax.config.values["jax_platforms"]
         raise UserError(
-            f"JAX_PLATFORMS={jax.config.jax_platforms!r} leaves out the CPU, on which extracted "
-            f"models are proved; add it: JAX_PLATFORMS={jax.config.jax_platforms},{BACKEND}"
+            f"JAX_PLATFORMS={platforms!r} leaves out the CPU, on which extracted models are "
+            f"proved; add it: JAX_PLATFORMS={platforms},{BACKEND}"
         ) from error
     with jax.default_device(host):
         return _prove(plan, params, written, sub_model)

@@ -3,6 +3,7 @@
 The last two stand in modules of their own, `teacher` and `labelling`, because they read data.
 """
 
+from matta_jax.starts._go_on import check_checkpoint as check_checkpoint
 from matta_jax.starts._import import import_hf as import_hf
 from matta_jax.starts._init import check_init as check_init
 from matta_jax.starts._init import initial_opt_state as initial_opt_state

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 
 from matta_jax.checkpoints import load_folder, on_one_device
-from matta_jax.config import Config, field_names, state_fields
+from matta_jax.config import Config
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Inputs, Plan, logical_axes, plan_of
 from matta_jax.nesting import SubModel, Tree, nest_of, regranulate, word_of
 from matta_jax.packages import Package, open_model, plain_config
+from matta_jax.starts._go_on import differing_state_fields
 from matta_jax.starts._grow import grow, sort_by_importance
 
 
@@ -141,12 +142,7 @@ def _check_opt_state(config: Config, package: Package, where: str) -> None:
     """
     if not _goes_on(config, package):
         return
-    in_state = state_fields()
-    differing = []
-    for name in field_names():
-        if name in in_state and _value(package.config, name) != _value(config, name):
-            differing.append(name)
-
+    differing = differing_state_fields(package.config, config)
     # Shampoo's settings matter to the state of Shampoo alone.
     names = [name for name in differing if name.startswith("optimizer.")]
     if package.config.optimizer.name == "shampoo" and len(differing) > len(names):
@@ -161,11 +157,6 @@ def _check_opt_state(config: Config, package: Package, where: str) -> None:
         raise UserError(
             f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it"
         )
-
-
-def _value(config: Config, name: str) -> Any:
-    section, _, field = name.partition(".")
-    return getattr(getattr(config, section), field)
 
 
 def _kind(architecture: Architecture, plan: Plan) -> str | None:

@@ -7,6 +7,8 @@ from matta_jax.training._cost import step_flops_of as step_flops_of
 from matta_jax.training._cost import step_flops_per_token as step_flops_per_token
 from matta_jax.training._dry_run import compile_step as compile_step
 from matta_jax.training._dry_run import dry_run as dry_run
+from matta_jax.training._heal import Healing as Healing
+from matta_jax.training._heal import heal as heal
 from matta_jax.training._held_out import next_window as next_window
 from matta_jax.training._loop import TrainResult as TrainResult
 from matta_jax.training._loop import train as train

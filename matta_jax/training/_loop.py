@@ -25,7 +25,7 @@ from matta_jax.training._resume import restore_state, save_state
 from matta_jax.training._samples import samples
 from matta_jax.training._signals import stop_requests
 from matta_jax.training._stall import Stall
-from matta_jax.training._start import start_from
+from matta_jax.training._start import go_on_from, start_from
 from matta_jax.training._state import Setup, TrainState
 from matta_jax.training._step import TrainStep, make_eval_step, make_train_steps
 
@@ -65,11 +65,11 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
-    Start-up order: the newest checkpoint of `workdir`, else the model of `init.model`, else from
-    scratch. A run killed at any moment and started again ends with the same bits as one that was
-    not. SIGTERM saves and returns. Of several processes (`jax.distributed`), each calls this with
-    the same arguments and a `workdir` that all of them see; the first one writes and logs. A run
-    may go on with other processes and another mesh.
+    Start-up order: the newest checkpoint of `workdir`, else `init.model` or `init.checkpoint`, else
+    from scratch. A run killed at any moment and started again ends with the same bits as one that
+    was not. SIGTERM saves and returns. Of several processes (`jax.distributed`), each calls this
+    with the same arguments and a `workdir` that all of them see; the first one writes and logs. A
+    run may go on with other processes and another mesh.
 
     Args:
       config: the run.
@@ -185,6 +185,8 @@ def _first_state(
         )
     if prepared.package is not None:
         return start_from(prepared.setup, prepared.package, prepared.windows, log)
+    if prepared.source is not None:
+        return go_on_from(prepared.setup, prepared.source, log)
     return prepared.setup.init()
 
 

@@ -8,13 +8,14 @@ from absl import logging
 
 from matta_jax import config as config_lib
 from matta_jax import storage
+from matta_jax.checkpoints import Source
 from matta_jax.config import Config
 from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_both
 from matta_jax.errors import UserError
 from matta_jax.optim import shampoo_advice
 from matta_jax.packages import Package, check_workdir_place
 from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh, wait_for_all
-from matta_jax.starts import check_init
+from matta_jax.starts import check_checkpoint, check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
 from matta_jax.tokenizers import fitting_tokenizer
 from matta_jax.training._memory import check_memory
@@ -31,6 +32,7 @@ class Prepared:
     Attributes:
       setup: all that is known before an array exists.
       package: the model to start from; None for a run that resumes, or starts from scratch.
+      source: the checkpoint to go on from, likewise.
       windows: the training data.
       eval_windows: the held-out data.
       labels: a Teacher's, of the training data; None without.
@@ -38,6 +40,7 @@ class Prepared:
 
     setup: Setup
     package: Package | None
+    source: Source | None
     windows: Windows | ExampleSet
     eval_windows: Windows | ExampleSet
     labels: Labels | None
@@ -58,7 +61,7 @@ class Prepared:
         before it.
         """
         starts_stream = self.setup.config.data.stream and step == 0
-        return self.package is not None or starts_stream
+        return self.package is not None or self.source is not None or starts_stream
 
 
 def check_start(
@@ -98,8 +101,8 @@ def check_start(
     check_workdir(config, workdir, resume, extend)
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 
-    # A run that resumes has no use for the model that it once started from, which may be gone.
-    package = None if has_checkpoint(workdir) else check_init(config)
+    # A run that resumes has no use for what it once started from, which may be gone.
+    package, source = (None, None) if has_checkpoint(workdir) else _check_origin(config)
     setup = make_setup(config, make_mesh(mesh_sizes))
     check_memory(setup)
     _advise(setup)
@@ -123,7 +126,7 @@ def check_start(
     )
     # Nothing is written before every process has found all in order.
     wait_for_all("matta_jax/checked")
-    return Prepared(setup, package, windows, eval_windows, labels)
+    return Prepared(setup, package, source, windows, eval_windows, labels)
 
 
 def _advise(setup: Setup) -> None:
@@ -133,6 +136,18 @@ def _advise(setup: Setup) -> None:
     advice = shampoo_advice(setup.config.shampoo, setup.nest)
     if advice and is_first():
         logging.warning("%s", advice)
+
+
+def _check_origin(config: Config) -> tuple[Package | None, Source | None]:
+    """The model or the checkpoint that a run starts from."""
+    if config.init.checkpoint is None:
+        return check_init(config), None
+    if config.init.model is not None:
+        raise UserError(
+            f"init.checkpoint={config.init.checkpoint!r} and init.model={config.init.model!r}: a "
+            "run starts from one of them; set the other to None"
+        )
+    return None, check_checkpoint(config)
 
 
 def _check_teacher(setup: Setup, windows: Windows | ExampleSet) -> Labels | None:

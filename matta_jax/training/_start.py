@@ -1,10 +1,11 @@
-"""The first state of a run that starts from a model."""
+"""The first state of a run that starts from a model, or from a checkpoint of another run."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from matta_jax.checkpoints import Source, load_opt_state
 from matta_jax.data import ExampleSet, Windows, sequential_batches
 from matta_jax.packages import Package
 from matta_jax.sharding import place
@@ -46,3 +47,15 @@ def start_from(
 
     log(f"{description}, step {step}")
     return TrainState(place(jnp.int32(step), setup.shardings.step), params, opt_state)
+
+
+def go_on_from(setup: Setup, source: Source, log: Callable[[str], None]) -> TrainState:
+    """Makes the state of a run that goes on from a checkpoint which `check_checkpoint` let pass.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    params = place(source.load_ta(), setup.shardings.params)
+    opt_state = place(load_opt_state(source), setup.shardings.opt_state)
+    log(f"goes on from {source.directory}, step {source.step}")
+    return TrainState(place(jnp.int32(source.step), setup.shardings.step), params, opt_state)
