@@ -20,7 +20,9 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; by default that of --output with .run after its name."
 )
 _LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", None, "The schedule's peak, of which so late a step has a small part."
+    "learning_rate",
+    None,
+    "The schedule's peak, of which so late a step has a small part; None: half of the run's.",
 )
 _SOURCE = flags.DEFINE_string("source", None, "Other training text, as data.source.")
 _EVAL_SOURCE = flags.DEFINE_string("eval_source", None, "And held-out text, as data.eval_source.")
