@@ -269,6 +269,14 @@ class TrainConfig(Section):
         is_free=True,
     )
     sample_prompt: str = field("", "What a sample begins with.", is_prose=True, is_free=True)
+    cosine_every: int = field(
+        0,
+        "Steps between two measurements of how far members pull the weights that they share with "
+        "the TA in its direction: the cosine of their gradients; 0: none.",
+        minimum=0,
+        maximum=10**9,
+        is_free=True,
+    )
     stall_seconds: float = field(
         120.0,
         "Without a step for so long, a line says what the run waits for.",

@@ -12,6 +12,7 @@ from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.checkpoints import saved_steps
 from matta_jax.errors import UnsavedError, UserError
+from matta_jax.evaluation._cosines import cosine_table
 from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
 from matta_jax.evaluation._preconditioners import (
     describe_blocks,
@@ -114,6 +115,7 @@ def report(
         "Models": [table, *remarks, links.get("accuracy_vs_size")],
         "Against models trained alone": [regret_table(lone_rows)],
         "Run": [_run_table(config, metrics), _last_table(config, metrics), links.get("curves")],
+        "Gradients": [cosine_table(metrics)],
         "Preconditioners": [preconditioners, links.get("preconditioners")],
         "A sample from the TA": [_sample(notes)],
     }

@@ -46,7 +46,9 @@ class Healing:
             eval_every=self.steps,
             checkpoint_every=min(self.steps, config.train.checkpoint_every),
         )
-        rate = self.learning_rate or config.optimizer.learning_rate / 2
+        rate = self.learning_rate
+        if rate is None:
+            rate = config.optimizer.learning_rate / 2
         optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
         data = config.data
         if self.source is not None:

@@ -17,6 +17,7 @@ from matta_jax.data import Batch, Examples, training_batches
 from matta_jax.nesting import Tree
 from matta_jax.sharding import is_first, own_rows, place_batch, wait_for_all
 from matta_jax.tokenizers import bundle_tokenizer
+from matta_jax.training._cosines import make_cosines
 from matta_jax.training._held_out import HeldOut, report_evaluation
 from matta_jax.training._meter import Meter, SkippedSteps, cost_of
 from matta_jax.training._metrics import Writer, open_writers
@@ -123,6 +124,7 @@ class _Run:
       fingerprint: of the training data.
       teacher: the weights of one that runs along, alone in a list; empty without.
       train_step_at: of `make_train_steps`.
+      cosines: of `make_cosines`.
       held_out: what evaluates.
       meter: what tells of the steps.
       checkpoints: where states are saved.
@@ -136,6 +138,7 @@ class _Run:
     fingerprint: str
     teacher: list[Tree]
     train_step_at: Callable[[int], TrainStep]
+    cosines: Callable[..., Mapping[str, Any]]
     held_out: HeldOut
     meter: Meter
     checkpoints: Checkpoints
@@ -224,6 +227,7 @@ def _make_run(
         fingerprint=prepared.windows.fingerprint,
         teacher=teacher,
         train_step_at=make_train_steps(setup),
+        cosines=make_cosines(setup),
         held_out=held_out,
         meter=meter,
         checkpoints=checkpoints,
@@ -289,6 +293,7 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
                 # Neither the evaluation nor the saving is a step's time.
                 run.meter.restart_clock()
             _tell_samples(run, state, step)
+            _tell_cosines(run, state, step, rows)
 
     finished = step >= train.num_steps
     ending = "finished" if finished else "stopped, to be continued by the same command,"
@@ -303,6 +308,20 @@ def _tell_samples(run: _Run, state: TrainState, step: int) -> None:
         return
     for line in samples(run.setup, state, step):
         run.log(line)
+    run.meter.restart_clock()
+
+
+def _tell_cosines(run: _Run, state: TrainState, step: int, rows: Batch) -> None:
+    """Measures how far members agree with the TA on the batch of this step, where it is due."""
+    config = run.setup.config
+    if not config.train.cosine_every or step % config.train.cosine_every:
+        return
+    batch = place_batch(rows, run.setup.mesh, config.data.batch_size)
+    values = {name: float(value) for name, value in run.cosines(state.params, batch).items()}
+    if values:
+        run.writer.write(step, values)
+        told = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+        run.log(f"step {step}: {told}")
     run.meter.restart_clock()
 
 

@@ -284,6 +284,13 @@ class _Loss:
         )
 
 
+def step_loss(setup: Setup, members: dict[str, SubModel]) -> Callable[..., Any]:
+    """The loss of a training step of these members alone, `(params, batch, draws) -> (loss,
+    metrics)`.
+    """
+    return _Loss(setup, members, mixes=0, is_training=True)
+
+
 def _objective(
     setup: Setup, members: dict[str, SubModel], mixes: int, *, is_taught: bool
 ) -> Objective:

@@ -24,6 +24,7 @@ def test_fields_that_may_change_on_resume_stand_by_themselves():
         "train.peak_tflops",
         "train.sample_every",
         "train.sample_prompt",
+        "train.cosine_every",
         "train.stall_seconds",
         "train.tensorboard",
         "train.wandb_project",
