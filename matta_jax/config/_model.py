@@ -206,6 +206,13 @@ class NestConfig(Section):
         "has one size throughout.",
         choices=("layer", "model"),
     )
+    mix_every: int = field(
+        1,
+        "Steps from one that trains random mixes to the next: with 4, mixes see a quarter of the "
+        "tokens.",
+        minimum=1,
+        maximum=10**6,
+    )
     student_layers: str = field(
         "prefix", "Which of the TA's blocks the Student runs.", choices=("prefix", "spread")
     )

@@ -49,9 +49,19 @@ def step_flops_per_token(
 
 
 def step_flops_of(setup: Setup) -> float:
-    """`step_flops_per_token` of a run's step of all members."""
+    """`step_flops_per_token` of a run's step of all members and mixes."""
+    return _step_flops(setup, num_mixes(setup))
+
+
+def mean_flops_of(setup: Setup) -> float:
+    """The mean of `step_flops_per_token` over steps of all members, of which some train mixes."""
+    share = 1 / setup.config.nest.mix_every
+    return share * step_flops_of(setup) + (1 - share) * _step_flops(setup, 0)
+
+
+def _step_flops(setup: Setup, mixes: int) -> float:
     members = list(trained_members(setup).values())
-    return step_flops_per_token(setup.plan, members, num_mixes(setup), setup.teacher)
+    return step_flops_per_token(setup.plan, members, mixes, setup.teacher)
 
 
 def alone_flops_of(setup: Setup) -> float:
@@ -61,10 +71,10 @@ def alone_flops_of(setup: Setup) -> float:
 
 def run_flops_of(setup: Setup) -> float:
     """The mean of `step_flops_per_token` over the steps of a run, some of which may be of its TA
-    alone.
+    alone, or without mixes.
     """
     share = joining_step(setup) / setup.config.train.num_steps
-    return share * alone_flops_of(setup) + (1 - share) * step_flops_of(setup)
+    return share * alone_flops_of(setup) + (1 - share) * mean_flops_of(setup)
 
 
 def _flops_together(plan: Plan, members: Sequence[SubModel], mixes: int) -> int:

@@ -12,7 +12,7 @@ from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.errors import DivergenceError
 from matta_jax.sharding import is_first
-from matta_jax.training._cost import alone_flops_of, measure_peak_flops, step_flops_of
+from matta_jax.training._cost import alone_flops_of, mean_flops_of, measure_peak_flops
 from matta_jax.training._metrics import Writer
 from matta_jax.training._resume import last_good
 from matta_jax.training._state import Setup
@@ -26,7 +26,7 @@ class Cost:
     """What MFU is computed from.
 
     Attributes:
-      flops_per_token: of a training step of all members.
+      flops_per_token: of a training step of all members; the mean where some train mixes.
       alone_flops_per_token: of one of the TA alone.
       joining_step: so many steps are of the TA alone.
       peak_flops: FLOP/s of all devices of the mesh together.
@@ -59,7 +59,7 @@ def cost_of(setup: Setup, log: Callable[[str], None]) -> Cost:
     origin = "stated" if stated else "measured"
     log(f"MFU is against {peak_flops / 1e12:.3f} TFLOP/s ({origin})")
     return Cost(
-        flops_per_token=step_flops_of(setup),
+        flops_per_token=mean_flops_of(setup),
         alone_flops_per_token=alone_flops_of(setup),
         joining_step=joining_step(setup),
         peak_flops=peak_flops,
@@ -232,9 +232,10 @@ class Meter:
             self._writer.write(step, {"skipped_steps": skipped})
             return
 
-        # Where the TA has begun alone, a member is in the last of these rows only.
+        # Where the TA has begun alone, a member is in the last of these rows only; mixes may be in
+        # some of them.
         means = {}
-        for name in values:
+        for name in dict.fromkeys(name for row in self._rows for name in row):
             column = [row[name] for row in self._rows if name in row]
             means[name] = sum(column) / len(column)
         means["skipped_steps"] = skipped

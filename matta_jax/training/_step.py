@@ -74,15 +74,29 @@ def joining_step(setup: Setup) -> int:
 
 
 def make_train_steps(setup: Setup) -> Callable[[int], TrainStep]:
-    """Returns what gives the step to take after so many: a run may begin with its TA alone."""
-    joint_step, first = make_train_step(setup), joining_step(setup)
-    if not first:
-        return lambda step: joint_step
+    """Returns what gives the step to take after so many: a run may begin with its TA alone, and
+    train mixes in some of its steps.
+    """
+    first = joining_step(setup)
+    # Each is compiled when it is first called.
+    joint_step = make_train_step(setup)
     ta_step = make_train_step(setup, ta_alone=True)
-    return lambda step: ta_step if step < first else joint_step
+    mixless_step = make_train_step(setup, has_mixes=False)
+
+    def step_at(step: int) -> TrainStep:
+        if step < first:
+            return ta_step
+        return joint_step if trains_mixes(setup, step) else mixless_step
+
+    return step_at
 
 
-def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
+def trains_mixes(setup: Setup, step: int) -> bool:
+    """Whether the step after so many trains random mixes; true where there are none at all."""
+    return not num_mixes(setup) or (step + 1) % setup.config.nest.mix_every == 0
+
+
+def make_train_step(setup: Setup, *, ta_alone: bool = False, has_mixes: bool = True) -> TrainStep:
     """Returns the compiled step `(state, batch) -> (state, metrics)`; it takes the old state's
     memory.
 
@@ -98,11 +112,12 @@ def make_train_step(setup: Setup, *, ta_alone: bool = False) -> TrainStep:
     Args:
       setup: of the run.
       ta_alone: whether the step runs the TA and nothing else.
+      has_mixes: whether it runs the random mixes of the config.
     """
     config, nest = setup.config, setup.nest
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     members = {TA: nest.ta} if ta_alone else trained_members(setup)
-    mixes = 0 if ta_alone else num_mixes(setup)
+    mixes = num_mixes(setup) if has_mixes and not ta_alone else 0
     loss = _Loss(setup, members, mixes=mixes, is_training=True)
     loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
 

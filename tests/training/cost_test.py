@@ -6,7 +6,7 @@ import pytest
 
 from matta_jax import models
 from matta_jax.sharding import make_mesh
-from matta_jax.training import make_setup, step_flops_of, step_flops_per_token
+from matta_jax.training import make_setup, run_flops_of, step_flops_of, step_flops_per_token
 
 DEEPER = {
     "nest__d_model": None,
@@ -123,3 +123,11 @@ def test_a_member_without_weight_costs_nothing(tiny):
     objective = {"objective__student_weight": 0.0, "objective__distill_weight": 0.0}
     config = tiny(nest__mix_per_step=0, **objective)
     assert step_flops_of(make_setup(config, make_mesh((1, 1, 1)))) == flops(config, ["ta"])
+
+
+def test_mixes_of_every_third_step_cost_a_third(tiny):
+    config = tiny(nest__mix_every=3)
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    without, with_mix = flops(config), flops(config, mixes=1)
+    assert step_flops_of(setup) == with_mix
+    assert run_flops_of(setup) == pytest.approx((2 * without + with_mix) / 3)

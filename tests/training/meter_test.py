@@ -130,3 +130,17 @@ def test_a_run_that_skips_every_step_does_not_end_well(tiny, tmp_path, poison):
     with pytest.raises(DivergenceError, match="all 3 updates .* nothing was trained"):
         train(tiny(train__num_steps=3), tmp_path / "run", log=lambda line: None)
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_mean_is_of_the_steps_that_have_the_metric(tiny, tmp_path):
+    """Mixes train in steps 2, 4 and 6, and lines are of steps 1 to 3 and 4 to 6."""
+    told = {}
+    config = tiny(nest__mix_every=2, train__log_every=3)
+    train(config, tmp_path / "run", log=quiet, on_step=lambda step, row: told.update({step: row}))
+    assert [step for step, row in told.items() if "mix_0" in row] == [2, 4, 6]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    means = {row["step"]: row["mix_0"] for row in map(json.loads, lines) if "mix_0" in row}
+    assert means == {
+        3: pytest.approx(told[2]["mix_0"]),
+        6: pytest.approx((told[4]["mix_0"] + told[6]["mix_0"]) / 2),
+    }

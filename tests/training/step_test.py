@@ -262,3 +262,18 @@ def test_random_mixes_without_weight_are_not_drawn(tiny):
     config = tiny(objective__mix_weight=0.0, objective__mix_distill_weight=0.0)
     assert num_mixes(make_setup(config, make_mesh((1, 1, 1)))) == 0
     assert num_mixes(make_setup(tiny(objective__mix_weight=0.0), make_mesh((1, 1, 1)))) == 1
+
+
+def test_mixes_may_train_in_some_steps_alone(tiny):
+    setup = make_setup(tiny(nest__mix_every=3), make_mesh((1, 1, 1)))
+    step_at = make_train_steps(setup)
+    with_mixes = [step for step in range(9) if step_at(step) is step_at(2)]
+    assert with_mixes == [2, 5, 8] and step_at(0) is step_at(1)
+    assert "mix_0" in step_at(2)(setup.init(), batch_of())[1]
+    state, metrics = step_at(0)(setup.init(), batch_of())
+    assert "mix_0" not in metrics and "gap" in metrics
+    _, expected, _ = step_of(tiny(nest__mix_per_step=0))
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected)
+
+    plain = make_train_steps(make_setup(tiny(), make_mesh((1, 1, 1))))
+    assert plain(0) is plain(1)
