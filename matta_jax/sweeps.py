@@ -196,7 +196,7 @@ def _row(run: SweepRun, ending: str | None) -> dict[str, Any]:
     scores: dict[str, Any] | None = None
     status = "missing"
     config = _stored_config(run)
-    if config is not None and config != config_lib.to_dict(run.config):
+    if config is not None and not _is_config_of(run, config):
         # Figures of another run must not stand under this one's name.
         status = "another config"
     else:
@@ -249,13 +249,23 @@ def _stored_config(run: SweepRun) -> Any:
         return None
 
 
+def _is_config_of(run: SweepRun, stored: Any) -> bool:
+    """Whether a stored config is that of a run. A field that is not stored had its default: a newer
+    version knows more fields.
+    """
+    try:
+        return bool(config_lib.from_dict(stored) == run.config)
+    except (UserError, ValueError, AttributeError, TypeError, KeyError):
+        return False
+
+
 def is_finished(run: SweepRun) -> bool:
     """Whether this very run has ended. One of another config in its folder is not this one, as
     `train` then says.
     """
     # The last step is always saved, and a checkpoint's folder is there once it is whole.
     last_checkpoint = run.workdir / "checkpoints" / str(run.config.train.num_steps)
-    return _stored_config(run) == config_lib.to_dict(run.config) and last_checkpoint.is_dir()
+    return _is_config_of(run, _stored_config(run)) and last_checkpoint.is_dir()
 
 
 def last_evaluation(workdir: storage.Path) -> dict[str, Any] | None:

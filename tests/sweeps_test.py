@@ -203,6 +203,17 @@ def test_a_run_of_another_config_is_not_this_one(tiny, tmp_path, config, status)
     assert (row["status"], row["step"], row["student"]) == (status, *figures)
 
 
+@pytest.mark.parametrize(
+    ("field", "status"), [("mix_every", "finished"), ("d_ff", "another config")]
+)
+def test_a_run_of_an_older_version_has_the_defaults_of_newer_fields(tiny, tmp_path, field, status):
+    [run] = plan_sweep(tiny(), [{}], tmp_path)
+    stored = c.to_dict(run.config)
+    del stored["nest"][field]
+    folder_of(run, json.dumps(LAST).encode(), config=json.dumps(stored))
+    assert gather_sweep([run]).rows[0]["status"] == status
+
+
 def test_a_run_that_failed_keeps_its_words(tiny, tmp_path):
     runs = plan_sweep(tiny(), SEEDS, tmp_path)
     folder_of(runs[0], json.dumps(LAST).encode())

@@ -32,7 +32,8 @@ def step_flops_per_token(
       teacher: that runs along, or None.
     """
     # A narrower sub-model takes its entries of what enters the widest.
-    entry = max(plan.entry_flops(member) for member in members)
+    entering = [*members, *[plan.nest.ta] * mixes]
+    entry = max(plan.entry_flops(member) for member in entering)
     forward = float(entry + sum(_flops_apart(plan, members)))
     forward -= _flops_together(plan, members, mixes)
     ta = plan.nest.ta

@@ -54,8 +54,9 @@ def trained_members(setup: Setup) -> dict[str, SubModel]:
     objective = _objective(setup, members, num_mixes(setup), is_taught=setup.config.teacher.is_used)
     streams = objective.trained_streams
     # A run without any loss is run as it is: its loss is 0.
-    trained = {name: member for i, (name, member) in enumerate(members.items()) if i in streams}
-    return trained or members
+    if not streams:
+        return members
+    return {name: member for i, (name, member) in enumerate(members.items()) if i in streams}
 
 
 def num_mixes(setup: Setup) -> int:

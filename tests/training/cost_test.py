@@ -131,3 +131,11 @@ def test_mixes_of_every_third_step_cost_a_third(tiny):
     without, with_mix = flops(config), flops(config, mixes=1)
     assert step_flops_of(setup) == with_mix
     assert run_flops_of(setup) == pytest.approx((2 * without + with_mix) / 3)
+
+
+def test_mixes_alone_cost_no_member(tiny):
+    weights = ("student_weight", "ta_weight", "distill_weight", "mix_distill_weight")
+    config = tiny(**{f"objective__{name}": 0.0 for name in weights})
+    assert step_flops_of(make_setup(config, make_mesh((1, 1, 1)))) == 3 * forward_flops(
+        3, 24, 3, 32
+    )

@@ -258,6 +258,16 @@ def test_without_any_other_weight_a_step_is_that_of_the_ta_alone(tiny):
     jax.tree.map(np.testing.assert_array_equal, params, expected.params)
 
 
+def test_a_step_may_run_random_mixes_alone(tiny):
+    """As in MatFormer's recipe of one size a step."""
+    weights = ("student_weight", "ta_weight", "distill_weight", "mix_distill_weight")
+    config = tiny(**{f"objective__{name}": 0.0 for name in weights})
+    _, _, metrics = step_of(config)
+    assert "mix_0" in metrics and not {"student", "ta", "agreement", "gap"} & set(metrics)
+    assert metrics["loss"] == pytest.approx(0.5 * metrics["mix_0"])
+    assert metrics["grad_norm"] > 0
+
+
 def test_random_mixes_without_weight_are_not_drawn(tiny):
     config = tiny(objective__mix_weight=0.0, objective__mix_distill_weight=0.0)
     assert num_mixes(make_setup(config, make_mesh((1, 1, 1)))) == 0
