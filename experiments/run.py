@@ -1,8 +1,8 @@
 """Runs an experiment: trains what is not trained yet, measures, stores the figures, and makes its
 table and plots.
 
-    python experiments/run.py --experiment=baseline --data_dir=/data --workdir=runs/experiments
-    python experiments/run.py --experiment=baseline    # table and plots again, of stored figures
+    python experiments/run.py --experiment=ladder --data_dir=/data --workdir=runs/experiments
+    python experiments/run.py --experiment=ladder    # table and plots again, of stored figures
 
 `--data_dir` holds `books/`, `bpe/`, `lambada/` and others, as `experiments/README.md` says. Stopped
 at any point, the same command goes on. All experiments may share one `--workdir`: what two of them
@@ -109,7 +109,7 @@ def show(experiment: Experiment, *, folder: pathlib.Path = FOLDER) -> str:
 
 def main() -> None:
     """Measures, and shows."""
-    experiment = load_experiment(required(_EXPERIMENT, "baseline"))
+    experiment = load_experiment(required(_EXPERIMENT, "ladder"))
 
     if _DATA_DIR.value is not None:
         data, workdir = pathlib.Path(_DATA_DIR.value), pathlib.Path(_WORKDIR.value)

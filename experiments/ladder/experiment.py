@@ -128,7 +128,7 @@ class _Recipe:
         for run in self._train(lab, tuned, seeds):
             for score in self._scores(run, REPORTED_ON):
                 row = {"rung": self.rung.name, "length": length, "condition": self.condition}
-                row |= {"seed": run.seed, "learning_rate": rate, "tflops": round(tflops, 3)}
+                row |= {"seed": run.seed, "learning_rate": rate, "tflops": float(f"{tflops:.4g}")}
                 rows.append(row | score)
         return rows
 

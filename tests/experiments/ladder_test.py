@@ -1,5 +1,6 @@
 """The ladder: what it trains, what it tunes on, and what its table says."""
 
+import json
 import pathlib
 
 import pytest
@@ -87,3 +88,49 @@ def test_the_grid_of_rates_goes_on_where_the_best_is_at_its_end(load, best, trie
     rate = load("ladder.experiment").best_of_grid(loss_of, (0.01, 0.02, 0.04))
     assert rate == min(asked, key=lambda rate: abs(rate - best))
     assert len(set(asked)) == len(asked) == tried
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_runs_from_its_command(load, tmp_path, monkeypatch):
+    """The longest road of an experiment: texts, tuning, runs, scores, table and picture; a second
+    call trains nothing again.
+    """
+    rungs, experiment, texts = load("ladder.rungs"), load("ladder.experiment"), load("ladder.texts")
+    text = json.dumps({"text": "the quick brown fox jumps over the lazy dog " * 30}) + "\n"
+    texts.training_file(tmp_path).write_text(text * 3)
+    texts.tuning_file(tmp_path).write_text(text)
+    for kind in texts.KINDS:
+        for side in ("validation", "test"):
+            texts.held_out_file(tmp_path, kind, side).write_text(text)
+
+    monkeypatch.setattr(rungs.Rung, "widths", property(lambda self: (8, 16)))
+    small = rungs.Rung("small", num_layers=1, d_model=8, num_heads=1, batch_size=2)
+    all_of = rungs.conditions_of
+    names = [*(rungs.alone(width) for width in small.widths), "with a mix"]
+    monkeypatch.setattr(rungs, "RUNGS", (small,))
+    monkeypatch.setattr(rungs, "LENGTHS", {"small": (1,)})
+    for module in (experiment, load("ladder.figures")):
+        conditions_of = lambda rung: {name: all_of(rung)[name] for name in names}
+        monkeypatch.setattr(module, "conditions_of", conditions_of)
+    monkeypatch.setattr(load("ladder.figures"), "RUNGS", (small,))
+    monkeypatch.setattr(load("ladder.figures"), "LENGTHS", {"small": (1,)})
+    monkeypatch.setattr(experiment.Ladder, "seeds", (0, 1))
+    config_of = rungs.rung_config
+    one_device = {"mesh.data": 1}
+    monkeypatch.setattr(
+        experiment, "rung_config", lambda *facts: override(config_of(*facts), one_device)
+    )
+
+    lines = []
+    lab = load("lab.runs").Lab(
+        experiment.EXPERIMENT.config(tmp_path, tmp_path), tmp_path, tmp_path, None, lines.append
+    )
+    results = experiment.EXPERIMENT.measure(lab)
+    assert len(results["rows"]) == 2 * (2 + 2) and len(lines) >= 3 * (3 + 2)
+    table = experiment.EXPERIMENT.show(results, tmp_path)
+    assert "512 parameters" in table and "| with a mix: %" in table
+    assert (tmp_path / "ladder.png").is_file()
+
+    lines.clear()
+    assert experiment.EXPERIMENT.measure(lab) == results and not lines

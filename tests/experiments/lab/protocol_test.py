@@ -9,7 +9,7 @@ from matta_jax.errors import UserError
 def test_every_experiment_is_loaded_by_its_name(load):
     protocol = load("lab.protocol")
     names = protocol.experiment_names()
-    assert "baseline" in names and "lab" not in names
+    assert "ladder" in names and "lab" not in names
     for name in names:
         experiment = protocol.load_experiment(name)
         assert experiment.name == name and experiment.seeds == (0, 1, 2)
@@ -17,17 +17,17 @@ def test_every_experiment_is_loaded_by_its_name(load):
 
 def test_what_is_no_experiment_is_told(load, monkeypatch):
     protocol = load("lab.protocol")
-    with pytest.raises(UserError, match=r"--experiment='baselin' must be one of .*baseline"):
-        protocol.load_experiment("baselin")
+    with pytest.raises(UserError, match=r"--experiment='laddr' must be one of .*ladder"):
+        protocol.load_experiment("laddr")
 
-    module = types.ModuleType("baseline.experiment")
-    monkeypatch.setitem(sys.modules, "baseline.experiment", module)
-    with pytest.raises(UserError, match="baseline/experiment.py must have EXPERIMENT"):
-        protocol.load_experiment("baseline")
+    module = types.ModuleType("ladder.experiment")
+    monkeypatch.setitem(sys.modules, "ladder.experiment", module)
+    with pytest.raises(UserError, match="ladder/experiment.py must have EXPERIMENT"):
+        protocol.load_experiment("ladder")
 
     module.EXPERIMENT = load("teacher.experiment").EXPERIMENT
     with pytest.raises(UserError, match="of the name 'teacher'; it must be that of its folder"):
-        protocol.load_experiment("baseline")
+        protocol.load_experiment("ladder")
 
 
 def test_an_experiment_has_all_methods(load):
