@@ -51,12 +51,44 @@ class Scores:
 def tables(scores: Scores) -> str:
     """A table for each rung and length that was measured, in Markdown."""
     parts = []
-    for rung in RUNGS:
-        for length in LENGTHS[rung.name]:
-            if all(scores.has(rung, length, alone(width)) for width in rung.widths):
-                parts.append(_heading(rung, length))
-                parts.append(_table(scores, rung, length))
+    for rung, length in _measured(scores):
+        parts.append(_heading(rung, length))
+        parts.append(_table(scores, rung, length))
+    parts.append("The largest size against one trained alone, %, as models grow:")
+    parts.append(_trend(scores))
     return "\n\n".join(parts)
+
+
+def _measured(scores: Scores) -> list[tuple[Rung, int]]:
+    """The rungs and lengths at which a TA was trained alone."""
+    settings = [(rung, length) for rung in RUNGS for length in LENGTHS[rung.name]]
+    return [(rung, length) for rung, length in settings if _references(scores, rung, length)[-1:]]
+
+
+def _references(scores: Scores, rung: Rung, length: int) -> list[int]:
+    """The widths that were trained alone; none where the largest was not."""
+    widths = [width for width in rung.widths if scores.has(rung, length, alone(width))]
+    return widths if rung.widths[-1] in widths else []
+
+
+def _trend(scores: Scores) -> str:
+    """The largest size's loss to one trained alone, by recipe, for each rung and length."""
+    settings = _measured(scores)
+    header = ["recipe", *(f"{rung.name}, {length} tokens" for rung, length in settings)]
+    lines = []
+    for condition in conditions_of(RUNGS[0]):
+        if condition.startswith("alone"):
+            continue
+        cells = []
+        for rung, length in settings:
+            is_there = scores.has(rung, length, condition)
+            largest = rung.widths[-1]
+            cells.append(
+                _signed(scores.excess(rung, length, condition, largest)) if is_there else ""
+            )
+        if any(cells):
+            lines.append([condition, *cells])
+    return markdown_table(header, lines, left=(0,))
 
 
 def _heading(rung: Rung, length: int) -> str:
@@ -68,20 +100,26 @@ def _heading(rung: Rung, length: int) -> str:
 
 def _table(scores: Scores, rung: Rung, length: int) -> str:
     ta_alone = scores.tflops(rung, length, alone(rung.widths[-1]))
-    lone_bits = [
-        format_interval(scores.bits(rung, length, alone(width), width)) for width in rung.widths
-    ]
-    every = sum(scores.tflops(rung, length, alone(width)) for width in rung.widths)
-    lines = [["each alone: bits per byte", *lone_bits, "", f"{every / ta_alone:.2f}"]]
+    references = _references(scores, rung, length)
+    lone_bits = []
+    for width in rung.widths:
+        is_there = width in references
+        bits = scores.bits(rung, length, alone(width), width) if is_there else []
+        lone_bits.append(format_interval(bits) if is_there else "not trained")
+    is_whole = len(references) == len(rung.widths)
+    every = sum(scores.tflops(rung, length, alone(width)) for width in references)
+    every_text = f"{every / ta_alone:.2f}" if is_whole else ""
+    lines = [["each alone: bits per byte", *lone_bits, "", every_text]]
 
     for condition in conditions_of(rung):
         if condition.startswith("alone") or not scores.has(rung, length, condition):
             continue
-        excesses = [scores.excess(rung, length, condition, width) for width in rung.widths]
-        cells = [_signed(excess) for excess in excesses]
-        worst = max(interval(excess)[0] for excess in excesses)
+        excesses = {width: scores.excess(rung, length, condition, width) for width in references}
+        cells = [_signed(excesses[width]) if width in excesses else "" for width in rung.widths]
+        worst = max(interval(excess)[0] for excess in excesses.values())
         flops = scores.tflops(rung, length, condition) / ta_alone
-        lines.append([f"{condition}: %", *cells, f"{worst:+.1f}", f"{flops:.2f}"])
+        worst_text = f"{worst:+.1f}" if is_whole else ""
+        lines.append([f"{condition}: %", *cells, worst_text, f"{flops:.2f}"])
 
     header = ["recipe", *(f"d_ff {width}" for width in rung.widths), "worst, %", "FLOPs / TA's"]
     return markdown_table(header, lines, left=(0,))
@@ -96,11 +134,7 @@ def plot(scores: Scores, path: pathlib.Path) -> None:
     """Draws, for each rung and length, what each size loses to a model trained alone, in per
     cent; writes the picture to `path`.
     """
-    panels = []
-    for rung in RUNGS:
-        for length in LENGTHS[rung.name]:
-            if all(scores.has(rung, length, alone(width)) for width in rung.widths):
-                panels.append((rung, length))
+    panels = _measured(scores)
 
     figure = new_figure((1.5 + 3.2 * len(panels), 4.2))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -108,12 +142,11 @@ def plot(scores: Scores, path: pathlib.Path) -> None:
         for i, condition in enumerate(_SHOWN):
             if not scores.has(rung, length, condition):
                 continue
-            points = [
-                interval(scores.excess(rung, length, condition, width)) for width in rung.widths
-            ]
+            widths = _references(scores, rung, length)
+            points = [interval(scores.excess(rung, length, condition, width)) for width in widths]
             means, halves = zip(*points, strict=True)
             axes.errorbar(
-                rung.widths, means, yerr=halves, color=f"C{i}", marker="o", capsize=3,
+                widths, means, yerr=halves, color=f"C{i}", marker="o", capsize=3,
                 markersize=4, label=condition if axes is grid[0] else None,
             )  # fmt: skip
         axes.axhline(0, color="k", linewidth=0.8)

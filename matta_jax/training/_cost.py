@@ -57,6 +57,8 @@ def step_flops_of(setup: Setup) -> float:
 def mean_flops_of(setup: Setup) -> float:
     """The mean of `step_flops_per_token` over steps of all members, of which some train mixes."""
     share = 1 / setup.config.nest.mix_every
+    if share == 1:
+        return step_flops_of(setup)
     return share * step_flops_of(setup) + (1 - share) * _step_flops(setup, 0)
 
 

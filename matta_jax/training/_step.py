@@ -53,9 +53,6 @@ def trained_members(setup: Setup) -> dict[str, SubModel]:
     members = static_members(setup)
     objective = _objective(setup, members, num_mixes(setup), is_taught=setup.config.teacher.is_used)
     streams = objective.trained_streams
-    # A run without any loss is run as it is: its loss is 0.
-    if not streams:
-        return members
     return {name: member for i, (name, member) in enumerate(members.items()) if i in streams}
 
 

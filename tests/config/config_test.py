@@ -163,3 +163,11 @@ def test_an_error_of_many_members_is_short(assert_one_line):
 def test_a_warm_up_that_is_too_long_says_what_fits(num_steps, expected):
     with pytest.raises(UserError, match=rf"set optimizer\.warmup_steps={expected}$"):
         c.from_dict({"train": {"num_steps": num_steps}})
+
+
+def test_a_step_without_a_mix_trains_something_else(assert_one_line):
+    weights = dict.fromkeys(["student_weight", "ta_weight", "distill_weight"], 0.0)
+    values = {"nest": {"d_ff": 1024, "mix_every": 2}, "objective": weights}
+    assert_one_line(values, ["nest.mix_every=2", "would train nothing", "set it to 1"])
+    c.from_dict(values | {"nest": {"d_ff": 1024}})
+    c.from_dict(values | {"objective": weights | {"ta_weight": 1.0}})

@@ -63,7 +63,8 @@ def test_each_recipe_has_the_rate_that_is_best_on_the_validation_text(ladder, lo
     }
     table = ladder_run.show(results, tmp_path)
     assert "61,440 parameters" in table and "| with a mix: %" in table
-    assert table.count("+2.0 ± 0.0") == 2 * 6 * 5
+    # A cell for each width, and one in the trend.
+    assert table.count("+2.0 ± 0.0") == 2 * 6 * (5 + 1)
 
 
 def test_the_rungs_are_sizes_and_their_lengths(load):
