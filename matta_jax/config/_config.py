@@ -160,8 +160,8 @@ def _check_weights(config: Config) -> None:
             "trains alone for this part of the run, and nothing would be trained; give "
             "objective.ta_weight, such as 1"
         )
-    others = [weight for name, weight in weights.items() if ".mix_" not in name]
-    if nest.mix_every > 1 and any(weights.values()) and not any(others):
+    without_mixes = [weight for name, weight in weights.items() if ".mix_" not in name]
+    if nest.mix_every > 1 and any(weights.values()) and not any(without_mixes):
         raise UserError(
             f"nest.mix_every={nest.mix_every} leaves steps without a random mix, and nothing else "
             "has a weight: they would train nothing; set it to 1, or give objective.ta_weight"

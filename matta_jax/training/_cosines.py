@@ -52,11 +52,12 @@ def _gradient(setup: Setup, member: SubModel, params: Tree, batch: Batch) -> Tre
 
 
 def _cosine(a: Tree, b: Tree) -> jax.Array:
-    def product(one: Tree, other: Tree) -> jax.Array:
+    def product(x: Tree, y: Tree) -> jax.Array:
         # In float32, whatever the weights are: squares of a small gradient vanish in less.
-        parts = jax.tree.map(
-            lambda x, y: jnp.vdot(x.astype(jnp.float32), y.astype(jnp.float32)), one, other
-        )
+        def part(p: jax.Array, q: jax.Array) -> jax.Array:
+            return jnp.vdot(p.astype(jnp.float32), q.astype(jnp.float32))
+
+        parts = jax.tree.map(part, x, y)
         return jnp.sum(jnp.stack(jax.tree.leaves(parts)))
 
     norms = jnp.sqrt(product(a, a)) * jnp.sqrt(product(b, b))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from matta_jax import storage
+from matta_jax import stops, storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.config import Config, InitConfig, ObjectiveConfig, TeacherConfig
 from matta_jax.elastic import Extracted, extract
@@ -96,7 +96,7 @@ def heal(
         first_step = package.manifest["opt_state"]["step"]
     else:
         source = _run_of(package)
-        config, spec = _alone_in_its_ta(source, package), _MEMBER
+        config, spec = _alone_in_its_ta(source, package)
         first_step = source.step
     result = train(healing.apply(config, first_step), workdir, log=log)
     if not result.finished:
@@ -104,6 +104,7 @@ def heal(
             f"stopped at step {result.step} of {first_step + healing.steps}; the same command "
             "goes on"
         )
+    stops.raise_remembered()
     return extract(str(workdir), [spec], target, packaging=packaging)[0]
 
 
@@ -129,14 +130,20 @@ def _run_of(package: Package) -> Source:
     return source
 
 
-def _alone_in_its_ta(source: Source, package: Package) -> Config:
-    """The config of a run that goes on with a TA, and trains this part of it and nothing else."""
+def _alone_in_its_ta(source: Source, package: Package) -> tuple[Config, str]:
+    """The config of a run that goes on with a TA, and trains this part of it and nothing else; and
+    the name of the part.
+    """
     config = source.config
     # A member is told by its sizes: no member may be told by another one.
     spec = package.manifest["spec"]
     spec = config.nest.members.get(spec, spec)
+    # A member of this name may be there, of a model that was healed before, or the user's own.
+    name = _MEMBER
+    while config.nest.members.get(name, spec) != spec:
+        name += "_"
     # Other members stay: their sizes are among the granularities by which the TA is stored.
-    members = {**config.nest.members, _MEMBER: spec}
+    members = {**config.nest.members, name: spec}
     nothing = dict.fromkeys(members, 0.0)
     objective = ObjectiveConfig(
         student_weight=0.0,
@@ -144,14 +151,15 @@ def _alone_in_its_ta(source: Source, package: Package) -> Config:
         distill_weight=0.0,
         mix_weight=0.0,
         mix_distill_weight=0.0,
-        member_weights={**nothing, _MEMBER: 1.0},
+        member_weights={**nothing, name: 1.0},
         member_distill_weights=nothing,
         chunk_size=config.objective.chunk_size,
     )
-    return dataclasses.replace(
+    healing = dataclasses.replace(
         config,
         nest=dataclasses.replace(config.nest, members=members, mix_per_step=0),
         objective=objective,
         teacher=TeacherConfig(),
         init=InitConfig(checkpoint=f"{source.directory}@{source.step}"),
     )
+    return healing, name

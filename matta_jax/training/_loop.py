@@ -292,13 +292,18 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
                 evaluation = _evaluate(run, state, step, saves=saves)
                 # Neither the evaluation nor the saving is a step's time.
                 run.meter.restart_clock()
-            _tell_samples(run, state, step)
-            _tell_cosines(run, state, step, rows)
+            _tell(run, state, step, rows)
 
     finished = step >= train.num_steps
     ending = "finished" if finished else "stopped, to be continued by the same command,"
     run.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
     return TrainResult(workdir, step, finished=finished, metrics=evaluation)
+
+
+def _tell(run: _Run, state: TrainState, step: int, rows: Batch) -> None:
+    """Tells what a config asks for at this step, beside metrics and evaluations."""
+    _tell_samples(run, state, step)
+    _tell_cosines(run, state, step, rows)
 
 
 def _tell_samples(run: _Run, state: TrainState, step: int) -> None:

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from matta_jax import extract, heal, packages, starts
+from matta_jax.checkpoints import open_source
 from matta_jax.errors import UserError
 from matta_jax.models import apply
 from matta_jax.training import Healing, _heal
@@ -55,6 +57,17 @@ def test_a_mix_trains_by_itself_and_can_be_healed_again(run, tmp_path):
 
     again = healed(model.path, tmp_path / "again")
     assert packages.open_model(again.path).manifest["parent"]["step"] == 6 + 2 * STEPS
+
+
+def test_a_member_of_the_users_may_have_the_name_of_healed_ones(run):
+    source = open_source(str(run[1]))
+    nest = dataclasses.replace(source.config.nest, members={"healed": "d_ff=32"})
+    source = dataclasses.replace(source, config=dataclasses.replace(source.config, nest=nest))
+    for spec, name in {"d_ff=16": "healed_", "d_ff=32": "healed", "healed": "healed"}.items():
+        package = types.SimpleNamespace(manifest={"spec": spec})
+        config, member = _heal._alone_in_its_ta(source, package)
+        assert member == name and config.nest.members["healed"] == "d_ff=32"
+        assert [m for m in config.nest.members if config.objective.weights_of(m)[0]] == [name]
 
 
 def test_another_rate_and_text_are_taken(run, corpus, tmp_path):
