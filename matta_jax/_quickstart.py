@@ -6,7 +6,7 @@ import gzip
 import math
 from collections.abc import Callable, Sequence
 
-from matta_jax import stops, storage
+from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.config import Config
 from matta_jax.data import Windows, split_data
@@ -28,7 +28,7 @@ from matta_jax.reporting import say_without_pictures
 from matta_jax.selection.scoring import HELD_OUT
 from matta_jax.serving import Sampling, generate
 from matta_jax.tokenizers import make_tokenizer
-from matta_jax.training import train
+from matta_jax.training import train_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +86,7 @@ def quickstart(
     # Before the training, which may take days.
     specs = _specs(sub_models, nest_of(config))
     say_without_pictures(log)
-    result = train(config, workdir, log=log)
-    if not result.finished:
-        raise UserError(
-            f"training was stopped at step {result.step}; start the same command again to go on"
-        )
-    stops.raise_remembered()
+    train_whole(config, workdir, log)
 
     folders = [workdir / "models" / slug(spec) for spec in specs]
     _extract_missing(workdir, specs, folders, log)

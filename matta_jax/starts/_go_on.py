@@ -30,12 +30,16 @@ def check_checkpoint(config: Config) -> Source:
             f"{where} holds the state of another optimiser (it differs in {names}); set these as "
             "there"
         )
-    if source.step >= config.train.num_steps:
-        raise UserError(
-            f"{where} is of step {source.step}, but train.num_steps={config.train.num_steps}; "
-            "raise it"
-        )
+    check_step(source.step, config, where)
     return source
+
+
+def check_step(step: int, config: Config, where: str) -> None:
+    """Raises UserError where a run has no step after the one that it goes on from."""
+    if step >= config.train.num_steps:
+        raise UserError(
+            f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it"
+        )
 
 
 def _check_sizes(config: Config, source: Source, where: str) -> None:

@@ -11,7 +11,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Inputs, Plan, logical_axes, plan_of
 from matta_jax.nesting import SubModel, Tree, nest_of, regranulate, word_of
 from matta_jax.packages import Package, open_model, plain_config
-from matta_jax.starts._go_on import differing_state_fields
+from matta_jax.starts._go_on import check_step, differing_state_fields
 from matta_jax.starts._grow import grow, sort_by_importance
 
 
@@ -152,11 +152,7 @@ def _check_opt_state(config: Config, package: Package, where: str) -> None:
             f"{where} holds the state of another optimiser (it differs in {', '.join(names)}); set "
             "these as there, or init.optimizer=False"
         )
-    step = package.manifest["opt_state"]["step"]
-    if step >= config.train.num_steps:
-        raise UserError(
-            f"{where} is of step {step}, but train.num_steps={config.train.num_steps}; raise it"
-        )
+    check_step(package.manifest["opt_state"]["step"], config, where)
 
 
 def _kind(architecture: Architecture, plan: Plan) -> str | None:

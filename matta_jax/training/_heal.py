@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from matta_jax import stops, storage
+from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.config import Config, InitConfig, ObjectiveConfig, TeacherConfig
 from matta_jax.elastic import Extracted, extract
@@ -11,7 +11,7 @@ from matta_jax.errors import UserError
 from matta_jax.nesting import STUDENT
 from matta_jax.packages import Package, Packaging, check_target, open_model
 from matta_jax.starts import plain_run
-from matta_jax.training._loop import train
+from matta_jax.training._loop import train_whole
 
 _MEMBER = "healed"
 
@@ -98,13 +98,7 @@ def heal(
         source = _run_of(package)
         config, spec = _alone_in_its_ta(source, package)
         first_step = source.step
-    result = train(healing.apply(config, first_step), workdir, log=log)
-    if not result.finished:
-        raise UserError(
-            f"stopped at step {result.step} of {first_step + healing.steps}; the same command "
-            "goes on"
-        )
-    stops.raise_remembered()
+    train_whole(healing.apply(config, first_step), workdir, log)
     return extract(str(workdir), [spec], target, packaging=packaging)[0]
 
 

@@ -14,6 +14,7 @@ from matta_jax import stops, storage
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
 from matta_jax.data import Batch, Examples, training_batches
+from matta_jax.errors import UserError
 from matta_jax.nesting import Tree
 from matta_jax.sharding import is_first, own_rows, place_batch, wait_for_all
 from matta_jax.tokenizers import bundle_tokenizer
@@ -112,6 +113,21 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
                 if prepared.scores_first(int(state.step)):
                     _evaluate(run, state, int(state.step), saves=False)
                 return _run_steps(run, state, workdir)
+
+
+def train_whole(config: Config, workdir: str | storage.Path, log: Log = print) -> TrainResult:
+    """Trains to the end, for work that comes after it.
+
+    Raises:
+      UserError: a signal stopped it; or as `train`.
+    """
+    result = train(config, workdir, log=log)
+    if not result.finished:
+        raise UserError(
+            f"training was stopped at step {result.step}; start the same command again to go on"
+        )
+    stops.raise_remembered()
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

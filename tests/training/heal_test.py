@@ -12,7 +12,7 @@ from matta_jax import extract, heal, packages, starts
 from matta_jax.checkpoints import open_source
 from matta_jax.errors import UserError
 from matta_jax.models import apply
-from matta_jax.training import Healing, _heal
+from matta_jax.training import Healing, TrainResult, _heal, _loop
 
 STEPS = 2
 
@@ -110,3 +110,12 @@ def test_a_model_whose_run_is_gone_or_another_one_is_one_line(run, tmp_path, mon
     with pytest.raises(UserError, match="a run that cannot be read .*--with_optimizer"):
         healed(model, tmp_path / "h")
     assert {path.name for path in tmp_path.iterdir()} == {"m"}
+
+
+def test_a_healing_that_was_stopped_extracts_nothing(run, tmp_path, monkeypatch):
+    model = extracted(run, "d_ff=32", tmp_path / "m")
+    cut_off = TrainResult(tmp_path / "h.run", 7, finished=False, metrics={})
+    monkeypatch.setattr(_loop, "train", lambda *args, **kwargs: cut_off)
+    with pytest.raises(UserError, match="training was stopped at step 7; start the same command"):
+        healed(model, tmp_path / "h")
+    assert not (tmp_path / "h").exists()
