@@ -22,7 +22,8 @@ _WORKDIR = flags.DEFINE_string(
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate",
     None,
-    "The schedule's peak, of which so late a step has a small part; None: half of the run's.",
+    "The schedule's peak; None: half of the run's, of which so late a step of a cosine has a small "
+    "part. After constant and wsd: the run's, from which it decays over these steps.",
 )
 _SOURCE = flags.DEFINE_string("source", None, "Other training text, as data.source.")
 _EVAL_SOURCE = flags.DEFINE_string("eval_source", None, "And held-out text, as data.eval_source.")

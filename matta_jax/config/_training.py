@@ -26,9 +26,16 @@ class OptimizerConfig(Section):
         1e-3, "Peak learning rate.", above=0.0, smallest=_SMALLEST_RATE, maximum=1e6
     )
     warmup_steps: int = field(100, "Steps of linear warm-up from 0.", minimum=0, maximum=10**9)
-    schedule: str = field("cosine", "After the warm-up.", choices=("cosine", "constant"))
+    schedule: str = field(
+        "cosine",
+        "After the warm-up; wsd is constant until its decay, a line over the last steps.",
+        choices=("cosine", "wsd", "constant"),
+    )
     final_fraction: float = field(
-        0.1, "Where the cosine ends, of the peak.", minimum=0.0, maximum=1.0
+        0.1, "Where cosine and wsd end, of the peak.", minimum=0.0, maximum=1.0
+    )
+    decay_fraction: float = field(
+        0.2, "The last part of num_steps, in which wsd decays.", above=0.0, maximum=1.0
     )
     weight_decay: float = field(
         0.1,

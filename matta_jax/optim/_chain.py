@@ -31,13 +31,17 @@ from matta_jax.optim._state import BlockState
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine down to `final_fraction` of it, or a
-    constant.
+    """Linear warm-up from 0 to the peak; then a cosine down to `final_fraction` of it, a constant,
+    or a constant and a line down to that fraction (`wsd`: warm-up, stable, decay).
     """
     peak = config.learning_rate
+    steps_after = num_steps - config.warmup_steps
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(
-            peak, num_steps - config.warmup_steps, alpha=config.final_fraction
+        after = optax.cosine_decay_schedule(peak, steps_after, alpha=config.final_fraction)
+    elif config.schedule == "wsd":
+        decay_steps = round(config.decay_fraction * num_steps)
+        after = optax.linear_schedule(
+            peak, peak * config.final_fraction, decay_steps, steps_after - decay_steps
         )
     else:
         after = optax.constant_schedule(peak)

@@ -1,14 +1,16 @@
 """Healing: an extracted model trains on by itself for a few steps, and is extracted again."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
-from matta_jax.config import Config, InitConfig, ObjectiveConfig, TeacherConfig
+from matta_jax.config import Config, InitConfig, ObjectiveConfig, OptimizerConfig, TeacherConfig
 from matta_jax.elastic import Extracted, extract
 from matta_jax.errors import UserError
 from matta_jax.nesting import STUDENT
+from matta_jax.optim import make_schedule
 from matta_jax.packages import Package, Packaging, check_target, open_model
 from matta_jax.starts import plain_run
 from matta_jax.training._loop import train_whole
@@ -22,8 +24,10 @@ class Healing:
 
     Attributes:
       steps: to train on for.
-      learning_rate: the schedule's peak, of which so late a step has a small part; None: half of
-        the run's, the best of 1/8 to 4 times on a quickstart-like run.
+      learning_rate: the schedule's peak. After a cosine so late a step has a small part of it, and
+        None is half of the run's peak, the best of 1/8 to 4 times on a quickstart-like run. After
+        `constant` and `wsd` it decays from there in a line over these steps, and None is the run's
+        peak where the model was trained at it, a tenth of it where the run had decayed.
       source: of other training text, as `data.source`; None: the run's.
       eval_source: likewise, held out.
     """
@@ -46,14 +50,29 @@ class Healing:
             eval_every=self.steps,
             checkpoint_every=min(self.steps, config.train.checkpoint_every),
         )
-        rate = self.learning_rate
-        if rate is None:
-            rate = config.optimizer.learning_rate / 2
-        optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+        optimizer = self._optimizer(config, first_step)
         data = config.data
         if self.source is not None:
             data = dataclasses.replace(data, source=self.source, eval_source=self.eval_source)
         return dataclasses.replace(config, train=train_section, optimizer=optimizer, data=data)
+
+    def _optimizer(self, config: Config, first_step: int) -> OptimizerConfig:
+        optimizer = config.optimizer
+        peak = optimizer.learning_rate
+        if optimizer.schedule == "cosine":
+            rate = peak / 2
+        else:
+            # The decay that the run itself would have had, if it was not over: each of its models
+            # may have one of its own.
+            decay_fraction = self.steps / (first_step + self.steps)
+            reached = float(make_schedule(optimizer, config.train.num_steps)(first_step))
+            rate = peak if math.isclose(reached, peak, rel_tol=1e-6) else peak / 10
+            optimizer = dataclasses.replace(
+                optimizer, schedule="wsd", decay_fraction=decay_fraction
+            )
+        if self.learning_rate is not None:
+            rate = self.learning_rate
+        return dataclasses.replace(optimizer, learning_rate=rate)
 
 
 def heal(

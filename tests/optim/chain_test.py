@@ -25,6 +25,18 @@ def test_schedule_warms_up_and_decays():
         OptimizerConfig(learning_rate=0.3, warmup_steps=0, schedule="constant"), 10
     )
     assert float(constant(0)) == float(constant(9)) == pytest.approx(0.3)
+    stable = optim.make_schedule(
+        OptimizerConfig(
+            learning_rate=1.0,
+            warmup_steps=10,
+            schedule="wsd",
+            decay_fraction=0.2,
+            final_fraction=0.5,
+        ),
+        100,
+    )
+    rates = [float(stable(step)) for step in (5, 10, 80, 90, 100)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "shampoo"])

@@ -8,7 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from matta_jax import extract, heal, packages, starts
+from matta_jax import config as c
+from matta_jax import extract, heal, optim, packages, starts
 from matta_jax.checkpoints import open_source
 from matta_jax.errors import UserError
 from matta_jax.models import apply
@@ -68,6 +69,34 @@ def test_a_member_of_the_users_may_have_the_name_of_healed_ones(run):
         config, member = _heal._alone_in_its_ta(source, package)
         assert member == name and config.nest.members["healed"] == "d_ff=32"
         assert [m for m in config.nest.members if config.objective.weights_of(m)[0]] == [name]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "rates"),
+    [
+        ("constant", 60, (1.0, 0.55, 0.1)),
+        ("wsd", 60, (1.0, 0.55, 0.1)),
+        ("wsd", 100, (0.1, 0.055, 0.01)),
+        ("cosine", 60, None),
+    ],
+)
+def test_a_model_of_a_rate_that_has_not_decayed_gets_a_decay_of_its_own(schedule, step, rates):
+    config = c.override(
+        c.Config(),
+        {
+            "optimizer.schedule": schedule,
+            "optimizer.learning_rate": 1.0,
+            "optimizer.warmup_steps": 0,
+            "train.num_steps": 100,
+        },
+    )
+    tuned = Healing(20).apply(config, step)
+    assert tuned.train.num_steps == step + 20
+    reached = optim.make_schedule(tuned.optimizer, tuned.train.num_steps)
+    if rates is None:
+        assert tuned.optimizer.learning_rate == 0.5 and float(reached(step)) < 0.2
+    else:
+        assert [float(reached(step + k)) for k in (0, 10, 20)] == pytest.approx(rates)
 
 
 def test_another_rate_and_text_are_taken(run, corpus, tmp_path):
