@@ -43,6 +43,9 @@ _CORPUS = flags.DEFINE_string(
 _LAYERS = flags.DEFINE_integer("layers", None, "Fix the depth.")
 _D_MODEL = flags.DEFINE_integer("d_model", None, "Fix d_model.")
 _NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Fix the number of heads.")
+_NUM_KV_HEADS = flags.DEFINE_integer(
+    "num_kv_heads", None, "Fix the number of heads of keys and values."
+)
 _METHOD = flags.DEFINE_string("method", "auto", f"{', '.join(METHODS)}.")
 _NUM_WINDOWS = flags.DEFINE_integer(
     "num_windows", 256, "Windows of the corpus that rank the candidates."
@@ -68,6 +71,7 @@ def _main() -> None:
         layers=_LAYERS.value,
         d_model=_D_MODEL.value,
         num_heads=_NUM_HEADS.value,
+        num_kv_heads=_NUM_KV_HEADS.value,
         method=_METHOD.value,
         num_windows=_NUM_WINDOWS.value,
         verify=_VERIFY.value,

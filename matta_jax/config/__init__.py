@@ -22,6 +22,7 @@ from matta_jax.config._convert import unknown_field as unknown_field
 from matta_jax.config._describe import describe_fields as describe_fields
 from matta_jax.config._fields import Section as Section
 from matta_jax.config._fields import field as field
+from matta_jax.config._llama import LlamaConfig as LlamaConfig
 from matta_jax.config._model import ModelConfig as ModelConfig
 from matta_jax.config._model import NestConfig as NestConfig
 from matta_jax.config._model import ScorerConfig as ScorerConfig

@@ -43,6 +43,15 @@ class Config:
 
 def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
     """The TA is at least as large as the Student, and widths rise from one to the other."""
+    for name in ("num_heads", "num_kv_heads"):
+        count = getattr(nest, name)
+        if count is not None and name not in model.size_fields():
+            (heads,) = {"num_heads", "num_kv_heads"} & set(model.size_fields())
+            raise UserError(
+                f"nest.{name}={count} is without effect on model.name={model.name!r}, whose nest "
+                f"goes by {heads}; set nest.{heads}"
+            )
+
     for axis, student_size in model.size_fields().items():
         ta_size = getattr(nest, axis, None)
         if ta_size is not None and ta_size < student_size:

@@ -11,7 +11,7 @@ from matta_jax.config._fields import Section, field, item_name
 from matta_jax.errors import UserError, did_you_mean, shorten
 
 # Where a field is not called as its axis.
-_SIZE_FIELDS = {"heads": "num_heads"}
+_SIZE_FIELDS = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
 
 # Of a member, in characters.
 _LONGEST_NAME = 60
@@ -28,7 +28,7 @@ class ModelConfig(Section):
 
     noun: ClassVar[str] = "language model"
 
-    name: str = field("gpt", "Family: gpt, a language model; or scorer, an encoder with a head.")
+    name: str = field("gpt", "Family: gpt or llama, language models; or scorer, an encoder.")
     vocab_size: int = field(
         256, "Rows of the embedding; at least the tokenizer's size.", minimum=2, maximum=2**24
     )
@@ -176,6 +176,13 @@ class NestConfig(Section):
     num_heads: int | None = field(
         None,
         "Heads of the TA, of the Student's head_dim (Layer M-nesting).",
+        minimum=1,
+        maximum=2**16,
+    )
+    num_kv_heads: int | None = field(
+        None,
+        "Heads of keys and values of the TA of a llama, each with as many queries as the Student's "
+        "(Layer M-nesting).",
         minimum=1,
         maximum=2**16,
     )

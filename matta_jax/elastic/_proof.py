@@ -22,7 +22,8 @@ from immutabledict import immutabledict
 
 from matta_jax.checkpoints import StoredArray
 from matta_jax.errors import UserError
-from matta_jax.models import Inputs, Modules, Plan, bind, bind_block, logits
+from matta_jax.models import Architecture, Inputs, Modules, Plan, bind, bind_block, logits
+from matta_jax.models.layers import Context
 from matta_jax.nesting import (
     BLOCKS,
     Names,
@@ -93,12 +94,13 @@ def _prove(
     for i, run in enumerate(sub_model.runs):
         for j in range(len(run.layers)):
             pair = proof.layer(i, j)
-            x_ND = proof.compare(_run_block, pair, x_ND, context)
+            x_ND = proof.compare_layer(run.layers[j], pair, x_ND, context)
 
     pair = proof.outside_layers(plan.family.exits)
     output = proof.compare(_leave, pair, x_ND, context)
-    if plan.family.table is not None:
-        proof.compare_logits(plan.family.table, output)
+    table_path = plan.architecture.table_path
+    if table_path is not None:
+        proof.compare_logits(table_path, output)
     return proof.worst, (BATCH, length)
 
 
@@ -225,6 +227,17 @@ class _Proof:
         self._note(jax.tree.leaves(plain)[0], jax.tree.leaves(in_place)[0])
         return plain
 
+    def compare_layer(self, layer: int, pair: _Pair, x_ND: jax.Array, context: Context) -> Any:
+        """Runs a layer of the TA both ways: with the index that it has in each model."""
+        position = self._sub_model.layers.index(layer)
+        extracted = self._plan.architecture_of(self._sub_model)
+        plain = _run_block(extracted, None, pair.plain, x_ND, context.at(position))
+        in_place = _run_block(
+            self._plan.architecture, pair.cut, pair.in_place, x_ND, context.at(layer)
+        )
+        self._note(plain, in_place)
+        return plain
+
     def compare_logits(self, table: str, hidden_ND: jax.Array) -> None:
         """Compares the logits over the ids of the batch."""
         plain = _logits(hidden_ND, self._written_rows(table))
@@ -308,13 +321,13 @@ def _enter(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run_block(
-    plan: Plan,
+    architecture: Architecture,
     cut: _Cut | None,
     weights: Any,
     x_ND: jax.Array,
-    context: Any,
-) -> Any:
-    block = bind_block(plan.family, plan.architecture.options, _cut_tree(cut, weights))
+    context: Context,
+) -> jax.Array:
+    block = bind_block(architecture.family, architecture.options, _cut_tree(cut, weights))
     return block(x_ND, context)
 
 

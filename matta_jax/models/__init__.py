@@ -24,6 +24,7 @@ from matta_jax.models._plain import count_model as count_model
 from matta_jax.models._plain import init_params as init_params
 from matta_jax.models._plain import logical_axes as logical_axes
 from matta_jax.models._plain import logits as logits
+from matta_jax.models._plain import silent_values as silent_values
 from matta_jax.models._plain import table_of as table_of
 from matta_jax.models._plan import Plan as Plan
 from matta_jax.models._plan import plan_of as plan_of

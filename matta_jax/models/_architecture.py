@@ -61,6 +61,11 @@ class Architecture:
         return self.fixed["vocab"]
 
     @property
+    def table_path(self) -> str | None:
+        """Path of the table that hidden states are compared with; None where there is none."""
+        return self.family.table_path(self.options)
+
+    @property
     def head_dim(self) -> int:
         """Width of a head."""
         return self.fixed["head_dim"]
@@ -88,11 +93,6 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as a manifest keeps it."""
-        # JSON has no tuples. Reading makes tuples of these lists again: options must be hashable.
-        plain_options = {}
-        for name, value in self.options.items():
-            plain_options[name] = list(value) if isinstance(value, tuple) else value
-
         per_layer = {axis: list(sizes) for axis, sizes in self.sub_model.per_layer.items()}
         return {
             "family": self.family_name,
@@ -102,7 +102,8 @@ class Architecture:
             "sizes": dict(self.sub_model.sizes),
             "per_layer": per_layer,
             "granules": dict(self.granules),
-            "options": plain_options,
+            # JSON has no tuples. Reading makes tuples of its lists again: options must be hashable.
+            "options": _listed(dict(self.options)),
         }
 
 
@@ -116,7 +117,7 @@ def architecture_of(model: ModelConfig, nest: Nest, sub_model: SubModel) -> Arch
         sub_model=_of_itself(sub_model),
         # The nest's, though the plain model needs none: slices then keep the shape of granules.
         granules=nest.granules,
-        options=family.options(model),
+        options=family.options(model, sub_model.layers),
     )
 
 
@@ -138,18 +139,26 @@ def architecture_from_json(values: Mapping[str, Any]) -> Architecture:
 
     layers = tuple(range(values["num_layers"]))
     per_layer = {axis: tuple(sizes) for axis, sizes in values["per_layer"].items()}
-    options = {}
-    for name, value in values["options"].items():
-        options[name] = tuple(value) if isinstance(value, list) else value
-
     return Architecture(
         family_name=family_of(values["family"]).name,
         max_len=values["max_len"],
         fixed=values["fixed"],
         sub_model=SubModel(layers, values["sizes"], per_layer),
         granules=values["granules"],
-        options=options,
+        options={name: _tupled(value) for name, value in values["options"].items()},
     )
+
+
+def _listed(value: Any) -> Any:
+    """A value with lists in place of tuples."""
+    if isinstance(value, dict):
+        return {name: _listed(item) for name, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    """A value with tuples in place of lists."""
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
 def _from_version_2(values: Mapping[str, Any]) -> Architecture:

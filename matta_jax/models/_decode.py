@@ -70,7 +70,7 @@ def extend(
     for i, layer in enumerate(layers):
         block = bind_block(family, options, layer)
         layer_cache = None if cache is None else cache[i]
-        x_ND, layer_cache = block.extend(x_ND, context, layer_cache)
+        x_ND, layer_cache = block.extend(x_ND, context.at(i), layer_cache)
         longer.append(layer_cache)
     return family.leave(modules, x_ND, context), longer
 

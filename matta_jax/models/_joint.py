@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from matta_jax.models._compute import IN_PLACE, TRAINING, Compute, ready
 from matta_jax.models._layers import Layers, narrow_block
@@ -148,22 +149,23 @@ def candidate_apply(
     modules = _narrow_modules(plan, outer, outer_axes, sub_model)
     x_ND, context = plan.family.enter(modules, inputs)
 
-    def skip(weights: Tree, x_ND: jax.Array) -> jax.Array:
-        del weights
+    def skip(weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
+        del weights, index
         return x_ND
 
-    def run(option: Sizes, weights: Tree, x_ND: jax.Array) -> jax.Array:
+    def run(option: Sizes, weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
         kept_sizes = sizes_of(sub_model, {**sub_model.sizes, **option})
         block = narrow_block(plan, weights, names, kept_sizes, joins=True)
-        return block(x_ND, context)
+        return block(x_ND, context.at(index))
 
     options = plan.nest.layer_options
     branches: list[Callable[..., jax.Array]] = [skip]
     branches += [functools.partial(run, option) for option in options]
 
-    def body(x_ND: jax.Array, layer: tuple[Tree, jax.Array]) -> tuple[jax.Array, None]:
-        weights, choice = layer
-        return jax.lax.switch(choice, branches, weights, x_ND), None
+    def body(x_ND: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        weights, choice, index = layer
+        return jax.lax.switch(choice, branches, weights, x_ND, index), None
 
-    x_ND, _ = jax.lax.scan(body, x_ND, (stack_of(params), choice_L))
+    layers = (stack_of(params), choice_L, jnp.arange(plan.nest.num_layers))
+    x_ND, _ = jax.lax.scan(body, x_ND, layers)
     return plan.family.leave(modules, x_ND, context)

@@ -6,7 +6,7 @@ Shape letters: N tokens, D d_model, L layers, S streams by choice.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,18 @@ from matta_jax.nesting import (
     sizes_of,
     stack_of,
 )
+
+
+class _Place(NamedTuple):
+    """Where a pass is: what differs from layer to layer beside weights and residual stream.
+
+    Attributes:
+      layer: index of the TA's layer.
+      key: of its dropout; None to drop nothing.
+    """
+
+    layer: jax.Array
+    key: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +92,7 @@ class Layers:
         choice_S: jax.Array,
     ) -> list[jax.Array]:
         weights = ready(weights, layer_axes(stack_of(self.plan.axes)), self.compute)
-        key = None if self.key is None else jax.random.fold_in(self.key, 0)
+        place = self._place(jnp.array(0))
         first_part, *other_parts = parts_of(self.plan)
 
         # What was run for a stream before: after the first part, and after the layer.
@@ -96,18 +108,22 @@ class Layers:
                 results.append(ended[history])
                 continue
             if first_key is None or None in stream.options:
-                result_ND = self._run_any(stream, choice, weights, x_ND, key)
+                result_ND = self._run_any(stream, choice, weights, x_ND, place)
             else:
                 if first_key not in begun:
                     begun[first_key] = self._run_parts(
-                        stream, [first_part], choice, weights, x_ND, key
+                        stream, [first_part], choice, weights, x_ND, place
                     )
                 result_ND = self._run_parts(
-                    stream, other_parts, choice, weights, begun[first_key], key
+                    stream, other_parts, choice, weights, begun[first_key], place
                 )
             ended[history] = result_ND
             results.append(result_ND)
         return results
+
+    def _place(self, layer: jax.Array) -> _Place:
+        key = None if self.key is None else jax.random.fold_in(self.key, layer)
+        return _Place(layer, key)
 
     def _run_any(
         self,
@@ -115,12 +131,12 @@ class Layers:
         choice: jax.Array | None,
         weights: Tree,
         x_ND: jax.Array,
-        key: jax.Array | None,
+        place: _Place,
     ) -> jax.Array:
         """Runs layer 0 as a whole, or skips it."""
         if choice is None:
-            return self._run_layer(stream, stream.sub_model.sizes_in(0), weights, x_ND, key)
-        return self._run_chosen(stream, choice, weights, x_ND, key)
+            return self._run_layer(stream, stream.sub_model.sizes_in(0), weights, x_ND, place)
+        return self._run_chosen(stream, choice, weights, x_ND, place)
 
     def _run_parts(
         self,
@@ -129,7 +145,7 @@ class Layers:
         choice: jax.Array | None,
         weights: Tree,
         x_ND: jax.Array,
-        key: jax.Array | None,
+        place: _Place,
     ) -> jax.Array:
         """Runs parts of a layer whose sizes may be data, or are those of layer 0."""
         options = stream.options or (stream.sub_model.sizes_in(0),)
@@ -138,9 +154,9 @@ class Layers:
             if part.varies(options):
                 assert choice is not None, "sizes vary where they are data"
                 branches = self._branches(stream, part.method)
-                x_ND = self._switch(choice, branches, weights, x_ND, key)
+                x_ND = self._switch(choice, branches, weights, x_ND, place)
             else:
-                x_ND = self._run_layer(stream, options[0], weights, x_ND, key, part.method)
+                x_ND = self._run_layer(stream, options[0], weights, x_ND, place, part.method)
         return x_ND
 
     def _scan(
@@ -155,16 +171,16 @@ class Layers:
             weights, choice_S, index = layer
             # Once for all streams, which then slice without any traffic between devices.
             weights = ready(weights, names, self.compute)
-            key = None if self.key is None else jax.random.fold_in(self.key, index)
+            place = self._place(index)
             results = []
             for stream, x_ND in zip(running, carry, strict=True):
                 if stream.choice is None:
                     # Of the segment's first layer, and so of all its layers.
                     sizes = stream.sub_model.sizes_in(start)
-                    results.append(self._run_layer(stream, sizes, weights, x_ND, key))
+                    results.append(self._run_layer(stream, sizes, weights, x_ND, place))
                 else:
                     choice = choice_S[stream.choice]
-                    results.append(self._run_chosen(stream, choice, weights, x_ND, key))
+                    results.append(self._run_chosen(stream, choice, weights, x_ND, place))
             return tuple(results), None
 
         if self.compute.remat != "none":
@@ -187,7 +203,7 @@ class Layers:
         sizes: Sizes | None,
         weights: Tree,
         x_ND: jax.Array,
-        key: jax.Array | None,
+        place: _Place,
         part: str = "__call__",
     ) -> jax.Array:
         """Runs a layer, or a part of it, of these sizes; None stands for none."""
@@ -199,7 +215,8 @@ class Layers:
             self.plan, weights, names, kept_sizes, joins=self.compute.placement.joins
         )
         run = getattr(block, part)
-        return run(x_ND, self.context, dropout=self.compute.dropout, key=key)
+        context = self.context.at(place.layer)
+        return run(x_ND, context, dropout=self.compute.dropout, key=place.key)
 
     def _run_chosen(
         self,
@@ -207,14 +224,14 @@ class Layers:
         choice: jax.Array,
         weights: Tree,
         x_ND: jax.Array,
-        key: jax.Array | None,
+        place: _Place,
     ) -> jax.Array:
         """Runs a layer whose sizes are data."""
         # To skip a layer is to skip each of its parts: no part is the same in all options.
         if None in stream.options:
             branches = self._branches(stream, "__call__")
-            return self._switch(choice, branches, weights, x_ND, key)
-        return self._run_parts(stream, parts_of(self.plan), choice, weights, x_ND, key)
+            return self._switch(choice, branches, weights, x_ND, place)
+        return self._run_parts(stream, parts_of(self.plan), choice, weights, x_ND, place)
 
     def _branches(self, stream: Stream, part: str) -> list[Callable[..., jax.Array]]:
         """A part of a layer at each of a stream's options."""

@@ -46,7 +46,7 @@ class PlainModel(nnx.Module):
         for name, module in family.modules.items():
             if name == BLOCKS:
                 self.blocks = _stacks(architecture, rngs)
-            elif family.has(name, sizes):
+            elif family.has(name, sizes, architecture.options):
                 setattr(self, name, module(build))
 
 
@@ -86,6 +86,16 @@ def logical_axes(architecture: Architecture) -> Tree:
         stack = (LAYERS,) if path[0] == BLOCKS else ()
         axes["/".join(map(str, path))] = stack + variable.get_metadata()["axes"]
     return unflatten(axes)
+
+
+def silent_values(architecture: Architecture) -> dict[str, float]:
+    """The value of each weight, by path, with which an entry of it adds nothing: 0 but for scales
+    of norms that have an offset.
+    """
+    values = {}
+    for path, variable in nnx.to_flat_state(_abstract(architecture)[1]):
+        values["/".join(map(str, path))] = variable.get_metadata().get("silent", 0.0)
+    return values
 
 
 def init_params(architecture: Architecture, key: jax.Array, nest: Nest | None = None) -> Tree:
@@ -178,26 +188,30 @@ def apply(
     x_ND = x_ND.astype(dtype)
 
     # A scan for each run: within one, all layers have the same sizes.
-    for name, stack in params[BLOCKS].items():
-        names = layer_axes(axes[BLOCKS][name])
+    for i, run in enumerate(architecture.sub_model.runs):
+        names = layer_axes(axes[BLOCKS][str(i)])
 
         # `names` as a default is that of this run; a closure would read the loop's last one.
-        def body(x_ND: jax.Array, weights: Tree, names: Tree = names) -> tuple[jax.Array, None]:
+        def body(
+            x_ND: jax.Array, layer: tuple[Tree, jax.Array], names: Tree = names
+        ) -> tuple[jax.Array, None]:
+            weights, index = layer
             weights = ready(weights, names)
             if placement.joins:
                 weights = join_granules(weights, names)
-            return bind_block(family, options, weights)(x_ND, context), None
+            return bind_block(family, options, weights)(x_ND, context.at(index)), None
 
-        x_ND, _ = jax.lax.scan(body, x_ND, stack)
+        x_ND, _ = jax.lax.scan(body, x_ND, (params[BLOCKS][str(i)], jnp.array(run.layers)))
     return family.leave(modules, x_ND, context)
 
 
-def table_of(family: Family, params: Tree) -> jax.Array | None:
+def table_of(architecture: Architecture, params: Tree) -> jax.Array | None:
     """The table [V, D] that hidden states are compared with; None where a family has none.
 
     A sub-model in place uses its first columns.
     """
-    return None if family.table is None else flatten(params)[family.table]
+    path = architecture.table_path
+    return None if path is None else flatten(params)[path]
 
 
 def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
@@ -223,6 +237,6 @@ def count_model(architecture: Architecture, seq_len: int, weights: Tree | None =
     return count_weights(
         abstract_params(architecture) if weights is None else weights,
         logical_axes(architecture),
-        heads=[] if family.table is None else [family.table],
+        heads=[path for path in [architecture.table_path] if path is not None],
         attention=attention,
     )

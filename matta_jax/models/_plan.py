@@ -88,7 +88,7 @@ class Plan:
 
     def table(self, params: Tree) -> jax.Array | None:
         """The table [V, D] that hidden states are compared with; None where there is none."""
-        return table_of(self.family, params)
+        return table_of(self.architecture, params)
 
     def count(self, sub_model: SubModel) -> Counts:
         """Counts a sub-model without touching a weight."""
@@ -116,10 +116,10 @@ class Plan:
         axes = stack_of(slice_axes(self.axes, layer))
 
         _, modules = next(iter(self.family.modules[BLOCKS].parts.items()))
-        part = {name: shapes[name] for name in modules}
-        names = {name: axes[name] for name in modules}
+        part = {name: shapes[name] for name in modules if name in shapes}
+        names = {name: axes[name] for name in part}
         # Queries meet keys where the heads are.
-        has_heads = any("heads" in weight_axes for weight_axes in flatten(names).values())
+        has_heads = any(self.family.heads in weight_axes for weight_axes in flatten(names).values())
         fixed = self.architecture.fixed
         attention = self.family.attention_flops(layer, fixed, self.seq_len) if has_heads else 0
         return count_weights(part, names, attention=attention).flops_per_token
@@ -145,7 +145,8 @@ class Plan:
     @property
     def _heads(self) -> list[str]:
         """The path of the table that logits are made with, where there is one."""
-        return [] if self.family.table is None else [self.family.table]
+        path = self.architecture.table_path
+        return [] if path is None else [path]
 
 
 @functools.lru_cache(maxsize=32)

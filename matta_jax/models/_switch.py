@@ -7,8 +7,10 @@ import jax
 
 from matta_jax.nesting import Tree
 
-Branch = Callable[[Tree, jax.Array, jax.Array | None], jax.Array]
-"""A function of weights, the residual stream [N, D] and a key; returns the residual stream."""
+Branch = Callable[[Tree, jax.Array, Any], jax.Array]
+"""A function of weights, the residual stream [N, D] and facts without a gradient, such as a key;
+returns the residual stream.
+"""
 
 
 def lean_switch(
@@ -16,7 +18,7 @@ def lean_switch(
     branches: Sequence[Branch],
     weights: Tree,
     x_ND: jax.Array,
-    key: jax.Array | None,
+    facts: Any,
 ) -> jax.Array:
     """`lax.switch` that keeps its operands alone, and runs the chosen branch again in the backward
     pass.
@@ -30,22 +32,22 @@ def lean_switch(
         choice: jax.Array,
         weights: Tree,
         x_ND: jax.Array,
-        key: jax.Array | None,
+        facts: Any,
     ) -> jax.Array:
-        return jax.lax.switch(choice, branches, weights, x_ND, key)
+        return jax.lax.switch(choice, branches, weights, x_ND, facts)
 
     def forward(*operands: Any) -> tuple[jax.Array, Any]:
         return run(*operands), operands
 
     def backward(operands: Any, d_out: jax.Array) -> tuple[Any, ...]:
-        choice, weights, x_ND, key = operands
+        choice, weights, x_ND, facts = operands
         pullbacks = [_pullback(branch) for branch in branches]
-        d_weights, d_x_ND = jax.lax.switch(choice, pullbacks, weights, x_ND, key, d_out)
-        # Neither a choice nor a key has a gradient.
+        d_weights, d_x_ND = jax.lax.switch(choice, pullbacks, weights, x_ND, facts, d_out)
+        # Neither a choice nor a fact has a gradient.
         return None, d_weights, d_x_ND, None
 
     run.defvjp(forward, backward)
-    return run(choice, weights, x_ND, key)
+    return run(choice, weights, x_ND, facts)
 
 
 def _pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:
@@ -54,11 +56,11 @@ def _pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:
     def pullback(
         weights: Tree,
         x_ND: jax.Array,
-        key: jax.Array | None,
+        facts: Any,
         d_out: jax.Array,
     ) -> tuple[Tree, jax.Array]:
         # The forward pass runs here again: its operands are all that was kept.
-        _, gradients = jax.vjp(lambda w, x: branch(w, x, key), weights, x_ND)
+        _, gradients = jax.vjp(lambda w, x: branch(w, x, facts), weights, x_ND)
         return gradients(d_out)
 
     return pullback

@@ -108,6 +108,8 @@ register_axes(
         # Layers gather what lies over fsdp before they slice it, so this axis needs no granules.
         Axis(RESIDUAL, Role.FEATURES, mesh="fsdp"),
         Axis("heads", Role.FEATURES, mesh="tensor", word="num_heads"),
+        # A head of keys and values with its queries.
+        Axis("kv_heads", Role.FEATURES, mesh="tensor", word="num_kv_heads"),
         Axis("d_ff", Role.FEATURES, mesh="tensor", fields="nest.widths"),
         Axis("classes", Role.FEATURES, fields="model.num_classes"),
         Axis("dense", Role.FEATURES, fields="model.num_dense"),

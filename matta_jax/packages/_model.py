@@ -66,7 +66,7 @@ class Model:
 
     def table(self, params: Tree) -> jax.Array:
         """The table [V, D] that a language model's hidden states are compared with."""
-        table = table_of(self.architecture.family, params)
+        table = table_of(self.architecture, params)
         assert table is not None
         return table
 

@@ -22,12 +22,14 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
         )
 
     sizes = architecture.sub_model.sizes
-    fills_residual = sizes["heads"] * architecture.head_dim == architecture.d_model
     model = config.model.resized(
         sizes,
         num_layers=architecture.num_layers,
-        head_dim=None if fills_residual else architecture.head_dim,
+        head_dim=architecture.head_dim,
         vocab_size=architecture.vocab_size,
         max_len=architecture.max_len,
+        **architecture.family.fields_of(architecture.options),
     )
+    if model.num_heads * architecture.head_dim == architecture.d_model:
+        model = dataclasses.replace(model, head_dim=None)
     return dataclasses.replace(config, model=model, nest=NestConfig(mix_per_step=0))

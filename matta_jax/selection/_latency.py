@@ -96,7 +96,7 @@ def measure_ms(architecture: Architecture, workload: Workload) -> float:
 
 
 def _head(architecture: Architecture, params: Any) -> jax.Array:
-    table = table_of(architecture.family, params)
+    table = table_of(architecture, params)
     assert table is not None
     return table
 

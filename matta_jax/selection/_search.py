@@ -78,6 +78,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     layers: int | None = None,
     d_model: int | None = None,
     num_heads: int | None = None,
+    num_kv_heads: int | None = None,
     method: str = "auto",
     num_windows: int = 256,
     verify: int = 4,
@@ -96,7 +97,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         what is extracted.
       budget: what the model may cost.
       corpus: a glob of text files, or `held_out`.
-      layers, d_model, num_heads: fix an axis.
+      layers, d_model, num_heads, num_kv_heads: fix an axis.
       method: `exhaustive`, `additive` (replace-one scores and an integer programme), `evolutionary`
         (NSGA-II), or
         `auto`: exhaustive in small spaces, else additive.
@@ -127,7 +128,8 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     source = _opened(checkpoint)
     root = _checked_output(output)
 
-    space = make_space(source.nest, layers=layers, d_model=d_model, num_heads=num_heads)
+    fixed = {"d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
     latency = _latency_model(source, budget, workload)
     prices = Prices(space, Costs(source, budget.dtype), latency)
@@ -187,7 +189,7 @@ def _chosen_method(method: str, space: Space) -> str:
     if method == "exhaustive" and space.size > _TOO_MANY:
         raise UserError(
             f"method='exhaustive' would score more than {_TOO_MANY:,} models; fix layers, d_model "
-            "or num_heads, or use method=additive"
+            "or num_heads or num_kv_heads, or use method=additive"
         )
     return method
 

@@ -183,32 +183,34 @@ def make_space(
     layers: int | None = None,
     d_model: int | None = None,
     num_heads: int | None = None,
+    num_kv_heads: int | None = None,
 ) -> Space:
     """The space of a nest: every d_model and number of heads, every depth from the Student's to the
     TA's, any widths.
 
     Args:
       nest: of the run.
-      layers, d_model, num_heads: fix an axis.
+      layers, d_model, num_heads, num_kv_heads: fix an axis.
 
     Raises:
       UserError: a fixed axis outside the nest.
     """
-    fixed = {"d_model": d_model, "heads": num_heads}
+    fixed = {"d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
     depths = tuple(range(nest.student.num_layers, nest.num_layers + 1))
     depths = _chosen(LAYERS, layers, depths)
 
     # Axes of the nest that all layers have alike; the others are what the options are of.
     axes = [axis for axis in nest.allowed if axis not in nest.by_layer]
     words = [word_of(axis) for axis in axes]
-    for name, size in {"d_model": d_model, "num_heads": num_heads}.items():
+    for name, size in fixed.items():
         if size is not None and name not in words:
             raise UserError(
                 f"{name}={size} cannot be fixed: in this run not all layers have one alike"
             )
     choices = []
     for axis in axes:
-        sizes = _chosen(word_of(axis), fixed.get(axis), nest.allowed[axis])
+        word = word_of(axis)
+        sizes = _chosen(word, fixed.get(word), nest.allowed[axis])
         choices.append(sizes)
 
     groups = []

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLo
     """Sums a model's loss over windows. The separators between documents are context, but are not
     scored.
     """
-    batch_loss = jax.jit(_batch_loss(model.apply, model.table, model.config, windows.eos_id))
+    batch_loss = jax.jit(_batch_loss(model.apply, model.table, model.config, windows.separators))
     # Rounded up: the last batch may be filled up with rows that do not count.
     num_batches = -(-len(windows) // batch_size)
     batches = progress(
@@ -83,7 +83,7 @@ def _batch_loss(
     apply: Callable[..., jax.Array],
     table: Callable[[Any], jax.Array | None],
     config: Config,
-    eos_id: int,
+    separators: Sequence[int],
 ) -> Callable[..., Any]:
     """Returns `(params, tokens, length, *operands) -> (nats, tokens)`.
 
@@ -91,7 +91,7 @@ def _batch_loss(
       apply: runs a model, `apply(params, inputs, *operands)`.
       table: of `params`, what hidden states are compared with.
       config: of the run.
-      eos_id: the separator, which is not scored.
+      separators: ids that are no text, and not scored.
     """
     # The loss of training in chunks of tokens: the logits of a whole batch never exist at once.
     objective = make_objective(config.objective)
@@ -105,7 +105,7 @@ def _batch_loss(
 
         # What fills up a window or a batch is not text, nor is a separator.
         is_filled_BT = jnp.arange(labels_BT.shape[1]) < length_B[:, None]
-        counted_BT = is_filled_BT & (labels_BT != eos_id)
+        counted_BT = is_filled_BT & ~jnp.isin(labels_BT, jnp.array(separators))
 
         # A total of 1 gives a sum in place of a mean.
         unit = jnp.ones(())
@@ -172,7 +172,7 @@ class InPlaceScorer:
         key = source.nest.sizes_alike(sub_model)
         if key not in self._programs:
             run = functools.partial(candidate_apply, source.plan, sub_model=sub_model)
-            loss = _batch_loss(run, source.plan.table, source.config, self._windows.eos_id)
+            loss = _batch_loss(run, source.plan.table, source.config, self._windows.separators)
             self._programs[key] = jax.jit(loss)
         return self._programs[key]
 

@@ -104,7 +104,7 @@ def generate(
         raise UserError(f"{where} is a scorer, and writes no text; name a language model")
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     # The separator begins a document, and gives an empty prompt a token to read.
-    start = np.array([tokenizer.eos_id, *prompt_ids(tokenizer, prompt)], np.int32)
+    start = np.array([tokenizer.start_id, *prompt_ids(tokenizer, prompt)], np.int32)
     ids_BT = generate_ids(
         model,
         np.tile(start, (num_samples, 1)),
@@ -287,7 +287,7 @@ def _continue(
     ended, and how many.
     """
     architecture = program.architecture
-    table = table_of(architecture.family, params)
+    table = table_of(architecture, params)
     assert table is not None
     weights = decoder_weights(architecture, params)
     hidden_ND, cache = prefill(architecture, weights, tokens_BT, length=program.length)

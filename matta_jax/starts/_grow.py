@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matta_jax.models import Family, Inputs, Plan, bind, bind_block, init_params
+from matta_jax.models import Family, Inputs, Plan, bind, bind_block, init_params, silent_values
 from matta_jax.nesting import (
     BLOCKS,
     LAYERS,
@@ -50,6 +50,7 @@ def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = Non
     # Copies in numpy, which the Student is then written into in place.
     fresh = flatten(jax.tree.map(np.array, init_params(plan.architecture, key, nest)))
     names, student_weights = flatten(plan.axes), flatten(student)
+    silent = silent_values(plan.architecture)
     sizes = sizes_of(nest.student) | {LAYERS: nest.student.layers}
     # Every part is first given the TA's residual stream.
     del sizes[RESIDUAL]
@@ -63,7 +64,7 @@ def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = Non
             np.asarray(student_weights[path]),
             names[path],
             nest.ta.sizes[RESIDUAL],
-            repeat=_repeats(path, names[path], plan.family),
+            filling=None if _repeats(path, names[path], plan.family) else silent[path],
         )
         place_array(part, weight, names[path], sizes)
         grown[path] = jnp.asarray(weight)
@@ -73,22 +74,22 @@ def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = Non
 def _repeats(path: str, names: Names, family: Family) -> bool:
     """Whether a weight repeats the Student's entries on new dimensions of the residual stream: what
     writes to it does, and the norms in the layers; what reads from it, the norm of the head among
-    it, has zeros there.
+    it, is silent there.
     """
     is_exit = path.partition("/")[0] in family.exits
     return not is_exit and not reads_residual(names)
 
 
-def _widened(part: np.ndarray, names: Names, d_model: int, *, repeat: bool) -> np.ndarray:
-    """A weight on a wider residual stream, whose new dimensions repeat the old, or are zeros."""
+def _widened(part: np.ndarray, names: Names, d_model: int, *, filling: float | None) -> np.ndarray:
+    """A weight on a wider residual stream; its new dimensions repeat the old, or have one value."""
     if RESIDUAL not in names:
         return part
     axis = names.index(RESIDUAL)
     old_size = part.shape[axis]
-    if repeat:
+    if filling is None:
         return np.take(part, np.arange(d_model) % old_size, axis=axis)
     padding = [(0, d_model - old_size if i == axis else 0) for i in range(part.ndim)]
-    return np.pad(part, padding)
+    return np.pad(part, padding, constant_values=filling)
 
 
 def sort_by_importance(params: Tree, plan: Plan, inputs: Inputs) -> Tree:
@@ -109,14 +110,16 @@ def sort_by_importance(params: Tree, plan: Plan, inputs: Inputs) -> Tree:
     x_ND, context = family.enter(bind(family, options, outside_blocks(params)), inputs)
 
     @jax.jit
-    def run(weights: Tree, x_ND: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        block = bind_block(family, options, weights)
-        return block.importance(x_ND, context), block(x_ND, context)
+    def run(
+        weights: Tree, x_ND: jax.Array, layer: jax.Array
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        block, here = bind_block(family, options, weights), context.at(layer)
+        return block.importance(x_ND, here), block(x_ND, here)
 
     layers = []
     for layer in range(plan.nest.num_layers):
         weights = jax.tree.map(lambda stack, layer=layer: stack[layer], stack_of(params))
-        importance, x_ND = run(weights, x_ND)
+        importance, x_ND = run(weights, x_ND, jnp.array(layer))
         # Stable, so that equals stay in their order and a sorted model stays as it is.
         order = {}
         for axis, values in importance.items():

@@ -339,7 +339,7 @@ def _teacher_of(setup: Setup, batch: Batch, targets: Targets, weights: tuple[Tre
         dtype=config.model.compute_dtype,
         placement=placement(setup.mesh),
     )
-    table = table_of(setup.teacher.architecture.family, weights[0])
+    table = table_of(setup.teacher.architecture, weights[0])
     if table is not None:
         return OnlineTeacher(output, table)
     logits = as_softmax(output)

@@ -125,7 +125,7 @@ class Rotary(models.Family):
     def fixed_sizes(self, model):
         return {"vocab": model.vocab_size, "head_dim": model.head_width, "qkv": 3, "gate": 2}
 
-    def options(self, model):
+    def options(self, model, layers):
         return {"theta": model.theta}
 
     def schema(self, model):

@@ -1,6 +1,7 @@
 """Families of models: each with its modules, its inputs and outputs, in a file of its own."""
 
 from matta_jax.models.families import _gpt2 as _gpt2
+from matta_jax.models.families import _llama as _llama
 from matta_jax.models.families import _scorer as _scorer
 from matta_jax.models.families._family import Block as Block
 from matta_jax.models.families._family import Family as Family

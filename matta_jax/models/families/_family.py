@@ -73,9 +73,10 @@ class Family(abc.ABC):
       modules: the class of each module, by name, in the order in which their weights are drawn;
         each is made by `cls(build)`. `blocks` is that of a layer, a `Block`.
       exits: the modules that `leave` runs, which read the residual stream for the last time.
-      table: path of the table that hidden states are compared with to give logits: tied to the
-        embedding, or a head of its own. None: `leave` gives logits itself.
+      table: path of the table that hidden states are compared with to give logits, which
+        `table_path` may say otherwise of some models. None: `leave` gives logits itself.
       is_causal: whether each position attends to those before it alone.
+      heads: the axis of its attention's heads, or of its groups of heads.
       own_axes: axes that are in no other family's weights.
     """
 
@@ -85,6 +86,7 @@ class Family(abc.ABC):
     exits: ClassVar[Sequence[str]]
     table: ClassVar[str | None]
     is_causal: ClassVar[bool] = True
+    heads: ClassVar[str] = "heads"
     own_axes: ClassVar[Sequence[Axis]] = ()
 
     @abc.abstractmethod
@@ -116,20 +118,37 @@ class Family(abc.ABC):
         [B, classes], [B] of a sigmoid.
         """
 
-    def options(self, model: Any) -> Mapping[str, Any]:
-        """Facts of its config section that modules need and that are no sizes; hashable."""
-        del model
+    def options(self, model: Any, layers: Sequence[int]) -> Mapping[str, Any]:
+        """Facts of its config section that modules need and that are no sizes; hashable.
+
+        Args:
+          model: the section.
+          layers: the TA's layers that the model runs, where layers are of several kinds.
+        """
+        del model, layers
         return immutabledict()
 
-    def has(self, module: str, sizes: Mapping[str, int]) -> bool:
-        """Whether a model of these sizes has a module."""
-        del module, sizes
+    def fields_of(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of its section that say what `options` says of a model's layers."""
+        del options
+        return immutabledict()
+
+    def has(self, module: str, sizes: Mapping[str, int], options: Mapping[str, Any]) -> bool:
+        """Whether a model of these sizes and options has a module."""
+        del module, sizes, options
         return True
+
+    def table_path(self, options: Mapping[str, Any]) -> str | None:
+        """Path of the table that hidden states are compared with: tied to the embedding, or a head
+        of its own.
+        """
+        del options
+        return self.table
 
     def attention_flops(self, sub_model: SubModel, fixed: Mapping[str, int], seq_len: int) -> int:
         """FLOPs of a token in the products of queries, keys and values; causal ones at half."""
         # Query heads of all layers; where several share keys and values, an axis counts them.
-        heads = sum(sub_model.along("heads")) * fixed.get("queries", 1)
+        heads = sum(sub_model.along(self.heads)) * fixed.get("queries", 1)
         # Two products, of scores and of values, at 2 FLOPs each; a causal mask halves them.
         per_number = 2 if self.is_causal else 4
         return per_number * heads * fixed["head_dim"] * seq_len

@@ -10,7 +10,7 @@ Shape letters: B batch, T tokens, S positions (T, or T + 1 with features), D d_m
   a batch (= B·S), F dense features, C categorical features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,10 +94,12 @@ class Scorer(Family):
             "categories": sum(model.categories),
         }
 
-    def options(self, model: Any) -> Mapping[str, Any]:
+    def options(self, model: Any, layers: Sequence[int]) -> Mapping[str, Any]:
+        del layers
         return immutabledict(categories=model.categories)
 
-    def has(self, module: str, sizes: Mapping[str, int]) -> bool:
+    def has(self, module: str, sizes: Mapping[str, int], options: Mapping[str, Any]) -> bool:
+        del options
         # These two are named as the axis that they read, which may have no entries.
         return module not in ("dense", "categories") or sizes[module] > 0
 

@@ -1,11 +1,13 @@
 """Self-attention: over a sequence, and over a cache of keys and values that new tokens extend.
 
-The softmax is normalised after the values are summed, which saves a pass.
+The softmax is normalised after the values are summed, which saves a pass. Where several queries
+share a head's keys and values, they have an axis Q of their own: one product for all of them.
 
 Shape letters: B batch, T new positions, S positions attended to, N tokens (= B·T), D d_model,
-  K head granules, H heads of a granule, E head_dim, C q, k and v.
+  K head granules, H heads of a granule, Q queries of a head, E head_dim, C q, k and v.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -24,41 +26,62 @@ _MOST_BLOCKS = 4
 _SMALLEST_BLOCK = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How far back a layer's positions attend.
+
+    Attributes:
+      size: positions, the own among them.
+      is_local: whether the layer is bound by it; may be traced.
+    """
+
+    size: int
+    is_local: jax.Array
+
+    def sees(self, distance: jax.Array) -> jax.Array:
+        """Whether a position attends to one so far before it."""
+        return ~self.is_local | (distance < self.size)
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     context: Context,
+    window: Window | None = None,
 ) -> jax.Array:
     """Attends within sequences.
 
     Args:
-      q, k, v: queries, keys and values [B, K, H, T, E].
+      q: queries [B, K, H, T, E], or [B, K, H, Q, T, E].
+      k, v: keys and values [B, K, H, T, E].
       context: of the pass; what is cached is not read.
+      window: of causal attention; None: back to the first position.
 
     Returns:
-      What each head has gathered [N, K, H, E].
+      What each head has gathered [N, K, H, E], or [N, K, H, Q, E].
     """
     # Before the product: a query has E numbers, but S scores.
     head_dim = q.shape[-1]
     q = q / math.sqrt(head_dim)
     if context.seen_BS is not None:
         # [B, 1, 1, 1, S]: alike for all heads and queries of a row.
-        may_see = context.seen_BS[:, None, None, None, :]
+        batch_size, seen_len = context.seen_BS.shape
+        may_see = context.seen_BS.reshape(batch_size, *[1] * (q.ndim - 2), seen_len)
         gathered = _softmax_attention(q, k, v, may_see)
     else:
-        gathered = _causal_attention(q, k, v)
+        gathered = _causal_attention(q, k, v, window)
     return _by_token(gathered)
 
 
-def _by_token(gathered_BKHTE: jax.Array) -> jax.Array:
-    """What heads have gathered, as [N, K, H, E]: the output's product is one over tokens."""
-    _, num_granules, num_heads, _, head_dim = gathered_BKHTE.shape
-    gathered_BTKHE = jnp.moveaxis(gathered_BKHTE, -2, 1)
-    return gathered_BTKHE.reshape(-1, num_granules, num_heads, head_dim)
+def _by_token(gathered: jax.Array) -> jax.Array:
+    """What heads have gathered, tokens first: the output's product is one over them."""
+    *_, head_dim = gathered.shape
+    heads = gathered.shape[1:-2]
+    return jnp.moveaxis(gathered, -2, 1).reshape(-1, *heads, head_dim)
 
 
-def _causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: Window | None) -> jax.Array:
     """Attention of each position to itself and those before it, in blocks of queries.
 
     Each block leaves out the keys after it, which saves 3/8 of the work in four blocks.
@@ -66,6 +89,9 @@ def _causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     seq_len = q.shape[-2]
     all_TS = jnp.ones((seq_len, seq_len), bool)
     causal_TS = jnp.tril(all_TS)
+    if window is not None:
+        positions = jnp.arange(seq_len)
+        causal_TS &= window.sees(positions[:, None] - positions)
     # Rounded up, or a fifth block would hold the remainder.
     quarter = -(-seq_len // _MOST_BLOCKS)
     size = max(quarter, _SMALLEST_BLOCK)
@@ -88,22 +114,24 @@ def extend_cache(
     v: jax.Array,
     cache: Cache | None,
     context: Context,
+    window: Window | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Attends from new tokens to themselves and to what is cached.
 
     Args:
-      q, k, v: queries, keys and values [B, K, H, T, E] of the new tokens.
+      q, k, v: queries, keys and values of the new tokens, as of `attend`.
       cache: of the tokens before them, with room for the new ones; None: there are none.
       context: of the pass; `start` says where each row's new tokens begin.
+      window: as of `attend`.
 
     Returns:
-      What each head has gathered [N, K, H, E], and the longer cache; without one before it, just
+      What each head has gathered, as of `attend`, and the longer cache; without one before it, just
       the new keys and values.
     """
     new_keys = _flat(k)
     new_values = _flat(v)
     if cache is None or context.start is None:
-        return attend(q, k, v, context), (new_keys, new_values)
+        return attend(q, k, v, context, window), (new_keys, new_values)
 
     batch_size = q.shape[0]
     heads_of_row = new_keys.shape[0] // batch_size
@@ -123,9 +151,14 @@ def extend_cache(
     last_seen = start[..., None] + new_T
     positions_S = jnp.arange(keys.shape[1])
     may_see = positions_S <= last_seen[..., None]
+    if window is not None:
+        may_see &= window.sees(last_seen[..., None] - positions_S)
 
     head_dim = q.shape[-1]
-    queries = _flat(q) / math.sqrt(head_dim)
+    # Heads as rows, as the cache has them; the queries of a head stay together.
+    queries = q.reshape(new_keys.shape[0], *q.shape[3:]) / math.sqrt(head_dim)
+    if may_see.ndim == queries.ndim - 1 and may_see.ndim == 3:
+        may_see = may_see[:, None]
     gathered = _softmax_attention(queries, keys, values, may_see)
     gathered = gathered.reshape(q.shape)
     return _by_token(gathered), (keys, values)
@@ -155,11 +188,15 @@ def _softmax_attention(
     v: jax.Array,
     may_see: jax.Array,
 ) -> jax.Array:
-    """Softmax attention of scaled queries [..., T, E] to keys [..., S, E]; `may_see` fits
-    [..., T, S].
+    """Softmax attention of scaled queries [..., T, E], or [..., Q, T, E], to keys [..., S, E];
+    `may_see` fits [..., T, S].
     """
+    # The queries of a head in one axis: a TPU's compiler aborts on products over two.
+    shape = q.shape
+    q = q.reshape(*k.shape[:-2], -1, shape[-1])
     # In float32: the exponential makes a relative error of an absolute one.
     scores = jnp.einsum("...te,...se->...ts", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*shape[:-1], -1)
     # Weights of exactly 0, whatever stands there. Each query needs a position that it sees: of a
     # row of -inf the maximum, and with it the softmax, is not a number.
     scores = jnp.where(may_see, scores, -jnp.inf)
@@ -168,9 +205,9 @@ def _softmax_attention(
     unnormed = jnp.exp(scores - largest)
 
     # A product in the compute type, divided by a sum in float32.
-    factors = unnormed.astype(v.dtype)
+    factors = unnormed.astype(v.dtype).reshape(*k.shape[:-2], -1, k.shape[-2])
     summed = jnp.einsum("...ts,...se->...te", factors, v)
-    return summed / unnormed.sum(-1, keepdims=True)
+    return summed.reshape(*shape[:-1], -1) / unnormed.sum(-1, keepdims=True)
 
 
 def _heads_first(part_BTK1HE: jax.Array) -> jax.Array:

@@ -54,10 +54,10 @@ class Build:
         weight = std * jax.random.normal(self.rngs.params(), shape)
         return nnx.Param(weight, axes=axes)
 
-    def constant(self, value: float, *axes: str) -> nnx.Param:
+    def constant(self, value: float, *axes: str, silent: float = 0.0) -> nnx.Param:
         """A weight of one value. Members own theirs where the model has several: an axis `members`
-        is left out of a plain model.
+        is left out of a plain model. With the value `silent` an entry adds nothing.
         """
         names = tuple(name for name in axes if name != MEMBERS or MEMBERS in self.sizes)
         shape = tuple(self.sizes[name] for name in names)
-        return nnx.Param(jnp.full(shape, value, jnp.float32), axes=names)
+        return nnx.Param(jnp.full(shape, value, jnp.float32), axes=names, silent=silent)

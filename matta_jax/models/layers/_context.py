@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 # `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["seen_BS", "start"], meta_fields=["seq_len"]
+    jax.tree_util.register_dataclass,
+    data_fields=["seen_BS", "start", "layer"],
+    meta_fields=["seq_len"],
 )
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -24,11 +26,18 @@ class Context:
         attends to itself and those before it.
       start: how many positions of a row stand in its cache already, [] for all rows alike or [B];
         None: none, and there is no cache to read.
+      layer: index of the layer that runs, among the model's own in a plain model and the TA's in a
+        nest; None: beside the layers.
     """
 
     seq_len: int
     seen_BS: jax.Array | None = None
     start: jax.Array | None = None
+    layer: jax.Array | int | None = None
+
+    def at(self, layer: jax.Array | int) -> "Context":
+        """The same in a layer."""
+        return dataclasses.replace(self, layer=layer)
 
     @property
     def positions(self) -> jax.Array:

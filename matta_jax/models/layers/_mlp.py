@@ -1,7 +1,9 @@
 """Feed-forward layers.
 
-Shape letters: N tokens, D d_model, G d_ff granules, F neurons of a granule.
+Shape letters: N tokens, D d_model, G d_ff granules, F neurons of a granule, C gate and value.
 """
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -37,5 +39,36 @@ class MLP(nnx.Module):
         part of the output over tokens.
         """
         # A neuron's part is its activation times its row: no array [N, G, F, D] is needed.
+        norms_GF = jnp.linalg.norm(self.w_out[...], axis=-1)
+        return jnp.abs(self.hidden(x_ND)).mean(0) * norms_GF
+
+
+GATES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+"""What a gated layer's gates pass through, by name."""
+
+
+class GatedMLP(nnx.Module):
+    """The feed-forward layer whose neurons are a gate times a value, without biases."""
+
+    def __init__(self, build: Build):
+        self.gate = build.options["gate"]
+        # One product for both.
+        self.w_in = build.weight("d_ff_granules", "d_model", "gate", "d_ff")
+        self.w_out = build.weight("d_ff_granules", "d_ff", "d_model", scale=build.residual_scale)
+
+    def hidden(self, x_ND: jax.Array) -> jax.Array:
+        """Returns the neurons' activations [N, G, F]."""
+        product_NGCF = project("nd,gdcf->ngcf", x_ND, self.w_in[...])
+        gate_part, value_part = jax.lax.split(product_NGCF, (1, 1), axis=2)
+        return (GATES[self.gate](gate_part) * value_part)[:, :, 0]
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        return project("ngf,gfd->nd", self.hidden(x_ND), self.w_out[...])
+
+    def importance(self, x_ND: jax.Array) -> jax.Array:
+        """Returns how much each neuron [G, F] adds to the residual stream, as `MLP.importance`."""
         norms_GF = jnp.linalg.norm(self.w_out[...], axis=-1)
         return jnp.abs(self.hidden(x_ND)).mean(0) * norms_GF

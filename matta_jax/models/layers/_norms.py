@@ -1,4 +1,4 @@
-"""Normalisation; statistics in float32, over the d_model that a module is given."""
+"""Normalisation; statistics in float32, over the features that a module is given."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,21 @@ from flax import nnx
 from matta_jax.models.layers._build import Build
 
 _EPSILON = 1e-5
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square, and a scale, of which `norm_offset` is not learnt."""
+
+    def __init__(self, build: Build, axis: str = "d_model"):
+        self.epsilon = build.options["norm_epsilon"]
+        self.offset = build.options["norm_offset"]
+        self.scale = build.constant(1.0 - self.offset, axis, silent=-self.offset)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x_32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(x_32 * x_32, axis=-1, keepdims=True)
+        normed = x_32 * jax.lax.rsqrt(mean_square + self.epsilon)
+        return (normed * (self.offset + self.scale[...])).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
