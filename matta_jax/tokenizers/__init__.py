@@ -13,3 +13,9 @@ from matta_jax.tokenizers._byte import ByteTokenizer as ByteTokenizer
 from matta_jax.tokenizers._digest import tokenizer_digest as tokenizer_digest
 from matta_jax.tokenizers._make import fitting_tokenizer as fitting_tokenizer
 from matta_jax.tokenizers._make import make_tokenizer as make_tokenizer
+from matta_jax.tokenizers._pieces import Piece as Piece
+from matta_jax.tokenizers._pieces import PieceKind as PieceKind
+from matta_jax.tokenizers._pieces import Spaces as Spaces
+from matta_jax.tokenizers._pieces import merges_tokenizer as merges_tokenizer
+from matta_jax.tokenizers._pieces import read_spm as read_spm
+from matta_jax.tokenizers._pieces import spm_tokenizer as spm_tokenizer

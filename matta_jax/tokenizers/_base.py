@@ -36,6 +36,18 @@ class Tokenizer(abc.ABC):
     fingerprint: str
     name: str
 
+    @property
+    def start_id(self) -> int:
+        """Stands before a text: `eos_id`, or what a tokenizer's own template puts there. A model
+        reads it before anything else; never produced by `encode`.
+        """
+        return self.eos_id
+
+    @property
+    def separator(self) -> np.ndarray:
+        """What stands between documents: the end of one, and the start of the next."""
+        return np.array(list(dict.fromkeys((self.eos_id, self.start_id))), np.int32)
+
     def encode(self, text: str) -> np.ndarray:
         """Returns ids [n] of a text, in which names of special tokens are text like any other.
         Raises UserError for an id that is none of the vocabulary's, or a text that the tokenizer
@@ -48,7 +60,7 @@ class Tokenizer(abc.ABC):
                 f"{self.vocab_size} ids; mend or replace its file"
             )
         # A word may be spelled as the separator: it must not end the document.
-        return ids[ids != self.eos_id]
+        return ids[~np.isin(ids, self.separator)]
 
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of ids, without separators and ids that have no token; broken characters
@@ -102,7 +114,7 @@ class Tokenizer(abc.ABC):
     def _known(self, ids: np.ndarray) -> list[int]:
         """Those of ids that have a token and are no separator."""
         ids = np.asarray(ids, np.int64)
-        ids = ids[(ids >= 0) & (ids < self.vocab_size) & (ids != self.eos_id)]
+        ids = ids[(ids >= 0) & (ids < self.vocab_size) & ~np.isin(ids, self.separator)]
         return ids[self.has_token[ids]].tolist()
 
 

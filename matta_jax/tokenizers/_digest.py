@@ -22,6 +22,6 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
         digest.update(text.encode() + b"\0")
 
     ids = np.asarray(tokenizer.encode(_PROBE), np.int64)
-    summary = [tokenizer.vocab_size, tokenizer.eos_id, ids.tolist()]
+    summary = [tokenizer.vocab_size, *tokenizer.separator.tolist(), ids.tolist()]
     digest.update(json.dumps(summary).encode())
     return digest.hexdigest()

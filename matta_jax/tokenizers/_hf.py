@@ -40,6 +40,8 @@ class HFTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_str(storage.json_text(rules))
             self._tokenizer.encode_special_tokens = True
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+            # Of no text: what is there is what the file's template puts around one.
+            framing_ids = self._tokenizer.encode("", add_special_tokens=True).ids
 
         end_ids = [vocabulary[token] for token in _END_TOKENS if token in vocabulary]
         if not end_ids:
@@ -49,11 +51,20 @@ class HFTokenizer(Tokenizer):
             )
 
         self.eos_id = end_ids[0]
+        self._start_id = framing_ids[0] if framing_ids else self.eos_id
         # Not the number of tokens: a vocabulary may have holes.
         self._has_token = mark_ids(list(vocabulary.values()), self.name)
         self.vocab_size = len(self._has_token)
         self.fingerprint = "hf:" + hash_files([file])
+        if self._start_id != self.eos_id:
+            # Caches from before starts were known lack them.
+            self.fingerprint += f":{self._start_id}"
         self._unknown_id = _unknown_id(rules, vocabulary)
+
+    @property
+    def start_id(self) -> int:
+        """The first id of the file's template; the end of text where it has none."""
+        return self._start_id
 
     @property
     def has_token(self) -> np.ndarray:
