@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from matta_jax.packages import open_model as open_model
     from matta_jax.selection import search as search
     from matta_jax.serving import generate as generate
+    from matta_jax.starts import import_gguf as import_gguf
     from matta_jax.starts import import_hf as import_hf
+    from matta_jax.starts import import_llama2c as import_llama2c
     from matta_jax.starts.labelling import label as label
     from matta_jax.sweeps import sweep as sweep
     from matta_jax.training import compile_check as compile_check
@@ -63,7 +65,9 @@ _HOMES = {
     "extract": "elastic",
     "generate": "serving",
     "heal": "training",
+    "import_gguf": "starts",
     "import_hf": "starts",
+    "import_llama2c": "starts",
     "label": "starts.labelling",
     "load_model": "packages",
     "open_model": "packages",

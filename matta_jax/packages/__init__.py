@@ -18,10 +18,9 @@ from matta_jax.packages._formats import cast as cast
 from matta_jax.packages._formats import disk_bytes as disk_bytes
 from matta_jax.packages._formats import open_weights as open_weights
 from matta_jax.packages._formats import write_weights as write_weights
-from matta_jax.packages._hf_gpt2 import architecture_of_hf as architecture_of_hf
-from matta_jax.packages._hf_gpt2 import hf_config as hf_config
-from matta_jax.packages._hf_gpt2 import readers as readers
-from matta_jax.packages._hf_gpt2 import to_hf as to_hf
+from matta_jax.packages._gguf import gguf_tokenizer as gguf_tokenizer
+from matta_jax.packages._gguf import open_gguf as open_gguf
+from matta_jax.packages._llama2c import open_llama2c as open_llama2c
 from matta_jax.packages._manifest import MANIFEST as MANIFEST
 from matta_jax.packages._manifest import VERSION as VERSION
 from matta_jax.packages._manifest import read_manifest as read_manifest
@@ -34,3 +33,7 @@ from matta_jax.packages._package import load_in_place as load_in_place
 from matta_jax.packages._package import load_model as load_model
 from matta_jax.packages._package import open_model as open_model
 from matta_jax.packages._plain import plain_config as plain_config
+from matta_jax.packages.hf import Foreign as Foreign
+from matta_jax.packages.hf import hf_config as hf_config
+from matta_jax.packages.hf import open_hf as open_hf
+from matta_jax.packages.hf import to_hf as to_hf

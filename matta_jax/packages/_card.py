@@ -5,11 +5,12 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
+from matta_jax.packages.hf import stock_room
 
 _LOAD = {
     "hf": """```python
-from transformers import GPT2LMHeadModel
-model = GPT2LMHeadModel.from_pretrained("THIS_FOLDER")
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
 ```""",
     "safetensors": """```python
 import safetensors.numpy  # Names and axes: manifest.json
@@ -62,7 +63,8 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
 
 def _origin(parent: dict[str, Any]) -> str:
     if "checkpoint" not in parent:
-        return f"Imported from `{parent['hf']}`."
+        (source,) = parent.values()
+        return f"Imported from `{source}`."
     return (
         "A sub-model of a Matryoshka Teaching Assistant, as a plain model of its own. Extracted "
         f"from step {parent['step']} of `{parent['checkpoint']}` (fingerprint "
@@ -73,14 +75,13 @@ def _origin(parent: dict[str, Any]) -> str:
 def _figures(manifest: dict[str, Any], architecture: Architecture) -> str:
     """The table of what the model costs and is."""
     counts = manifest["counts"]
-    heads = _listed(architecture.along("heads"))
     rows = {
         "parameters": f"{counts['parameters']:,}",
         f"bytes ({manifest['dtype']})": f"{counts['bytes']:,}",
         "FLOPs per token, forward": f"{counts['flops_per_token']:,}",
         "layers": str(architecture.num_layers),
         "d_model": str(architecture.d_model),
-        "heads": f"{heads}, each {architecture.head_dim} wide",
+        "heads": _heads(architecture),
         "d_ff": _listed(architecture.along("d_ff")),
         "vocabulary": f"{architecture.vocab_size:,}",
         "longest sequence": f"{architecture.max_len:,}",
@@ -90,24 +91,31 @@ def _figures(manifest: dict[str, Any], architecture: Architecture) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
+def _heads(architecture: Architecture) -> str:
+    counts = _listed(architecture.along(architecture.family.heads))
+    queries = architecture.fixed.get("queries")
+    shared = "" if queries is None else f" of keys and values with {queries} queries each"
+    return f"{counts}{shared}, each {architecture.head_dim} wide"
+
+
 def _listed(sizes: Sequence[int]) -> str:
     """One size, or that of each layer."""
     return str(sizes[0]) if len(set(sizes)) == 1 else " ".join(map(str, sizes))
 
 
 def _padding(architecture: Architecture) -> list[str]:
-    """What stock GPT-2 needs to have layers of one size, in words."""
+    """What a stock model needs to have layers of one size, in words."""
     padded = []
-    widths, heads = architecture.along("d_ff"), architecture.along("heads")
-    room = architecture.d_model // architecture.head_dim
+    widths, heads = architecture.along("d_ff"), architecture.along(architecture.family.heads)
+    title, room = stock_room(architecture)
     if len(set(widths)) > 1:
         padded.append(f"narrower layers with zero neurons to d_ff {max(widths)}")
-    if min(heads) < room:
-        padded.append(f"each layer with zero heads to {room}")
+    if min(heads) < room[architecture.family.heads]:
+        padded.append(f"each layer with zero heads to {room[architecture.family.heads]}")
     if not padded:
         return []
     return [
-        f"**Padded.** Stock GPT-2 has layers of one size: filled up are {', and '.join(padded)}. "
+        f"**Padded.** Stock {title} has layers of one size: filled up are {', and '.join(padded)}. "
         "The function is the same, and the figures above are the model's own; this format stores "
         "and computes the padding too."
     ]

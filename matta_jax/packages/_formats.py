@@ -1,5 +1,5 @@
 """The files of a plain model's weights: `orbax`, `safetensors` (our own names) or `hf` (stock
-GPT-2).
+models).
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from matta_jax.checkpoints import (
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten
-from matta_jax.packages._hf_gpt2 import architecture_of_hf, hf_config, readers, to_hf
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
+from matta_jax.packages.hf import hf_config, open_hf, to_hf
 
 FORMATS = ("orbax", "safetensors", "hf")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -137,13 +137,14 @@ def _readers(
         stored = stored_arrays(place, "params", read_meta(place), mend=_MEND)
         return {path: array.read for path, array in stored.items()}
     if format == "hf":
-        if architecture_of_hf(folder, mend=_MEND) != architecture:
+        foreign = open_hf(folder, mend=_MEND)
+        if foreign.architecture != architecture:
             raise UserError(
                 f"model={str(folder)!r} is damaged: its config.json is not that of its manifest; "
                 f"{_MEND}"
             )
         names = flatten(logical_axes(architecture))
-        return dict(readers(folder, architecture, names, mend=_MEND))
+        return dict(foreign.readers(names))
     return open_tensors(folder, shapes, _MEND)
 
 

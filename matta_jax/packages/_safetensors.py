@@ -1,5 +1,6 @@
 """Tensors in safetensors files: those of Hugging Face folders, in one file or several, and ours."""
 
+import abc
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -66,13 +67,59 @@ def open_tensors(
     }
 
 
-class FolderTensors:
+class ForeignTensors(abc.ABC):
+    """The tensors of a model from elsewhere, by name, read when they are asked for.
+
+    Attributes:
+      files: by name without the prefix: what tells where a tensor is.
+      folder: where they are, as errors name it.
+      mend: what a user can do about damage.
+    """
+
+    def __init__(self, folder: storage.Path, prefix: str, mend: str):
+        self.folder, self.mend, self._prefix = folder, mend, prefix
+        self.files: dict[str, Any] = {}
+
+    @abc.abstractmethod
+    def about(self, name: str) -> tuple[tuple[int, ...], str]:
+        """The shape of a tensor, and its type as safetensors name it."""
+
+    @abc.abstractmethod
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads a tensor."""
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless there is a tensor of floats of this name and shape."""
+        if name not in self.files:
+            raise UserError(f"{str(self.folder)!r}: tensor {name} is missing; {self.mend}")
+        stored_shape, dtype = self.about(name)
+        if stored_shape != shape:
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {name} has shape {stored_shape}, but config.json "
+                f"says {shape}; they are of different models"
+            )
+        if dtype not in _FLOATS:
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {name} is of type {dtype}, not a float; {self.mend}"
+            )
+
+    def check_names(self, names: Collection[str], ignored: re.Pattern[str], title: str) -> None:
+        """Raises UserError where there are tensors of other names, and not of those ignored."""
+        unknown = sorted(n for n in self.files if n not in names and not ignored.fullmatch(n))
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"{str(self.folder)!r}: tensor {unknown[0]}{more} is none of {title}'s: it is of "
+                f"another model, or holds an adapter to be merged first; {self.mend}"
+            )
+
+
+class FolderTensors(ForeignTensors):
     """The tensors of a Hugging Face folder, in one file or several, with or without a prefix."""
 
     def __init__(self, folder: storage.Path, prefix: str, mend: str):
-        self.folder, self.mend = folder, mend
-        # Our name of a tensor: the file that holds it, and its name there.
-        self.files: dict[str, tuple[Any, str]] = {}
+        # Of each tensor the file that holds it, and its name there.
+        super().__init__(folder, prefix, mend)
         for file_name, indexed_names in self._names_by_file().items():
             file = self._open(folder / file_name)
             stored_names = list(file.keys())
@@ -121,16 +168,6 @@ class FolderTensors:
             raise UserError(f"{str(index)!r} cannot be read ({error}); {self.mend}") from None
         return dict(sorted(names_by_file.items()))
 
-    def check_names(self, names: Collection[str], ignored: re.Pattern[str]) -> None:
-        """Raises UserError where there are tensors of other names, and not of those ignored."""
-        unknown = sorted(n for n in self.files if n not in names and not ignored.fullmatch(n))
-        if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise UserError(
-                f"{str(self.folder)!r}: tensor {unknown[0]}{more} is none of GPT-2's: it is of "
-                f"another model, or holds an adapter to be merged first; {self.mend}"
-            )
-
     def _open(self, path: storage.Path) -> Any:
         if not path.is_file():
             has_pickle = (self.folder / "pytorch_model.bin").exists()
@@ -143,24 +180,11 @@ class FolderTensors:
         except Exception as error:  # As in `open_tensors`.
             raise UserError(f"{str(path)!r} is damaged ({one_line(error)}); {self.mend}") from None
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def about(self, name: str) -> tuple[tuple[int, ...], str]:
         file, stored_name = self.files[name]
-        return np.asarray(file.get_tensor(stored_name))
+        stored = file.get_slice(stored_name)
+        return tuple(stored.get_shape()), stored.get_dtype()
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises UserError unless there is a tensor of floats of this name and shape."""
-        if name not in self.files:
-            raise UserError(f"{str(self.folder)!r}: tensor {name} is missing; {self.mend}")
-        file, stored_name = self.files[name]
-        about = file.get_slice(stored_name)
-        stored_shape = tuple(about.get_shape())
-        if stored_shape != shape:
-            raise UserError(
-                f"{str(self.folder)!r}: tensor {name} has shape {stored_shape}, but config.json "
-                f"says {shape}; they are of different models"
-            )
-        if about.get_dtype() not in _FLOATS:
-            raise UserError(
-                f"{str(self.folder)!r}: tensor {name} is of type {about.get_dtype()}, not a "
-                f"float; {self.mend}"
-            )
+    def __getitem__(self, name: str) -> np.ndarray:
+        file, stored_name = self.files[name.removeprefix(self._prefix)]
+        return np.asarray(file.get_tensor(stored_name))

@@ -1,6 +1,7 @@
-"""Models from elsewhere become ours: Hugging Face folders."""
+"""Models from elsewhere become ours: Hugging Face folders, GGUF files, those of llama2.c."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,19 +14,31 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten, unflatten
 from matta_jax.packages import (
+    Foreign,
     Package,
     Packaging,
-    architecture_of_hf,
     check_target,
+    gguf_tokenizer,
     new_folder,
+    open_gguf,
+    open_hf,
+    open_llama2c,
     open_model,
-    readers,
     write_package,
 )
-from matta_jax.tokenizers import TOKENIZER, make_tokenizer, resolved_tokenizer
+from matta_jax.tokenizers import TOKENIZER, make_tokenizer, read_spm, resolved_tokenizer
 
 # OpenAI's names of the files of a GPT-2 tokenizer, which ours reads, by those of Hugging Face.
 _GPT2_NAMES = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
+# What stands beside a tokenizer, and travels along with it.
+_COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+_RULES = "tokenizer.json"
+_SPM = ".model"
 
 
 def import_hf(
@@ -35,8 +48,8 @@ def import_hf(
     tokenizer: str | None = None,
     packaging: Packaging | None = None,
 ) -> Package:
-    """Makes a model of ours from a Hugging Face GPT-2 folder: config.json and safetensors; no
-    torch, no network.
+    """Makes a model of ours from a Hugging Face folder: config.json and safetensors; no torch, no
+    network. GPT-2, Llama, Qwen 2.5, Qwen 3 and Gemma 3 text are known.
 
     Args:
       folder: the Hugging Face model.
@@ -46,27 +59,123 @@ def import_hf(
       packaging: format and type.
 
     Raises:
-      UserError: files or tensors are missing or damaged, or belong to another model than GPT-2.
+      UserError: files or tensors are missing or damaged, or belong to a model that is not known.
     """
+    source = storage.resolve(folder)
+    tokens = _Tokens(source, tokenizer, _keep_hf_tokenizer)
+    return _import({"hf": str(source)}, open_hf(source), output, tokens, packaging)
+
+
+def import_gguf(
+    file: str | storage.Path,
+    output: str | storage.Path,
+    *,
+    tokenizer: str | None = None,
+    packaging: Packaging | None = None,
+) -> Package:
+    """Makes a model of ours from a GGUF file of a Llama, Qwen 2.5 or Qwen 3; quantised weights
+    become float32. Arguments and errors as of `import_hf`.
+    """
+    source = storage.resolve(file)
+    tokens = _Tokens(source, tokenizer, _keep_gguf_tokenizer)
+    return _import({"gguf": str(source)}, open_gguf(source), output, tokens, packaging)
+
+
+def import_llama2c(
+    file: str | storage.Path,
+    output: str | storage.Path,
+    *,
+    tokenizer: str | None = None,
+    packaging: Packaging | None = None,
+) -> Package:
+    """Makes a model of ours from a file of llama2.c.
+
+    Args:
+      file: the model.
+      output: the folder of the model.
+      tokenizer: as `data.tokenizer`, or a SentencePiece `.model` file.
+      packaging: format and type.
+
+    Raises:
+      UserError: as `import_hf`, or no tokenizer is named.
+    """
+    source = storage.resolve(file)
+    tokens = _Tokens(source, tokenizer, _without_tokenizer)
+    return _import({"llama2c": str(source)}, open_llama2c(source), output, tokens, packaging)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """Where a model's tokenizer comes from.
+
+    Attributes:
+      source: the model.
+      name: what the user names; None: the model's own.
+      keep: writes the model's own into the folder that is being built; returns its spec.
+    """
+
+    source: storage.Path
+    name: str | None
+    keep: Callable[[storage.Path, storage.Path], str]
+
+    def place(self, building: storage.Path) -> str:
+        """Puts the tokenizer's files there, where they are to be; returns its spec."""
+        if self.name is None:
+            return self.keep(self.source, building)
+        if self.name.endswith(_SPM):
+            return _write_rules(read_spm(storage.path(self.name)), building)
+        return self.name
+
+    def checked_eos_id(self, spec: str, building: storage.Path, architecture: Architecture) -> int:
+        """The end-of-text id.
+
+        Raises:
+          UserError: the tokenizer cannot be used, or knows more ids than the model.
+        """
+        try:
+            tokenizer = make_tokenizer(resolved_tokenizer(spec, building))
+        except UserError as error:
+            if self.name is not None:
+                raise
+            detail = _of_source(error, self.source, building)
+            raise UserError(
+                f"{str(self.source)!r}: its tokenizer cannot be used ({detail}); name one by "
+                "--tokenizer"
+            ) from None
+        if tokenizer.vocab_size > architecture.vocab_size:
+            whose = f"tokenizer={self.name!r}" if self.name else "the tokenizer in"
+            where = "" if self.name else f" {str(self.source)!r}"
+            raise UserError(
+                f"{whose}{where} has {tokenizer.vocab_size} ids, but the model a vocabulary of "
+                f"{architecture.vocab_size}; name the model's own by --tokenizer"
+            )
+        return tokenizer.eos_id
+
+
+def _import(
+    parent: Mapping[str, str],
+    foreign: Foreign,
+    output: str | storage.Path,
+    tokens: _Tokens,
+    packaging: Packaging | None,
+) -> Package:
     packaging = packaging or Packaging()
-    source, target = storage.resolve(folder), storage.resolve(output)
-    architecture = architecture_of_hf(source)
-    names = flatten(logical_axes(architecture))
-    reads = readers(source, architecture, names)
+    target, architecture = storage.resolve(output), foreign.architecture
+    reads = foreign.readers(flatten(logical_axes(architecture)))
     check_target(target, overwrite=packaging.overwrite)
     if packaging.with_optimizer:
         raise UserError(
-            "with_optimizer: a Hugging Face folder holds no optimiser state; import without it"
+            "with_optimizer: a model from elsewhere has no optimiser state; import without it"
         )
 
-    params = _read(source, architecture, reads)
+    params = _read(tokens.source, architecture, reads)
     with new_folder(target) as building:
-        spec = tokenizer or _keep_tokenizer(source, building)
-        eos_id = _checked_eos_id(source, building, spec, tokenizer, architecture)
+        spec = tokens.place(building)
+        eos_id = tokens.checked_eos_id(spec, building, architecture)
         about = {
-            "parent": {"hf": str(source)},
-            "spec": source.name,
-            "config": config_lib.to_dict(_config(architecture, spec)),
+            "parent": dict(parent),
+            "spec": tokens.source.name,
+            "config": config_lib.to_dict(_config(foreign.section, spec)),
             "scores": [],
         }
         write_package(building, params, architecture, packaging, about, eos_id=eos_id)
@@ -91,56 +200,19 @@ def _read(source: storage.Path, architecture: Architecture, reads: Mapping[str, 
 
     # A file may be whole, and yet hold weights of a training that diverged.
     for path, leaf in flat.items():
-        if not bool(jnp.isfinite(leaf).all()):
+        count = int((~jnp.isfinite(leaf)).sum())
+        if count:
             raise UserError(
-                f"{str(source)!r}: {path} holds numbers that are not finite in float32; fetch the "
-                "model again"
+                f"{str(source)!r}: {path} holds numbers that are not finite in float32 ({count:,} "
+                f"of {leaf.size:,}); fetch the model again"
             )
     return unflatten({path: flat[path].reshape(shape) for path, shape in shapes.items()})
 
 
-def _config(architecture: Architecture, tokenizer: str) -> Config:
+def _config(model: ModelConfig, tokenizer: str) -> Config:
     """The config that an imported model has in place of its run's."""
-    model = ModelConfig(
-        vocab_size=architecture.vocab_size,
-        max_len=architecture.max_len,
-        num_layers=architecture.num_layers,
-        d_model=architecture.d_model,
-        num_heads=architecture.d_model // architecture.head_dim,
-        d_ff=architecture.sub_model.largest("d_ff"),
-    )
-    data = DataConfig(tokenizer=tokenizer, seq_len=min(1024, architecture.max_len))
+    data = DataConfig(tokenizer=tokenizer, seq_len=min(1024, model.max_len))
     return Config(model=model, data=data)
-
-
-def _checked_eos_id(
-    source: storage.Path,
-    building: storage.Path,
-    spec: str,
-    named: str | None,
-    architecture: Architecture,
-) -> int:
-    """The end-of-text id of the model's tokenizer.
-
-    Raises:
-      UserError: the tokenizer cannot be used, or knows more ids than the model.
-    """
-    try:
-        tokenizer = make_tokenizer(resolved_tokenizer(spec, building))
-    except UserError as error:
-        if named is not None:
-            raise
-        raise UserError(
-            f"{str(source)!r}: its tokenizer cannot be used "
-            f"({_of_source(error, source, building)}); name one by --tokenizer"
-        ) from None
-    if tokenizer.vocab_size > architecture.vocab_size:
-        whose = f"tokenizer={named!r}" if named else f"the tokenizer in {str(source)!r}"
-        raise UserError(
-            f"{whose} has {tokenizer.vocab_size} ids, but the model a vocabulary of "
-            f"{architecture.vocab_size}; name the model's own by --tokenizer"
-        )
-    return tokenizer.eos_id
 
 
 def _of_source(error: UserError, source: storage.Path, building: storage.Path) -> str:
@@ -153,13 +225,23 @@ def _of_source(error: UserError, source: storage.Path, building: storage.Path) -
     return detail
 
 
-def _keep_tokenizer(source: storage.Path, building: storage.Path) -> str:
+def _write_rules(rules: Mapping[str, Any], building: storage.Path) -> str:
+    """Writes a tokenizer.json into the model's folder; returns its spec."""
+    place = building / TOKENIZER
+    storage.make_folder(place)
+    storage.replace_text(place / _RULES, storage.json_text(rules) + "\n")
+    return f"hf:./{TOKENIZER}/{_RULES}"
+
+
+def _keep_hf_tokenizer(source: storage.Path, building: storage.Path) -> str:
     """Copies a Hugging Face folder's tokenizer into the model's; returns its spec."""
     place = building / TOKENIZER
-    if (source / "tokenizer.json").is_file():
+    if (source / _RULES).is_file():
         storage.make_folder(place)
-        storage.copy_file(source / "tokenizer.json", place / "tokenizer.json")
-        return f"hf:./{TOKENIZER}/tokenizer.json"
+        for name in (_RULES, *_COMPANIONS):
+            if (source / name).is_file():
+                storage.copy_file(source / name, place / name)
+        return f"hf:./{TOKENIZER}/{_RULES}"
 
     if all((source / hf_name).is_file() for hf_name in _GPT2_NAMES):
         storage.make_folder(place)
@@ -169,4 +251,21 @@ def _keep_tokenizer(source: storage.Path, building: storage.Path) -> str:
     raise UserError(
         f"{str(source)!r} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); name "
         "one, such as --tokenizer=gpt2:FOLDER or --tokenizer=byte"
+    )
+
+
+def _keep_gguf_tokenizer(source: storage.Path, building: storage.Path) -> str:
+    """Writes a GGUF file's tokenizer, and its chat template, into the model's folder."""
+    rules, chat_template = gguf_tokenizer(source)
+    spec = _write_rules(rules, building)
+    if chat_template is not None:
+        storage.replace_text(building / TOKENIZER / "chat_template.jinja", chat_template)
+    return spec
+
+
+def _without_tokenizer(source: storage.Path, building: storage.Path) -> str:
+    del building
+    raise UserError(
+        f"{str(source)!r} holds no tokenizer; name one, such as --tokenizer=hf:FILE.json or a "
+        "SentencePiece FILE.model"
     )

@@ -1,0 +1,163 @@
+"""Hugging Face's folders: config.json and safetensors, read and written without torch."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from matta_jax import storage
+from matta_jax.config import ModelConfig
+from matta_jax.errors import UserError, did_you_mean, listed, shorten
+from matta_jax.models import Architecture
+from matta_jax.nesting import Names
+from matta_jax.packages._safetensors import FolderTensors, ForeignTensors
+from matta_jax.packages.hf._gemma import Gemma3Layout
+from matta_jax.packages.hf._gpt2 import GPT2Layout
+from matta_jax.packages.hf._layout import Layout
+from matta_jax.packages.hf._llama import LlamaLayout
+from matta_jax.packages.hf._qwen import Qwen2Layout, Qwen3Layout
+from matta_jax.packages.hf._tensors import Reader, tensor_readers, to_tensors
+
+_LAYOUTS: tuple[Layout, ...] = (
+    GPT2Layout(),
+    LlamaLayout(),
+    Qwen2Layout(),
+    Qwen3Layout(),
+    Gemma3Layout(),
+)
+_MEND = "name the folder of a model that can be imported, or fetch it again"
+
+
+def layout_of(architecture: Architecture) -> Layout:
+    """The kind of Hugging Face models that a model of ours can be written as. Raises UserError
+    where there is none.
+    """
+    if architecture.table_path is None:
+        raise UserError(
+            "format='hf' is for language models; write a scorer as format=safetensors or orbax"
+        )
+    for layout in _LAYOUTS:
+        if layout.family_name == architecture.family_name and layout.fits(architecture):
+            return layout
+    raise UserError(
+        f"format='hf' has no kind of model for this one of the family "
+        f"{architecture.family_name!r}; use format=safetensors"
+    )
+
+
+def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dict[str, Any]:
+    """The config.json of a model. Raises UserError when stock models have no room for it."""
+    return layout_of(architecture).describe(architecture, dtype, eos_id)
+
+
+def stock_room(architecture: Architecture) -> tuple[str, dict[str, int]]:
+    """The kind of stock models that a model is written as, and the size of each axis in one that
+    has room for all its layers. Raises UserError where there is none.
+    """
+    layout = layout_of(architecture)
+    return layout.title, layout.room(architecture)
+
+
+def to_hf(
+    flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architecture: Architecture
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of a model, by name.
+
+    Args:
+      flat: our weights, by path.
+      names: their axis names, by path.
+      architecture: of the model.
+    """
+    return to_tensors(layout_of(architecture), flat, names, architecture)
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A model from elsewhere: what it says of itself, and its tensors.
+
+    Attributes:
+      layout: its kind.
+      config: what its config.json says, or would say.
+      source: where it is, as errors name it.
+      open_tensors: opens its tensors.
+    """
+
+    layout: Layout
+    config: Mapping[str, Any]
+    source: storage.Path
+    open_tensors: Callable[[], ForeignTensors]
+    mend: str = _MEND
+
+    @functools.cached_property
+    def architecture(self) -> Architecture:
+        """Of the model. Raises UserError when its config is damaged, or says what we do not
+        compute.
+        """
+        return self._said(self.layout.architecture)
+
+    @functools.cached_property
+    def section(self) -> ModelConfig:
+        """Our section of the config for it; raises as `architecture`."""
+        return self._said(self.layout.section)
+
+    def _said(self, read: Callable[[Mapping[str, Any]], Any]) -> Any:
+        with _explained(self.source, f"{self.layout.title}'s config", self.mend):
+            return read(self.config)
+
+    def readers(self, names: Mapping[str, Names]) -> dict[str, Reader]:
+        """For each of our weights, by path, a function that reads the part of an index.
+
+        Args:
+          names: axis names of our weights, by path.
+
+        Raises:
+          UserError: files or tensors are missing, or of other shapes than the config says.
+        """
+        return tensor_readers(self.layout, self.open_tensors(), self.architecture, names)
+
+
+def open_hf(folder: storage.Path, *, mend: str = _MEND) -> Foreign:
+    """Opens a Hugging Face folder. Raises UserError when its config.json is missing, damaged, or of
+    a kind that is not known.
+    """
+    file = folder / "config.json"
+    with _explained(file, "a model's config", mend):
+        try:
+            config = storage.read_json(file)
+        except FileNotFoundError:
+            raise UserError(
+                f"{str(folder)!r} is not a Hugging Face model (no config.json); {mend}"
+            ) from None
+        layout = layout_of_type(config["model_type"])
+    tensors = functools.partial(FolderTensors, folder, layout.prefix, mend)
+    return Foreign(layout, config, file, tensors, mend)
+
+
+@contextlib.contextmanager
+def _explained(file: storage.Path, title: str, mend: str) -> Iterator[None]:
+    """Damage in a config as a line that names it."""
+    try:
+        yield
+    except UserError as error:
+        named = str(file.parent) in str(error)
+        raise (error if named else UserError(f"{str(file)!r}: {error}")) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        detail = " ".join(str(error).split())
+        if isinstance(error, KeyError):
+            detail = f"{error} is missing"
+        raise UserError(f"{str(file)!r} cannot be read as {title} ({detail}); {mend}") from None
+
+
+def layout_of_type(model_type: Any) -> Layout:
+    """The kind of models of a `model_type`. Raises UserError for one that is not known."""
+    types = [name for layout in _LAYOUTS for name in layout.model_types]
+    for layout in _LAYOUTS:
+        if model_type in layout.model_types:
+            return layout
+    raise UserError(
+        f"model_type={shorten(model_type)} is not supported, only {listed(types)}; import one of "
+        f"these{did_you_mean(model_type, types) if isinstance(model_type, str) else ''}"
+    )

@@ -1,0 +1,198 @@
+"""Our weights as Hugging Face's tensors, and back.
+
+Stock models have one size for all layers. Narrower layers are padded with zero neurons, and fewer
+heads with zero heads: the function is the same, the cost is that of the widest. What was there
+before the padding stands in config.json under `matta_jax`, so that an import takes it off again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from matta_jax.errors import UserError
+from matta_jax.models import Architecture
+from matta_jax.nesting import (
+    BLOCKS,
+    Names,
+    Run,
+    logical_names,
+    merge_granules,
+    split_granules,
+)
+from matta_jax.packages._safetensors import ForeignTensors
+from matta_jax.packages.hf._layout import Dims, Layout, Place
+
+Reader = Callable[[tuple[Any, ...]], np.ndarray]
+"""Returns the part of an array that an index names."""
+
+
+def to_tensors(
+    layout: Layout,
+    flat: Mapping[str, np.ndarray],
+    names: Mapping[str, Names],
+    architecture: Architecture,
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of a model.
+
+    Args:
+      layout: of its kind.
+      flat: our weights, by path.
+      names: their axis names, by path.
+      architecture: of the model.
+    """
+    room = layout.room(architecture)
+    tensors: dict[str, np.ndarray] = {}
+    for path, place in layout.outer(architecture).items():
+        tensors.update(_foreign(np.asarray(flat[path]), names[path], place, room))
+
+    layer = 0
+    places = layout.layer(architecture)
+    for i, run in enumerate(architecture.sub_model.runs):
+        for j in range(len(run.layers)):
+            for weight, place in places.items():
+                path = f"{BLOCKS}/{i}/{weight}"
+                part = np.asarray(flat[path][j])
+                tensors.update(_foreign(part, names[path][1:], place.in_layer(layer), room))
+            layer += 1
+    return tensors
+
+
+def _foreign(
+    weight: np.ndarray, axes: Names, place: Place, room: Mapping[str, int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """A weight as foreign tensors, filled up with zeros."""
+    merged, logical = merge_granules(weight, axes), logical_names(axes)
+    for i, tensor in enumerate(place.tensors):
+        part, part_axes = merged, logical
+        if place.stack is not None:
+            part = np.take(merged, i, axis=logical.index(place.stack))
+            part_axes = _without(logical, place.stack)
+        # A dimension of Hugging Face's joins several of our axes, such as heads and head_dim:
+        # padded while they are apart, each head and each of query, key and value keeps its place.
+        order = [name for dim in place.dims for name in dim]
+        part = part.transpose([part_axes.index(name) for name in order])
+        padding = [(0, room[name] - n) for name, n in zip(order, part.shape, strict=True)]
+        yield tensor, np.pad(part, padding).reshape(_shape_of(place.dims, room))
+
+
+def _without(names: Names, axis: str) -> Names:
+    return tuple(name for name in names if name != axis)
+
+
+def _shape_of(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(int(np.prod([sizes[name] for name in dim])) for dim in dims)
+
+
+def tensor_readers(
+    layout: Layout,
+    tensors: ForeignTensors,
+    architecture: Architecture,
+    names: Mapping[str, Names],
+) -> dict[str, Reader]:
+    """For each of our weights, by path, a function that reads the part of an index from foreign
+    tensors.
+
+    Raises:
+      UserError: tensors are missing, or of other shapes than the config says.
+    """
+    _check_tensors(layout, tensors, architecture)
+    room = layout.room(architecture)
+
+    result: dict[str, Reader] = {}
+    for path, place in layout.outer(architecture).items():
+        result[path] = _Weight(tensors, architecture, place, names[path], room).read
+
+    places = layout.layer(architecture)
+    for i, run in enumerate(architecture.sub_model.runs):
+        for weight, place in places.items():
+            path = f"{BLOCKS}/{i}/{weight}"
+            stack = _Weight(tensors, architecture, place, names[path][1:], room)
+            result[path] = _Stack(stack, run).read
+    return result
+
+
+def _check_tensors(layout: Layout, tensors: ForeignTensors, architecture: Architecture) -> None:
+    room = layout.room(architecture)
+    names = set()
+
+    def check(place: Place) -> None:
+        shape = _shape_of(place.dims, room)
+        for tensor in place.tensors:
+            name = tensor.removeprefix(layout.prefix)
+            tensors.check(name, shape)
+            names.add(name)
+
+    for place in layout.outer(architecture).values():
+        check(place)
+    layout.check_head(tensors, architecture)
+    places = layout.layer(architecture).values()
+    for layer in range(architecture.num_layers):
+        for place in places:
+            check(place.in_layer(layer))
+
+    beyond = next(iter(places)).in_layer(architecture.num_layers).tensors[0]
+    stem = beyond.removeprefix(layout.prefix).partition(f"{architecture.num_layers}.")[0]
+    next_layer = f"{stem}{architecture.num_layers}."
+    if any(name.startswith(next_layer) for name in tensors.files):
+        raise UserError(
+            f"{str(tensors.folder)!r}: there are more layers than the {architecture.num_layers} "
+            f"that config.json says; {tensors.mend}"
+        )
+    tensors.check_names(names, layout.ignored, layout.title)
+
+
+class _Weight:
+    """One of our weights, or of a stack one layer, in foreign tensors."""
+
+    def __init__(
+        self,
+        tensors: ForeignTensors,
+        architecture: Architecture,
+        place: Place,
+        axes: Names,
+        room: Mapping[str, int],
+    ):
+        self._tensors, self._architecture = tensors, architecture
+        self._place, self._axes, self._room = place, axes, room
+
+    def read(self, index: tuple[Any, ...]) -> np.ndarray:
+        """Returns the part of an index."""
+        return self.whole(self._place, self._architecture.sub_model.sizes)[index]
+
+    def in_layer(self, layer: int, sizes: Mapping[str, int]) -> np.ndarray:
+        """Of a layer of these sizes."""
+        return self.whole(self._place.in_layer(layer), sizes)
+
+    def whole(self, place: Place, sizes: Mapping[str, int]) -> np.ndarray:
+        """The weight, without the padding. Raises ValueError where that is not zero."""
+        logical = logical_names(self._axes)
+        part_axes = logical if place.stack is None else _without(logical, place.stack)
+        parts = [self._part(tensor, place, part_axes, sizes) for tensor in place.tensors]
+        weight = parts[0]
+        if place.stack is not None:
+            weight = np.stack(parts, axis=logical.index(place.stack))
+        return split_granules(weight, self._axes, self._architecture.granules)
+
+    def _part(self, tensor: str, place: Place, axes: Names, sizes: Mapping[str, int]) -> np.ndarray:
+        order = [name for dim in place.dims for name in dim]
+        padded = self._tensors[tensor].reshape([self._room[axis] for axis in order])
+        part_sizes = {**self._room, **sizes}
+        part = padded[tuple(slice(0, part_sizes[axis]) for axis in order)]
+        # What is cut off must add nothing, or the import would be another function.
+        if np.count_nonzero(padded) != np.count_nonzero(part):
+            raise ValueError(f"tensor {tensor} is not zero outside the sizes of config.json")
+        return part.transpose([order.index(axis) for axis in axes])
+
+
+class _Stack:
+    """One of our weights of a run of layers."""
+
+    def __init__(self, weight: _Weight, run: Run):
+        self._weight, self._run = weight, run
+
+    def read(self, index: tuple[Any, ...]) -> np.ndarray:
+        """Returns the part of an index."""
+        layers = np.array(self._run.layers)[index[0]]
+        parts = [self._weight.in_layer(int(layer), self._run.sizes) for layer in layers]
+        return np.stack(parts)[(slice(None), *index[1:])]
