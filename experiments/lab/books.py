@@ -1,4 +1,4 @@
-"""The text of the laptop's runs: novels to train on, and excerpts of held-out ones."""
+"""Novels, and the files that experiments make of them."""
 
 import gzip
 import json
@@ -10,26 +10,6 @@ from matta_jax.errors import UserError
 from matta_jax.storage import replace_text
 
 TUNED_ON, REPORTED_ON = "validation", "test"
-_CHARACTERS = 60_000  # Of each held-out book: enough for these models, and read within seconds.
-
-
-def excerpt(workdir: pathlib.Path, side: str) -> pathlib.Path:
-    """The file of the first characters of each held-out book of a side."""
-    return workdir / f"{side}.jsonl"
-
-
-def write_excerpts(data: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Writes the excerpts of both sides. Raises UserError when the books cannot be read, or the
-    folder cannot be written.
-    """
-    texts = {}
-    for side in (TUNED_ON, REPORTED_ON):
-        books = read_books(data, f"{side}.jsonl.gz")
-        texts[side] = json_lines(book[:_CHARACTERS] for book in books)
-
-    # Nothing is written before all is read: a folder with one side would look complete.
-    for side, text in texts.items():
-        write_once(excerpt(workdir, side), text)
 
 
 def read_books(data: pathlib.Path, name: str) -> Iterator[str]:

@@ -30,6 +30,18 @@ class Line:
     reference: tuple[str, str] | None = None
 
 
+def measured_lines(rows: Sequence[Row], lines: Sequence[Line]) -> list[Line]:
+    """Those whose condition is measured, without references that are not."""
+    conditions = {row["condition"] for row in rows}
+    there = []
+    for line in lines:
+        if line.condition not in conditions:
+            continue
+        has_reference = line.reference is not None and line.reference[0] in conditions
+        there.append(line if has_reference else Line(line.condition, line.figure))
+    return there
+
+
 def comparison(rows: Sequence[Row], lines: Sequence[Line], unit: str = _NATS) -> str:
     """The table of conditions: the figure, and the difference to its reference, paired by seed."""
     header = ["condition", "model", unit, "difference, 95 % interval", "to", "steps", "TFLOP"]

@@ -31,9 +31,9 @@ class Experiment(abc.ABC):
 
     name: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    shares_runs: ClassVar[bool] = False
-    """Whether its runs lie in the common folder. A run's name there is its overrides, so that
-    experiments may share it only where their `config` is the same."""
+    runs_of: ClassVar[str | None] = None
+    """The experiment in whose folder its runs lie; None: its own. A run's name there is its
+    overrides, so that experiments may share a folder only where their `config` is the same."""
 
     @abc.abstractmethod
     def write_data(self, data: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -67,7 +67,7 @@ class Experiment(abc.ABC):
 
     def runs_folder(self, workdir: pathlib.Path) -> pathlib.Path:
         """The folder of its runs within that of all experiments."""
-        return workdir if self.shares_runs else workdir / self.name
+        return workdir / (self.runs_of or self.name)
 
 
 def experiment_names() -> list[str]:

@@ -1,16 +1,10 @@
-"""The sizes, lengths and recipes that are compared."""
+"""The rungs of the ladder: sizes of a TA, on which experiments of language models train."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from matta_jax import config as c
 from matta_jax.sweeps import Overrides
-
-SEEDS = (0, 1, 2)
-TUNING_SEED = 100
-"""Of the runs that choose a learning rate, and of no other."""
-RATES = (0.01, 0.02, 0.04)
-"""Tried first; where the best is at an end, the grid goes on beyond it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,73 +44,18 @@ class Rung:
 
 
 SEQ_LEN = 128
-TWO_POINTS = "two points"
-"""The recipe that trains the smallest and the largest size alone."""
 RUNGS = (
     Rung("60k", num_layers=3, d_model=32, num_heads=2, batch_size=16),
     Rung("250k", num_layers=4, d_model=56, num_heads=4, batch_size=32),
     Rung("1M", num_layers=6, d_model=96, num_heads=6, batch_size=64, tuned_at=1),
 )
-LENGTHS: Mapping[str, tuple[int, ...]] = {"60k": (20, 100), "250k": (20,), "1M": (20,)}
-"""Tokens for each parameter of the TA, by rung."""
+ALONE: Overrides = {"nest.d_ff": None, "nest.widths": ()}
+"""A model by itself: of the Student's size, unless more is said."""
 
 
-def settings() -> list[tuple[Rung, int]]:
-    """Rungs and lengths in the order in which they are trained: the trend over size comes first."""
-    lengths = sorted({length for lengths in LENGTHS.values() for length in lengths})
-    return [(rung, length) for length in lengths for rung in RUNGS if length in LENGTHS[rung.name]]
-
-
-def alone(width: int) -> str:
-    """The condition of a model of one width, trained by itself."""
-    return f"alone {width}"
-
-
-def conditions_of(rung: Rung) -> dict[str, Overrides]:
-    """The overrides of each recipe, by its name."""
-    conditions: dict[str, Overrides] = {}
-    for width in rung.widths:
-        conditions[alone(width)] = {"nest.d_ff": None, "nest.widths": (), "model.d_ff": width}
-
-    middle = {f"w{width}": f"d_ff={width}" for width in rung.widths[1:-1]}
-    ones, zeros = dict.fromkeys(middle, 1.0), dict.fromkeys(middle, 0.0)
-    return conditions | {
-        TWO_POINTS: {"nest.mix_per_step": 0},
-        "with a mix": {},
-        "with a mix, TA first": {
-            "objective.ta_weight": 2.0,
-            "objective.student_weight": 0.5,
-            "objective.distill_weight": 0.25,
-            "objective.mix_weight": 0.25,
-            "objective.mix_distill_weight": 0.25,
-        },
-        # Kudugunta et al. 2023 (MatFormer): the sum over all sizes, or one drawn for each step.
-        "MatFormer, all sizes": {
-            "nest.mix_per_step": 0,
-            "nest.members": middle,
-            "objective.member_weights": ones,
-            "objective.member_distill_weights": zeros,
-            "objective.distill_weight": 0.0,
-        },
-        "MatFormer, one size a step": {
-            "nest.mix_by": "model",
-            "objective.student_weight": 0.0,
-            "objective.ta_weight": 0.0,
-            "objective.distill_weight": 0.0,
-            "objective.mix_weight": 1.0,
-            "objective.mix_distill_weight": 0.0,
-        },
-        # Yu et al. 2020 (BigNAS): the largest learns from labels, and the smallest and two random
-        # ones from the largest.
-        "sandwich": {
-            "nest.mix_per_step": 2,
-            "objective.student_weight": 0.0,
-            "objective.distill_weight": 1.0,
-            "objective.mix_weight": 0.0,
-            "objective.mix_distill_weight": 1.0,
-            "objective.ramp_shape": "constant",
-        },
-    }
+def lone_width(width: int) -> Overrides:
+    """A model of one width, trained by itself."""
+    return {**ALONE, "model.d_ff": width}
 
 
 def rung_config(rung: Rung, tokens_per_parameter: int, sources: Mapping[str, str]) -> c.Config:

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from lab.books import REPORTED_ON, TUNED_ON, json_lines, read_books, write_once
-
 from matta_jax.data import Corpus, split_documents
 
 KINDS = ("books", "stdlib")

@@ -3,9 +3,10 @@
 import pathlib
 from collections.abc import Sequence
 
+from lab.rungs import RUNGS, Rung
 from lab.statistics import Row, format_interval, interval
-from ladder.rungs import LENGTHS, RUNGS, Rung, alone, conditions_of
-from ladder.texts import KINDS
+from lab.texts import KINDS
+from ladder.recipes import LENGTHS, alone, conditions_of
 
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 

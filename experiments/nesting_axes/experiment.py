@@ -2,40 +2,64 @@
 
 import pathlib
 
-from lab.figures import Line, comparison, plot_comparison
-from lab.laptop import ALONE, LaptopExperiment
+from lab.figures import Line, comparison, measured_lines, plot_comparison
 from lab.protocol import Results
+from lab.rung_runs import UNIT, RungExperiment, RungRuns
+from lab.rungs import lone_width
 from lab.runs import Lab
+from ladder.recipes import TWO_POINTS, conditions_of
 
 from matta_jax.sweeps import Overrides
 
-NESTS: dict[str, Overrides] = {
-    "width": {},
-    "depth": {"nest.d_ff": None, "nest.widths": (), "nest.num_layers": 13},
-    "d_model": {"nest.d_ff": None, "nest.widths": (), "nest.d_model": 256},
-}
-"""TAs of 1.86, 1.83 and 1.87 million parameters around the same Student of 0.93."""
-LINES = [
-    Line("Student alone"),
-    *(Line(name, "student", ("Student alone", "student")) for name in NESTS),
-    Line("width", "ta"),
-    *(Line(name, "ta", ("width", "ta")) for name in NESTS if name != "width"),
-]
+_PLAIN: Overrides = {"nest.d_ff": None, "nest.widths": ()}
+# Each has the 250,880 parameters of the width's TA in its layers. A d_model of twice the Student's
+# alone has 225,792: d_ff grows with it, as it usually does.
+_DEPTH = 16
+_D_MODEL, _HEADS, _D_FF = 112, 8, 56
 
 
-class NestingAxes(LaptopExperiment):
-    """One Student in three TAs of one size."""
+class NestingAxes(RungExperiment):
+    """One Student in three TAs of one size; and each TA by itself."""
 
     name = "nesting_axes"
 
     def measure(self, lab: Lab) -> Results:
-        """Trains all."""
-        return {"rows": lab.rows({"Student alone": ALONE, **NESTS}, self.seeds)}
+        """Tunes and trains all."""
+        runs = RungRuns(lab, self.rung, self.length)
+        return {"rows": runs.rows(self.conditions(), self.seeds)}
+
+    def conditions(self) -> dict[str, Overrides]:
+        """The nests, and the models of their sizes that are trained alone."""
+        widths = self.rung.widths
+        larger = {"num_layers": _DEPTH}
+        wider = {"d_model": _D_MODEL, "num_heads": _HEADS, "d_ff": _D_FF}
+        two_points = conditions_of(self.rung)[TWO_POINTS]
+        return {
+            "Student alone": lone_width(widths[0]),
+            "width": two_points,
+            "width, TA alone": lone_width(widths[-1]),
+            "depth": _PLAIN | _within("nest", larger) | two_points,
+            "depth, TA alone": lone_width(widths[0]) | _within("model", larger),
+            "d_model": {"nest.widths": ()} | _within("nest", wider) | two_points,
+            "d_model, TA alone": _PLAIN | _within("model", wider),
+        }
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
         """The comparison."""
-        plot_comparison(results["rows"], LINES, folder / "nesting_axes.png")
-        return comparison(results["rows"], LINES)
+        lines = [Line("Student alone")]
+        for axis in ("width", "depth", "d_model"):
+            alone = f"{axis}, TA alone"
+            lines.append(Line(axis, "student", ("Student alone", "student")))
+            lines.append(Line(axis, "ta", (alone, "student")))
+            lines.append(Line(alone))
+        rows = results["rows"]
+        lines = measured_lines(rows, lines)
+        plot_comparison(rows, lines, folder / "nesting_axes.png", UNIT)
+        return comparison(rows, lines, UNIT)
+
+
+def _within(section: str, fields: dict[str, int]) -> dict[str, int]:
+    return {f"{section}.{name}": value for name, value in fields.items()}
 
 
 EXPERIMENT = NestingAxes()

@@ -1,100 +1,81 @@
-"""Do Shampoo and MatTA together gain more than the sum of their gains? Each cell with its own best
-learning rate.
+"""Do second-order optimisers and MatTA together gain more than the sum of their gains? Each cell
+with its own best learning rate.
 """
 
 import pathlib
 import shutil
 
-from lab.books import TUNED_ON, excerpt
-from lab.figures import Line, comparison, plot_comparison
-from lab.laptop import ALONE, LaptopExperiment
+from lab.figures import Line, comparison, measured_lines, plot_comparison
 from lab.protocol import Results
+from lab.rung_runs import UNIT, RungExperiment, RungRuns, at_rate
+from lab.rungs import lone_width
 from lab.runs import Lab
 from lab.statistics import Row, differences, format_interval, seed_values
+from ladder.recipes import TWO_POINTS, conditions_of
 
 import matta_jax
 from matta_jax.sweeps import Overrides
 
-TUNING_SEED = 100
-RATES = (2e-3, 4e-3, 8e-3)
-SHAMPOO: Overrides = {"optimizer.name": "shampoo"}
-CELLS: dict[str, Overrides] = {
-    "AdamW, alone": ALONE,
-    "AdamW, MatTA": {},
-    "Shampoo, alone": {**ALONE, **SHAMPOO},
-    "Shampoo, MatTA": SHAMPOO,
-}
-BASELINE = "AdamW, alone"
+FIRST_ORDER = "AdamW"
+SECOND_ORDER = ("Shampoo", "Muon")
 PICTURED_CELL, PICTURED_SEED = "Shampoo, MatTA", 0
 
 
-class SuperAdditivity(LaptopExperiment):
-    """{AdamW, Shampoo} x {alone, MatTA}: four cells, and their interaction."""
+class SuperAdditivity(RungExperiment):
+    """{AdamW, Shampoo, Muon} x {alone, MatTA}: six cells, and two interactions."""
 
     name = "super_additivity"
+    seeds = (0, 1, 2, 3, 4)
 
     def measure(self, lab: Lab) -> Results:
         """Chooses each cell's learning rate on the validation text, with a seed of its own; trains
         all seeds with it.
         """
-        tuning = _tune(lab)
-        rates = {cell: min(losses, key=losses.__getitem__) for cell, losses in tuning.items()}
-        conditions = _conditions(rates, usual_rate=lab.config.optimizer.learning_rate)
-        rows = lab.rows(conditions, self.seeds)
+        runs = RungRuns(lab, self.rung, self.length)
+        rows = runs.rows(self.cells(), self.seeds)
 
-        pictured = lab.train({PICTURED_CELL: conditions[PICTURED_CELL]}, (PICTURED_SEED,))
-        copy_picture(pictured[PICTURED_CELL, PICTURED_SEED].workdir)
+        rates = {row["condition"]: row["learning_rate"] for row in rows}
+        if PICTURED_CELL in rates:
+            overrides = at_rate(self.cells()[PICTURED_CELL], rates[PICTURED_CELL])
+            (pictured,) = runs.train(PICTURED_CELL, overrides, (PICTURED_SEED,))
+            copy_picture(pictured.workdir)
+        return {"rows": rows}
 
-        # JSON has no numbers as keys.
-        stored_tuning = {}
-        for cell, losses in tuning.items():
-            stored_tuning[cell] = {str(rate): loss for rate, loss in losses.items()}
-        return {"rows": rows, "tuning": stored_tuning, "rates": rates}
+    def cells(self) -> dict[str, Overrides]:
+        """The overrides of each optimiser, alone and with MatTA. Muon is the ladder's own."""
+        alone = lone_width(self.rung.widths[0])
+        matta = conditions_of(self.rung)[TWO_POINTS]
+
+        cells: dict[str, Overrides] = {}
+        for optimizer in (FIRST_ORDER, *SECOND_ORDER):
+            rule = {} if optimizer == "Muon" else {"optimizer.name": optimizer.lower()}
+            cells[f"{optimizer}, alone"] = {**alone, **rule}
+            cells[f"{optimizer}, MatTA"] = {**matta, **rule}
+        return cells
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
-        """The cells, the gains and their interaction, the learning rates that were tried."""
+        """The cells, the gains and their interactions, the learning rates that were chosen."""
         rows = results["rows"]
-        lines = _lines()
-        plot_comparison(rows, lines, folder / "super_additivity.png")
+        lines = measured_lines(rows, _lines(list(self.cells())))
+        plot_comparison(rows, lines, folder / "super_additivity.png", UNIT)
 
-        parts = [
-            comparison(rows, lines),
-            "Interaction, gain(both) - gain(Shampoo) - gain(MatTA), Student, nats: "
-            f"**{format_interval(_interaction(rows), signed=True)}**.",
-            "Learning rates, by the Student's loss on the validation text (one run each, a seed of "
-            "its own):",
-            _tuning_table(results["tuning"], results["rates"]),
-        ]
+        parts = [comparison(rows, lines, UNIT)]
+        measured = {row["condition"] for row in rows}
+        for optimizer in SECOND_ORDER:
+            needed = {f"{rule}, {kind}" for rule in (FIRST_ORDER, optimizer) for kind in _KINDS}
+            if needed <= measured:
+                gain = format_interval(_interaction(rows, optimizer), signed=True)
+                parts.append(
+                    f"Interaction, gain(both) - gain({optimizer}) - gain(MatTA), Student, {UNIT}: "
+                    f"**{gain}**."
+                )
+        rates = {row["condition"]: row["learning_rate"] for row in rows}
+        chosen = "; ".join(f"{cell} {rate:g}" for cell, rate in rates.items())
+        parts.append(f"Learning rates, by the validation text and a seed of their own: {chosen}.")
         return "\n\n".join(parts)
 
 
-def _tune(lab: Lab) -> dict[str, dict[float, float]]:
-    """The Student's loss on the validation text, by cell and learning rate."""
-    validation: Overrides = {"data.eval_source": f"text:{excerpt(lab.workdir, TUNED_ON)}"}
-    trials = {}
-    for cell, overrides in CELLS.items():
-        for rate in RATES:
-            trial = {**overrides, "optimizer.learning_rate": rate, **validation}
-            trials[f"{cell}, {rate}"] = trial
-
-    runs = lab.train(trials, (TUNING_SEED,))
-
-    losses: dict[str, dict[float, float]] = {cell: {} for cell in CELLS}
-    for cell in CELLS:
-        for rate in RATES:
-            losses[cell][rate] = runs[f"{cell}, {rate}", TUNING_SEED].figures["student"]
-    return losses
-
-
-def _conditions(rates: dict[str, float], *, usual_rate: float) -> dict[str, Overrides]:
-    """The cells with their learning rates."""
-    conditions: dict[str, Overrides] = {}
-    for cell, overrides in CELLS.items():
-        # A run's name is its overrides: at the usual rate other experiments have the same run.
-        has_usual_rate = rates[cell] == usual_rate
-        rate = {} if has_usual_rate else {"optimizer.learning_rate": rates[cell]}
-        conditions[cell] = {**overrides, **rate}
-    return conditions
+_KINDS = ("alone", "MatTA")
 
 
 def copy_picture(workdir: pathlib.Path) -> None:
@@ -106,34 +87,24 @@ def copy_picture(workdir: pathlib.Path) -> None:
     shutil.copy(picture, pathlib.Path(__file__).with_name("preconditioners.png"))
 
 
-def _lines() -> list[Line]:
+def _lines(cells: list[str]) -> list[Line]:
+    baseline = f"{FIRST_ORDER}, alone"
     lines = []
-    for cell in CELLS:
-        reference = None if cell == BASELINE else (BASELINE, "student")
+    for cell in cells:
+        reference = None if cell == baseline else (baseline, "student")
         lines.append(Line(cell, "student", reference))
-    return lines + [Line(cell, "ta") for cell in CELLS if "MatTA" in cell]
+    return lines + [Line(cell, "ta") for cell in cells if cell.endswith("MatTA")]
 
 
-def _interaction(rows: list[Row]) -> list[float]:
-    """By seed, how much more Shampoo and MatTA gain together than the sum of their gains."""
-    baseline = seed_values(rows, BASELINE, "student")
+def _interaction(rows: list[Row], optimizer: str) -> list[float]:
+    """By seed, how much more an optimiser and MatTA gain together than the sum of their gains."""
+    baseline = seed_values(rows, f"{FIRST_ORDER}, alone", "student")
 
     def gains(cell: str) -> list[float]:
         return differences(baseline, seed_values(rows, cell, "student"))
 
-    beyond_shampoo = differences(gains("Shampoo, MatTA"), gains("Shampoo, alone"))
-    return differences(beyond_shampoo, gains("AdamW, MatTA"))
-
-
-def _tuning_table(tuning: dict[str, dict[str, float]], rates: dict[str, float]) -> str:
-    header = "| cell | " + " | ".join(str(rate) for rate in RATES) + " | chosen |"
-    rule = "|" + "---|" * (len(RATES) + 2)
-
-    lines = [header, rule]
-    for cell, losses in tuning.items():
-        cells = " | ".join(f"{loss:.4f}" for loss in losses.values())
-        lines.append(f"| {cell} | {cells} | {rates[cell]} |")
-    return "\n".join(lines)
+    beyond_optimizer = differences(gains(f"{optimizer}, MatTA"), gains(f"{optimizer}, alone"))
+    return differences(beyond_optimizer, gains(f"{FIRST_ORDER}, MatTA"))
 
 
 EXPERIMENT = SuperAdditivity()

@@ -1,134 +1,78 @@
-"""What a Teacher adds: none, one that runs along, its cached top-64 labels at three temperatures,
-its hard labels.
-"""
+"""What a Teacher adds: to a Student alone, to a Student in its TA, to the TA, to both."""
 
 import pathlib
-import statistics
 
-import numpy as np
-from lab.books import json_lines, read_books, write_excerpts, write_once
-from lab.figures import Line, comparison, plot_comparison
-from lab.laptop import laptop_config
-from lab.protocol import Experiment, Results
+from lab.books import REPORTED_ON
+from lab.figures import Line, comparison, measured_lines, plot_comparison
+from lab.protocol import Results
+from lab.rung_runs import UNIT, RungExperiment, RungRuns, at_rate, mean_bits
+from lab.rungs import RUNGS, lone_width
 from lab.runs import Lab
+from ladder.recipes import TWO_POINTS, conditions_of
 
-import matta_jax
-from matta_jax import config as c
-from matta_jax.data import Labels, split_data
 from matta_jax.sweeps import Overrides
-from matta_jax.tokenizers import make_tokenizer
 
-TEACHER: Overrides = {
-    "model.num_layers": 6,
-    "model.d_model": 256,
-    "model.num_heads": 8,
-    "model.d_ff": 1024,
-    "nest.d_ff": None,
-    "nest.widths": (),
-    "optimizer.learning_rate": 2e-3,
-    "data.batch_size": 8,
-}
-"""6 million parameters, half a million tokens: more than a run's own of both."""
-TEMPERATURES = (1.0, 2.0, 4.0)
-TOP_K = 64
-UNTAUGHT, HARD = "no Teacher", "hard labels"
-# Of the text that all runs but the Teacher's train on: about 600 steps' tokens.
-_CHARACTERS = 2_600_000
-# How much of the Teacher the labels hold is a mean over each hundredth window.
-_EVERY = 100
+ALONE, MATTA = "Student alone", "MatTA"
+_TEACHERS_RUNG = RUNGS[-1]
+# Of the Teacher and of all that it teaches: what the ladder's sweep chose for them without it.
+_RATE = 0.02
+_WEIGHT = 0.5
 
 
-class Teacher(Experiment):
-    """MatTA with what a Teacher can give it, on a text that it reads once."""
+class Teacher(RungExperiment):
+    """A frozen model of the largest rung beside runs of the middle one."""
 
     name = "teacher"
 
-    def write_data(self, data: pathlib.Path, workdir: pathlib.Path) -> None:
-        """The held-out excerpts, and the text that all but the Teacher train on."""
-        write_excerpts(data, workdir)
-
-        books = []
-        missing = _CHARACTERS
-        for book in read_books(data, "train-00000*.jsonl.gz"):
-            books.append(book[:missing])
-            missing -= len(books[-1])
-            if not missing:
-                break
-        write_once(_taught_text(workdir), json_lines(books))
-
-    def config(self, data: pathlib.Path, workdir: pathlib.Path) -> c.Config:
-        """The laptop's run, on a text that it reads once: labels are of all of it."""
-        source = f"text:{_taught_text(workdir)}"
-        return c.override(laptop_config(data, workdir), {"data.source": source})
-
     def measure(self, lab: Lab) -> Results:
-        """Trains the Teacher on more text, writes its labels, trains all."""
-        teacher = lab.workdir / "teacher"
-        teacher_config = c.override(laptop_config(lab.data, lab.workdir), TEACHER)
-        training = matta_jax.train(teacher_config, teacher, log=lambda line: None)
+        """Trains the Teacher, and then all."""
+        largest = lone_width(_TEACHERS_RUNG.widths[-1])
+        teachers = RungRuns(lab, _TEACHERS_RUNG, self.length)
+        (teacher,) = teachers.train("Teacher", at_rate(largest, _RATE), self.seeds[:1])
+        scores = teachers.bits(teacher, REPORTED_ON, ["ta"])["ta"]
 
-        labels = {}
-        for T in TEMPERATURES:
-            labels[T] = str(lab.workdir / f"labels_{T:g}")
-            matta_jax.label(lab.config, str(teacher), labels[T], top_k=TOP_K, temperature=T)
+        runs = RungRuns(lab, self.rung, self.length)
+        rows = runs.rows(self.conditions(str(teacher.workdir)), self.seeds)
+        return {"rows": rows, "teacher": mean_bits(scores)}
 
-        rows = lab.rows(conditions(str(teacher), labels), self.seeds)
-        shares = {f"{T:g}": held_share(lab.config, folder) for T, folder in labels.items()}
-        loss = training.metrics["eval/student"]
-        return {"rows": rows, "teacher": loss, "held_share": shares}
+    def conditions(self, teacher: str) -> dict[str, Overrides]:
+        """What is compared, by the Teacher's folder."""
+
+        def taught(student: float, ta: float) -> Overrides:
+            return {
+                "teacher.model": teacher,
+                "teacher.student_weight": student,
+                "teacher.ta_weight": ta,
+            }
+
+        alone = at_rate(lone_width(self.rung.widths[0]), _RATE)
+        matta = at_rate(conditions_of(self.rung)[TWO_POINTS], _RATE)
+        return {
+            ALONE: alone,
+            f"{ALONE}, taught": {**alone, **taught(_WEIGHT, 0.0)},
+            MATTA: matta,
+            f"{MATTA}, Student taught": {**matta, **taught(_WEIGHT, 0.0)},
+            f"{MATTA}, TA taught": {**matta, **taught(0.0, _WEIGHT)},
+            f"{MATTA}, both taught": {**matta, **taught(_WEIGHT, _WEIGHT)},
+        }
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
         """The comparison."""
-        rows = results["rows"]
-        names = list(dict.fromkeys(row["condition"] for row in rows))
         lines = []
-        for model in ("student", "ta"):
-            for name in names:
-                reference = None if name == UNTAUGHT else (UNTAUGHT, model)
-                lines.append(Line(name, model, reference))
+        conditions = list(self.conditions(""))
+        for condition in conditions:
+            reference = None if condition == ALONE else (ALONE, "student")
+            lines.append(Line(condition, "student", reference))
+        for condition in conditions:
+            if condition.startswith(MATTA):
+                reference = None if condition == MATTA else (MATTA, "ta")
+                lines.append(Line(condition, "ta", reference))
 
-        # Hard labels are so far off that the intervals of all others would be dots beside them.
-        plotted = [line for line in lines if line.condition != HARD]
-        plot_comparison(rows, plotted, folder / "teacher.png")
-
-        shares = ", ".join(f"{share:.0%} at T {T}" for T, share in results["held_share"].items())
-        about = (
-            f"The Teacher's own: {results['teacher']:.4f} nats per token. "
-            f"Of its probability the cached labels hold {shares}."
-        )
-        return f"{about}\n\n{comparison(rows, lines)}"
-
-
-def _taught_text(workdir: pathlib.Path) -> pathlib.Path:
-    return workdir / "taught.jsonl"
-
-
-def conditions(teacher: str, labels: dict[float, str]) -> dict[str, Overrides]:
-    """What is compared, by the Teacher's folder and those of its labels at each temperature."""
-    weights = {"teacher.student_weight": 0.5, "teacher.ta_weight": 0.5}
-    compared: dict[str, Overrides] = {
-        UNTAUGHT: {},
-        "runs along, T 1": {**weights, "teacher.model": teacher},
-    }
-    for T in TEMPERATURES:
-        cached = {"teacher.labels": labels[T], "teacher.temperature": T}
-        compared[f"cached, T {T:g}"] = {**weights, **cached}
-    compared[HARD] = {"teacher.labels": labels[1.0], "teacher.task_labels": "teacher"}
-    return compared
-
-
-def held_share(config: c.Config, folder: str) -> float:
-    """How much of the Teacher's probability its labels hold: the mean over each
-    hundredth window.
-    """
-    labels = Labels(folder)
-    windows = split_data(config, make_tokenizer(config.data.tokenizer), held_out=False)
-
-    shares = []
-    for i in range(0, len(windows), _EVERY):
-        log_probs = labels.get(i, windows[i]["tokens"])["teacher_log_probs"]
-        shares.append(float(np.exp(log_probs).sum(axis=-1).mean()))
-    return statistics.mean(shares)
+        rows = results["rows"]
+        lines = measured_lines(rows, lines)
+        plot_comparison(rows, lines, folder / "teacher.png", UNIT)
+        about = f"The Teacher's own: {results['teacher']:.4f} {UNIT}."
+        return f"{about}\n\n{comparison(rows, lines, UNIT)}"
 
 
 EXPERIMENT = Teacher()

@@ -6,6 +6,7 @@ from typing import Any
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
 from matta_jax.packages.hf import stock_room
+from matta_jax.tokenizers import companions
 
 _LOAD = {
     "hf": """```python
@@ -161,3 +162,5 @@ def copy_tokenizer(tokenizer: str, folder: storage.Path) -> None:
         return
     for source, target in sources.items():
         storage.copy_file(source, target)
+    for source in companions(tokenizer):
+        storage.copy_file(source, folder / source.name)

@@ -192,18 +192,18 @@ class _Tensors(ForeignTensors):
     ):
         super().__init__(file, prefix, _MEND)
         self._gguf_file, self._config = gguf_file, config
-        outer = {theirs: name for name, theirs in _OUTER.items()}
-        inner = {theirs: name for name, theirs in _LAYER.items()}
-        for theirs in gguf_file.tensors:
-            if theirs == _FREQUENCIES:
+        outer = {gguf_name: name for name, gguf_name in _OUTER.items()}
+        inner = {gguf_name: name for name, gguf_name in _LAYER.items()}
+        for gguf_name in gguf_file.tensors:
+            if gguf_name == _FREQUENCIES:
                 continue
             # One that is not known keeps its name, and is refused by it.
-            name = outer.get(theirs, theirs)
-            _, _, of_layer = theirs.partition("blk.")
+            name = outer.get(gguf_name, gguf_name)
+            _, _, of_layer = gguf_name.partition("blk.")
             layer, _, part = of_layer.partition(".")
             if part in inner:
                 name = f"layers.{layer}.{inner[part]}"
-            self.files[name] = theirs
+            self.files[name] = gguf_name
 
     def about(self, name: str) -> tuple[tuple[int, ...], str]:
         # Whatever it is stored as, it is read as float32.

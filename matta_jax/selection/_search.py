@@ -125,9 +125,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         extract_best=extract_best,
         seed=seed,
     )
-    source = _opened(checkpoint)
-    root = _checked_output(output)
-
+    source, root = _opened(checkpoint), _checked_output(output)
     fixed = {"d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
     space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
@@ -146,8 +144,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     pick = ranking.pick()
 
     rows = sorted(ranking.rows.values(), key=lambda row: (row.parameters, row.spec))
-    text = table(rows, timed=latency is not None)
-    notes = notes_of(ranking, method)
+    text, notes = table(rows, timed=latency is not None), notes_of(ranking, method)
     packaging = packaging or Packaging(dtype=budget.dtype)
     try:
         extracted = _extract(ranking, extract_best, packaging, root / "models", corpus)

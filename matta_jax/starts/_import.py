@@ -26,17 +26,16 @@ from matta_jax.packages import (
     open_model,
     write_package,
 )
-from matta_jax.tokenizers import TOKENIZER, make_tokenizer, read_spm, resolved_tokenizer
+from matta_jax.tokenizers import (
+    TOKENIZER,
+    companions,
+    make_tokenizer,
+    read_spm,
+    resolved_tokenizer,
+)
 
 # OpenAI's names of the files of a GPT-2 tokenizer, which ours reads, by those of Hugging Face.
 _GPT2_NAMES = {"merges.txt": "vocab.bpe", "vocab.json": "encoder.json"}
-# What stands beside a tokenizer, and travels along with it.
-_COMPANIONS = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
 _RULES = "tokenizer.json"
 _SPM = ".model"
 
@@ -238,9 +237,8 @@ def _keep_hf_tokenizer(source: storage.Path, building: storage.Path) -> str:
     place = building / TOKENIZER
     if (source / _RULES).is_file():
         storage.make_folder(place)
-        for name in (_RULES, *_COMPANIONS):
-            if (source / name).is_file():
-                storage.copy_file(source / name, place / name)
+        for file in [source / _RULES, *companions(f"hf:{source / _RULES}")]:
+            storage.copy_file(file, place / file.name)
         return f"hf:./{TOKENIZER}/{_RULES}"
 
     if all((source / hf_name).is_file() for hf_name in _GPT2_NAMES):

@@ -11,6 +11,14 @@ from matta_jax.tokenizers._base import hash_files
 # The folder, in that of a model or a run, that keeps its tokenizer's files.
 TOKENIZER = "tokenizer"
 _GPT2_FILES = ("vocab.bpe", "encoder.json")
+# What models of Hugging Face have beside a tokenizer.json: no tokenizer reads it, engines do.
+_COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+_RULES = "tokenizer.json"
 
 
 def _files(spec: str) -> list[storage.Path]:
@@ -20,6 +28,15 @@ def _files(spec: str) -> list[storage.Path]:
         return []
     place = storage.path(where)
     return [place / name for name in _GPT2_FILES] if kind == "gpt2" else [place]
+
+
+def companions(spec: str) -> list[storage.Path]:
+    """The files beside a `tokenizer.json` that travel along with it, such as its chat template."""
+    kind, _, where = spec.partition(":")
+    if kind != "hf" or storage.path(where).name != _RULES:
+        return []
+    folder = storage.path(where).parent
+    return [folder / name for name in _COMPANIONS if (folder / name).is_file()]
 
 
 def files_digest(spec: str) -> str | None:
@@ -85,7 +102,7 @@ def bundle_tokenizer(spec: str, folder: storage.Path) -> str:
 
     # Several processes of a run may do the same.
     with storage.new_folder(target, keep_first=True) as building:
-        for file in _files(spec):
+        for file in [*_files(spec), *companions(spec)]:
             storage.copy_file(file, building / file.name)
     return inside
 

@@ -110,9 +110,9 @@ def spm_tokenizer(
     merges = []
     for piece in pieces:
         for cut in range(1, len(piece.text)):
-            left, right = piece.text[:cut], piece.text[cut:]
-            if left in vocabulary and right in vocabulary:
-                merges.append((-scores[piece.text], vocabulary[left], vocabulary[right]))
+            first, second = piece.text[:cut], piece.text[cut:]
+            if first in vocabulary and second in vocabulary:
+                merges.append((-scores[piece.text], vocabulary[first], vocabulary[second]))
     texts = [piece.text for piece in pieces]
     unknown = [piece.text for piece in pieces if piece.kind is PieceKind.UNKNOWN]
     has_bytes = any(piece.kind is PieceKind.BYTE for piece in pieces)
@@ -136,7 +136,7 @@ def spm_tokenizer(
             "fuse_unk": True,
             "byte_fallback": has_bytes,
             "vocab": vocabulary,
-            "merges": [[texts[left], texts[right]] for _, left, right in sorted(merges)],
+            "merges": [[texts[first], texts[second]] for _, first, second in sorted(merges)],
         },
     }
 

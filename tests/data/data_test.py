@@ -497,3 +497,19 @@ def test_ids_beyond_the_storage_type_are_refused(tmp_path):
     corpus = data.Corpus(f"text:{tmp_path}/a.txt")
     with pytest.raises(UserError, match="makes id 70000, beyond its 256 ids"):
         data.corpus_windows(corpus, Wide(), seq_len=8, cache_dir=str(tmp_path / "cache"))
+
+
+def test_documents_begin_with_a_start_of_their_own(tmp_path):
+    class Framed(tokenizers.ByteTokenizer):
+        start_id = 1
+        fingerprint = "framed"
+
+    for name, text in {"a": "xy", "b": "z"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = DataConfig(
+        source=f"text:{tmp_path}/*.txt", eval_source=f"text:{tmp_path}/*.txt", seq_len=4,
+        batch_size=1, cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    windows = data.split_windows(config, Framed(), held_out=False)
+    assert list(windows.tokens) == [0, 1, ord("x"), ord("y"), 0, 1, ord("z"), 0, 1]
+    assert windows.separators == (0, 1) and windows.num_bytes == 3

@@ -13,6 +13,15 @@ def test_the_context_of_a_word_that_follows_a_line_break_keeps_it():
     assert list(_likelihood.encode_request(ByteTokenizer(), "", "x").context) == [0]
 
 
+def test_a_text_with_a_start_of_its_own_is_never_read_without_it():
+    class Framed(ByteTokenizer):
+        start_id = 1
+
+    request = _likelihood.encode_request(Framed(), "five dozen", " jugs")
+    assert list(request.context[:2]) == [1, ord("f")] and len(request.target) == 5
+    assert list(_likelihood.encode_request(Framed(), "", "x").context) == [1]
+
+
 def test_buckets_have_room_and_are_few():
     assert [_likelihood._bucket(n, 100) for n in (1, 16, 17, 25, 33, 49, 65, 97, 100)] == [
         16, 16, 24, 32, 48, 64, 96, 100, 100,

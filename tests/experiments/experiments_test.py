@@ -1,95 +1,80 @@
 """The experiments: the runs that they ask for, and the tables that their READMEs show."""
 
-import gzip
 import json
 import pathlib
 
 import pytest
 
-from matta_jax.errors import UserError
-from matta_jax.sweeps import plan_sweep
+from matta_jax.config import override
+from matta_jax.nesting import nest_of
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/experiment.py"))
-USUAL_RATE = 4e-3
 
 
-def planned_lab(load, folder):
-    """A `Lab` that trains nothing: it checks and keeps the configs of the runs that it is asked
-    for, and makes up their figures.
-    """
-    runs = load("lab.runs")
-    asked = {}
+def test_super_additivity_is_the_gain_beyond_the_sum_of_both(load, made_up_lab, tmp_path):
+    experiment = load("super_additivity.experiment").EXPERIMENT
+    excess = {"AdamW, alone": 0.5, "AdamW, MatTA": 0.4, "Muon, alone": 0.3}
+    lab, _ = made_up_lab(0.02, excess=lambda name: excess.get(name, 0.1))
+    runs = load("lab.rung_runs").RungRuns(lab, experiment.rung, experiment.length)
+    rows = runs.rows(experiment.cells(), experiment.seeds)
+    assert {row["seed"] for row in rows} == {0, 1, 2, 3, 4}
 
-    class Planned(runs.Lab):
-        def train(self, conditions, seeds):
-            trained = {}
-            for seed in seeds:
-                for i, (condition, overrides) in enumerate(conditions.items()):
-                    seeded = dict(overrides) | {"train.seed": seed}
-                    run = plan_sweep(self.config, [seeded], self.workdir)[0]
-                    asked[run.name] = run.config
-                    figures = made_up(run.config, i, seed)
-                    trained[condition, seed] = runs.Trained(run.workdir, figures)
-            return trained
-
-    data = pathlib.Path("/data")
-    config = load("lab.laptop").laptop_config(data, folder)
-    return Planned(config, data, folder, None, print), asked
+    table = experiment.show({"rows": rows}, tmp_path)
+    # Both gain 0.4 of the loss, the optimisers 0.2 and 0.4, MatTA 0.1.
+    middle = 2 + 2 / 100
+    assert f"**{(0.4 - 0.2 - 0.1) * middle:+.4f}" in table
+    assert f"**{(0.4 - 0.4 - 0.1) * middle:+.4f}" in table
 
 
-def made_up(config, i, seed):
-    """Figures of the i-th condition, of which the usual learning rate is the best."""
-    off = abs(config.optimizer.learning_rate - USUAL_RATE)
-    figures = {"student": 3 + off + 1e-4 * i * (1 + seed % 7)}
-    nest = config.nest
-    if nest.d_ff is not None or nest.num_layers is not None or nest.d_model is not None:
-        figures["ta"] = 2 + 1e-4 * i * seed
-    return figures
+def test_the_tas_of_all_axes_have_as_many_parameters(load, made_up_lab, tmp_path):
+    experiment = load("nesting_axes.experiment").EXPERIMENT
+    config = experiment.config(FOLDER, tmp_path)
+    largest, smallest = set(), set()
+    for condition, overrides in experiment.conditions().items():
+        nest = nest_of(override(config, overrides))
+        sizes = nest.ta.sizes
+        layer = sizes["d_model"] * (4 * sizes["heads"] * 14 + 2 * sizes["d_ff"])
+        parameters = len(nest.ta.layers) * layer
+        (smallest if condition == "Student alone" else largest).add(parameters)
+        if "alone" not in condition:
+            assert len(nest.student.layers) == 4 and nest.student.sizes["d_ff"] == 28
+    assert largest == {experiment.rung.parameters} and smallest == {62_720}
 
 
-@pytest.mark.parametrize("name", ["nesting_axes", "super_additivity"])
-def test_an_experiment_asks_for_valid_runs_of_which_others_share_some(
-    load, name, tmp_path, monkeypatch
-):
-    module = load(f"{name}.experiment")
-    experiment = module.EXPERIMENT
-    if name == "super_additivity":
-        monkeypatch.setattr(module, "copy_picture", lambda workdir: None)
-    lab, asked = planned_lab(load, tmp_path)
+def test_a_teacher_of_the_largest_rung_teaches_who_is_said(load, made_up_lab, tmp_path):
+    experiment = load("teacher.experiment").EXPERIMENT
+    lab, _ = made_up_lab(0.02)
     results = experiment.measure(lab)
-    assert {row["seed"] for row in results["rows"]} == set(experiment.seeds)
-    assert {"train.seed=0"} & set(asked)  # MatTA as it is, in all of these.
-    if name == "super_additivity":
-        tuned = [config for run, config in asked.items() if "train.seed=100" in run]
-        reported = [config for run, config in asked.items() if "train.seed=100" not in run]
-        assert len(tuned) == 12
-        assert all("validation" in config.data.eval_source for config in tuned)
-        # Nothing is tuned to the text that is reported.
-        assert all("test" in config.data.eval_source for config in reported)
-        loss = {row["condition"]: row["student"] for row in results["rows"] if row["seed"] == 0}
-        a, am, s, sm = (loss[cell] for cell in module.CELLS)
-        assert f"{(a - sm) - (a - s) - (a - am):+.4f}" in experiment.show(results, tmp_path)
+    assert "The Teacher's own: 2.0000" in experiment.show(results, tmp_path)
+    conditions = experiment.conditions("/teacher")
+    assert {row["condition"] for row in results["rows"]} == set(conditions)
+    taught = {
+        condition: (overrides["teacher.student_weight"], overrides["teacher.ta_weight"])
+        for condition, overrides in conditions.items()
+        if "teacher.model" in overrides
+    }
+    assert list(taught.values()) == [(0.5, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)]
 
 
-def test_the_taught_text_is_the_first_characters_of_the_books(load, tmp_path, monkeypatch):
-    teacher = load("teacher.experiment")
-    data, workdir = tmp_path / "data", tmp_path / "runs"
-    (data / "books").mkdir(parents=True)
+def test_patterns_are_compared_at_equal_parameters(load, made_up_lab, tmp_path, monkeypatch):
+    patterns = load("patterns.experiment")
+    orders = patterns.patterns_of(4)
+    assert len(orders) == len(set(orders.values())) == 6
+    assert orders[patterns.PAPERS] == (True, False, False, True)
+    budgets = []
 
-    def books(*texts):
-        return gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    def pick(run, output, parameters):
+        budgets.append(parameters)
+        return "d_ff=28"
 
-    for side in ("validation", "test"):
-        (data / "books" / f"{side}.jsonl.gz").write_bytes(books("held out"))
-    with pytest.raises(UserError, match=r"has no books/train-00000\*.jsonl.gz; name the folder"):
-        teacher.EXPERIMENT.write_data(data, workdir)
-    (data / "books" / "train-00000-of-2.jsonl.gz").write_bytes(books("abcd", "efgh", "ijkl"))
-    monkeypatch.setattr(teacher, "_CHARACTERS", 6)
-    teacher.EXPERIMENT.write_data(data, workdir)
-    source = teacher.EXPERIMENT.config(data, workdir).data.source
-    written = pathlib.Path(source.removeprefix("text:"))
-    assert written.read_text() == '{"text": "abcd"}\n{"text": "ef"}\n'
+    monkeypatch.setattr(patterns, "_pick", pick)
+    lab, asked = made_up_lab(0.02)
+    results = patterns.EXPERIMENT.measure(lab)
+    assert budgets == [8] * 3  # Once for each run: its three budgets are alike here.
+    table = patterns.EXPERIMENT.show(results, tmp_path)
+    assert "| search" in table and "448 and 28" in table
+    assert ["d_ff=448,28,28,448"] in [specs for _, _, specs in asked]
 
 
 @pytest.mark.parametrize(

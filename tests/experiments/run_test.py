@@ -9,13 +9,20 @@ from matta_jax.errors import UserError
 
 @pytest.fixture
 def experiments(load):
-    """Two experiments that train nothing: one of the laptop's runs, one with runs of its own; and
+    """Two experiments that train nothing: one of another's runs, one with runs of its own; and
     the folders that they are called with.
     """
     folders = {}
 
-    class Shared(load("lab.laptop").LaptopExperiment):
+    class Shared(load("lab.protocol").Experiment):
         name = "shared"
+        runs_of = "owner"
+
+        def write_data(self, data, workdir):
+            folders["data"] = workdir
+
+        def config(self, data, workdir):
+            folders["config"] = workdir
 
         def measure(self, lab):
             folders["shared"] = lab.workdir
@@ -26,13 +33,7 @@ def experiments(load):
 
     class Separate(Shared):
         name = "separate"
-        shares_runs = False
-
-        def write_data(self, data, workdir):
-            folders["data"] = workdir
-
-        def config(self, data, workdir):
-            folders["config"] = workdir
+        runs_of = None
 
         def measure(self, lab):
             folders["separate"] = lab.workdir
@@ -41,28 +42,16 @@ def experiments(load):
     return Shared(), Separate(), folders
 
 
-def test_runs_of_another_config_have_a_folder_of_their_own(
-    load, experiments, tmp_path, monkeypatch
-):
+def test_runs_of_another_config_have_a_folder_of_their_own(load, experiments, tmp_path):
     """Else runs of one name would meet: a run's name is its overrides."""
     run = load("run")
     shared, separate, folders = experiments
-    monkeypatch.setattr(
-        load("lab.laptop"),
-        "write_excerpts",
-        lambda data, workdir: folders.update(excerpts=workdir),
-    )
-    for experiment in (shared, separate):
+    for experiment, folder in ((shared, "owner"), (separate, "separate")):
         (tmp_path / experiment.name).mkdir()
         run.measure(experiment, tmp_path, tmp_path / "runs", folder=tmp_path)
         assert (tmp_path / experiment.name / "results.json").is_file()
-    assert folders == {
-        "excerpts": tmp_path / "runs",
-        "shared": tmp_path / "runs",
-        "data": tmp_path / "runs" / "separate",  # And no excerpts of books.
-        "separate": tmp_path / "runs" / "separate",
-        "config": tmp_path / "runs" / "separate",
-    }
+        expected = tmp_path / "runs" / folder
+        assert folders["data"] == folders["config"] == folders[experiment.name] == expected
 
 
 def test_the_table_goes_into_the_readme(load, experiments, tmp_path):

@@ -75,7 +75,7 @@ def test_a_model_may_be_converted_in_its_place(weights, assert_same_bits, models
 
 def test_an_import_and_a_conversion_have_no_optimiser_state_to_take_along(refused, models, place):
     packaging = Packaging(with_optimizer=True)
-    with refused("with_optimizer: a Hugging Face folder holds no optimiser state", place):
+    with refused("with_optimizer: a model from elsewhere has no optimiser state", place):
         matta_jax.import_hf(
             models("hf")["student"], place / "model", tokenizer="byte", packaging=packaging
         )

@@ -1,5 +1,6 @@
 """A tokenizer's files are kept beside what was made with them, and known again by their bytes."""
 
+import json
 import os
 
 import pytest
@@ -81,3 +82,38 @@ def test_a_run_goes_on_from_its_copy_when_the_file_is_gone(spec, tmp_path):
     inside = tokenizers.bundle_tokenizer(spec, tmp_path / "run")
     (tmp_path / "elsewhere").rename(tmp_path / "gone")
     assert tokenizers.bundle_tokenizer(spec, tmp_path / "run") == inside
+
+
+def test_what_engines_need_beside_a_tokenizer_travels_along(tmp_path):
+    rules = {"model": {"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "a"}}
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "tokenizer.json").write_text(json.dumps(rules))
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "model.safetensors").write_text("no companion")
+    spec = tokenizers.bundle_tokenizer(f"hf:{source}/tokenizer.json", tmp_path / "run")
+    assert spec == "hf:./tokenizer/tokenizer.json"
+    there = sorted(path.name for path in (tmp_path / "run" / "tokenizer").iterdir())
+    assert there == ["chat_template.jinja", "tokenizer.json"]
+    assert tokenizers.companions("gpt2:somewhere") == tokenizers.companions("byte") == []
+
+
+def test_a_template_says_what_a_text_begins_with(tmp_path):
+    model = {"type": "WordLevel", "vocab": {"<eos>": 0, "<bos>": 1, "a": 2}, "unk_token": "a"}
+    start = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}},
+    }
+    made = {}
+    for name, post_processor in {"plain": None, "framed": template}.items():
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps({"model": model, "post_processor": post_processor}))
+        made[name] = tokenizers.make_tokenizer(f"hf:{file}")
+    assert (made["plain"].start_id, made["plain"].separator.tolist()) == (0, [0])
+    assert (made["framed"].start_id, made["framed"].separator.tolist()) == (1, [0, 1])
+    assert made["framed"].encode("a").tolist() == [2]
+    assert made["framed"].fingerprint.endswith(":1")
+    assert made["plain"].fingerprint.count(":") == 1

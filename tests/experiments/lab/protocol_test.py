@@ -12,7 +12,7 @@ def test_every_experiment_is_loaded_by_its_name(load):
     assert "ladder" in names and "lab" not in names
     for name in names:
         experiment = protocol.load_experiment(name)
-        assert experiment.name == name and experiment.seeds == (0, 1, 2)
+        assert experiment.name == name and len(experiment.seeds) >= 3
 
 
 def test_what_is_no_experiment_is_told(load, monkeypatch):

@@ -127,7 +127,7 @@ def test_an_exported_model_is_imported_bit_for_bit(
         ),
         pytest.param(
             config_with(n_embd=2**24, n_head=1, n_layer=9999, n_inner=2**24, matta_jax={}),
-            "model.d_model=16777216 must be at most 1048576",
+            r"tensor wte.weight has shape \(256, 24\)",
             id="large sizes",
         ),
         pytest.param(

@@ -88,9 +88,10 @@ def write(folder, architecture, params, edit=lambda config: None):
 
 def read(folder):
     """The architecture and the weights of a folder."""
-    architecture = packages.architecture_of_hf(folder)
+    foreign = packages.open_hf(folder)
+    architecture = foreign.architecture
     names = flatten(models.logical_axes(architecture))
-    readers = packages.readers(folder, architecture, names)
+    readers = foreign.readers(names)
     weights = {path: reader((slice(None),) * len(names[path])) for path, reader in readers.items()}
     return architecture, weights
 
