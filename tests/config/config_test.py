@@ -81,10 +81,13 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache
     for section, fields in SHRUNK.items():
         values[section].update(fields)
     nest = values["nest"]
-    for axis, small in {"num_layers": 3, "d_model": 48, "num_heads": 3, "d_ff": 64}.items():
+    small_nest = {"num_layers": 3, "d_model": 48, "num_heads": 3, "num_kv_heads": 2, "d_ff": 64}
+    for axis, small in small_nest.items():
         nest[axis] = None if nest[axis] is None else small
     nest["widths"] = [] if len(nest["widths"]) < 3 else [32, 48, 64]
     model = full.model
+    if model.name == "llama":
+        values["model"] |= {"num_kv_heads": 1, "head_dim": 8}
     if model.name == "scorer":
         corpus = examples(num_dense=model.num_dense, categories=model.categories)
     values["data"].update(source=corpus, eval_source=None, cache_dir=cache)

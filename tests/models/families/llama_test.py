@@ -28,6 +28,8 @@ KINDS = {
         "local_rope_theta": 50.0,
     },
 }
+# Of the default suite the kind that has most parts.
+EACH = [kind if kind == "gemma" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 SPECS = (
     "student",
     "ta",
@@ -81,7 +83,7 @@ def tokens():
     return jax.random.randint(jax.random.key(1), (2, 20), 1, 256)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_the_joint_pass_equals_each_plain_model_bit_for_bit(nested, tokens, kind):
     plan, params = nested(kind)
     inputs = {"tokens": tokens}
@@ -106,7 +108,7 @@ def test_the_joint_pass_equals_each_plain_model_bit_for_bit(nested, tokens, kind
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_decoding_with_a_cache_is_the_cache_free_pass(nested, tokens, kind):
     plan, params = nested(kind)
     mix = parse_spec("num_kv_heads=1,2,1", plan.nest)
@@ -148,7 +150,7 @@ def test_counts_are_those_of_the_formula(llama):
     assert plan.first_part_flops(sub_model) == 2 * layer + attention // 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_grown_ta_computes_the_students_function(llama, tokens, kind):
     config = llama(kind, nest__d_model=32)
     plan = models.plan_of(config)
@@ -166,7 +168,7 @@ def test_a_grown_ta_computes_the_students_function(llama, tokens, kind):
         np.testing.assert_array_equal(leaf, flatten(weights)[path])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_sorting_keeps_the_function_and_puts_the_important_first(nested, tokens, kind):
     plan, params = nested(kind)
     inputs = {"tokens": tokens}
@@ -184,7 +186,7 @@ def test_sorting_keeps_the_function_and_puts_the_important_first(nested, tokens,
     assert np.all(norms[:, 0] > 10 * norms[:, 1])
 
 
-@pytest.mark.parametrize("name", ["shampoo", "muon"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("shampoo", marks=pytest.mark.slow)])
 def test_the_slice_of_the_tas_update_is_the_students_own(llama, name):
     config = llama(
         "qwen", optimizer__name=name, optimizer__clip_norm=None, shampoo__block_size=8,
@@ -216,7 +218,8 @@ def test_the_slice_of_the_tas_update_is_the_students_own(llama, name):
         np.testing.assert_allclose(from_ta[path], update, atol=2e-4 * scale, err_msg=path)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), pytest.param((1, 1, 8), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 8)])
 def test_it_computes_the_same_on_eight_devices(llama, sizes):
     heads = {"model__num_heads": 24, "model__num_kv_heads": 8, "nest__num_kv_heads": 16}
     config = llama(

@@ -151,7 +151,7 @@ def test_what_is_written_is_read_bit_for_bit(drawn, is_old, tmp_path_factory):
         np.testing.assert_array_equal(weights[path], weight)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_mixed_sizes_are_padded_and_the_padding_taken_off_again(kind, tmp_path):
     model = section(kind, num_kv_heads=1, num_heads=2, head_dim=4)
     nest = c.NestConfig(num_kv_heads=3, d_ff=40, widths=(20, 40), mix_per_step=0)
