@@ -8,8 +8,15 @@ layers and half of its heads.
         --config.data.tokenizer=hf:/data/Llama-3.1-8B/tokenizer.json
 
 Sorting puts the most important neurons and heads first, so that the full size computes what the
-public model did, and the smaller ones begin with what matters most. Sizes without a machine for it:
-add --dry_run; what slices need: the README's table.
+public model did, and the smaller ones begin with what matters most.
+
+0.5 M tokens a step. What all steps cost at the least, at 45 % of the peak
+(`experiments/scale/compile_table.py`):
+
+    slice        hours   chip-hours
+    v5p:2x4x4     10.5          336
+
+Sizes without a machine for it: add --dry_run.
 """
 
 from matta_jax import config as c
