@@ -22,12 +22,12 @@ from matta_jax.packages import (
     check_place,
     check_target,
     disk_bytes,
-    eos_id_of,
     finish_package,
     hf_config,
     new_folder,
     open_model,
     open_weights,
+    text_ids_of,
     write_weights,
 )
 
@@ -157,7 +157,7 @@ class _Part:
             architecture,
             config=config,
             units=self._units(origins),
-            eos_id=eos_id_of(source.config.data.tokenizer),
+            text_ids=text_ids_of(source.config.data.tokenizer),
         )
 
         # Read back from disk: the proof is of what was written, not of what was meant to be.

@@ -9,9 +9,9 @@ from matta_jax.packages._folder import bundled_config as bundled_config
 from matta_jax.packages._folder import check_place as check_place
 from matta_jax.packages._folder import check_target as check_target
 from matta_jax.packages._folder import check_workdir_place as check_workdir_place
-from matta_jax.packages._folder import eos_id_of as eos_id_of
 from matta_jax.packages._folder import finish_package as finish_package
 from matta_jax.packages._folder import new_folder as new_folder
+from matta_jax.packages._folder import text_ids_of as text_ids_of
 from matta_jax.packages._formats import DTYPES as DTYPES
 from matta_jax.packages._formats import FORMATS as FORMATS
 from matta_jax.packages._formats import cast as cast

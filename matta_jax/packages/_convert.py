@@ -11,13 +11,14 @@ from matta_jax.packages._folder import (
     Packaging,
     bundled_config,
     check_target,
-    eos_id_of,
     finish_package,
     new_folder,
+    text_ids_of,
 )
 from matta_jax.packages._formats import cast, open_weights, write_weights
 from matta_jax.packages._manifest import VERSION
 from matta_jax.packages._package import Package, open_model
+from matta_jax.tokenizers import TextIds
 
 # What stays when a model is written again.
 _LINEAGE = ("parent", "spec", "config", "scores")
@@ -42,8 +43,8 @@ def convert(
     data = about["config"]["data"] | {"tokenizer": package.config.data.tokenizer}
     about["config"] = about["config"] | {"data": data}
     with new_folder(target) as building:
-        eos_id = eos_id_of(package.config.data.tokenizer)
-        write_package(building, params, package.architecture, packaging, about, eos_id=eos_id)
+        text_ids = text_ids_of(package.config.data.tokenizer)
+        write_package(building, params, package.architecture, packaging, about, text_ids=text_ids)
     return open_model(target)
 
 
@@ -54,7 +55,7 @@ def write_package(
     packaging: Packaging,
     about: dict[str, Any],
     *,
-    eos_id: int | None,
+    text_ids: TextIds | None,
 ) -> None:
     """Writes a model whose manifest has the lineage `about`."""
     params = cast(params, packaging.dtype)
@@ -70,7 +71,7 @@ def write_package(
         architecture,
         config=about["config"],
         units=by_layer,
-        eos_id=eos_id,
+        text_ids=text_ids,
     )
     # Read back and verified, before the folder takes its place: a model that is there is whole.
     for array in open_weights(building, packaging.format, architecture, tensors).values():

@@ -14,6 +14,7 @@ from matta_jax.packages._card import CARD, copy_tokenizer, model_card
 from matta_jax.packages._formats import DTYPES, FORMATS
 from matta_jax.packages._manifest import MANIFEST, sealed
 from matta_jax.tokenizers import (
+    TextIds,
     bundle_tokenizer,
     files_digest,
     make_tokenizer,
@@ -156,9 +157,9 @@ def at_dtype(counts: Counts, params: Any) -> Counts:
     return dataclasses.replace(counts, bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 
 
-def eos_id_of(tokenizer: str) -> int | None:
-    """The end-of-text id of a tokenizer, where its files are at hand."""
+def text_ids_of(tokenizer: str) -> TextIds | None:
+    """What stands around texts of a tokenizer, where its files are at hand."""
     try:
-        return make_tokenizer(tokenizer).eos_id
+        return make_tokenizer(tokenizer).text_ids
     except UserError:
         return None  # Its files are elsewhere now; a model can be extracted without them.

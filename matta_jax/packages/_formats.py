@@ -23,6 +23,7 @@ from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
 from matta_jax.packages.hf import hf_config, open_hf, to_hf
+from matta_jax.tokenizers import TextIds
 
 FORMATS = ("orbax", "safetensors", "hf")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -37,7 +38,7 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     *,
     config: Mapping[str, Any],
     units: Mapping[str, Units],
-    eos_id: int | None = None,
+    text_ids: TextIds | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a model's weights into a folder that is there.
 
@@ -48,7 +49,7 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
       architecture: of the model.
       config: of its run.
       units: how each weight is cut into pieces, by path.
-      eos_id: of its tokenizer, for `hf`.
+      text_ids: of its tokenizer, for `hf`.
 
     Returns:
       For each tensor `shape`, `dtype`, `fingerprint`, `units`.
@@ -65,7 +66,7 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
         prints = fingerprints(tensors, units)
         if format == "hf":
             dtype = str(next(iter(flat.values())).dtype)
-            described = hf_config(architecture, dtype, eos_id)
+            described = hf_config(architecture, dtype, text_ids)
             tensors = to_hf(tensors, flatten(logical_axes(architecture)), architecture)
             storage.replace_text(
                 folder / "config.json", storage.json_text(described, indent=2) + "\n"

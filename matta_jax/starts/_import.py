@@ -28,6 +28,7 @@ from matta_jax.packages import (
 )
 from matta_jax.tokenizers import (
     TOKENIZER,
+    TextIds,
     companions,
     make_tokenizer,
     read_spm,
@@ -125,8 +126,8 @@ class _Tokens:
             return _write_rules(read_spm(storage.path(self.name)), building)
         return self.name
 
-    def checked_eos_id(self, spec: str, building: storage.Path, architecture: Architecture) -> int:
-        """The end-of-text id.
+    def checked_ids(self, spec: str, building: storage.Path, architecture: Architecture) -> TextIds:
+        """What stands around its texts.
 
         Raises:
           UserError: the tokenizer cannot be used, or knows more ids than the model.
@@ -148,7 +149,7 @@ class _Tokens:
                 f"{whose}{where} has {tokenizer.vocab_size} ids, but the model a vocabulary of "
                 f"{architecture.vocab_size}; name the model's own by --tokenizer"
             )
-        return tokenizer.eos_id
+        return tokenizer.text_ids
 
 
 def _import(
@@ -170,14 +171,14 @@ def _import(
     params = _read(tokens.source, architecture, reads)
     with new_folder(target) as building:
         spec = tokens.place(building)
-        eos_id = tokens.checked_eos_id(spec, building, architecture)
+        text_ids = tokens.checked_ids(spec, building, architecture)
         about = {
             "parent": dict(parent),
             "spec": tokens.source.name,
             "config": config_lib.to_dict(_config(foreign.section, spec)),
             "scores": [],
         }
-        write_package(building, params, architecture, packaging, about, eos_id=eos_id)
+        write_package(building, params, architecture, packaging, about, text_ids=text_ids)
     return open_model(target)
 
 

@@ -2,6 +2,7 @@
 tokenizer JSON, behind one small interface.
 """
 
+from matta_jax.tokenizers._base import TextIds as TextIds
 from matta_jax.tokenizers._base import Tokenizer as Tokenizer
 from matta_jax.tokenizers._bundle import TOKENIZER as TOKENIZER
 from matta_jax.tokenizers._bundle import bundle_tokenizer as bundle_tokenizer

@@ -7,7 +7,7 @@ import importlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,18 @@ from matta_jax.errors import UserError, shorten
 _MOST_IDS = 2**24
 # Of what an error says.
 _LONGEST_LINE = 200
+
+
+class TextIds(NamedTuple):
+    """The ids that stand around a text.
+
+    Attributes:
+      start: before it.
+      end: after it.
+    """
+
+    start: int
+    end: int
 
 
 class Tokenizer(abc.ABC):
@@ -42,6 +54,11 @@ class Tokenizer(abc.ABC):
         reads it before anything else; never produced by `encode`.
         """
         return self.eos_id
+
+    @property
+    def text_ids(self) -> TextIds:
+        """What stands around a text."""
+        return TextIds(self.start_id, self.eos_id)
 
     @property
     def separator(self) -> np.ndarray:

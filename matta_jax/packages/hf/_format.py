@@ -20,6 +20,7 @@ from matta_jax.packages.hf._layout import Layout
 from matta_jax.packages.hf._llama import LlamaLayout
 from matta_jax.packages.hf._qwen import Qwen2Layout, Qwen3Layout
 from matta_jax.packages.hf._tensors import Reader, tensor_readers, to_tensors
+from matta_jax.tokenizers import TextIds
 
 _LAYOUTS: tuple[Layout, ...] = (
     GPT2Layout(),
@@ -48,9 +49,9 @@ def layout_of(architecture: Architecture) -> Layout:
     )
 
 
-def hf_config(architecture: Architecture, dtype: str, eos_id: int | None) -> dict[str, Any]:
+def hf_config(architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict[str, Any]:
     """The config.json of a model. Raises UserError when stock models have no room for it."""
-    return layout_of(architecture).describe(architecture, dtype, eos_id)
+    return layout_of(architecture).describe(architecture, dtype, text_ids)
 
 
 def stock_room(architecture: Architecture) -> tuple[str, dict[str, int]]:

@@ -12,6 +12,7 @@ from matta_jax.models import Architecture
 from matta_jax.nesting import SubModel
 from matta_jax.packages._safetensors import ForeignTensors
 from matta_jax.packages.hf._layout import Dims, Layout, Place, natural
+from matta_jax.tokenizers import TextIds
 
 _LAYER: dict[str, tuple[str, Dims]] = {
     "attention/w_qkv": ("attn.c_attn.weight", (("d_model",), ("qkv", "heads", "head_dim"))),
@@ -55,7 +56,7 @@ class GPT2Layout(Layout):
     # Masks that older versions of transformers stored, and the head, which is checked to be tied.
     ignored = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight")
 
-    def describe(self, architecture: Architecture, dtype: str, eos_id: int | None) -> dict:
+    def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
         num_heads = architecture.sub_model.largest("heads")
         room, remainder = divmod(architecture.d_model, architecture.head_dim)
         if remainder or num_heads > room:
@@ -78,8 +79,8 @@ class GPT2Layout(Layout):
             "embd_pdrop": 0.0,
             "attn_pdrop": 0.0,
             "torch_dtype": dtype,
-            "bos_token_id": eos_id,
-            "eos_token_id": eos_id,
+            "bos_token_id": None if text_ids is None else text_ids.start,
+            "eos_token_id": None if text_ids is None else text_ids.end,
             "matta_jax": _hidden_by_padding(architecture),
         }
 

@@ -10,6 +10,7 @@ from matta_jax.config import ModelConfig
 from matta_jax.models import MOST, MOST_LAYERS, Architecture
 from matta_jax.nesting import Names
 from matta_jax.packages._safetensors import ForeignTensors
+from matta_jax.tokenizers import TextIds
 
 Dims = tuple[Names, ...]
 """The logical axes of each dimension of a foreign tensor."""
@@ -58,7 +59,7 @@ class Layout(abc.ABC):
         return True
 
     @abc.abstractmethod
-    def describe(self, architecture: Architecture, dtype: str, eos_id: int | None) -> dict:
+    def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
         """The config.json of a model. Raises UserError when stock models have no room for it."""
 
     @abc.abstractmethod

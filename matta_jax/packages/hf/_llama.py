@@ -14,6 +14,7 @@ from matta_jax.nesting import SubModel
 from matta_jax.packages._safetensors import ForeignTensors
 from matta_jax.packages.hf._layout import Dims, Layout, Place, natural
 from matta_jax.packages.hf._rope import read_rope, written_rope
+from matta_jax.tokenizers import TextIds
 
 _NORM: Dims = (("d_model",),)
 _HEAD_NORM: Dims = (("head_dim",),)
@@ -33,6 +34,8 @@ class LlamaLayout(Layout):
       refused: fields that must have one value, or be left out.
       activation: the field of the gates' function.
       heads_divide: whether the kind asks for heads that divide d_model.
+      has_windows: whether its models may have local layers.
+      has_query_scale: whether its config says what scores are multiplied by.
     """
 
     title = "Llama"
@@ -44,6 +47,8 @@ class LlamaLayout(Layout):
     architecture_name: ClassVar[str] = "LlamaForCausalLM"
     activation: ClassVar[str] = "hidden_act"
     heads_divide: ClassVar[bool] = True
+    has_windows: ClassVar[bool] = False
+    has_query_scale: ClassVar[bool] = False
     facts: ClassVar[Mapping[str, Any]] = {
         "qk_norm": False,
         "qkv_bias": False,
@@ -63,9 +68,7 @@ class LlamaLayout(Layout):
     def fits(self, architecture: Architecture) -> bool:
         return all(architecture.options[name] == value for name, value in self.facts.items())
 
-    # What a model of ours says in config.json.
-
-    def describe(self, architecture: Architecture, dtype: str, eos_id: int | None) -> dict:
+    def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
         self._check_stock(architecture)
         options, room = architecture.options, self.room(architecture)
         gates = {name: gate for gate, name in _GATES.items()}
@@ -86,8 +89,8 @@ class LlamaLayout(Layout):
             **self.refused,
             "attention_dropout": 0.0,
             "torch_dtype": dtype,
-            "bos_token_id": eos_id,
-            "eos_token_id": eos_id,
+            "bos_token_id": None if text_ids is None else text_ids.start,
+            "eos_token_id": None if text_ids is None else text_ids.end,
             "matta_jax": _hidden_by_padding(architecture),
         }
         return described | self.rope_fields(options) | self.window_fields(options)
@@ -120,9 +123,6 @@ class LlamaLayout(Layout):
                     f"d_model={architecture.d_model}, {value}; use format=safetensors"
                 )
 
-    has_windows: ClassVar[bool] = False
-    has_query_scale: ClassVar[bool] = False
-
     def embed_scale(self, d_model: int) -> float:
         """Factor of the embedding."""
         del d_model
@@ -142,8 +142,6 @@ class LlamaLayout(Layout):
                         "sizes, or use format=safetensors"
                     )
         return room | {"kv_heads": groups}
-
-    # What a config.json says.
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         section, hidden = self._stock_section(config), self._hidden(config)
@@ -264,8 +262,6 @@ class LlamaLayout(Layout):
                 "import another model"
             )
         return theta
-
-    # Where the weights stand.
 
     def outer(self, architecture: Architecture) -> dict[str, Place]:
         table: Dims = (("vocab",), ("d_model",))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import matta_jax
 from matta_jax import config as c
-from matta_jax import models, nesting, packages, storage
+from matta_jax import models, nesting, packages, storage, tokenizers
 from matta_jax.errors import UserError
 from matta_jax.nesting import flatten
 from matta_jax.packages import Packaging
@@ -368,3 +368,11 @@ def test_import_grow_train_extract_export_and_load_in_transformers(kind, corpus,
             actual = theirs(torch.tensor(tokens)).logits.numpy().reshape(-1, 256)
         scale = max(1, np.abs(expected).max())
         np.testing.assert_allclose(actual, expected, atol=2e-5 * scale, rtol=0)
+
+
+def test_a_config_says_what_stands_around_texts():
+    architecture = architecture_of(section("llama"))
+    described = packages.hf_config(architecture, "float32", tokenizers.TextIds(1, 2))
+    assert (described["bos_token_id"], described["eos_token_id"]) == (1, 2)
+    described = packages.hf_config(architecture, "float32", None)
+    assert described["bos_token_id"] is described["eos_token_id"] is None
