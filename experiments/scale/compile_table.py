@@ -21,7 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 _HERE = pathlib.Path(__file__).parent
 _OUTPUT = _HERE / "compile_table.json"
-# Config and its variant, topology, microbatches; parameters are sharded over all chips.
+# Config, topology, microbatches; parameters are sharded over all chips.
 ROWS = [
     ("gpt2_small", "v5e:4x4", 4),
     ("gpt2_small", "v5p:2x2x2", 4),
@@ -44,10 +44,8 @@ def measure(name: str, topology: str, microbatches: int) -> dict[str, Any]:
     from matta_jax import compile_check
     from matta_jax.config import from_config_dict
 
-    name, _, variant = name.partition(":")
     file = _HERE.parents[1] / "configs" / f"{name}.py"
-    get_config = runpy.run_path(str(file))["get_config"]
-    config = from_config_dict(get_config(variant) if variant else get_config())
+    config = from_config_dict(runpy.run_path(str(file))["get_config"]())
     config = dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1),

@@ -35,9 +35,9 @@ def _main() -> None:
     }
     named = [name for name, (source, _) in importers.items() if source is not None]
     if len(named) != 1:
-        what = " and ".join(f"--{name}" for name in named) or "nothing"
+        what = " and ".join(f"--{name}" for name in named) or "no source"
         raise UserError(
-            f"{what} names what is imported, and one of --hf, --gguf, --llama2c must; for example "
+            f"{what} given: one model is imported; give one of --hf, --gguf and --llama2c, such as "
             "--hf=models/gpt2"
         )
     source, import_model = importers[named[0]]
