@@ -10,8 +10,9 @@ from flax import nnx
 
 from matta_jax.config import ModelConfig
 from matta_jax.models.families._family import Family, Modules, register
+from matta_jax.models.families._pre_norm import PreNormBlock
 from matta_jax.models.families._schema import Input, Inputs, Schema
-from matta_jax.models.layers import MLP, Attention, Build, Cache, Context, LayerNorm, drop
+from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm
 from matta_jax.nesting import BLOCKS
 
 
@@ -34,79 +35,14 @@ class Embed(nnx.Module):
         return x_BTD.reshape(-1, x_BTD.shape[-1])
 
 
-class GPT2Block(nnx.Module):
-    """A pre-norm transformer block."""
-
-    parts = {  # noqa: RUF012  As of `Block`.
-        "attend": ("norm_attention", "attention"),
-        "feed": ("norm_mlp", "mlp"),
-    }
+class GPT2Block(PreNormBlock):
+    """GPT-2's transformer block."""
 
     def __init__(self, build: Build):
         self.norm_attention = LayerNorm(build)
         self.attention = Attention(build)
         self.norm_mlp = LayerNorm(build)
         self.mlp = MLP(build)
-
-    def attend(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the residual stream after attention."""
-        # Each part takes its half of the layer's key, so that parts that run one by one drop what
-        # `__call__` would.
-        key = None if key is None else jax.random.split(key)[0]
-        attended = self.attention(self.norm_attention(x_ND), context)
-        return x_ND + drop(attended, dropout, key)
-
-    def feed(
-        self,
-        x_ND: jax.Array,
-        context: Context | None = None,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the residual stream after the MLP, of that after attention."""
-        key = None if key is None else jax.random.split(key)[1]
-        fed = self.mlp(self.norm_mlp(x_ND))
-        return x_ND + drop(fed, dropout, key)
-
-    def __call__(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the new residual stream. Without a `key` nothing is dropped."""
-        x_ND = self.attend(x_ND, context, dropout=dropout, key=key)
-        return self.feed(x_ND, context, dropout=dropout, key=key)
-
-    def extend(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        cache: Cache | None,
-    ) -> tuple[jax.Array, Cache]:
-        """Runs new tokens after those that are cached; returns the residual stream and the longer
-        cache.
-        """
-        attended, cache = self.attention.extend(self.norm_attention(x_ND), context, cache)
-        return self.feed(x_ND + attended), cache
-
-    def importance(self, x_ND: jax.Array, context: Context) -> dict[str, jax.Array]:
-        """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream."""
-        heads = self.attention.importance(self.norm_attention(x_ND), context)
-        # The MLP reads what attention has written.
-        x_ND = self.attend(x_ND, context)
-        neurons = self.mlp.importance(self.norm_mlp(x_ND))
-        return {"heads": heads, "d_ff": neurons}
 
 
 class GPT2(Family):

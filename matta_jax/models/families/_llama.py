@@ -4,7 +4,7 @@ Shape letters: B batch, T sequence, N tokens (= B·T), D d_model.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -12,15 +12,14 @@ from immutabledict import immutabledict
 
 from matta_jax.config import LlamaConfig
 from matta_jax.models.families._family import Family, Modules, register
+from matta_jax.models.families._pre_norm import PreNormBlock
 from matta_jax.models.families._schema import Input, Inputs, Schema
 from matta_jax.models.layers import (
     Build,
-    Cache,
     Context,
     GatedMLP,
     GroupedAttention,
     RMSNorm,
-    drop,
 )
 from matta_jax.nesting import BLOCKS
 
@@ -45,13 +44,14 @@ class Head(nnx.Module):
         self.table = build.weight("vocab", "d_model")
 
 
-class LlamaBlock(nnx.Module):
+class LlamaBlock(PreNormBlock):
     """A transformer block with a norm before each branch, or before and after."""
 
-    parts = {  # noqa: RUF012  As of `Block`.
+    parts: ClassVar[Mapping[str, Sequence[str]]] = {
         "attend": ("norm_attention", "attention", "norm_attended"),
         "feed": ("norm_mlp", "mlp", "norm_fed"),
     }
+    heads = "kv_heads"
 
     def __init__(self, build: Build):
         self.norm_attention = RMSNorm(build)
@@ -61,68 +61,6 @@ class LlamaBlock(nnx.Module):
         if build.options["post_norms"]:
             self.norm_attended = RMSNorm(build)
             self.norm_fed = RMSNorm(build)
-
-    def _after(self, norm: str, branch_ND: jax.Array) -> jax.Array:
-        return getattr(self, norm)(branch_ND) if hasattr(self, norm) else branch_ND
-
-    def attend(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the residual stream after attention."""
-        # Each part takes its half of the layer's key, so that parts that run one by one drop what
-        # `__call__` would.
-        key = None if key is None else jax.random.split(key)[0]
-        attended = self.attention(self.norm_attention(x_ND), context)
-        return x_ND + drop(self._after("norm_attended", attended), dropout, key)
-
-    def feed(
-        self,
-        x_ND: jax.Array,
-        context: Context | None = None,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the residual stream after the MLP, of that after attention."""
-        key = None if key is None else jax.random.split(key)[1]
-        fed = self.mlp(self.norm_mlp(x_ND))
-        return x_ND + drop(self._after("norm_fed", fed), dropout, key)
-
-    def __call__(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the new residual stream. Without a `key` nothing is dropped."""
-        x_ND = self.attend(x_ND, context, dropout=dropout, key=key)
-        return self.feed(x_ND, context, dropout=dropout, key=key)
-
-    def extend(
-        self, x_ND: jax.Array, context: Context, cache: Cache | None
-    ) -> tuple[jax.Array, Cache]:
-        """Runs new tokens after those that are cached; returns the residual stream and the longer
-        cache.
-        """
-        attended, cache = self.attention.extend(self.norm_attention(x_ND), context, cache)
-        return self.feed(x_ND + self._after("norm_attended", attended)), cache
-
-    def importance(self, x_ND: jax.Array, context: Context) -> dict[str, jax.Array]:
-        """Returns how much each group [K, H] and each neuron [G, F] adds to the residual stream; a
-        norm after the branch scales all of them alike.
-        """
-        groups = self.attention.importance(self.norm_attention(x_ND), context)
-        # The MLP reads what attention has written.
-        x_ND = self.attend(x_ND, context)
-        neurons = self.mlp.importance(self.norm_mlp(x_ND))
-        return {"kv_heads": groups, "d_ff": neurons}
 
 
 class Llama(Family):
