@@ -25,12 +25,19 @@ RunKey = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished run: its folder, and its last held-out figures by model, in nats per token or
-    example.
-    """
+    """A finished run, in its folder."""
 
     workdir: pathlib.Path
-    figures: dict[str, float]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Its last held-out figures by model, in nats per token or example."""
+        evaluation = last_evaluation(self.workdir)
+        if evaluation is None:
+            raise UserError(f"{self.workdir / 'metrics.jsonl'} has no evaluation")
+        # A run without a nest has no TA.
+        models = ("student", "ta")
+        return {model: evaluation[model] for model in models if evaluation[model] is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +120,6 @@ def stored(file: pathlib.Path, measure: Callable[[], Any]) -> Any:
 
 
 def _trained(run: SweepRun) -> Trained:
-    evaluation = last_evaluation(run.workdir) if is_finished(run) else None
-    if evaluation is None:
+    if not is_finished(run):
         raise UserError(f"{run.workdir} is not trained; run this experiment with all its seeds")
-
-    figures = {}
-    for model in ("student", "ta"):
-        # A run without a nest has no TA.
-        if evaluation[model] is not None:
-            figures[model] = evaluation[model]
-    return Trained(run.workdir, figures)
+    return Trained(run.workdir)

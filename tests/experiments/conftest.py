@@ -38,7 +38,7 @@ def made_up_lab(load, monkeypatch, tmp_path):
                         raise UserError(f"{name} {seed} is not trained")
                     folder = self.workdir / name / str(seed) / f"{rate}"
                     folder.mkdir(parents=True, exist_ok=True)
-                    trained[name, seed] = runs.Trained(folder, {})
+                    trained[name, seed] = runs.Trained(folder)
             return trained
 
         def measured(self, run, side, specs):

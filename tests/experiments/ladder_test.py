@@ -22,7 +22,7 @@ def test_each_recipe_has_the_rate_that_is_best_on_the_validation_text(
     table = experiment.EXPERIMENT.show(results, tmp_path)
     assert "61,440 parameters" in table and "| with a mix: %" in table
     # A cell for each width, and one in the trend.
-    assert table.count("+2.0 ± 0.0") == 2 * 6 * (5 + 1)
+    assert table.count("+2.0 ± 0.0") == 2 * 6 * (5 + 2)
 
 
 def test_the_largest_rung_takes_the_rates_of_the_middle_one(load, made_up_lab):
