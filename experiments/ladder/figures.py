@@ -1,7 +1,7 @@
 """The tables and the picture of `ladder`: what it costs a size to be part of a nest."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lab.rungs import RUNGS, Rung
 from lab.statistics import Row, format_interval, interval
@@ -44,6 +44,11 @@ class Scores:
         pairs = zip(values, references, strict=True)
         return [100 * (value / reference - 1) for value, reference in pairs]
 
+    def worst(self, rung: Rung, length: int, condition: str) -> list[float]:
+        """`excess` of the size that is worst by its mean."""
+        excesses = [self.excess(rung, length, condition, width) for width in rung.widths]
+        return max(excesses, key=lambda excess: interval(excess)[0])
+
     def tflops(self, rung: Rung, length: int, condition: str) -> float:
         """Of a run."""
         return self.rows[rung.name, length, condition][0]["tflops"]
@@ -56,7 +61,9 @@ def tables(scores: Scores) -> str:
         parts.append(_heading(rung, length))
         parts.append(_table(scores, rung, length))
     parts.append("The largest size against one trained alone, %, as models grow:")
-    parts.append(_trend(scores))
+    parts.append(_trend(scores, _largest_excess))
+    parts.append("The worst size, %, as models grow:")
+    parts.append(_trend(scores, _worst_excess))
     return "\n\n".join(parts)
 
 
@@ -72,24 +79,35 @@ def _references(scores: Scores, rung: Rung, length: int) -> list[int]:
     return widths if rung.widths[-1] in widths else []
 
 
-def _trend(scores: Scores) -> str:
-    """The largest size's loss to one trained alone, by recipe, for each rung and length."""
+def _largest_excess(scores: Scores, rung: Rung, length: int, condition: str) -> list[float]:
+    return scores.excess(rung, length, condition, rung.widths[-1])
+
+
+def _worst_excess(scores: Scores, rung: Rung, length: int, condition: str) -> list[float]:
+    is_whole = len(_references(scores, rung, length)) == len(rung.widths)
+    return scores.worst(rung, length, condition) if is_whole else []
+
+
+def _trend(scores: Scores, excess_of: Callable[[Scores, Rung, int, str], list[float]]) -> str:
+    """What a recipe loses to models trained alone, for each rung and length."""
     settings = _measured(scores)
     header = ["recipe", *(f"{rung.name}, {length} tokens" for rung, length in settings)]
     lines = []
-    for condition in conditions_of(RUNGS[0]):
-        if condition.startswith("alone"):
-            continue
+    for condition in _recipes(RUNGS[0]):
         cells = []
         for rung, length in settings:
             is_there = scores.has(rung, length, condition)
-            largest = rung.widths[-1]
-            cells.append(
-                _signed(scores.excess(rung, length, condition, largest)) if is_there else ""
-            )
+            excess = excess_of(scores, rung, length, condition) if is_there else []
+            cells.append(_signed(excess) if excess else "")
         if any(cells):
             lines.append([condition, *cells])
     return markdown_table(header, lines, left=(0,))
+
+
+def _recipes(rung: Rung) -> list[str]:
+    """All conditions but the models trained alone."""
+    lone = {alone(width) for width in rung.widths}
+    return [condition for condition in conditions_of(rung) if condition not in lone]
 
 
 def _heading(rung: Rung, length: int) -> str:
@@ -112,12 +130,12 @@ def _table(scores: Scores, rung: Rung, length: int) -> str:
     every_text = f"{every / ta_alone:.2f}" if is_whole else ""
     lines = [["each alone: bits per byte", *lone_bits, "", every_text]]
 
-    for condition in conditions_of(rung):
-        if condition.startswith("alone") or not scores.has(rung, length, condition):
+    for condition in _recipes(rung):
+        if not scores.has(rung, length, condition):
             continue
         excesses = {width: scores.excess(rung, length, condition, width) for width in references}
         cells = [_signed(excesses[width]) if width in excesses else "" for width in rung.widths]
-        worst = max(interval(excess)[0] for excess in excesses.values())
+        worst = interval(scores.worst(rung, length, condition))[0] if is_whole else 0.0
         flops = scores.tflops(rung, length, condition) / ta_alone
         worst_text = f"{worst:+.1f}" if is_whole else ""
         lines.append([f"{condition}: %", *cells, worst_text, f"{flops:.2f}"])
@@ -135,7 +153,11 @@ def plot(scores: Scores, path: pathlib.Path) -> None:
     """Draws, for each rung and length, what each size loses to a model trained alone, in per
     cent; writes the picture to `path`.
     """
-    panels = _measured(scores)
+    panels = [
+        (rung, length)
+        for rung, length in _measured(scores)
+        if any(scores.has(rung, length, condition) for condition in _recipes(rung))
+    ]
 
     figure = new_figure((1.5 + 3.2 * len(panels), 4.2))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
