@@ -2,6 +2,7 @@
 all.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -230,3 +231,13 @@ def labels(tiny, teacher, tmp_path_factory):
         return str(made[top_k])
 
     return make
+
+
+@pytest.fixture
+def scaled():
+    """`scaled(weights)`: weights on their way into files, all a little off."""
+
+    def off(weight):
+        return dataclasses.replace(weight, read=lambda index: weight.read(index) * 1.001)
+
+    return lambda weights: {path: off(weight) for path, weight in weights.items()}

@@ -21,7 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 _HERE = pathlib.Path(__file__).parent
 _OUTPUT = _HERE / "compile_table.json"
-# Config, topology, microbatches; parameters are sharded over all chips.
+# Config and variant, topology, microbatches; parameters are sharded over all chips.
 ROWS = [
     ("gpt2_small", "v5e:4x4", 4),
     ("gpt2_small", "v5p:2x2x2", 4),
@@ -36,6 +36,8 @@ ROWS = [
     ("qwen3_0b6", "v6e:2x4", 8),
     ("llama3_1b", "v5p:2x2x2", 8),
     ("llama3_8b", "v5p:2x4x4", 8),
+    ("llama3_8b:shampoo", "v5p:2x4x4", 8),
+    ("llama3_8b", "v6e:4x8", 8),
 ]
 
 
@@ -44,8 +46,10 @@ def measure(name: str, topology: str, microbatches: int) -> dict[str, Any]:
     from matta_jax import compile_check
     from matta_jax.config import from_config_dict
 
-    file = _HERE.parents[1] / "configs" / f"{name}.py"
-    config = from_config_dict(runpy.run_path(str(file))["get_config"]())
+    stem, _, variant = name.partition(":")
+    file = _HERE.parents[1] / "configs" / f"{stem}.py"
+    get_config = runpy.run_path(str(file))["get_config"]
+    config = from_config_dict(get_config(variant) if variant else get_config())
     config = dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, data=1, fsdp=-1),

@@ -31,6 +31,9 @@ _FORMAT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_string(
     "dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model."
 )
+_MAX_SHARD_GB = flags.DEFINE_float(
+    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
+)
 _WITH_OPTIMIZER = flags.DEFINE_bool(
     "with_optimizer", False, "Take the optimiser state along, to train on."
 )
@@ -44,7 +47,9 @@ def _main() -> None:
         _app.say(f"{package.path}: {len(package.stored)} tensors are as they were written")
         return
 
-    packaging = Packaging(_FORMAT.value, _dtype(), _WITH_OPTIMIZER.value, _OVERWRITE.value)
+    packaging = Packaging(
+        _FORMAT.value, _dtype(), _WITH_OPTIMIZER.value, _OVERWRITE.value, _MAX_SHARD_GB.value
+    )
     if _MODEL.value is not None:
         output = _app.required(_OUTPUT, "models/student_hf")
         package = matta_jax.convert(_MODEL.value, output, packaging=packaging)

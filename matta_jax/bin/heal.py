@@ -29,6 +29,9 @@ _SOURCE = flags.DEFINE_string("source", None, "Other training text, as data.sour
 _EVAL_SOURCE = flags.DEFINE_string("eval_source", None, "And held-out text, as data.eval_source.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}.")
 _DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
+_MAX_SHARD_GB = flags.DEFINE_float(
+    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an extracted model that is there.")
 
 
@@ -40,7 +43,12 @@ def _main() -> None:
             _app.required(_STEPS, "100"), _LEARNING_RATE.value, _SOURCE.value, _EVAL_SOURCE.value
         ),
         workdir=_WORKDIR.value,
-        packaging=Packaging(_FORMAT.value, _DTYPE.value, overwrite=_OVERWRITE.value),
+        packaging=Packaging(
+            _FORMAT.value,
+            _DTYPE.value,
+            overwrite=_OVERWRITE.value,
+            max_shard_gb=_MAX_SHARD_GB.value,
+        ),
         log=_app.say,
     )
     _app.say(f"{model.path}: {model.spec}, {model.counts.parameters:,} parameters")

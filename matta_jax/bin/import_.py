@@ -13,7 +13,7 @@ from matta_jax.errors import UserError
 from matta_jax.nesting import word_of
 from matta_jax.packages import DTYPES, FORMATS, Packaging
 
-_HF = flags.DEFINE_string("hf", None, "Folder with config.json and model.safetensors.")
+_HF = flags.DEFINE_string("hf", None, "Folder with config.json and safetensors.")
 _GGUF = flags.DEFINE_string("gguf", None, "GGUF file of a Llama, Qwen 2.5 or Qwen 3.")
 _LLAMA2C = flags.DEFINE_string("llama2c", None, "File of llama2.c.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the model.")
@@ -24,6 +24,9 @@ _TOKENIZER = flags.DEFINE_string(
 )
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}.")
 _DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
+_MAX_SHARD_GB = flags.DEFINE_float(
+    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a model that is there.")
 
 
@@ -46,7 +49,12 @@ def _main() -> None:
         source,
         _app.required(_OUTPUT, "models/gpt2_ours"),
         tokenizer=_TOKENIZER.value,
-        packaging=Packaging(_FORMAT.value, _DTYPE.value, overwrite=_OVERWRITE.value),
+        packaging=Packaging(
+            _FORMAT.value,
+            _DTYPE.value,
+            overwrite=_OVERWRITE.value,
+            max_shard_gb=_MAX_SHARD_GB.value,
+        ),
     )
     architecture = package.architecture
     sizes, heads = architecture.sub_model, architecture.family.heads

@@ -56,6 +56,9 @@ _EVALUATIONS = flags.DEFINE_integer(
 )
 _EXTRACT_BEST = flags.DEFINE_integer("extract_best", 0, "How many models to write, best first.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.join(FORMATS)}.")
+_MAX_SHARD_GB = flags.DEFINE_float(
+    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
+)
 
 
 def _main() -> None:
@@ -78,7 +81,7 @@ def _main() -> None:
         evaluations=_EVALUATIONS.value,
         workload=workload,
         extract_best=_EXTRACT_BEST.value,
-        packaging=Packaging(_FORMAT.value, _DTYPE.value),
+        packaging=Packaging(_FORMAT.value, _DTYPE.value, max_shard_gb=_MAX_SHARD_GB.value),
         log=_app.say,
     )
 

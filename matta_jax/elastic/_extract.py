@@ -24,6 +24,7 @@ from matta_jax.packages import (
     disk_bytes,
     finish_package,
     hf_config,
+    in_memory,
     new_folder,
     open_model,
     open_weights,
@@ -152,8 +153,8 @@ class _Part:
         origins = origins_of(source, sub_model)
         tensors = write_weights(
             building,
-            packaging.format,
-            self.params,
+            packaging,
+            in_memory(self.params),
             architecture,
             config=config,
             units=self._units(origins),
@@ -170,7 +171,7 @@ class _Part:
             )
 
         # The run's counts are of float32; the model's bytes are those of the type written.
-        counts = at_dtype(source.count(sub_model), self.params)
+        counts = at_dtype(source.count(sub_model), packaging.dtype)
         described = {path: about | origins[path] for path, about in tensors.items()}
         certificate = {
             "max_difference": difference,
@@ -224,8 +225,7 @@ def verify(folder: str | storage.Path) -> Package:
     """
     package = open_model(folder)
     for path, array in package.stored.items():
-        # For its error: what is read is compared with its fingerprint.
-        array.whole()
+        array.verify()
         about = package.manifest["tensors"][path]
         parent_print = about.get("parent_fingerprint")
         # What was rounded has other bits than the TA.

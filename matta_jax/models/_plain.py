@@ -224,18 +224,17 @@ def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
     return jnp.einsum("nd,vd->nv", hidden_ND, table, preferred_element_type=jnp.float32)
 
 
-def count_model(architecture: Architecture, seq_len: int, weights: Tree | None = None) -> Counts:
-    """Counts a plain model.
+def count_model(architecture: Architecture, seq_len: int) -> Counts:
+    """Counts a plain model in float32.
 
     Args:
       architecture: of the model.
       seq_len: tokens of the sequence that attention spans.
-      weights: where they are at hand: their type counts; None: float32.
     """
     family = architecture.family
     attention = family.attention_flops(architecture.sub_model, architecture.fixed, seq_len)
     return count_weights(
-        abstract_params(architecture) if weights is None else weights,
+        abstract_params(architecture),
         logical_axes(architecture),
         heads=[path for path in [architecture.table_path] if path is not None],
         attention=attention,

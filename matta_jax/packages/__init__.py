@@ -3,8 +3,6 @@
 from matta_jax.packages._card import CARD as CARD
 from matta_jax.packages._convert import convert as convert
 from matta_jax.packages._convert import write_package as write_package
-from matta_jax.packages._folder import Packaging as Packaging
-from matta_jax.packages._folder import at_dtype as at_dtype
 from matta_jax.packages._folder import bundled_config as bundled_config
 from matta_jax.packages._folder import check_place as check_place
 from matta_jax.packages._folder import check_target as check_target
@@ -12,9 +10,6 @@ from matta_jax.packages._folder import check_workdir_place as check_workdir_plac
 from matta_jax.packages._folder import finish_package as finish_package
 from matta_jax.packages._folder import new_folder as new_folder
 from matta_jax.packages._folder import text_ids_of as text_ids_of
-from matta_jax.packages._formats import DTYPES as DTYPES
-from matta_jax.packages._formats import FORMATS as FORMATS
-from matta_jax.packages._formats import cast as cast
 from matta_jax.packages._formats import disk_bytes as disk_bytes
 from matta_jax.packages._formats import open_weights as open_weights
 from matta_jax.packages._formats import write_weights as write_weights
@@ -32,8 +27,16 @@ from matta_jax.packages._package import load_chosen as load_chosen
 from matta_jax.packages._package import load_in_place as load_in_place
 from matta_jax.packages._package import load_model as load_model
 from matta_jax.packages._package import open_model as open_model
+from matta_jax.packages._packaging import DTYPES as DTYPES
+from matta_jax.packages._packaging import FORMATS as FORMATS
+from matta_jax.packages._packaging import Packaging as Packaging
+from matta_jax.packages._packaging import at_dtype as at_dtype
 from matta_jax.packages._plain import plain_config as plain_config
+from matta_jax.packages._weights import Weight as Weight
+from matta_jax.packages._weights import cast as cast
+from matta_jax.packages._weights import in_memory as in_memory
 from matta_jax.packages.hf import Foreign as Foreign
+from matta_jax.packages.hf import Reader as Reader
 from matta_jax.packages.hf import hf_config as hf_config
 from matta_jax.packages.hf import open_hf as open_hf
 from matta_jax.packages.hf import to_hf as to_hf

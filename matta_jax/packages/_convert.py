@@ -1,23 +1,26 @@
 """A model of ours is written again, in another format or type."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from matta_jax import storage
+from matta_jax.checkpoints import StoredArray
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, count_model, logical_axes
-from matta_jax.nesting import LAYERS, Tree, flatten
+from matta_jax.nesting import LAYERS, flatten
 from matta_jax.packages._folder import (
-    Packaging,
     bundled_config,
     check_target,
     finish_package,
     new_folder,
     text_ids_of,
 )
-from matta_jax.packages._formats import cast, open_weights, write_weights
+from matta_jax.packages._formats import open_weights, write_weights
 from matta_jax.packages._manifest import VERSION
 from matta_jax.packages._package import Package, open_model
+from matta_jax.packages._packaging import Packaging, at_dtype
+from matta_jax.packages._weights import Weight
 from matta_jax.tokenizers import TextIds
 
 # What stays when a model is written again.
@@ -38,19 +41,24 @@ def convert(
             "with_optimizer: an optimiser state stays with its model; extract it again from the "
             "checkpoint"
         )
-    params, about = package.load().params, {name: package.manifest[name] for name in _LINEAGE}
+    weights = {path: _stored(array) for path, array in package.stored.items()}
+    about = {name: package.manifest[name] for name in _LINEAGE}
     # Its tokenizer's files lie in the old folder, and are copied from there.
     data = about["config"]["data"] | {"tokenizer": package.config.data.tokenizer}
     about["config"] = about["config"] | {"data": data}
     with new_folder(target) as building:
         text_ids = text_ids_of(package.config.data.tokenizer)
-        write_package(building, params, package.architecture, packaging, about, text_ids=text_ids)
+        write_package(building, weights, package.architecture, packaging, about, text_ids=text_ids)
     return open_model(target)
+
+
+def _stored(array: StoredArray) -> Weight:
+    return Weight(array.shape, array.dtype, array.__getitem__)
 
 
 def write_package(
     building: storage.Path,
-    params: Tree,
+    weights: Mapping[str, Weight],
     architecture: Architecture,
     packaging: Packaging,
     about: dict[str, Any],
@@ -58,7 +66,6 @@ def write_package(
     text_ids: TextIds | None,
 ) -> None:
     """Writes a model whose manifest has the lineage `about`."""
-    params = cast(params, packaging.dtype)
     about = about | {"config": bundled_config(about["config"], building)}
     by_layer = {
         path: tuple(int(name == LAYERS) for name in names)
@@ -66,8 +73,8 @@ def write_package(
     }
     tensors = write_weights(
         building,
-        packaging.format,
-        params,
+        packaging,
+        weights,
         architecture,
         config=about["config"],
         units=by_layer,
@@ -75,16 +82,17 @@ def write_package(
     )
     # Read back and verified, before the folder takes its place: a model that is there is whole.
     for array in open_weights(building, packaging.format, architecture, tensors).values():
-        array.whole()
+        array.verify()
 
     seq_len = about["config"]["data"]["seq_len"]
     names = flatten(logical_axes(architecture))
+    counts = at_dtype(count_model(architecture, seq_len), packaging.dtype)
     manifest = {
         "version": VERSION,
         "format": packaging.format,
         "dtype": packaging.dtype,
         "architecture": architecture.to_json(),
-        "counts": dataclasses.asdict(count_model(architecture, seq_len, params)),
+        "counts": dataclasses.asdict(counts),
         "tensors": {path: tensor | {"axes": list(names[path])} for path, tensor in tensors.items()},
     }
     finish_package(building, manifest | about)

@@ -1,17 +1,12 @@
 """The folder of a model: how it is written, put in its place, and finished."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from matta_jax import storage
-from matta_jax.errors import UserError, did_you_mean
-from matta_jax.nesting import Counts
+from matta_jax.errors import UserError
 from matta_jax.packages._card import CARD, copy_tokenizer, model_card
-from matta_jax.packages._formats import DTYPES, FORMATS
 from matta_jax.packages._manifest import MANIFEST, sealed
 from matta_jax.tokenizers import (
     TextIds,
@@ -20,38 +15,6 @@ from matta_jax.tokenizers import (
     make_tokenizer,
     resolved_tokenizer,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Packaging:
-    """How models are written.
-
-    Attributes:
-      format: `orbax`, `safetensors` or `hf`.
-      dtype: `fp32` or `bf16`.
-      with_optimizer: whether the sub-model's part of the optimiser state goes along (orbax).
-      overwrite: whether an extracted model may be replaced.
-    """
-
-    format: str = "orbax"
-    dtype: str = "fp32"
-    with_optimizer: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UserError(
-                    f"{name}={value!r} must be one of "
-                    f"{', '.join(allowed)}{did_you_mean(value, allowed)}"
-                )
-        if self.with_optimizer and (self.format, self.dtype) != ("orbax", "fp32"):
-            raise UserError(
-                "with_optimizer needs format=orbax and dtype=fp32: training goes on from these "
-                "alone"
-            )
-
 
 # What a run writes beside its checkpoints, and reads again.
 _FILES_OF_RUN = ("config.json", "metrics.jsonl", "tokenizer")
@@ -151,10 +114,6 @@ def finish_package(building: storage.Path, manifest: dict[str, Any]) -> None:
     # After the tokenizer's files: the card says whether they are there.
     storage.replace_text(building / CARD, model_card(manifest, building))
     storage.replace_text(building / MANIFEST, storage.json_text(manifest, indent=2) + "\n")
-
-
-def at_dtype(counts: Counts, params: Any) -> Counts:
-    return dataclasses.replace(counts, bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
 
 
 def text_ids_of(tokenizer: str) -> TextIds | None:

@@ -2,50 +2,49 @@
 models).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from matta_jax import storage
 from matta_jax.checkpoints import (
     StoredArray,
     Units,
-    fingerprints,
     read_meta,
     save_folder,
     stored_arrays,
 )
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
-from matta_jax.nesting import Tree, flatten
+from matta_jax.nesting import Tree, flatten, unflatten
+from matta_jax.packages._packaging import DTYPES, Packaging
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
-from matta_jax.packages.hf import hf_config, open_hf, to_hf
+from matta_jax.packages._weights import Recorded, Weight, described
+from matta_jax.packages.hf import hf_config, hf_shapes, open_hf, to_hf
 from matta_jax.tokenizers import TextIds
 
-FORMATS = ("orbax", "safetensors", "hf")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _MEND = "extract it again"
 
 
 def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     folder: storage.Path,
-    format: str,
-    params: Tree,
+    packaging: Packaging,
+    weights: Mapping[str, Weight],
     architecture: Architecture,
     *,
     config: Mapping[str, Any],
     units: Mapping[str, Units],
     text_ids: TextIds | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Writes a model's weights into a folder that is there.
+    """Writes a model's weights into a folder that is there. Each is read once; with `safetensors`
+    and `hf` no more than a file of them is in memory.
 
     Args:
       folder: of the model.
-      format: of `FORMATS`.
-      params: the weights.
+      packaging: format, type and size of the files.
+      weights: by path.
       architecture: of the model.
       config: of its run.
       units: how each weight is cut into pieces, by path.
@@ -57,30 +56,31 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     Raises:
       UserError: the format has no room for the model.
     """
-    flat = flatten(params)
-    if format == "orbax":
-        prints = _write_orbax(folder, params, config, units)
+    weights = {path: weight.rounded(packaging.dtype) for path, weight in weights.items()}
+    if packaging.format == "orbax":
+        params = unflatten(
+            {path: weight.assembled(units[path]) for path, weight in weights.items()}
+        )
+        return described(weights, units, _write_orbax(folder, params, config, units))
+
+    require_safetensors()
+    recorded = {path: Recorded(weight, units[path]) for path, weight in weights.items()}
+    to_write = {path: record.weight for path, record in recorded.items()}
+    if packaging.format == "hf":
+        text = storage.json_text(
+            hf_config(architecture, DTYPES[packaging.dtype], text_ids), indent=2
+        )
+        storage.replace_text(folder / "config.json", text + "\n")
+        tensors = to_hf(to_write, flatten(logical_axes(architecture)), architecture)
+        shapes = hf_shapes(architecture)
     else:
-        require_safetensors()
-        tensors = {path: np.asarray(leaf) for path, leaf in flat.items()}
-        prints = fingerprints(tensors, units)
-        if format == "hf":
-            dtype = str(next(iter(flat.values())).dtype)
-            described = hf_config(architecture, dtype, text_ids)
-            tensors = to_hf(tensors, flatten(logical_axes(architecture)), architecture)
-            storage.replace_text(
-                folder / "config.json", storage.json_text(described, indent=2) + "\n"
-            )
-        save_tensors(folder, tensors)
-    return {
-        path: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "units": list(units[path]),
-            "fingerprint": prints[path],
-        }
-        for path, leaf in flat.items()
-    }
+        tensors = ((path, weight.assembled(units[path])) for path, weight in to_write.items())
+        shapes = {path: weight.shape for path, weight in weights.items()}
+    itemsize = jnp.dtype(DTYPES[packaging.dtype]).itemsize
+    sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
+    save_tensors(folder, tensors, sizes, packaging.shard_bytes)
+    prints = {path: record.fingerprint for path, record in recorded.items()}
+    return described(weights, units, prints)
 
 
 def _write_orbax(
@@ -151,13 +151,5 @@ def _readers(
 
 def disk_bytes(folder: storage.Path, format: str) -> int:
     """Bytes of the files of a model's weights, the zeros of `hf` among them."""
-    pattern = "weights/**/*" if format == "orbax" else "model.safetensors"
+    pattern = "weights/**/*" if format == "orbax" else "*.safetensors"
     return sum(file.stat().st_size for file in storage.match(folder, pattern) if file.is_file())
-
-
-def cast(params: Tree, dtype: str) -> Tree:
-    """Rounds weights to `fp32` or `bf16`. Raises UserError for another."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    rounded = jnp.dtype(DTYPES[dtype])
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(rounded, copy=False), params)

@@ -1,8 +1,9 @@
 """Tensors in safetensors files: those of Hugging Face folders, in one file or several, and ours."""
 
 import abc
+import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matta_jax.errors import UserError
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SINGLE = "model.safetensors"
+_SHARD = "model-{:05}-of-{:05}.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -28,43 +30,57 @@ def require_safetensors() -> Any:
     return safetensors
 
 
-def save_tensors(folder: storage.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes the one file of a folder that is still being built."""
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    file = folder / _SINGLE
-    require_safetensors().numpy.save_file(contiguous, file, metadata={"format": "pt"})
-    # The library's own mode is for its owner alone.
-    storage.share_file(file)
+def save_tensors(
+    folder: storage.Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    sizes: Mapping[str, int],
+    shard_bytes: int,
+) -> None:
+    """Writes the tensors of a folder that is still being built: into one file, or into several with
+    an index where they are too large for it. No more than a file of them is in memory at once.
+
+    Args:
+      folder: of the model.
+      tensors: by name.
+      sizes: bytes of each, in the order in which they come.
+      shard_bytes: of a file; a larger tensor has one by itself.
+    """
+    shards = _shards_of(sizes, shard_bytes)
+    weight_map: dict[str, str] = {}
+    coming = iter(tensors)
+    for i, names in enumerate(shards, 1):
+        file_name = _SINGLE if len(shards) == 1 else _SHARD.format(i, len(shards))
+        # A tensor that comes out of its turn would be in another file than the index says.
+        shard = {}
+        for expected in names:
+            name, tensor = next(coming)
+            assert name == expected, f"{name} came in place of {expected}"
+            shard[name] = np.ascontiguousarray(tensor)
+        require_safetensors().numpy.save_file(shard, folder / file_name, metadata={"format": "pt"})
+        # The library's own mode is for its owner alone.
+        storage.share_file(folder / file_name)
+        weight_map |= dict.fromkeys(names, file_name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        storage.replace_text(folder / _INDEX, storage.json_text(index, indent=2) + "\n")
+
+
+def _shards_of(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """The names of each file's tensors, in their order."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def one_line(error: Exception) -> str:
     """What a library says of a damaged file, in a line."""
     return " ".join(str(error).split())[:160]
-
-
-def open_tensors(
-    folder: storage.Path, shapes: Mapping[str, tuple[int, ...]], mend: str
-) -> dict[str, Any]:
-    """For each tensor of our own names a function that reads the part of an index.
-
-    Raises:
-      UserError: the file is missing or damaged, or holds other tensors.
-    """
-    try:
-        file = require_safetensors().safe_open(folder / _SINGLE, "np")
-        stored_shapes = {
-            path: tuple(file.get_slice(path).get_shape()) for path in list(file.keys())
-        }
-    except UserError:
-        raise
-    except Exception as error:  # The library raises its own and several others for damaged files.
-        raise UserError(f"model={str(folder)!r} is damaged ({one_line(error)}); {mend}") from None
-    if stored_shapes != dict(shapes):
-        raise UserError(f"model={str(folder)!r} is damaged: {_SINGLE} holds other tensors; {mend}")
-    return {
-        path: lambda index, path=path: np.asarray(file.get_slice(path)[index])
-        for path in stored_shapes
-    }
 
 
 class ForeignTensors(abc.ABC):
@@ -188,3 +204,26 @@ class FolderTensors(ForeignTensors):
     def __getitem__(self, name: str) -> np.ndarray:
         file, stored_name = self.files[name.removeprefix(self._prefix)]
         return np.asarray(file.get_tensor(stored_name))
+
+    def part(self, name: str, index: tuple[Any, ...]) -> np.ndarray:
+        """Reads the part of an index."""
+        file, stored_name = self.files[name]
+        return np.asarray(file.get_slice(stored_name)[index])
+
+
+def open_tensors(
+    folder: storage.Path, shapes: Mapping[str, tuple[int, ...]], mend: str
+) -> dict[str, Callable[[tuple[Any, ...]], np.ndarray]]:
+    """For each tensor of our own names a function that reads the part of an index.
+
+    Raises:
+      UserError: files are missing or damaged, or hold other tensors.
+    """
+    try:
+        tensors = FolderTensors(folder, "", mend)
+        stored_shapes = {name: tensors.about(name)[0] for name in tensors.files}
+    except UserError as error:
+        raise UserError(f"model={str(folder)!r} is damaged: {error}") from None
+    if stored_shapes != dict(shapes):
+        raise UserError(f"model={str(folder)!r} is damaged: its files hold other tensors; {mend}")
+    return {name: functools.partial(tensors.part, name) for name in shapes}

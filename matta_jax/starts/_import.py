@@ -1,10 +1,10 @@
 """Models from elsewhere become ours: Hugging Face folders, GGUF files, those of llama2.c."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from matta_jax import config as config_lib
@@ -12,11 +12,13 @@ from matta_jax import storage
 from matta_jax.config import Config, DataConfig, ModelConfig
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
-from matta_jax.nesting import Tree, flatten, unflatten
+from matta_jax.nesting import flatten
 from matta_jax.packages import (
     Foreign,
     Package,
     Packaging,
+    Reader,
+    Weight,
     check_target,
     gguf_tokenizer,
     new_folder,
@@ -168,7 +170,7 @@ def _import(
             "with_optimizer: a model from elsewhere has no optimiser state; import without it"
         )
 
-    params = _read(tokens.source, architecture, reads)
+    weights = _weights(tokens.source, architecture, reads)
     with new_folder(target) as building:
         spec = tokens.place(building)
         text_ids = tokens.checked_ids(spec, building, architecture)
@@ -178,20 +180,27 @@ def _import(
             "config": config_lib.to_dict(_config(foreign.section, spec)),
             "scores": [],
         }
-        write_package(building, params, architecture, packaging, about, text_ids=text_ids)
+        write_package(building, weights, architecture, packaging, about, text_ids=text_ids)
     return open_model(target)
 
 
-def _read(source: storage.Path, architecture: Architecture, reads: Mapping[str, Any]) -> Tree:
-    """Reads all weights, in float32. Raises UserError for damaged files and weights."""
-    shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(architecture)).items()}
+def _weights(
+    source: storage.Path, architecture: Architecture, reads: Mapping[str, Reader]
+) -> dict[str, Weight]:
+    """The weights of a model in float32, by path, each read when it is written."""
+    weights = {}
+    for path, leaf in flatten(abstract_params(architecture)).items():
+        read = functools.partial(_read, source, path, reads[path])
+        weights[path] = Weight(leaf.shape, np.dtype(np.float32), read)
+    return weights
+
+
+def _read(source: storage.Path, path: str, read: Reader, index: tuple[Any, ...]) -> np.ndarray:
+    """Reads a part of a weight. Raises UserError for damaged files and weights."""
     try:
         # What overflows becomes infinite, and is named below.
         with np.errstate(over="ignore"):
-            flat = {
-                path: jnp.asarray(read((slice(None),) * len(shapes[path])).astype(np.float32))
-                for path, read in reads.items()
-            }
+            part = read(index).astype(np.float32, copy=False)
     except UserError:
         raise
     except Exception as error:  # safetensors raises many kinds for damaged files.
@@ -199,14 +208,13 @@ def _read(source: storage.Path, architecture: Architecture, reads: Mapping[str, 
         raise UserError(f"{str(source)!r} is damaged ({detail}); fetch the model again") from None
 
     # A file may be whole, and yet hold weights of a training that diverged.
-    for path, leaf in flat.items():
-        count = int((~jnp.isfinite(leaf)).sum())
-        if count:
-            raise UserError(
-                f"{str(source)!r}: {path} holds numbers that are not finite in float32 ({count:,} "
-                f"of {leaf.size:,}); fetch the model again"
-            )
-    return unflatten({path: flat[path].reshape(shape) for path, shape in shapes.items()})
+    count = part.size - int(np.isfinite(part).sum())
+    if count:
+        raise UserError(
+            f"{str(source)!r}: {path} holds numbers that are not finite in float32 ({count:,} of "
+            f"{part.size:,}); fetch the model again"
+        )
+    return part
 
 
 def _config(model: ModelConfig, tokenizer: str) -> Config:

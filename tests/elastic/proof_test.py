@@ -9,11 +9,11 @@ from matta_jax.elastic import _extract, _proof
 from matta_jax.errors import UserError
 
 
-def test_a_model_that_differs_is_refused_and_nothing_is_left(run, tmp_path, monkeypatch):
+def test_a_model_that_differs_is_refused_and_nothing_is_left(run, scaled, tmp_path, monkeypatch):
     write = _extract.write_weights
 
-    def altered(folder, format, params, *rest, **more):
-        return write(folder, format, jax.tree.map(lambda leaf: leaf * 1.001, params), *rest, **more)
+    def altered(folder, packaging, weights, *rest, **more):
+        return write(folder, packaging, scaled(weights), *rest, **more)
 
     monkeypatch.setattr(_extract, "write_weights", altered)
     with pytest.raises(UserError, match="differs from the TA's slice"):

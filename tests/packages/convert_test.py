@@ -3,7 +3,6 @@
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -84,13 +83,13 @@ def test_an_import_and_a_conversion_have_no_optimiser_state_to_take_along(refuse
 
 
 def test_what_does_not_read_back_as_written_is_refused_and_nothing_is_left(
-    refused, models, place, monkeypatch
+    refused, models, scaled, place, monkeypatch
 ):
     real = _convert.write_weights
 
-    def altered(folder, format, params, *rest, **more):
-        described = real(folder, format, params, *rest, **more)
-        real(folder, format, jax.tree.map(lambda leaf: leaf * 1.001, params), *rest, **more)
+    def altered(folder, packaging, weights, *rest, **more):
+        described = real(folder, packaging, weights, *rest, **more)
+        real(folder, packaging, scaled(weights), *rest, **more)
         return described
 
     monkeypatch.setattr(_convert, "write_weights", altered)

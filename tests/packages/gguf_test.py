@@ -41,7 +41,11 @@ def model():
         shapes = models.abstract_params(architecture)
         params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
         names = flatten(models.logical_axes(architecture))
-        return architecture, params, packages.to_hf(flatten(params), names, architecture)
+        return (
+            architecture,
+            params,
+            dict(packages.to_hf(packages.in_memory(params), names, architecture)),
+        )
 
     return make
 

@@ -2,7 +2,9 @@
 
 from matta_jax.packages.hf._format import Foreign as Foreign
 from matta_jax.packages.hf._format import hf_config as hf_config
+from matta_jax.packages.hf._format import hf_shapes as hf_shapes
 from matta_jax.packages.hf._format import layout_of_type as layout_of_type
 from matta_jax.packages.hf._format import open_hf as open_hf
 from matta_jax.packages.hf._format import stock_room as stock_room
 from matta_jax.packages.hf._format import to_hf as to_hf
+from matta_jax.packages.hf._tensors import Reader as Reader

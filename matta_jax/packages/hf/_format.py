@@ -14,12 +14,13 @@ from matta_jax.errors import UserError, did_you_mean, listed, shorten
 from matta_jax.models import Architecture
 from matta_jax.nesting import Names
 from matta_jax.packages._safetensors import FolderTensors, ForeignTensors
+from matta_jax.packages._weights import Weight
 from matta_jax.packages.hf._gemma import Gemma3Layout
 from matta_jax.packages.hf._gpt2 import GPT2Layout
 from matta_jax.packages.hf._layout import Layout
 from matta_jax.packages.hf._llama import LlamaLayout
 from matta_jax.packages.hf._qwen import Qwen2Layout, Qwen3Layout
-from matta_jax.packages.hf._tensors import Reader, tensor_readers, to_tensors
+from matta_jax.packages.hf._tensors import Reader, tensor_readers, tensor_shapes, to_tensors
 from matta_jax.tokenizers import TextIds
 
 _LAYOUTS: tuple[Layout, ...] = (
@@ -62,17 +63,23 @@ def stock_room(architecture: Architecture) -> tuple[str, dict[str, int]]:
     return layout.title, layout.room(architecture)
 
 
+def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a model, by name, in the order of `to_hf`."""
+    return tensor_shapes(layout_of(architecture), architecture)
+
+
 def to_hf(
-    flat: Mapping[str, np.ndarray], names: Mapping[str, Names], architecture: Architecture
-) -> dict[str, np.ndarray]:
-    """Returns the tensors of a model, by name.
+    weights: Mapping[str, Weight], names: Mapping[str, Names], architecture: Architecture
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a model with their names; each weight of a layer is read when its turn
+    comes.
 
     Args:
-      flat: our weights, by path.
+      weights: ours, by path.
       names: their axis names, by path.
       architecture: of the model.
     """
-    return to_tensors(layout_of(architecture), flat, names, architecture)
+    return to_tensors(layout_of(architecture), weights, names, architecture)
 
 
 @dataclasses.dataclass(frozen=True)

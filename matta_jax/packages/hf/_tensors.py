@@ -21,6 +21,7 @@ from matta_jax.nesting import (
     split_granules,
 )
 from matta_jax.packages._safetensors import ForeignTensors
+from matta_jax.packages._weights import Weight
 from matta_jax.packages.hf._layout import Dims, Layout, Place
 
 Reader = Callable[[tuple[Any, ...]], np.ndarray]
@@ -29,22 +30,22 @@ Reader = Callable[[tuple[Any, ...]], np.ndarray]
 
 def to_tensors(
     layout: Layout,
-    flat: Mapping[str, np.ndarray],
+    weights: Mapping[str, Weight],
     names: Mapping[str, Names],
     architecture: Architecture,
-) -> dict[str, np.ndarray]:
-    """Returns the tensors of a model.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a model, in the order of `tensor_shapes`, and reads one weight of a
+    layer at a time.
 
     Args:
       layout: of its kind.
-      flat: our weights, by path.
+      weights: ours, by path.
       names: their axis names, by path.
       architecture: of the model.
     """
     room = layout.room(architecture)
-    tensors: dict[str, np.ndarray] = {}
     for path, place in layout.outer(architecture).items():
-        tensors.update(_foreign(np.asarray(flat[path]), names[path], place, room))
+        yield from _foreign(weights[path].whole(), names[path], place, room)
 
     layer = 0
     places = layout.layer(architecture)
@@ -52,10 +53,19 @@ def to_tensors(
         for j in range(len(run.layers)):
             for weight, place in places.items():
                 path = f"{BLOCKS}/{i}/{weight}"
-                part = np.asarray(flat[path][j])
-                tensors.update(_foreign(part, names[path][1:], place.in_layer(layer), room))
+                part = weights[path].entry(j)[0]
+                yield from _foreign(part, names[path][1:], place.in_layer(layer), room)
             layer += 1
-    return tensors
+
+
+def tensor_shapes(layout: Layout, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a model, by name."""
+    room = layout.room(architecture)
+    layers = layout.layer(architecture).values()
+    places = list(layout.outer(architecture).values())
+    for layer in range(architecture.num_layers):
+        places += [place.in_layer(layer) for place in layers]
+    return {tensor: _shape_of(place.dims, room) for place in places for tensor in place.tensors}
 
 
 def _foreign(
@@ -113,24 +123,14 @@ def tensor_readers(
 
 
 def _check_tensors(layout: Layout, tensors: ForeignTensors, architecture: Architecture) -> None:
-    room = layout.room(architecture)
     names = set()
-
-    def check(place: Place) -> None:
-        shape = _shape_of(place.dims, room)
-        for tensor in place.tensors:
-            name = tensor.removeprefix(layout.prefix)
-            tensors.check(name, shape)
-            names.add(name)
-
-    for place in layout.outer(architecture).values():
-        check(place)
+    for tensor, shape in tensor_shapes(layout, architecture).items():
+        name = tensor.removeprefix(layout.prefix)
+        tensors.check(name, shape)
+        names.add(name)
     layout.check_head(tensors, architecture)
-    places = layout.layer(architecture).values()
-    for layer in range(architecture.num_layers):
-        for place in places:
-            check(place.in_layer(layer))
 
+    places = layout.layer(architecture).values()
     beyond = next(iter(places)).in_layer(architecture.num_layers).tensors[0]
     stem = beyond.removeprefix(layout.prefix).partition(f"{architecture.num_layers}.")[0]
     next_layer = f"{stem}{architecture.num_layers}."
@@ -194,5 +194,12 @@ class _Stack:
     def read(self, index: tuple[Any, ...]) -> np.ndarray:
         """Returns the part of an index."""
         layers = np.array(self._run.layers)[index[0]]
-        parts = [self._weight.in_layer(int(layer), self._run.sizes) for layer in layers]
-        return np.stack(parts)[(slice(None), *index[1:])]
+        # Filled layer by layer: a list of all layers beside their stack would be twice its size.
+        stack = None
+        for row, layer in enumerate(layers):
+            part = self._weight.in_layer(int(layer), self._run.sizes)
+            if stack is None:
+                stack = np.empty((len(layers), *part.shape), part.dtype)
+            stack[row] = part
+        assert stack is not None, "an index has at least one layer"
+        return stack[(slice(None), *index[1:])]
