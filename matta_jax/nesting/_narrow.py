@@ -78,19 +78,17 @@ def narrow_names(names: Names, sizes: Mapping[str, Size]) -> Names:
     return tuple(name for i, name in enumerate(names) if i not in dropped)
 
 
-def place_array(
-    part: np.ndarray,
-    target: np.ndarray,
-    names: Names,
-    sizes: Mapping[str, Size],
-) -> None:
-    """Undoes `narrow_array`: writes a part to its place in `target`, a numpy array, which it
-    changes.
+def place_array(part: Any, target: Any, names: Names, sizes: Mapping[str, Size]) -> Any:
+    """Undoes `narrow_array`: returns `target` with a part at its place. A numpy array is changed
+    itself, one of JAX's is copied.
     """
     index = narrow_index(target.shape, names, sizes)
     dropped = _picked_positions(names, sizes)
     # The index keeps a picked axis, as an axis of one entry.
-    target[index] = np.expand_dims(part, dropped) if dropped else part
+    if isinstance(target, jax.Array):
+        return target.at[index].set(jnp.expand_dims(part, dropped))
+    target[index] = np.expand_dims(part, dropped)
+    return target
 
 
 def narrow_index(

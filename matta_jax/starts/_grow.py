@@ -3,7 +3,6 @@ TA.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +46,7 @@ def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = Non
       noise: scale of the new output projections, of that of a fresh TA; None for zeros.
     """
     nest = plan.nest
-    # Copies in numpy, which the Student is then written into in place.
-    fresh = flatten(jax.tree.map(np.array, init_params(plan.architecture, key, nest)))
+    fresh = flatten(init_params(plan.architecture, key, nest))
     names, student_weights = flatten(plan.axes), flatten(student)
     silent = silent_values(plan.architecture)
     sizes = sizes_of(nest.student) | {LAYERS: nest.student.layers}
@@ -59,15 +57,14 @@ def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = Non
     for path, weight in fresh.items():
         # With output projections of zeros, the new parts add nothing to the residual stream.
         if path.startswith(f"{BLOCKS}/") and writes_residual(names[path]):
-            weight *= 0.0 if noise is None else noise
+            weight = weight * (0.0 if noise is None else noise)
         part = _widened(
-            np.asarray(student_weights[path]),
+            student_weights[path],
             names[path],
             nest.ta.sizes[RESIDUAL],
             filling=None if _repeats(path, names[path], plan.family) else silent[path],
         )
-        place_array(part, weight, names[path], sizes)
-        grown[path] = jnp.asarray(weight)
+        grown[path] = place_array(part, weight, names[path], sizes)
     return unflatten(grown)
 
 
@@ -80,16 +77,16 @@ def _repeats(path: str, names: Names, family: Family) -> bool:
     return not is_exit and not reads_residual(names)
 
 
-def _widened(part: np.ndarray, names: Names, d_model: int, *, filling: float | None) -> np.ndarray:
+def _widened(part: jax.Array, names: Names, d_model: int, *, filling: float | None) -> jax.Array:
     """A weight on a wider residual stream; its new dimensions repeat the old, or have one value."""
     if RESIDUAL not in names:
         return part
     axis = names.index(RESIDUAL)
     old_size = part.shape[axis]
     if filling is None:
-        return np.take(part, np.arange(d_model) % old_size, axis=axis)
+        return jnp.take(part, np.arange(d_model) % old_size, axis=axis)
     padding = [(0, d_model - old_size if i == axis else 0) for i in range(part.ndim)]
-    return np.pad(part, padding, constant_values=filling)
+    return jnp.pad(part, padding, constant_values=filling)
 
 
 def sort_by_importance(params: Tree, plan: Plan, inputs: Inputs) -> Tree:
@@ -109,33 +106,28 @@ def sort_by_importance(params: Tree, plan: Plan, inputs: Inputs) -> Tree:
     granules = plan.nest.granules
     x_ND, context = family.enter(bind(family, options, outside_blocks(params)), inputs)
 
-    @jax.jit
-    def run(
-        weights: Tree, x_ND: jax.Array, layer: jax.Array
-    ) -> tuple[dict[str, jax.Array], jax.Array]:
+    def sorted_layer(x_ND: jax.Array, numbered: tuple[jax.Array, Tree]) -> tuple[jax.Array, Tree]:
+        layer, weights = numbered
         block, here = bind_block(family, options, weights), context.at(layer)
-        return block.importance(x_ND, here), block(x_ND, here)
-
-    layers = []
-    for layer in range(plan.nest.num_layers):
-        weights = jax.tree.map(lambda stack, layer=layer: stack[layer], stack_of(params))
-        importance, x_ND = run(weights, x_ND, jnp.array(layer))
         # Stable, so that equals stay in their order and a sorted model stays as it is.
-        order = {}
-        for axis, values in importance.items():
-            order[axis] = np.argsort(-np.ravel(values), kind="stable")
+        order = {
+            axis: jnp.argsort(-jnp.ravel(values), stable=True)
+            for axis, values in block.importance(x_ND, here).items()
+        }
+        ordered = {
+            path: _permuted(leaf, names[path], order, granules)
+            for path, leaf in flatten(weights).items()
+        }
+        return block(x_ND, here), unflatten(ordered)
 
-        ordered = {}
-        for path, leaf in flatten(weights).items():
-            ordered[path] = _permuted(leaf, names[path], order, granules)
-        layers.append(unflatten(ordered))
-    stack = jax.tree.map(lambda *layer_weights: jnp.stack(layer_weights), *layers)
+    layers = jnp.arange(plan.nest.num_layers)
+    _, stack = jax.lax.scan(sorted_layer, x_ND, (layers, stack_of(params)))
     return params | {BLOCKS: {"0": stack}}
 
 
 def _permuted(
-    weight: Any, names: Names, order: Mapping[str, np.ndarray], granules: Mapping[str, int]
-) -> Any:
+    weight: jax.Array, names: Names, order: Mapping[str, jax.Array], granules: Mapping[str, int]
+) -> jax.Array:
     # Entries move between granules, so the order is of the logical axis, without them.
     merged = merge_granules(weight, names)
     for axis, name in enumerate(logical_names(names)):

@@ -1,16 +1,29 @@
 """What a run starts from when it starts from a model."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from matta_jax.checkpoints import load_folder, on_one_device
+from matta_jax.checkpoints import load_folder
 from matta_jax.config import Config
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Inputs, Plan, logical_axes, plan_of
-from matta_jax.nesting import SubModel, Tree, nest_of, regranulate, word_of
+from matta_jax.nesting import (
+    SubModel,
+    Tree,
+    flatten,
+    merge_granules,
+    nest_of,
+    split_granules,
+    unflatten,
+    word_of,
+)
 from matta_jax.packages import Package, open_model, plain_config
+from matta_jax.sharding import param_shardings, place
 from matta_jax.starts._go_on import check_step, differing_state_fields
 from matta_jax.starts._grow import grow, sort_by_importance
 
@@ -87,46 +100,67 @@ def plain_run(package: Package) -> Config:
     return dataclasses.replace(config, init=init)
 
 
-def initial_params(config: Config, package: Package, inputs: Inputs) -> tuple[Tree, str]:
+def initial_params(
+    config: Config, package: Package, inputs: Inputs, mesh: Mesh
+) -> tuple[Tree, str]:
     """Makes the TA's weights of a run out of a model that `check_init` let pass.
 
     Args:
       config: of the run.
       package: the model.
       inputs: of a batch of training text, to sort by.
+      mesh: the devices.
 
     Returns:
-      The weights, and what was done, in words.
+      The weights, each device its own part, and what was done, in words.
 
     Raises:
       UserError: the model is damaged.
     """
     plan = plan_of(config)
     kind = _kind(package.architecture, plan)
-    end = plan.nest.student if kind == "student" else plan.nest.ta
-    axes = logical_axes(plan.architecture_of(end))
-    # A plain model has granules of its own, and the TA those of its nest.
-    params = regranulate(package.load().params, axes, plan.nest.granules)
+    params = _placed(package, plan.nest.granules, mesh)
+    shardings = param_shardings(plan.abstract, plan.axes, mesh)
     if kind == "student":
         noise = config.init.growth_noise if config.init.growth == "noisy" else None
         key = jax.random.key(config.train.seed)
-        return grow(params, plan, key, noise=noise), f"grew a TA around {package.path}"
+        growing = jax.jit(
+            lambda student: grow(student, plan, key, noise=noise), out_shardings=shardings
+        )
+        return growing(params), f"grew a TA around {package.path}"
     if kind == "ta" and config.init.sort:
-        sorted_params = sort_by_importance(params, plan, inputs)
-        return sorted_params, f"sorted {package.path} by importance, for the TA"
+        sorting = jax.jit(lambda ta: sort_by_importance(ta, plan, inputs), out_shardings=shardings)
+        return sorting(params), f"sorted {package.path} by importance, for the TA"
     return params, f"took {package.path}" + (" for the TA" if kind == "ta" else "")
 
 
+def _placed(package: Package, granules: Mapping[str, int], mesh: Mesh) -> Tree:
+    """The weights of a model, with the granules of a nest, each device its own part. One weight at
+    a time: a model may be larger than the memory of a host.
+    """
+    architecture = package.architecture
+    names = flatten(logical_axes(architecture))
+    placed = {}
+    for path, stored in package.stored.items():
+        weight = stored.whole().astype(np.float32, copy=False)
+        # A plain model has granules of its own.
+        merged = merge_granules(weight, names[path])
+        weight = split_granules(merged, names[path], granules)
+        sharding = param_shardings(weight, names[path], mesh, uneven_whole=True)
+        placed[path] = place(weight, sharding)
+    return unflatten(placed)
+
+
 def initial_opt_state(config: Config, package: Package, abstract: Any) -> tuple[Any, int] | None:
-    """Reads the optimiser state of a model for a plain run, and its step; None where there is none
-    to take up.
+    """Reads the optimiser state of a model for a plain run, in the shardings of `abstract`, and its
+    step; None where there is none to take up.
 
     Raises:
       UserError: the state is damaged.
     """
     if not _goes_on(config, package):
         return None
-    trees = load_folder(package.path / "opt_state", {"opt_state": on_one_device(abstract)})
+    trees = load_folder(package.path / "opt_state", {"opt_state": abstract})
     return trees["opt_state"], package.manifest["opt_state"]["step"]
 
 

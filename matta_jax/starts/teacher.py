@@ -3,16 +3,17 @@ labels of one.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from matta_jax import storage
-from matta_jax.checkpoints import locate, open_source
+from matta_jax.checkpoints import StoredArray, locate, open_source
 from matta_jax.config import Config
 from matta_jax.data import LabelHeader
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes, plan_of
 from matta_jax.nesting import Tree
-from matta_jax.packages import MANIFEST, Model, load_model, open_model
+from matta_jax.packages import MANIFEST, Model, Weight, in_memory, load_model, open_model
 from matta_jax.tokenizers import Tokenizer, make_tokenizer, tokenizer_digest
 
 
@@ -51,6 +52,13 @@ class Teacher:
         origin: dict[str, Any] = dict(self.origin)
         params, counts = source.load(ta), source.count(ta)
         return Model("ta", source.config, counts, params, origin, self.architecture)
+
+    def stored(self) -> Mapping[str, StoredArray | Weight]:
+        """Its weights by path, to be read one after another; a run's TA is read at once."""
+        if (storage.path(self.where) / MANIFEST).is_file():
+            return open_model(self.where).stored
+        source = open_source(self.where)
+        return in_memory(source.read(source.nest.ta))
 
 
 def open_teacher(where: str, field: str) -> Teacher:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from matta_jax.checkpoints import Source, load_opt_state
+from matta_jax.checkpoints import Checkpoints, Source
 from matta_jax.data import ExampleSet, Windows, sequential_batches
 from matta_jax.packages import Package
 from matta_jax.sharding import place
@@ -31,9 +31,7 @@ def start_from(
     # Only a TA that is sorted by importance reads it; it costs no more than a batch.
     batch = next(iter(sequential_batches(windows, batch_size=config.data.batch_size)))
     inputs = setup.plan.schema.targets(jax.tree.map(jnp.asarray, batch)).inputs
-    # One name for the weights before and after they are placed, so that the first are let go.
-    params, description = initial_params(config, package, inputs)
-    params = place(params, setup.shardings.params)
+    params, description = initial_params(config, package, inputs, setup.mesh)
 
     stored_state = initial_opt_state(config, package, setup.abstract.opt_state)
     # A grown TA, or a run that asks for a fresh optimiser, counts its steps from 0.
@@ -42,8 +40,7 @@ def start_from(
         init = jax.jit(setup.optimizer.init, out_shardings=setup.shardings.opt_state)
         opt_state = init(params)
     else:
-        step = stored_state[1]
-        opt_state = place(stored_state[0], setup.shardings.opt_state)
+        opt_state, step = stored_state
 
     log(f"{description}, step {step}")
     return TrainState(place(jnp.int32(step), setup.shardings.step), params, opt_state)
@@ -55,7 +52,11 @@ def go_on_from(setup: Setup, source: Source, log: Callable[[str], None]) -> Trai
     Raises:
       UserError: the checkpoint is damaged.
     """
-    params = place(source.load_ta(), setup.shardings.params)
-    opt_state = place(load_opt_state(source), setup.shardings.opt_state)
+    abstract = setup.abstract
+    with Checkpoints(source.directory, read_only=True) as checkpoints:
+        trees = checkpoints.restore(
+            source.step, {"params": abstract.params, "opt_state": abstract.opt_state}
+        )
     log(f"goes on from {source.directory}, step {source.step}")
-    return TrainState(place(jnp.int32(source.step), setup.shardings.step), params, opt_state)
+    step = place(jnp.int32(source.step), setup.shardings.step)
+    return TrainState(step, trees["params"], trees["opt_state"])

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from matta_jax.config import Config
 from matta_jax.models import Plan, init_params, plan_of
-from matta_jax.nesting import Nest, Tree, flatten, units
+from matta_jax.nesting import Nest, Tree, flatten, unflatten, units
 from matta_jax.optim import optimizer_of, state_shardings, weights_of
 from matta_jax.sharding import param_shardings, place, replicated
 from matta_jax.starts.teacher import Teacher, open_teacher
@@ -83,8 +83,12 @@ class Setup:
         """Reads the Teacher's weights, each device its own part; () without one."""
         if self.teacher is None:
             return ()
-        place_one = lambda leaf, to: place(np.asarray(leaf).astype(to.dtype), to.sharding)
-        return jax.tree.map(place_one, self.teacher.load().params, self.abstract_teacher)
+        stored, placed = self.teacher.stored(), {}
+        # One after another: a Teacher may be larger than the memory of a host.
+        for path, abstract in flatten(self.abstract_teacher).items():
+            weight = np.asarray(stored[path].whole()).astype(abstract.dtype)
+            placed[path] = place(weight, abstract.sharding)
+        return unflatten(placed)
 
     @property
     def units(self) -> dict[str, dict[str, tuple[int, ...]]]:

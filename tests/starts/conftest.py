@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import extract, models, packages, starts
+from matta_jax import extract, models, packages, sharding, starts
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (2, 20))
 
@@ -47,7 +47,8 @@ def start(inputs):
     """`start(config)`: the TA's weights at the start, and the plan of the run."""
 
     def make(config):
-        params, _ = starts.initial_params(config, starts.check_init(config), inputs)
+        mesh = sharding.make_mesh((1, 1, 1))
+        params, _ = starts.initial_params(config, starts.check_init(config), inputs, mesh)
         return params, models.plan_of(config)
 
     return make

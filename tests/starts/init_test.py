@@ -3,11 +3,12 @@
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import extract, packages, starts, train
+from matta_jax import extract, models, packages, sharding, starts, train
 from matta_jax.errors import UserError
 
 WIDER = {"d_ff": 48, "widths": [16, 32, 48]}
@@ -123,3 +124,28 @@ def test_optimiser_states_that_do_not_fit_are_refused(student, tmp_path, fields,
     with pytest.raises(UserError, match=words):
         train(c.from_dict(values), tmp_path / "w")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["grown", "sorted", "taken"])
+def test_each_device_takes_its_own_part_of_the_same_weights(
+    run, student, starting, inputs, tmp_path, kind
+):
+    nest, sort = c.to_dict(run[0])["nest"], kind == "sorted"
+    packaging = packages.Packaging("hf")
+    [model] = extract(str(run[1]), ["ta"], tmp_path / "ta", packaging=packaging)
+    if sort:
+        # It does not say what nest it was trained in.
+        model = starts.import_hf(model.path, tmp_path / "foreign", tokenizer="byte")
+    path, nest = (student, WIDER) if kind == "grown" else (model.path, nest)
+    config = starting(path, nest, init__sort=sort)
+    package, plan = starts.check_init(config), models.plan_of(config)
+
+    by_mesh = []
+    for shape in ((1, 1, 1), (2, 2, 1)):
+        mesh = sharding.make_mesh(shape)
+        params, _ = starts.initial_params(config, package, inputs, mesh)
+        expected = sharding.param_shardings(plan.abstract, plan.axes, mesh)
+        for leaf, to in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+            assert leaf.sharding.is_equivalent_to(to, leaf.ndim)
+        by_mesh.append(params)
+    jax.tree.map(np.testing.assert_array_equal, *by_mesh)
