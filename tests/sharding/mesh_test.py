@@ -241,17 +241,28 @@ NESTED = {
     "data__batch_size": 8,
     "mesh__data": -1,
 }
-ALONE = NESTED | {"model__d_ff": 128, "nest__widths": []}
+ALONE = {"model__d_ff": 128, "nest__widths": []}
+FAMILIES = {
+    "gpt": {},
+    "llama": {
+        "model__name": "llama",
+        "model__num_kv_heads": 4,
+        "nest__num_heads": None,
+        "nest__num_kv_heads": 4,
+    },
+}
 
 
-def check_collectives(tiny, make, *kinds):
+def check_collectives(family, tiny, make, *kinds):
     """What one joint step moves, against its TA alone."""
+    nested = NESTED | FAMILIES[family]
+    runs = (nested, nested | ALONE)
     for sizes in ((1, 8, 1), (2, 4, 1)):
-        joint, alone = (step_collectives(tiny(**fields), make(sizes)) for fields in (NESTED, ALONE))
+        joint, alone = (step_collectives(tiny(**fields), make(sizes)) for fields in runs)
         assert moved(joint, *kinds) <= 1.05 * moved(alone, *kinds), sizes
         for kind in ("collective-permute", "all-to-all"):
             assert moved(joint, kind) == moved(alone, kind), sizes
-    joint, alone = (step_collectives(tiny(**fields), make((1, 2, 4))) for fields in (NESTED, ALONE))
+    joint, alone = (step_collectives(tiny(**fields), make((1, 2, 4))) for fields in runs)
     for kind in ("collective-permute", "all-to-all"):
         assert moved(joint, kind) == moved(alone, kind)
     # The Student's activations: after attention and MLP of each layer, forwards and backwards; its
@@ -265,19 +276,21 @@ def check_collectives(tiny, make, *kinds):
 
 
 @pytest.mark.slow
-def test_a_joint_step_gathers_what_its_ta_gathers(tiny):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_joint_step_gathers_what_its_ta_gathers(tiny, family):
     """The CPU's compiler adds up the gradients of Student and TA only after it has summed them over
     devices.
     """
-    check_collectives(tiny, make_mesh, "all-gather")
+    check_collectives(family, tiny, make_mesh, "all-gather")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
 )
-def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh):
-    check_collectives(tiny, tpu_mesh)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh, family):
+    check_collectives(family, tiny, tpu_mesh)
 
 
 @pytest.mark.slow
