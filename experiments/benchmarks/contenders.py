@@ -23,6 +23,8 @@ ENVIRONMENTS = pathlib.Path("~/.cache/matta_jax_benchmarks").expanduser()
 TORCH = ("torch>=2.6,<3", "transformers>=5,<6", "numpy>=2")
 PYTHON = sys.executable
 SIZE_S = {"num_layers": 6, "d_model": 256, "num_heads": 4, "d_ff": 1024, "max_len": 256}
+LLAMA_S = SIZE_S | {"num_kv_heads": 2, "d_ff": 704}
+"""As many weights in a layer, about: its MLP has three matrices."""
 
 
 def environment(name: str, packages: Sequence[str], *, install: bool) -> str | None:

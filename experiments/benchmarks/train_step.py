@@ -5,6 +5,7 @@
     python experiments/benchmarks/train_step.py --install_peers --nanogpt=nanoGPT --nanodo=nanodo
     python experiments/benchmarks/train_step.py --vocab_size=50257 --rounds=3 \\
         --nanogpt=nanoGPT --nanodo=nanodo
+    python experiments/benchmarks/train_step.py --family=llama --install_peers
 
 Size S, Student alone, float32, AdamW, clipping: 8 sequences of 256 tokens. All load the same
 weights (nanodo, which has no biases, its own), and must have the same losses in their first two
@@ -27,16 +28,19 @@ def start(sizes, weights, flags):
     ours.ready()
 
     contenders = {"ours": ours}
-    contenders["plain Flax NNX"] = peers.Contender(peers.PYTHON, "flax_gpt.py", sizes, weights)
-    if nanodo := peers.checkout(
-        flags.nanodo, "nanodo", "https://github.com/google-deepmind/nanodo"
-    ):
+    is_llama = "num_kv_heads" in sizes
+    plain = "flax_llama.py" if is_llama else "flax_gpt.py"
+    contenders["plain Flax NNX"] = peers.Contender(peers.PYTHON, plain, sizes, weights)
+    nanodo = nanogpt = None
+    if not is_llama:
+        nanodo = peers.checkout(flags.nanodo, "nanodo", "https://github.com/google-deepmind/nanodo")
+        nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
+    if nanodo:
         contenders["nanodo"] = peers.Contender(
             peers.PYTHON, "nanodo_gpt.py", sizes, weights, nanodo
         )
 
     python = peers.environment("torch", peers.TORCH, install=flags.install_peers)
-    nanogpt = peers.checkout(flags.nanogpt, "nanogpt", "https://github.com/karpathy/nanoGPT")
     if python is None:
         return contenders
 
@@ -65,6 +69,7 @@ def check(steps_of, vocab_size):
 def main():
     """Measures, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--family", default="gpt", choices=["gpt", "llama"])
     parser.add_argument("--vocab_size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--install_peers", action="store_true", help="make their environments")
@@ -72,7 +77,8 @@ def main():
     parser.add_argument("--nanodo", help="folder of its public code")
     parser.add_argument("--output")
     flags = parser.parse_args()
-    sizes = peers.SIZE_S | {"vocab_size": flags.vocab_size, "batch_size": 8, "ta": {}}
+    size = peers.LLAMA_S if flags.family == "llama" else peers.SIZE_S
+    sizes = size | {"vocab_size": flags.vocab_size, "batch_size": 8, "ta": {}}
     with tempfile.TemporaryDirectory() as folder:
         running = start(sizes, f"{folder}/weights.npz", flags)
         steps_of = peers.take_turns(running, rounds=flags.rounds)
@@ -83,7 +89,8 @@ def main():
     rows = peers.rows_of(steps_of)
     harness.print_table(rows)
     harness.write_results(
-        flags.output or f"runs/benchmarks/train_step_{flags.vocab_size}.json", {"rows": rows}
+        flags.output or f"runs/benchmarks/train_step_{flags.family}_{flags.vocab_size}.json",
+        {"rows": rows},
     )
 
 

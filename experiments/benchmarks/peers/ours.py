@@ -1,5 +1,6 @@
-"""Our train step: of the Student alone, the TA alone, both together, or with a mix. `--write`
-writes its fresh weights first, in GPT-2's names, for the others to load.
+"""Our train step: of the Student alone, the TA alone, both together, or with a mix; of a Llama where
+the sizes have heads of keys. `--write` writes its fresh weights first, in Hugging Face's names, for
+the others to load.
 """
 
 import jax
@@ -8,7 +9,7 @@ import serving
 
 from matta_jax import config as c
 from matta_jax.nesting import flatten
-from matta_jax.packages import to_hf
+from matta_jax.packages import in_memory, to_hf
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.training import make_setup, make_train_step
 
@@ -19,8 +20,9 @@ def config_of(sizes, kind):
     if kind == "ta":
         model_sizes |= sizes["ta"]
     nest_sizes = sizes["ta"] if kind.startswith("joint") else {}
+    section = c.LlamaConfig if "num_kv_heads" in sizes else c.ModelConfig
     return c.Config(
-        model=c.ModelConfig(**model_sizes),
+        model=section(**model_sizes),
         nest=c.NestConfig(**nest_sizes, mix_per_step=int(kind == "joint_mix")),
         objective=c.ObjectiveConfig(distill_ramp=0.0),
         optimizer=c.OptimizerConfig(warmup_steps=0, schedule="constant"),
@@ -34,8 +36,8 @@ def main():
     setup = make_setup(config_of(sizes, kind), make_mesh((1, 1, 1)))
     state = setup.init()
     if options == ["--write"]:
-        flat = {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
-        np.savez(weights, **to_hf(flat, flatten(setup.axes), setup.plan.architecture))
+        stored = in_memory(state.params)
+        np.savez(weights, **dict(to_hf(stored, flatten(setup.axes), setup.plan.architecture)))
     length = np.full(sizes["batch_size"], sizes["max_len"], np.int32)
     batch = place_batch(
         {"tokens": serving.tokens(sizes).astype(np.int32), "length": length}, setup.mesh

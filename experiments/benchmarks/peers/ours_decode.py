@@ -11,7 +11,7 @@ import serving
 from matta_jax import config as c
 from matta_jax.models import init_params, plan_of
 from matta_jax.nesting import flatten, parse_spec
-from matta_jax.packages import Model, to_hf
+from matta_jax.packages import Model, in_memory, to_hf
 from matta_jax.serving import Sampling, generate_ids
 
 
@@ -38,8 +38,8 @@ def main():
     plan = plan_of(config)
     params = init_params(plan.architecture, jax.random.key(0))
     if options == ["--write"]:
-        flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-        np.savez(weights, **to_hf(flat, flatten(plan.axes), plan.architecture))
+        tensors = to_hf(in_memory(params), flatten(plan.axes), plan.architecture)
+        np.savez(weights, **dict(tensors))
 
     sub_model = parse_spec(spec, plan.nest)
     counts = plan.count(sub_model)

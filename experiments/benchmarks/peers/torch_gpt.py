@@ -1,5 +1,5 @@
-"""PyTorch's contenders: nanoGPT's module (its folder is the second flag) or Hugging Face's GPT-2,
-eager or compiled; one model, or Student and TA together as plain PyTorch would do it: two passes,
+"""PyTorch's contenders: nanoGPT's module (its folder is the second flag) or Hugging Face's GPT-2 or
+Llama, eager or compiled; one model, or Student and TA together as plain PyTorch would do it: two passes,
 the Student's with slices of the TA's weights, whole logits, three terms.
 """
 
@@ -35,7 +35,9 @@ def nanogpt(sizes, folder):
 
 
 def hugging_face(sizes):
-    """Hugging Face's model, without dropout."""
+    """Hugging Face's model, without dropout: a Llama where the sizes have heads of keys."""
+    if "num_kv_heads" in sizes:
+        return hugging_face_llama(sizes)
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {
@@ -53,8 +55,28 @@ def hugging_face(sizes):
     return model, lambda tokens: model(tokens, use_cache=False).logits
 
 
+def hugging_face_llama(sizes):
+    """Hugging Face's Llama, with a tied head."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=sizes["d_model"],
+        intermediate_size=sizes["d_ff"],
+        num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"],
+        num_key_value_heads=sizes["num_kv_heads"],
+        max_position_embeddings=sizes["max_len"],
+        vocab_size=sizes["vocab_size"],
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    return model, lambda tokens: model(tokens, use_cache=False).logits
+
+
 def load(model, weights, *, transpose):
-    """Takes GPT-2's weights."""
+    """Takes weights of Hugging Face's names."""
     state = {}
     for name, array in np.load(weights).items():
         if transpose and name.endswith(TRANSPOSED):
