@@ -37,9 +37,6 @@ ROWS = [
     ("llama3_1b", "v5p:2x2x2", 8),
     ("llama3_8b", "v5p:2x4x4", 8),
     ("llama3_8b:shampoo", "v5p:2x4x4", 8),
-    ("llama3_8b", "v6e:4x8", 8),
-    ("llama3_8b", "v6e:8x8", 4),
-    ("llama3_8b:shampoo", "v6e:8x8", 4),
 ]
 
 

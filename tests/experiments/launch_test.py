@@ -74,7 +74,8 @@ def test_the_configs_say_what_the_table_says_that_they_cost():
     rows = json.loads((LAUNCH.parent / "scale" / "compile_table.json").read_text())
     for key, row in rows.items():
         name, topology, _ = key.split()
-        config = runpy.run_path(str(LAUNCH.parents[1] / "configs" / f"{name}.py"))
+        file = LAUNCH.parents[1] / "configs" / f"{name.partition(':')[0]}.py"
+        config = runpy.run_path(str(file))
         assert row["steps"] == config["get_config"]().train.num_steps
         lines = [line.split() for line in config["__doc__"].splitlines()]
         assert [

@@ -1,6 +1,6 @@
-"""Our train step: of the Student alone, the TA alone, both together, or with a mix; of a Llama where
-the sizes have heads of keys. `--write` writes its fresh weights first, in Hugging Face's names, for
-the others to load.
+"""Our train step: of the Student alone, the TA alone, both together, or with a mix; of a Llama
+where the sizes have heads of keys. `--write` writes its fresh weights first, in Hugging Face's
+names, for the others to load.
 """
 
 import jax

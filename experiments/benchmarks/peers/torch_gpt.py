@@ -1,6 +1,6 @@
 """PyTorch's contenders: nanoGPT's module (its folder is the second flag) or Hugging Face's GPT-2 or
-Llama, eager or compiled; one model, or Student and TA together as plain PyTorch would do it: two passes,
-the Student's with slices of the TA's weights, whole logits, three terms.
+Llama, eager or compiled; one model, or Student and TA together as plain PyTorch would do it: two
+passes, the Student's with slices of the TA's weights, whole logits, three terms.
 """
 
 import sys
