@@ -1,14 +1,16 @@
 """Llama 3.1 8B as a nest: the TA is the public model, the Student a quarter of its feed-forward
 layers and half of its heads.
 
-    matta-import --hf=/data/Llama-3.1-8B --output=models/llama3
+    matta-import --hf=/data/Llama-3.1-8B --output=models/llama3 --format=hf --dtype=bf16
     matta-train --config=configs/llama3_8b.py --workdir=runs/llama3 \
         --init_from=models/llama3 --config.init.sort=True \
         --config.data.source='text:/data/text/*.jsonl.gz' \
         --config.data.tokenizer=hf:/data/Llama-3.1-8B/tokenizer.json
 
 Sorting puts the most important neurons and heads first, so that the full size computes what the
-public model did, and the smaller ones begin with what matters most.
+public model did, and the smaller ones begin with what matters most. The import writes shards as it
+reads (--max_shard_gb), and a run reads weight by weight, each device its own part: no host holds
+the model.
 
 0.5 M tokens a step. What all steps cost at the least, at 45 % of the peak
 (`experiments/scale/compile_table.py`):
