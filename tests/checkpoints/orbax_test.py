@@ -81,6 +81,7 @@ def test_the_damaged_array_is_named(folder, monkeypatch):
 
 # Of Orbax's abandoned coroutines.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_truncated_missing_and_foreign_folders_end_in_one_line(folder, tmp_path):
     path, big = folder
     file = data_files(path)[-1]

@@ -49,6 +49,7 @@ def is_exact(saved, step):
     return bool((restored == WEIGHT + step).all())
 
 
+@pytest.mark.slow
 def test_whatever_file_is_emptied_the_line_names_it_or_the_state_is_exact(
     two_steps, tmp_path, monkeypatch
 ):

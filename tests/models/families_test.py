@@ -235,7 +235,7 @@ def test_an_untied_head_counts_once(rotary):
 @pytest.mark.parametrize(
     "sizes",
     [
-        (2, 2, 2),
+        pytest.param((2, 2, 2), marks=pytest.mark.slow),
         pytest.param((1, 8, 1), marks=pytest.mark.slow),
         pytest.param((8, 1, 1), marks=pytest.mark.slow),
     ],

@@ -207,6 +207,7 @@ def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny, microbatches
         np.testing.assert_allclose(left, right, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_second_step_and_the_ramp_do_not_recompile(tiny):
     setup = make_setup(tiny(**WIDE), make_mesh((2, 2, 2)))
     state, step = setup.init(), make_train_step(setup)

@@ -18,6 +18,7 @@ def going_on(run, **fields):
     return c.override(config, {name.replace("__", "."): value for name, value in fields.items()})
 
 
+@pytest.mark.slow
 def test_to_go_on_as_before_gives_the_same_bits(run, tmp_path):
     lines = []
     train(going_on(run), tmp_path / "on", log=lines.append)

@@ -31,6 +31,7 @@ def gradient_by_hand(setup, params, member):
     return np.concatenate([np.ravel(leaf) for leaf in flatten(gradient).values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_they_are_of_whole_gradients_over_the_members_weights(tiny, weight):
     """Whatever weight the run gives a member."""

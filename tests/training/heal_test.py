@@ -48,6 +48,7 @@ def test_a_member_is_healed_in_its_ta_as_it_is_alone(run, tmp_path):
     assert not np.allclose(first, before, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_mix_trains_by_itself_and_can_be_healed_again(run, tmp_path):
     model = healed(extracted(run, "d_ff=48,16,48", tmp_path / "mix"), tmp_path / "healed")
     assert packages.open_model(model.path).architecture.along("d_ff") == (48, 16, 48)
@@ -99,6 +100,7 @@ def test_a_model_of_a_rate_that_has_not_decayed_gets_a_decay_of_its_own(schedule
         assert [float(reached(step + k)) for k in (0, 10, 20)] == pytest.approx(rates)
 
 
+@pytest.mark.slow
 def test_another_rate_and_text_are_taken(run, corpus, tmp_path):
     model = extracted(run, "d_ff=32", tmp_path / "m")
     healed(model, tmp_path / "h", learning_rate=0.5, source=corpus, eval_source=corpus)

@@ -73,6 +73,7 @@ def test_resume_in_one_process_is_exact(run, tmp_path, final_params, assert_same
     assert_same_bits(final_params(workdir, 6), final_params(finished, 6))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_member_resumes_to_the_same_bits(
     tiny, tmp_path, final_params, assert_same_bits
 ):
@@ -296,6 +297,7 @@ def test_what_lies_in_the_way_of_a_coming_step_is_named_before_the_first(tiny, t
     assert not has_checkpoint(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_exact_or_says_what_jumps(tiny, tmp_path, final_params, assert_same_bits):
     steady = {"optimizer__schedule": "constant", "objective__ramp_shape": "constant"}
     train(tiny(**steady), tmp_path / "whole", log=quiet)

@@ -274,6 +274,7 @@ def test_random_mixes_without_weight_are_not_drawn(tiny):
     assert num_mixes(make_setup(tiny(objective__mix_weight=0.0), make_mesh((1, 1, 1)))) == 1
 
 
+@pytest.mark.slow
 def test_mixes_may_train_in_some_steps_alone(tiny):
     setup = make_setup(tiny(nest__mix_every=3), make_mesh((1, 1, 1)))
     step_at = make_train_steps(setup)

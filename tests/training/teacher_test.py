@@ -34,6 +34,7 @@ def step_of(training_windows):
     return run_step
 
 
+@pytest.mark.slow
 def test_online_is_offline_with_all_ids(tiny, teacher, labels, step_of):
     online, seen = step_of(tiny(teacher__model=teacher, teacher__temperature=2.0, **TAUGHT))
     offline, other = step_of(tiny(teacher__labels=labels(256), teacher__temperature=2.0, **TAUGHT))

@@ -228,6 +228,7 @@ def test_scorer_fields_of_a_gpt_are_named(tiny):
         tiny(model__num_dense=2)
 
 
+@pytest.mark.slow
 def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monkeypatch):
     """Of every example, the run reads it for an evaluation before it reads it for a step."""
     from matta_jax.training import _loop
