@@ -95,6 +95,7 @@ setup(
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-generate = matta_jax.bin.generate:run",
+            "matta-embed = matta_jax.bin.embed:run",
             "matta-report = matta_jax.bin.report:run",
         ]
     },

@@ -10,6 +10,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.search(checkpoint, output, budget=selection.Budget(max_params=...))
     matta_jax.evaluate(model=..., tasks=[...]), matta_jax.compare(models=[...], tasks=[...])
     matta_jax.generate(matta_jax.load_model(folder), prompt, num_tokens=...)
+    matta_jax.embed(matta_jax.load_model(folder), texts)
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
     matta_jax.sweep(config, [{"optimizer.learning_rate": 1e-3}, ...], workdir)
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from matta_jax.packages import load_model as load_model
     from matta_jax.packages import open_model as open_model
     from matta_jax.selection import search as search
+    from matta_jax.serving import embed as embed
     from matta_jax.serving import generate as generate
     from matta_jax.starts import import_gguf as import_gguf
     from matta_jax.starts import import_hf as import_hf
@@ -61,6 +63,7 @@ _HOMES = {
     "compile_check": "training",
     "convert": "packages",
     "dry_run": "training",
+    "embed": "serving",
     "evaluate": "evaluation",
     "extract": "elastic",
     "generate": "serving",

@@ -125,6 +125,29 @@ def examples(tmp_path_factory):
     return write
 
 
+@pytest.fixture(scope="session")
+def embedder(examples, tiny):
+    """`embedder(**fields)`: a Config whose Student has two of four layers and 4 of 16 numbers."""
+    source = examples()
+
+    def make(**fields):
+        embedder_fields = {
+            "model__name": "embedder",
+            "model__embed": 4,
+            "nest__num_layers": 4,
+            "nest__d_model": None,
+            "nest__num_heads": None,
+            "nest__embed": 16,
+            "nest__members": {"middle": "layers=3;embed=8"},
+            "data__source": source,
+            "data__pair_field": "pair",
+            "data__batch_size": 8,
+        }
+        return tiny(**embedder_fields | fields)
+
+    return make
+
+
 @pytest.fixture
 def tpu_mesh(request):
     """`tpu_mesh(sizes)`: a (data, fsdp, tensor) mesh of a v5e 2x4 that is not there, to compile

@@ -37,6 +37,7 @@ ROWS = [
     ("llama3_1b", "v5p:2x2x2", 8),
     ("llama3_8b", "v5p:2x4x4", 8),
     ("llama3_8b:shampoo", "v5p:2x4x4", 8),
+    ("llama3_8b", "v6e:8x8", 4),
 ]
 
 

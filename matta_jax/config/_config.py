@@ -52,8 +52,24 @@ def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
                 f"goes by {heads}; set nest.{heads}"
             )
 
+    if nest.embed is not None and "embed" not in model.size_fields():
+        raise UserError(
+            f"nest.embed={nest.embed} is without effect on model.name={model.name!r}, which has no "
+            "vectors; leave it out"
+        )
+    if nest.embed is not None and nest.embed > model.d_model:
+        raise UserError(
+            f"nest.embed={nest.embed} must be at most model.d_model={model.d_model}, of which it "
+            "takes the first numbers; lower it"
+        )
+
     for axis, student_size in model.size_fields().items():
         ta_size = getattr(nest, axis, None)
+        if axis in model.fixed_fields and ta_size not in (None, student_size):
+            raise UserError(
+                f"nest.{axis}={ta_size} must be model.{axis}={student_size} of "
+                f"model.name={model.name!r}, which is not nested by it; leave it out"
+            )
         if ta_size is not None and ta_size < student_size:
             raise UserError(
                 f"nest.{axis}={ta_size} must be at least the Student's model.{axis}="

@@ -26,9 +26,15 @@ class ModelConfig(Section):
     reads_examples: ClassVar[bool] = False
     """Whether it reads labelled examples; otherwise it is a language model, and reads text."""
 
+    reads_pairs: ClassVar[bool] = False
+    """Whether an example is two texts, each read by itself, without a label."""
+
     noun: ClassVar[str] = "language model"
 
-    name: str = field("gpt", "Family: gpt or llama, language models; or scorer, an encoder.")
+    fixed_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of sizes that all models of a nest have alike."""
+
+    name: str = field("gpt", "Family: gpt or llama, language models; scorer or embedder, encoders.")
     vocab_size: int = field(
         256, "Rows of the embedding; at least the tokenizer's size.", minimum=2, maximum=2**24
     )
@@ -188,6 +194,12 @@ class NestConfig(Section):
     )
     d_ff: int | None = field(
         None, "Hidden width of the TA (Layer M-nesting).", minimum=1, maximum=2**22
+    )
+    embed: int | None = field(
+        None,
+        "Numbers of the TA's vectors, of an embedder: at most model.d_model.",
+        minimum=1,
+        maximum=2**20,
     )
     widths: tuple[int, ...] = field(
         (),

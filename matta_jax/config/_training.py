@@ -182,7 +182,9 @@ class DataConfig(Section):
     )
     text_field: str = field("text", "Field of a JSON line or TFDS example that holds the text.")
     pair_field: str | None = field(
-        None, "Field with a second text, of a scorer's examples: read after the first."
+        None,
+        "Field with a second text: of a scorer's examples, read after the first; of an embedder's, "
+        "read by itself.",
     )
     stream: bool = field(
         False,

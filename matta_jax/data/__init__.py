@@ -7,12 +7,16 @@ from matta_jax.data._examples import ExampleSet as ExampleSet
 from matta_jax.data._examples import read_examples as read_examples
 from matta_jax.data._jsonl import file_fingerprint as file_fingerprint
 from matta_jax.data._jsonl import read_json_lines as read_json_lines
+from matta_jax.data._jsonl import read_text as read_text
 from matta_jax.data._jsonl import text_of as text_of
 from matta_jax.data._labels import LabelHeader as LabelHeader
 from matta_jax.data._labels import LabelledWindows as LabelledWindows
 from matta_jax.data._labels import Labels as Labels
 from matta_jax.data._labels import write_header as write_header
 from matta_jax.data._labels import write_labels as write_labels
+from matta_jax.data._pairs import PairSet as PairSet
+from matta_jax.data._pairs import framed_ids as framed_ids
+from matta_jax.data._pairs import framed_rows as framed_rows
 from matta_jax.data._pipeline import Batch as Batch
 from matta_jax.data._pipeline import Examples as Examples
 from matta_jax.data._pipeline import sequential_batches as sequential_batches

@@ -150,11 +150,7 @@ def read_examples(
         digest.update(json.dumps(dataclasses.astuple(example)).encode())
 
     if not examples:
-        side = {None: "", True: "held-out ", False: "training "}[held_out]
-        raise UserError(
-            f"{what} has no {side}example; add some, change data.eval_fraction, or name "
-            "data.eval_source"
-        )
+        raise no_example(what, held_out)
     # All categorical features are rows of one table, one feature's after another's.
     *offsets, num_values = itertools.accumulate(model.categories, initial=0)
     return ExampleSet(
@@ -168,6 +164,15 @@ def read_examples(
     )
 
 
+def no_example(what: str, held_out: bool | None) -> UserError:
+    """The line about a source without an example on a side of its split."""
+    side = {None: "", True: "held-out ", False: "training "}[held_out]
+    return UserError(
+        f"{what} has no {side}example; add some, change data.eval_fraction, or name "
+        "data.eval_source"
+    )
+
+
 def _encode(example: Example, tokenizer: Tokenizer) -> np.ndarray:
     """The ids of an example's text, and after a separator of its second text."""
     text_ids = np.asarray(tokenizer.encode(example.text), np.int32)
@@ -178,17 +183,19 @@ def _encode(example: Example, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _read(source: str, data: DataConfig, model: ScorerConfig, what: str) -> Iterator[Example]:
+    for value, where in example_lines(source, what):
+        yield _example(value, data, model, where)
+
+
+def example_lines(source: str, what: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields the object of each line of a source's files, and where it is, as errors say it."""
     if not source.startswith("text:"):
-        raise UserError(
-            f"{what}: examples of a scorer are JSON lines; name text:GLOB of .jsonl files"
-        )
+        raise UserError(f"{what}: examples are JSON lines; name text:GLOB of .jsonl files")
     for path in Corpus(source).files():
         if path.suffix == ".txt":
-            raise UserError(
-                f"{what} matches {path}; examples of a scorer are .jsonl or .jsonl.gz files"
-            )
+            raise UserError(f"{what} matches {path}; examples are .jsonl or .jsonl.gz files")
         for number, value in read_json_lines(path, what):
-            yield _example(value, data, model, f"{what}: {path} line {number}")
+            yield value, f"{what}: {path} line {number}"
 
 
 def _example(value: dict[str, Any], data: DataConfig, model: ScorerConfig, where: str) -> Example:

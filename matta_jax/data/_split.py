@@ -7,6 +7,7 @@ import numpy as np
 from matta_jax.config import Config, ScorerConfig
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
+from matta_jax.data._pairs import read_pairs
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
 from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
@@ -65,7 +66,7 @@ def split_data(
     if config.model.reads_examples:
         # Each of two sources is a side by itself; one source is split by its examples.
         side = None if has_eval_source else held_out
-        return read_examples(source, data, _section(config), tokenizer, held_out=side)
+        return _read_examples(source, config, tokenizer, held_out=side)
     windows = split_windows(data, tokenizer, held_out=held_out, corpus=corpus)
     return windows if held_out else _first(windows, data.max_windows, tokenizer)
 
@@ -74,8 +75,9 @@ def _check_max_windows(config: Config) -> None:
     """Refuses data.max_windows where there are no windows to take the first of."""
     if config.data.max_windows is None:
         return
+    noun = f"{'an' if config.model.noun[0] in 'aeiou' else 'a'} {config.model.noun}"
     for has_none, field in (
-        (config.model.reads_examples, "a scorer, which reads examples"),
+        (config.model.reads_examples, f"{noun}, which reads examples"),
         (config.data.stream, "data.stream, which reads the source once"),
     ):
         if has_none:
@@ -100,10 +102,14 @@ def _first(windows: Windows, count: int | None, tokenizer: Tokenizer) -> Windows
     )
 
 
-def _section(config: Config) -> ScorerConfig:
-    """The section of a model that reads examples, which says what these have."""
+def _read_examples(
+    source: str, config: Config, tokenizer: Tokenizer, *, held_out: bool | None = None
+) -> ExampleSet:
+    """The pairs of an embedder, or the examples of a scorer, whose section says what these have."""
+    if config.model.reads_pairs:
+        return read_pairs(source, config.data, tokenizer, held_out=held_out)
     assert isinstance(config.model, ScorerConfig)
-    return config.model
+    return read_examples(source, config.data, config.model, tokenizer, held_out=held_out)
 
 
 def glob_data(
@@ -121,7 +127,7 @@ def _read_all(
 ) -> Windows | ExampleSet:
     data = config.data
     if config.model.reads_examples:
-        return read_examples(source, data, _section(config), tokenizer)
+        return _read_examples(source, config, tokenizer)
     corpus = corpus or Corpus(source, data.text_field, data.tfds_dir)
     return corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
 

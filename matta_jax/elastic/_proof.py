@@ -28,6 +28,7 @@ from matta_jax.nesting import (
     BLOCKS,
     Names,
     Size,
+    Sizes,
     SubModel,
     flatten,
     narrow_array,
@@ -97,7 +98,7 @@ def _prove(
             x_ND = proof.compare_layer(run.layers[j], pair, x_ND, context)
 
     pair = proof.outside_layers(plan.family.exits)
-    output = proof.compare(_leave, pair, x_ND, context)
+    output = proof.compare(_leave, pair, x_ND, context, sub_model.sizes)
     table_path = plan.architecture.table_path
     if table_path is not None:
         proof.compare_logits(table_path, output)
@@ -331,13 +332,14 @@ def _run_block(
     return block(x_ND, context)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 5))
 def _leave(
     plan: Plan,
     cut: _Cut | None,
     weights: Any,
     x_ND: jax.Array,
     context: Any,
+    sizes: Sizes,
 ) -> Any:
     modules = _modules(plan, cut, weights)
-    return plan.family.leave(modules, x_ND, context)
+    return plan.family.leave(modules, x_ND, context, sizes)

@@ -13,6 +13,7 @@ from matta_jax.evaluation._comparison import Comparison, Evaluation, table_of
 from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._output import check_output, write_json
 from matta_jax.evaluation._sat_math import SatMath
+from matta_jax.evaluation._sts import Sts
 from matta_jax.evaluation._tasks import Outcome, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
@@ -22,7 +23,8 @@ from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
 
 def _text_tokenizer(config: Config, task: str) -> Tokenizer:
     if config.model.reads_examples:
-        raise UserError(f"tasks={task!r} is for language models; score a scorer by auc:GLOB")
+        mend = "an embedder by sts:FILE" if config.model.reads_pairs else "a scorer by auc:GLOB"
+        raise UserError(f"tasks={task!r} is for language models; score {mend}")
     return fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 
 
@@ -40,8 +42,9 @@ _TASKS: dict[str, Callable[[str, Config], Task]] = {
     "lambada": _lambada,
     "sat_math": _sat_math,
     "auc": Auc,
+    "sts": Sts,
 }
-_FILE_TASKS = ("lambada", "sat_math")
+_FILE_TASKS = ("lambada", "sat_math", "sts")
 
 
 def evaluate(
@@ -91,7 +94,7 @@ def compare(
       checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
       tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the
         run's own held-out text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, also of
-        `held_out`.
+        `held_out`; of embedders `sts:FILE`.
       output: a JSON file for the result.
 
     Raises:

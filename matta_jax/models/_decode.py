@@ -72,7 +72,7 @@ def extend(
         layer_cache = None if cache is None else cache[i]
         x_ND, layer_cache = block.extend(x_ND, context.at(i), layer_cache)
         longer.append(layer_cache)
-    return family.leave(modules, x_ND, context), longer
+    return family.leave(modules, x_ND, context, architecture.sub_model.sizes), longer
 
 
 def prefill(

@@ -94,7 +94,7 @@ def joint_apply(
     results = []
     for stream, x_ND in zip(streams, hidden, strict=True):
         modules = _narrow_modules(plan, exits, outer_axes, stream.sub_model)
-        results.append(plan.family.leave(modules, x_ND, context))
+        results.append(plan.family.leave(modules, x_ND, context, stream.sub_model.sizes))
     return results
 
 
@@ -168,4 +168,4 @@ def candidate_apply(
 
     layers = (stack_of(params), choice_L, jnp.arange(plan.nest.num_layers))
     x_ND, _ = jax.lax.scan(body, x_ND, layers)
-    return plan.family.leave(modules, x_ND, context)
+    return plan.family.leave(modules, x_ND, context, sub_model.sizes)

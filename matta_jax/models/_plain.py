@@ -202,7 +202,7 @@ def apply(
             return bind_block(family, options, weights)(x_ND, context.at(index)), None
 
         x_ND, _ = jax.lax.scan(body, x_ND, (params[BLOCKS][str(i)], jnp.array(run.layers)))
-    return family.leave(modules, x_ND, context)
+    return family.leave(modules, x_ND, context, architecture.sub_model.sizes)
 
 
 def table_of(architecture: Architecture, params: Tree) -> jax.Array | None:

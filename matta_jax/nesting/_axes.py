@@ -112,6 +112,9 @@ register_axes(
         Axis("kv_heads", Role.FEATURES, mesh="tensor", word="num_kv_heads"),
         Axis("d_ff", Role.FEATURES, mesh="tensor", fields="nest.widths"),
         Axis("classes", Role.FEATURES, fields="model.num_classes"),
+        # Of vectors that are cut after the last layer: no weight has it.
+        Axis("embed", Role.FEATURES),
+        Axis("types", Role.ENTRIES, fields="model.num_types"),
         Axis("dense", Role.FEATURES, fields="model.num_dense"),
         Axis("queries", Role.FIXED),
         Axis("head_dim", Role.FIXED),

@@ -1,5 +1,6 @@
-"""Serving: text from a model."""
+"""Serving: text from a model, and vectors of texts."""
 
+from matta_jax.serving._embed import embed as embed
 from matta_jax.serving._generate import Sampling as Sampling
 from matta_jax.serving._generate import generate as generate
 from matta_jax.serving._generate import generate_ids as generate_ids

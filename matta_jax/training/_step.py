@@ -276,6 +276,8 @@ class _Loss:
             compute=self._compute(),
             key=draws.key if has_dropout else None,
         )
+        family, options = setup.plan.family, setup.plan.architecture.options
+        outputs = [family.logits_of(output, targets.inputs, options) for output in outputs]
         return self._objective(
             outputs,
             setup.plan.table(params),
@@ -342,7 +344,9 @@ def _teacher_of(setup: Setup, batch: Batch, targets: Targets, weights: tuple[Tre
     table = table_of(setup.teacher.architecture, weights[0])
     if table is not None:
         return OnlineTeacher(output, table)
-    logits = as_softmax(output)
+    architecture = setup.teacher.architecture
+    logits = architecture.family.logits_of(output, targets.inputs, architecture.options)
+    logits = as_softmax(logits)
     return OnlineTeacher(logits, jnp.eye(logits.shape[1]))
 
 

@@ -136,7 +136,7 @@ class Rotary(models.Family):
         context = layers.Context(inputs["tokens"].shape[1], start=start)
         return modules["embed"](inputs["tokens"]), context
 
-    def leave(self, modules, x_ND, context):
+    def leave(self, modules, x_ND, context, sizes):
         return modules["norm"](x_ND)
 
 

@@ -1,5 +1,6 @@
 """Families of models: each with its modules, its inputs and outputs, in a file of its own."""
 
+from matta_jax.models.families import _embedder as _embedder
 from matta_jax.models.families import _gpt2 as _gpt2
 from matta_jax.models.families import _llama as _llama
 from matta_jax.models.families import _scorer as _scorer

@@ -113,10 +113,29 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def leave(self, modules: Modules, x_ND: jax.Array, context: Context) -> jax.Array:
+    def leave(
+        self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]
+    ) -> jax.Array:
         """Returns the normed hidden states [N, D], to be compared with the table; or logits
-        [B, classes], [B] of a sigmoid.
+        [B, classes], [B] of a sigmoid; or vectors [B, E].
+
+        Args:
+          modules: those beside the layers.
+          x_ND: the residual stream.
+          context: as `enter` has returned it.
+          sizes: of the model's nested axes, those that no weight has among them.
         """
+
+    def logits_of(self, output: jax.Array, inputs: Inputs, options: Mapping[str, Any]) -> jax.Array:
+        """What a loss compares with labels: what `leave` returns, or what follows from it.
+
+        Args:
+          output: of `leave`.
+          inputs: of the batch, by name.
+          options: of the model.
+        """
+        del inputs, options
+        return output
 
     def options(self, model: Any, layers: Sequence[int]) -> Mapping[str, Any]:
         """Facts of its config section that modules need and that are no sizes; hashable.

@@ -3,6 +3,7 @@
 Shape letters: B batch, T sequence, N tokens (= B·T), D d_model.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -76,7 +77,9 @@ class GPT2(Family):
         context = Context(tokens_BT.shape[1], start=start)
         return modules["embed"](tokens_BT, start), context
 
-    def leave(self, modules: Modules, x_ND: jax.Array, context: Context) -> jax.Array:
+    def leave(
+        self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]
+    ) -> jax.Array:
         return modules["norm"](x_ND)
 
 

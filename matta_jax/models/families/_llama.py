@@ -125,7 +125,9 @@ class Llama(Family):
         tokens_BT = inputs["tokens"]
         return modules["embed"](tokens_BT), Context(tokens_BT.shape[1], start=start)
 
-    def leave(self, modules: Modules, x_ND: jax.Array, context: Context) -> jax.Array:
+    def leave(
+        self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]
+    ) -> jax.Array:
         return modules["norm"](x_ND)
 
 

@@ -59,17 +59,18 @@ class Schema:
 
     Attributes:
       inputs: by name.
-      is_labelled: whether a batch holds labelled examples (`label` and `weight` [B] beside the
-        inputs); otherwise windows of text (`tokens` [B, T + 1], `length` [B]), whose targets are
-        the next tokens.
+      kind: what a batch holds. `windows` of text: `tokens` [B, T + 1] and `length` [B], whose
+        targets are the next tokens. `examples`: the inputs, `label` and `weight` [B]. `pairs` of
+        texts: the inputs [B, 2, ...] and `weight` [B]; the class of a first text is its own second
+        one among all of the batch.
     """
 
     inputs: Mapping[str, Input]
-    is_labelled: bool = False
+    kind: str = "windows"
 
     def batch_shapes(self, batch_size: int, seq_len: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each array of a batch."""
-        if not self.is_labelled:
+        if self.kind == "windows":
             # One token more than a model reads: the last is a target alone.
             return {
                 "tokens": ((batch_size, seq_len + 1), "int32"),
@@ -78,16 +79,23 @@ class Schema:
 
         shapes = {}
         for name, declared in self.inputs.items():
-            shapes[name] = (declared.shape_of(batch_size, seq_len), declared.dtype)
-        shapes["label"] = ((batch_size,), "int32")
+            shape = declared.shape_of(batch_size, seq_len)
+            if self.kind == "pairs":
+                shape = (batch_size, 2, *shape[1:])
+            shapes[name] = (shape, declared.dtype)
+        if self.kind == "examples":
+            shapes["label"] = ((batch_size,), "int32")
         shapes["weight"] = ((batch_size,), "float32")
         return shapes
 
     def targets(self, batch: Mapping[str, jax.Array]) -> Targets:
         """Reads a batch."""
-        if self.is_labelled:
+        if self.kind != "windows":
             inputs = {name: batch[name] for name in self.inputs}
-            return Targets(inputs, batch["label"], batch["weight"])
+            weights_N = batch["weight"]
+            is_pairs = self.kind == "pairs"
+            labels_N = jnp.arange(len(weights_N)) if is_pairs else batch["label"]
+            return Targets(inputs, labels_N, weights_N)
 
         # Windows are filled up to one shape; what fills them is read, but no target.
         tokens_BT = batch["tokens"]

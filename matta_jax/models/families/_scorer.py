@@ -112,7 +112,7 @@ class Scorer(Family):
             # All features choose rows of one table, each in a range of its own.
             num_rows = sum(model.categories)
             inputs["categorical"] = Input((len(model.categories),), "int32", "categories", num_rows)
-        return Schema(inputs, is_labelled=model.reads_examples)
+        return Schema(inputs, kind="examples" if model.reads_examples else "windows")
 
     def enter(
         self,
@@ -133,7 +133,9 @@ class Scorer(Family):
             x_ND = x_BSD.reshape(-1, x_ND.shape[-1])
         return x_ND, Context(seen_BS.shape[1], seen_BS)
 
-    def leave(self, modules: Modules, x_ND: jax.Array, context: Context) -> jax.Array:
+    def leave(
+        self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]
+    ) -> jax.Array:
         assert context.seen_BS is not None
         return modules["head"](modules["norm"](x_ND), context.seen_BS)
 

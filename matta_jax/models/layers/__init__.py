@@ -12,7 +12,6 @@ from matta_jax.models.layers._context import Context as Context
 from matta_jax.models.layers._dropout import drop as drop
 from matta_jax.models.layers._grouped import GroupedAttention as GroupedAttention
 from matta_jax.models.layers._linear import project as project
-from matta_jax.models.layers._mlp import GATES as GATES
 from matta_jax.models.layers._mlp import MLP as MLP
 from matta_jax.models.layers._mlp import GatedMLP as GatedMLP
 from matta_jax.models.layers._norms import LayerNorm as LayerNorm

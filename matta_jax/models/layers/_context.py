@@ -13,7 +13,7 @@ import jax.numpy as jnp
 # `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["seen_BS", "start", "layer"],
+    data_fields=["seen_BS", "start", "layer", "read_BS"],
     meta_fields=["seq_len"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,15 @@ class Context:
         None: none, and there is no cache to read.
       layer: index of the layer that runs, among the model's own in a plain model and the TA's in a
         nest; None: beside the layers.
+      read_BS: the positions that a text's output is made of, at least one; None: as the family
+        says.
     """
 
     seq_len: int
     seen_BS: jax.Array | None = None
     start: jax.Array | None = None
     layer: jax.Array | int | None = None
+    read_BS: jax.Array | None = None
 
     def at(self, layer: jax.Array | int) -> "Context":
         """The same in a layer."""

@@ -12,11 +12,19 @@ from flax import nnx
 from matta_jax.models.layers._build import Build
 from matta_jax.models.layers._linear import project
 
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+"""What neurons or their gates pass through, by name."""
+
 
 class MLP(nnx.Module):
-    """The feed-forward layer, with GPT-2's tanh approximation of GELU."""
+    """The feed-forward layer; with GPT-2's tanh approximation of GELU, unless more is said."""
 
     def __init__(self, build: Build):
+        self.activation = build.options.get("activation", "gelu_tanh")
         # Granules first: a prefix of them is one piece of memory, and no device's shard is cut.
         self.w_in = build.weight("d_ff_granules", "d_model", "d_ff")
         self.b_in = build.weight("d_ff_granules", "d_ff")
@@ -27,7 +35,7 @@ class MLP(nnx.Module):
         """Returns the neurons' activations [N, G, F]."""
         product_NGF = project("nd,gdf->ngf", x_ND, self.w_in[...])
         hidden_NGF = product_NGF + self.b_in[...]
-        return jax.nn.gelu(hidden_NGF, approximate=True)
+        return ACTIVATIONS[self.activation](hidden_NGF)
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         hidden_NGF = self.hidden(x_ND)
@@ -43,13 +51,6 @@ class MLP(nnx.Module):
         return jnp.abs(self.hidden(x_ND)).mean(0) * norms_GF
 
 
-GATES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-"""What a gated layer's gates pass through, by name."""
-
-
 class GatedMLP(nnx.Module):
     """The feed-forward layer whose neurons are a gate times a value, without biases."""
 
@@ -63,7 +64,7 @@ class GatedMLP(nnx.Module):
         """Returns the neurons' activations [N, G, F]."""
         product_NGCF = project("nd,gdcf->ngcf", x_ND, self.w_in[...])
         gate_part, value_part = jax.lax.split(product_NGCF, (1, 1), axis=2)
-        return (GATES[self.gate](gate_part) * value_part)[:, :, 0]
+        return (ACTIVATIONS[self.gate](gate_part) * value_part)[:, :, 0]
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         return project("ngf,gfd->nd", self.hidden(x_ND), self.w_out[...])

@@ -6,6 +6,7 @@ from flax import nnx
 
 from matta_jax.models.layers._build import Build
 
+# Of families whose models all have one.
 _EPSILON = 1e-5
 
 
@@ -28,6 +29,7 @@ class LayerNorm(nnx.Module):
     """Layer normalisation with scale and bias."""
 
     def __init__(self, build: Build):
+        self.epsilon = build.options.get("layer_norm_epsilon", _EPSILON)
         self.scale = build.constant(1.0, "d_model")
         self.bias = build.constant(0.0, "d_model")
 
@@ -36,6 +38,6 @@ class LayerNorm(nnx.Module):
         # Centred first: mean square less squared mean would cancel where the mean is large.
         centred = x_32 - jnp.mean(x_32, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + _EPSILON)
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
         scaled = normed * self.scale[...] + self.bias[...]
         return scaled.astype(x_ND.dtype)

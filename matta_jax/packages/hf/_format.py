@@ -15,6 +15,7 @@ from matta_jax.models import Architecture
 from matta_jax.nesting import Names
 from matta_jax.packages._safetensors import FolderTensors, ForeignTensors
 from matta_jax.packages._weights import Weight
+from matta_jax.packages.hf._bert import BertLayout
 from matta_jax.packages.hf._gemma import Gemma3Layout
 from matta_jax.packages.hf._gpt2 import GPT2Layout
 from matta_jax.packages.hf._layout import Layout
@@ -24,6 +25,7 @@ from matta_jax.packages.hf._tensors import Reader, tensor_readers, tensor_shapes
 from matta_jax.tokenizers import TextIds
 
 _LAYOUTS: tuple[Layout, ...] = (
+    BertLayout(),
     GPT2Layout(),
     LlamaLayout(),
     Qwen2Layout(),
@@ -37,13 +39,14 @@ def layout_of(architecture: Architecture) -> Layout:
     """The kind of Hugging Face models that a model of ours can be written as. Raises UserError
     where there is none.
     """
-    if architecture.table_path is None:
-        raise UserError(
-            "format='hf' is for language models; write a scorer as format=safetensors or orbax"
-        )
     for layout in _LAYOUTS:
         if layout.family_name == architecture.family_name and layout.fits(architecture):
             return layout
+    if architecture.family_name == "scorer":
+        raise UserError(
+            "format='hf' is for language models and embedders; write a scorer as "
+            "format=safetensors or orbax"
+        )
     raise UserError(
         f"format='hf' has no kind of model for this one of the family "
         f"{architecture.family_name!r}; use format=safetensors"
@@ -140,6 +143,7 @@ def open_hf(folder: storage.Path, *, mend: str = _MEND) -> Foreign:
                 f"{str(folder)!r} is not a Hugging Face model (no config.json); {mend}"
             ) from None
         layout = layout_of_type(config["model_type"])
+        config = layout.with_more(folder, config)
     tensors = functools.partial(FolderTensors, folder, layout.prefix, mend)
     return Foreign(layout, config, file, tensors, mend)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from matta_jax import storage
 from matta_jax.config import ModelConfig
 from matta_jax.models import MOST, MOST_LAYERS, Architecture
 from matta_jax.nesting import Names
@@ -90,6 +91,13 @@ class Layout(abc.ABC):
         sub_model = architecture.sub_model
         largest = {axis: sub_model.largest(axis) for axis in sub_model.axes}
         return dict(architecture.fixed) | largest
+
+    def with_more(self, folder: storage.Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A config.json with what other files of its folder say of the model. Raises UserError
+        where these say what we do not compute.
+        """
+        del folder
+        return config
 
     def check_head(self, tensors: ForeignTensors, architecture: Architecture) -> None:
         """Raises UserError where the head is not what config.json says."""

@@ -105,5 +105,5 @@ def test_positions_are_those_of_the_row(nested):
 
 def test_reads_tokens_alone(nested):
     schema = nested("all").plan.schema
-    assert set(schema.inputs) == {"tokens"} and not schema.is_labelled
+    assert set(schema.inputs) == {"tokens"} and schema.kind == "windows"
     assert schema.inputs["tokens"].limit == 31

@@ -12,7 +12,7 @@ EXAMPLES = models.Schema(
         "length": models.Input((), "int32"),
         "dense": models.Input((2,), "float32"),
     },
-    is_labelled=True,
+    kind="examples",
 )
 
 

@@ -1,0 +1,192 @@
+"""The embedder: BERT's post-norm blocks, and a vector of each text.
+
+A vector is what is pooled after the last layer of a model, cut to its first numbers (`embed`); so
+models are nested by depth, by vector, by heads and by d_ff. The residual stream is of one width:
+its embedding is normed, and the norm of a part is no part of a norm.
+
+A batch of pairs (two texts an example) gives the similarities of each first text to all second ones
+of the batch, as logits of which the own one is the class; a batch of texts gives their vectors.
+
+Shape letters: B batch, T sequence, R texts (B, or 2B of pairs), N tokens (= R·T), D d_model,
+  E numbers of a vector.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from immutabledict import immutabledict
+
+from matta_jax.config import EmbedderConfig
+from matta_jax.models.families._family import Family, Modules, register
+from matta_jax.models.families._schema import Input, Inputs, Schema
+from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm, drop
+from matta_jax.nesting import BLOCKS
+
+# A vector of zeros stays one.
+_SMALLEST_SQUARE = 1e-24
+# Stands for a similarity to what fills up a batch; finite, so that its products with 0 are 0.
+_NONE = -1e9
+
+
+class Embed(nnx.Module):
+    """Token, position and type embeddings, normed."""
+
+    def __init__(self, build: Build):
+        self.pooling = build.options["pooling"]
+        self.tokens = build.weight("vocab", "d_model")
+        self.positions = build.weight("positions", "d_model")
+        self.types = build.weight("types", "d_model")
+        self.norm = LayerNorm(build)
+
+    def __call__(self, tokens_RT: jax.Array) -> jax.Array:
+        """Returns the embedded tokens [N, D]."""
+        positions_TD = self.positions[...][: tokens_RT.shape[1]]
+        # All texts are of the first type: second ones are read by themselves.
+        x_RTD = self.tokens[...][tokens_RT] + self.types[...][0] + positions_TD
+        return self.norm(x_RTD.reshape(-1, x_RTD.shape[-1]))
+
+
+class PostNormBlock(nnx.Module):
+    """BERT's transformer block: each branch is added, and the sum normed."""
+
+    parts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "attend": ("attention", "norm_attention"),
+        "feed": ("mlp", "norm_mlp"),
+    }
+
+    def __init__(self, build: Build):
+        self.attention = Attention(build)
+        self.norm_attention = LayerNorm(build)
+        self.mlp = MLP(build)
+        self.norm_mlp = LayerNorm(build)
+
+    def attend(
+        self,
+        x_ND: jax.Array,
+        context: Context,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the residual stream after attention."""
+        key = None if key is None else jax.random.split(key)[0]
+        attended = drop(self.attention(x_ND, context), dropout, key)
+        return self.norm_attention(x_ND + attended)
+
+    def feed(
+        self,
+        x_ND: jax.Array,
+        context: Context | None = None,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the residual stream after the MLP, of that after attention."""
+        key = None if key is None else jax.random.split(key)[1]
+        return self.norm_mlp(x_ND + drop(self.mlp(x_ND), dropout, key))
+
+    def __call__(
+        self,
+        x_ND: jax.Array,
+        context: Context,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the new residual stream. Without a `key` nothing is dropped."""
+        x_ND = self.attend(x_ND, context, dropout=dropout, key=key)
+        return self.feed(x_ND, context, dropout=dropout, key=key)
+
+    def importance(self, x_ND: jax.Array, context: Context) -> dict[str, jax.Array]:
+        """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream,
+        before it is normed.
+        """
+        heads = self.attention.importance(x_ND, context)
+        return {"heads": heads, "d_ff": self.mlp.importance(self.attend(x_ND, context))}
+
+
+def _pooled(x_ND: jax.Array, read_RT: jax.Array, size: int) -> jax.Array:
+    """The vectors [R, size] of texts, of length 1, in float32: the mean over what is read."""
+    x_RTD = x_ND.reshape(*read_RT.shape, -1)
+    counted_RT1 = read_RT[..., None].astype(jnp.float32)
+    pooled_RD = (x_RTD * counted_RT1).sum(1) / counted_RT1.sum(1)
+    # Cut, then normed: each size is compared by cosines of its own.
+    vectors_RE = pooled_RD[:, :size]
+    squares_R1 = jnp.sum(vectors_RE * vectors_RE, axis=-1, keepdims=True)
+    return vectors_RE * jax.lax.rsqrt(jnp.maximum(squares_R1, _SMALLEST_SQUARE))
+
+
+class Embedder(Family):
+    """The family of embedders."""
+
+    name = "embedder"
+    section = EmbedderConfig
+    modules = {"embed": Embed, BLOCKS: PostNormBlock}  # noqa: RUF012
+    exits = ()
+    table = None
+    is_causal = False
+
+    def fixed_sizes(self, model: Any) -> dict[str, int]:
+        return {
+            "vocab": model.vocab_size,
+            "positions": model.max_len,
+            "types": model.num_types,
+            "head_dim": model.head_width,
+            "qkv": 3,
+        }
+
+    def options(self, model: Any, layers: Sequence[int]) -> Mapping[str, Any]:
+        del layers
+        return immutabledict(
+            pooling=model.pooling,
+            activation=model.activation,
+            layer_norm_epsilon=model.layer_norm_epsilon,
+            similarity_scale=model.similarity_scale,
+        )
+
+    def fields_of(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return immutabledict(options)
+
+    def schema(self, model: Any) -> Schema:
+        tokens = Input((None,), "int32", entries="vocab", limit=model.vocab_size)
+        return Schema({"tokens": tokens, "length": Input((), "int32")}, kind="pairs")
+
+    def logits_of(self, output: jax.Array, inputs: Inputs, options: Mapping[str, Any]) -> jax.Array:
+        """Of pairs the similarities [B, B] of each first text to all second ones: scaled
+        cosines.
+        """
+        first_BE, second_BE = output[::2], output[1::2]
+        logits_BB = options["similarity_scale"] * (first_BE @ second_BE.T)
+        # What fills up a batch is no candidate, but for itself.
+        is_text_B = inputs["length"][:, 1] > 0
+        is_candidate_BB = is_text_B | jnp.eye(len(is_text_B), dtype=bool)
+        return jnp.where(is_candidate_BB, logits_BB, _NONE)
+
+    def enter(
+        self,
+        modules: Modules,
+        inputs: Inputs,
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, Context]:
+        tokens, length = inputs["tokens"], inputs["length"]
+        seq_len = tokens.shape[-1]
+        length_R1 = length.reshape(-1, 1)
+        # A softmax over no position, or their mean, would be no number.
+        seen_RT = jnp.arange(seq_len) < jnp.maximum(length_R1, 1)
+        x_ND = modules["embed"](tokens.reshape(-1, seq_len))
+        is_first_T = jnp.arange(seq_len) == 0
+        is_mean = modules["embed"].pooling == "mean"
+        read_RT = seen_RT if is_mean else jnp.broadcast_to(is_first_T, seen_RT.shape)
+        return x_ND, Context(seq_len, seen_RT, read_BS=read_RT)
+
+    def leave(
+        self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]
+    ) -> jax.Array:
+        assert context.read_BS is not None
+        return _pooled(x_ND, context.read_BS, sizes["embed"])
+
+
+register(Embedder())

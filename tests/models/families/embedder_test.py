@@ -1,0 +1,153 @@
+"""The embedder: what it computes, how it is nested, what its pairs are, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import matta_jax
+from matta_jax import data, elastic, extract, models, nesting, packages, train
+from matta_jax.sharding import make_mesh, place_batch
+from matta_jax.training import make_setup, make_train_step
+
+
+@pytest.fixture(scope="module")
+def trained(embedder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("embedder") / "run"
+    train(embedder(), workdir, log=lambda _: None)
+    return workdir
+
+
+def setup_of(config):
+    """The plan of a run, and fresh weights."""
+    plan = models.plan_of(config)
+    return plan, jax.jit(models.init_params, static_argnums=(0, 2))(
+        plan.architecture, jax.random.key(0), plan.nest
+    )
+
+
+def batch_of(config, count=6):
+    pairs = data.split_data(config, held_out=False)
+    return {name: jnp.stack([pairs[i][name] for i in range(count)]) for name in pairs[0]}
+
+
+TEXTS = {"tokens": np.arange(60).reshape(3, 20) % 250, "length": np.array([20, 7, 1])}
+
+
+def numpy_vectors(params, inputs, *, heads, size, pooling="mean"):
+    """BERT's equations, layer by layer, in float64."""
+    flat = {path: np.asarray(leaf, np.float64) for path, leaf in nesting.flatten(params).items()}
+
+    def norm(x, path):
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+        return scaled * flat[f"{path}/scale"] + flat[f"{path}/bias"]
+
+    from scipy.special import erf, softmax
+
+    vectors = []
+    for ids, length in zip(inputs["tokens"], inputs["length"], strict=True):
+        x = flat["embed/tokens"][ids] + flat["embed/positions"][: len(ids)]
+        x = norm(x + flat["embed/types"][0], "embed/norm")
+        for i in range(flat["blocks/0/mlp/b_out"].shape[0]):
+            layer = {
+                path.removeprefix("blocks/0/"): leaf[i]
+                for path, leaf in flat.items()
+                if path.startswith("blocks/0/")
+            }
+            w, b = layer["attention/w_qkv"], layer["attention/b_qkv"]
+            q, k, v = np.einsum("td,kdche->ckhte", x, w) + b.transpose(1, 0, 2, 3)[:, :, :, None]
+            scores = np.einsum("khte,khse->khts", q, k) / np.sqrt(q.shape[-1])
+            scores[..., length:] = -np.inf
+            mixed = np.einsum("khts,khse->tkhe", softmax(scores, -1), v)
+            out = np.einsum("tkhe,khed->td", mixed, layer["attention/w_out"])
+            flat_norms = {
+                f"{n}/{p}": layer[f"{n}/{p}"]
+                for n in ("norm_attention", "norm_mlp")
+                for p in ("scale", "bias")
+            }
+            flat.update(flat_norms)
+            x = norm(x + out + layer["attention/b_out"], "norm_attention")
+            hidden = np.einsum("td,gdf->tgf", x, layer["mlp/w_in"]) + layer["mlp/b_in"]
+            hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
+            fed = np.einsum("tgf,gfd->td", hidden, layer["mlp/w_out"]) + layer["mlp/b_out"]
+            x = norm(x + fed, "norm_mlp")
+        pooled = (x[0] if pooling == "cls" else x[:length].mean(0))[:size]
+        vectors.append(pooled / np.linalg.norm(pooled))
+    return np.array(vectors)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_it_is_bert_and_its_vectors_are_cut_and_of_length_one(embedder, pooling):
+    plan, params = setup_of(embedder(model__pooling=pooling))
+    for member in plan.nest.members.values():
+        part, size = plan.slice(params, member), member.sizes["embed"]
+        expected = numpy_vectors(part, TEXTS, heads=2, size=size, pooling=pooling)
+        vectors = models.apply(plan.architecture_of(member), part, TEXTS)
+        np.testing.assert_allclose(vectors, expected, atol=2e-6)
+
+
+def test_the_joint_pass_equals_each_plain_model_bit_for_bit(embedder):
+    plan, params = setup_of(embedder())
+    members = list(plan.nest.members.values())
+    joint = jax.jit(lambda p: models.joint_apply(plan, p, TEXTS, members))(params)
+    for member, vectors in zip(members, joint, strict=True):
+        plain = jax.jit(models.apply, static_argnums=0)(
+            plan.architecture_of(member), plan.slice(params, member), TEXTS
+        )
+        np.testing.assert_array_equal(vectors, plain)
+
+
+def test_a_first_text_is_compared_with_all_second_ones(embedder):
+    config = embedder(model__similarity_scale=10.0)
+    plan, params = setup_of(config)
+    batch = batch_of(config)
+    batch["length"] = batch["length"].at[5].set(0)  # As what fills up a batch.
+    inputs = plan.schema.targets(batch).inputs
+    vectors = models.joint_apply(plan, params, inputs, [plan.nest.ta])[0]
+    first, second = vectors[::2], vectors[1::2]
+    logits = plan.family.logits_of(vectors, inputs, plan.architecture.options)
+    expected = 10.0 * np.asarray(first) @ np.asarray(second).T
+    np.testing.assert_allclose(logits[:5, :5], expected[:5, :5], atol=1e-5)
+    assert (np.asarray(logits)[:5, 5] < -1e8).all()
+    targets = plan.schema.targets(batch)
+    np.testing.assert_array_equal(targets.labels_N, np.arange(6))
+
+
+def test_a_run_learns_and_each_member_is_extracted_with_a_certificate(trained, tmp_path):
+    texts = ["the quick brown fox", "pack my box"]
+    for spec in ("student", "middle", "layers=3;embed=4", "ta"):
+        [model] = extract(str(trained), [spec], tmp_path / spec.replace("=", "_"))
+        assert model.max_difference == 0
+        package = elastic.verify(model.path)
+        plain = matta_jax.embed(package.load(), texts)
+        [in_place] = packages.load_in_place(str(trained), [spec])
+        np.testing.assert_allclose(plain, matta_jax.embed(in_place, texts), atol=1e-6)
+        sizes = package.architecture.sub_model.sizes
+        assert plain.shape == (2, sizes["embed"])
+        np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(embedder, trained, tmp_path):
+    def cut(line):
+        if line.startswith("step 4/"):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(embedder(), tmp_path / "run", log=cut)
+    train(embedder(), tmp_path / "run", log=lambda _: None)
+    sources = [matta_jax.open_source(str(folder)) for folder in (trained, tmp_path / "run")]
+    assert sources[0].fingerprint == sources[1].fingerprint
+
+
+def test_a_step_is_the_same_on_every_mesh(embedder):
+    losses = []
+    for sizes in ((1, 1, 1), (2, 2, 1)):
+        config = embedder(data__batch_size=8)
+        setup = make_setup(config, make_mesh(sizes))
+        batch = {name: np.asarray(leaf) for name, leaf in batch_of(config, 8).items()}
+        step = make_train_step(setup)
+        state, metrics = step(setup.init(), place_batch(batch, setup.mesh))
+        _, metrics = step(state, place_batch(batch, setup.mesh))
+        losses.append(float(metrics["loss"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
