@@ -22,7 +22,7 @@ from matta_jax.nesting import Tree, flatten, unflatten
 from matta_jax.packages._packaging import DTYPES, Packaging
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
 from matta_jax.packages._weights import Recorded, Weight, described
-from matta_jax.packages.hf import hf_config, hf_shapes, open_hf, to_hf
+from matta_jax.packages.hf import hf_companions, hf_config, hf_shapes, open_hf, to_hf
 from matta_jax.tokenizers import TextIds
 
 _MEND = "extract it again"
@@ -67,10 +67,8 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     recorded = {path: Recorded(weight, units[path]) for path, weight in weights.items()}
     to_write = {path: record.weight for path, record in recorded.items()}
     if packaging.format == "hf":
-        text = storage.json_text(
-            hf_config(architecture, DTYPES[packaging.dtype], text_ids), indent=2
-        )
-        storage.replace_text(folder / "config.json", text + "\n")
+        described_model = hf_config(architecture, DTYPES[packaging.dtype], text_ids)
+        _write_documents(folder, described_model, architecture)
         tensors = to_hf(to_write, flatten(logical_axes(architecture)), architecture)
         shapes = hf_shapes(architecture)
     else:
@@ -81,6 +79,19 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     save_tensors(folder, tensors, sizes, packaging.shard_bytes)
     prints = {path: record.fingerprint for path, record in recorded.items()}
     return described(weights, units, prints)
+
+
+def _write_documents(
+    folder: storage.Path, described_model: Mapping[str, Any], architecture: Architecture
+) -> None:
+    """Writes a config.json, and what libraries read beside it."""
+    documents, tensors = hf_companions(architecture)
+    for name, document in {"config.json": described_model, **documents}.items():
+        storage.make_folder((folder / name).parent)
+        storage.replace_text(folder / name, storage.json_text(document, indent=2) + "\n")
+    for name, parts in tensors.items():
+        sizes = {part: array.nbytes for part, array in parts.items()}
+        save_tensors(folder / name, parts.items(), sizes, sum(sizes.values()))
 
 
 def _write_orbax(

@@ -1,6 +1,7 @@
 """Hugging Face's folders: a file for each foreign kind of model, and what they share."""
 
 from matta_jax.packages.hf._format import Foreign as Foreign
+from matta_jax.packages.hf._format import hf_companions as hf_companions
 from matta_jax.packages.hf._format import hf_config as hf_config
 from matta_jax.packages.hf._format import hf_shapes as hf_shapes
 from matta_jax.packages.hf._format import layout_of_type as layout_of_type

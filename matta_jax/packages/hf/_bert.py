@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from matta_jax import storage
 from matta_jax.config import EmbedderConfig
 from matta_jax.errors import UserError, listed, shorten
@@ -48,9 +50,11 @@ _OUTER = {
     "embed/norm/bias": Place(("embeddings.LayerNorm.bias",), _VECTOR),
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_CUT = "2_Dense"
 # What stock BERT has no field for, and stands in config.json under `matta_jax`.
 _FACTS = ("embed", "pooling", "similarity_scale")
-_POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+_POOLING = {"mean_tokens": "mean", "cls_token": "cls", "mean": "mean", "cls": "cls"}
+"""By the names of older and newer versions of sentence-transformers."""
 _FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
@@ -69,8 +73,12 @@ class BertLayout(Layout):
         modules = folder / "modules.json"
         if not modules.is_file():
             return config
+        facts = dict(config.get("matta_jax", {}))
+        known_kinds = ["Transformer", "Pooling", "Normalize"]
+        # The cut of a vector that was written here, which `embed` says too.
+        known_kinds += ["Dense"] if "embed" in facts else []
         kinds = {module["type"].rpartition(".")[2] for module in storage.read_json(modules)}
-        unknown = sorted(kinds - {"Transformer", "Pooling", "Normalize"})
+        unknown = sorted(kinds - set(known_kinds))
         if unknown:
             raise UserError(
                 f"{str(modules)!r}: the module {unknown[0]} is not supported, only Transformer, "
@@ -78,15 +86,13 @@ class BertLayout(Layout):
             )
 
         file = folder / "1_Pooling" / "config.json"
-        modes = storage.read_json(file)
-        chosen = [name for name in modes if "pooling_mode" in name and modes[name] is True]
-        if chosen not in ([name] for name in _POOLING):
+        modes = _pooling_modes(storage.read_json(file))
+        if len(modes) != 1 or modes[0] not in _POOLING:
             raise UserError(
-                f"{str(file)!r}: {listed(chosen) or 'no pooling'} is not supported, only one of "
-                f"{listed(_POOLING)}; import another model"
+                f"{str(file)!r}: pooling by {listed(modes) or 'nothing'} is not supported, only by "
+                f"one of {listed(_POOLING)}; import another model"
             )
-        facts = {"pooling": _POOLING[chosen[0]]} | dict(config.get("matta_jax", {}))
-        return {**config, "matta_jax": facts}
+        return {**config, "matta_jax": {"pooling": _POOLING[modes[0]]} | facts}
 
     def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
         del text_ids
@@ -163,6 +169,44 @@ class BertLayout(Layout):
             **{name: facts[name] for name in _FACTS if name in facts},
         )
 
+    def more_documents(self, architecture: Architecture) -> Mapping[str, Any]:
+        """The documents of sentence-transformers, whose vectors are then ours."""
+        size, d_model = architecture.sub_model.sizes["embed"], architecture.d_model
+        pooling = architecture.options["pooling"]
+        names = ["", "1_Pooling", *([_CUT] if size < d_model else []), "3_Normalize"]
+        kinds = ["Transformer", "Pooling", *(["Dense"] if size < d_model else []), "Normalize"]
+        modules = [
+            {"idx": i, "name": str(i), "path": name, "type": f"sentence_transformers.models.{kind}"}
+            for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
+        ]
+        documents: dict[str, Any] = {
+            "modules.json": modules,
+            "1_Pooling/config.json": {
+                "word_embedding_dimension": d_model,
+                "pooling_mode_cls_token": pooling == "cls",
+                "pooling_mode_mean_tokens": pooling == "mean",
+            },
+            "sentence_bert_config.json": {
+                "max_seq_length": architecture.max_len,
+                "do_lower_case": False,
+            },
+        }
+        if size < d_model:
+            documents[f"{_CUT}/config.json"] = {
+                "in_features": d_model,
+                "out_features": size,
+                "bias": False,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            }
+        return documents
+
+    def more_tensors(self, architecture: Architecture) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """The cut of a vector, as a product: sentence-transformers has no other module for it."""
+        size, d_model = architecture.sub_model.sizes["embed"], architecture.d_model
+        if size == d_model:
+            return {}
+        return {_CUT: {"linear.weight": np.eye(size, d_model, dtype=np.float32)}}
+
     def outer(self, architecture: Architecture) -> dict[str, Place]:
         del architecture
         return dict(_OUTER)
@@ -170,6 +214,18 @@ class BertLayout(Layout):
     def layer(self, architecture: Architecture) -> dict[str, Place]:
         del architecture
         return dict(_LAYER)
+
+
+def _pooling_modes(document: Mapping[str, Any]) -> list[str]:
+    """The modes that a pooling's config names: in one field, or by a field of each."""
+    if isinstance(document.get("pooling_mode"), str):
+        return [document["pooling_mode"]]
+    stem = "pooling_mode_"
+    return [
+        name.removeprefix(stem)
+        for name, value in document.items()
+        if name.startswith(stem) and value is True
+    ]
 
 
 def _check_stock(architecture: Architecture) -> None:

@@ -58,6 +58,16 @@ def hf_config(architecture: Architecture, dtype: str, text_ids: TextIds | None) 
     return layout_of(architecture).describe(architecture, dtype, text_ids)
 
 
+def hf_companions(
+    architecture: Architecture,
+) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, np.ndarray]]]:
+    """What other libraries read beside config.json and the weights: JSON documents by path, and
+    tensors by folder and name.
+    """
+    layout = layout_of(architecture)
+    return layout.more_documents(architecture), layout.more_tensors(architecture)
+
+
 def stock_room(architecture: Architecture) -> tuple[str, dict[str, int]]:
     """The kind of stock models that a model is written as, and the size of each axis in one that
     has room for all its layers. Raises UserError where there is none.

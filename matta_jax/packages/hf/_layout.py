@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from matta_jax import storage
 from matta_jax.config import ModelConfig
 from matta_jax.models import MOST, MOST_LAYERS, Architecture
@@ -98,6 +100,16 @@ class Layout(abc.ABC):
         """
         del folder
         return config
+
+    def more_documents(self, architecture: Architecture) -> Mapping[str, Any]:
+        """JSON documents beside config.json that libraries of this kind read, by their paths."""
+        del architecture
+        return {}
+
+    def more_tensors(self, architecture: Architecture) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """Tensors of such libraries, by folder and name."""
+        del architecture
+        return {}
 
     def check_head(self, tensors: ForeignTensors, architecture: Architecture) -> None:
         """Raises UserError where the head is not what config.json says."""

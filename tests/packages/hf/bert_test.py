@@ -64,8 +64,10 @@ def test_a_folder_comes_back_as_the_same_bits(tmp_path):
 
 
 def test_a_folder_of_sentence_transformers_says_how_it_pools(tmp_path):
-    for mode, pooling in (("mean_tokens", "mean"), ("cls_token", "cls")):
+    for mode, pooling in (("mean_tokens", "mean"), ("cls_token", "cls"), ("cls", "cls")):
         modes = {f"pooling_mode_{mode}": True, "pooling_mode_max_tokens": False}
+        # Newer versions name the mode in one field.
+        modes = {"pooling_mode": mode} if mode == "cls" else modes
         folder, _, _ = write(tmp_path / mode, pooling=modes)
         package = matta_jax.import_hf(folder, tmp_path / f"{mode}_ours", tokenizer="byte")
         assert package.config.model.pooling == package.architecture.options["pooling"] == pooling
@@ -82,7 +84,7 @@ def test_a_folder_of_sentence_transformers_says_how_it_pools(tmp_path):
         ({"edit": lambda config: config.pop("hidden_size")}, "'hidden_size' is missing"),
         (
             {"pooling": {"pooling_mode_max_tokens": True}},
-            "pooling_mode_max_tokens is not supported, only one of",
+            "pooling by max_tokens is not supported, only by one of",
         ),
         (
             {"edit": lambda config: config["matta_jax"].update(embed=99)},
@@ -119,3 +121,27 @@ def test_transformers_gives_our_vectors(tmp_path, pooling, activation):
     inputs = {"tokens": tokens, "length": length}
     vectors = models.apply(architecture, nesting.unflatten(params), inputs)
     np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("embed", [8, 16])
+def test_sentence_transformers_gives_our_vectors(tmp_path, save_tokenizer, embed):
+    """Of the folder that we write, loaded as it is: the cut too."""
+    library = pytest.importorskip("sentence_transformers")
+    folder, _, _ = write(tmp_path / "bert", embed=embed, pooling=None)
+    save_tokenizer(folder / "tokenizer.json", 256)
+    package = matta_jax.import_hf(folder, tmp_path / "ours", packaging=Packaging("hf"))
+    model = library.SentenceTransformer(str(package.path), device="cpu")
+    tokens = np.random.default_rng(1).integers(1, 256, (3, 10))
+    length = np.array([10, 4, 1])
+    features = {
+        "input_ids": tokens,
+        "attention_mask": (np.arange(10) < length[:, None]).astype(int),
+    }
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        vectors = model({name: torch.tensor(array) for name, array in features.items()})
+    ours = packages.load_model(package.path)
+    expected = ours.apply(ours.params, {"tokens": tokens, "length": length})
+    np.testing.assert_allclose(vectors["sentence_embedding"].numpy(), expected, atol=1e-5)
+    assert expected.shape == (3, embed)
