@@ -83,6 +83,11 @@ def quickstart(
       UnsavedError: the report cannot be written; it holds the scores.
     """
     workdir = storage.resolve(workdir)
+    if config.model.reads_pairs:
+        raise UserError(
+            f"model.name={config.model.name!r}: quickstart scores language models and scorers; "
+            "train by matta-train, and score by matta-evaluate --tasks=sts:FILE"
+        )
     # Before the training, which may take days.
     specs = _specs(sub_models, nest_of(config))
     say_without_pictures(log)

@@ -97,6 +97,11 @@ class ModelConfig(Section):
             )
 
     @property
+    def a_noun(self) -> str:
+        """`noun` with its article, for errors."""
+        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
+
+    @property
     def head_width(self) -> int:
         """Width of a head."""
         return self.head_dim or self.d_model // self.num_heads

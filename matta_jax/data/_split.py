@@ -75,9 +75,8 @@ def _check_max_windows(config: Config) -> None:
     """Refuses data.max_windows where there are no windows to take the first of."""
     if config.data.max_windows is None:
         return
-    noun = f"{'an' if config.model.noun[0] in 'aeiou' else 'a'} {config.model.noun}"
     for has_none, field in (
-        (config.model.reads_examples, f"{noun}, which reads examples"),
+        (config.model.reads_examples, f"{config.model.a_noun}, which reads examples"),
         (config.data.stream, "data.stream, which reads the source once"),
     ):
         if has_none:

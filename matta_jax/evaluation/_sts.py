@@ -31,7 +31,7 @@ class Sts:
     def __init__(self, where: str, config: Config):
         what = f"tasks='sts:{where}'"
         if not config.model.reads_pairs:
-            raise UserError(f"{what} is for embedders; this model is a {config.model.noun}")
+            raise UserError(f"{what} is for embedders; this model is {config.model.a_noun}")
         self.where = where
         path = storage.path(where)
         self._pairs = _read(path, what)

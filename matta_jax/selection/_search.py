@@ -157,12 +157,14 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 
 
 def _opened(checkpoint: str) -> Source:
-    """The run's TA. Raises UserError for a scorer's run, and as `open_source` does."""
+    """The run's TA. Raises UserError for a run of encoders, and as `open_source` does."""
     source = open_source(checkpoint)
-    if source.config.model.reads_examples:
+    model = source.config.model
+    if model.reads_examples:
+        task = "sts:FILE" if model.reads_pairs else "auc:held_out"
         raise UserError(
-            f"checkpoint={checkpoint!r} is a scorer's run, and search ranks language models; "
-            "extract its sub-models and compare them by matta-evaluate --tasks=auc:held_out"
+            f"checkpoint={checkpoint!r} is {model.a_noun}'s run, and search ranks language models; "
+            f"extract its sub-models and compare them by matta-evaluate --tasks={task}"
         )
     return source
 

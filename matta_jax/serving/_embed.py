@@ -33,7 +33,7 @@ def embed(model: Model, texts: Sequence[str]) -> np.ndarray:
     config = model.config
     if not config.model.reads_pairs:
         raise UserError(
-            f"model {model.spec!r} is a {config.model.noun}, and gives no vectors; name an embedder"
+            f"model {model.spec!r} is {config.model.a_noun}, and gives no vectors; name an embedder"
         )
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
     ids = [framed_ids(text, tokenizer, config.data.seq_len)[0] for text in texts]

@@ -101,7 +101,8 @@ def generate(
         raise UserError(f"prompt={prompt!r} is not UTF-8; convert it") from None
     if model.reads_examples:
         where = next(iter(model.origin.values()))
-        raise UserError(f"{where} is a scorer, and writes no text; name a language model")
+        noun = model.config.model.a_noun
+        raise UserError(f"{where} is {noun}, and writes no text; name a language model")
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     # The separator begins a document, and gives an empty prompt a token to read.
     start = np.array([tokenizer.start_id, *prompt_ids(tokenizer, prompt)], np.int32)

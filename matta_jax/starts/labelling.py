@@ -73,7 +73,8 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     folder = check_place("output", output)
     if config.model.reads_examples:
         raise UserError(
-            "model.name='scorer': labels are of language models; name the Teacher by teacher.model"
+            f"model.name={config.model.name!r}: labels are of language models; name the Teacher by "
+            "teacher.model"
         )
     opened = open_teacher(teacher, "teacher")
     check_teacher(opened, config, "teacher")

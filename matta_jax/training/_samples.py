@@ -21,8 +21,8 @@ def check_samples(config: Config) -> None:
         return
     if config.model.reads_examples:
         raise UserError(
-            f"train.sample_every={period} is for language models, and a scorer writes no text; set "
-            "it to 0"
+            f"train.sample_every={period} is for language models, and {config.model.a_noun} writes "
+            "no text; set it to 0"
         )
     if jax.process_count() > 1:
         raise UserError(

@@ -31,6 +31,8 @@ def start_from(
     # Only a TA that is sorted by importance reads it; it costs no more than a batch.
     batch = next(iter(sequential_batches(windows, batch_size=config.data.batch_size)))
     inputs = setup.plan.schema.targets(jax.tree.map(jnp.asarray, batch)).inputs
+    # In numpy: constants of whatever program sorts, on any mesh.
+    inputs = jax.device_get(inputs)
     params, description = initial_params(config, package, inputs, setup.mesh)
 
     stored_state = initial_opt_state(config, package, setup.abstract.opt_state)

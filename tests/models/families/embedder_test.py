@@ -7,6 +7,8 @@ import pytest
 
 import matta_jax
 from matta_jax import data, elastic, extract, models, nesting, packages, train
+from matta_jax.errors import UserError
+from matta_jax.selection import Budget
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.training import make_setup, make_train_step
 
@@ -151,3 +153,27 @@ def test_a_step_is_the_same_on_every_mesh(embedder):
         _, metrics = step(state, place_batch(batch, setup.mesh))
         losses.append(float(metrics["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_what_ranks_and_writes_text_refuses_it(embedder, trained, tmp_path):
+    for call, words in (
+        (
+            lambda: matta_jax.search(str(trained), tmp_path / "s", budget=Budget(max_params=10**6)),
+            "is an embedder's run, and search ranks language models.*--tasks=sts:FILE",
+        ),
+        (
+            lambda: matta_jax.generate(
+                packages.load_in_place(str(trained), ["ta"])[0], "a", num_tokens=1
+            ),
+            "is an embedder, and writes no text",
+        ),
+        (
+            lambda: matta_jax.evaluate(
+                checkpoint=str(trained), sub_model="ta", tasks="bits_per_byte:held_out"
+            ),
+            "an embedder reads examples, and has no loss of a text; use tasks=sts:FILE",
+        ),
+        (lambda: matta_jax.quickstart(embedder(), tmp_path / "q"), "quickstart scores language"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
