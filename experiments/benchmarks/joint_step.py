@@ -145,7 +145,7 @@ def unrolled_apply(plan, params, inputs, members, **_):
         modules, x_ND, context = enter(sub_model)
         for layer in sub_model.layers:
             x_ND = block(layer, sub_model, sub_model.sizes_in(layer), x_ND, context)
-        return family.leave(modules, x_ND, context)
+        return family.leave(modules, x_ND, context, sub_model.sizes)
 
     def run_mix(choice_L):
         modules, x_ND, context = enter(nest.ta)
@@ -155,7 +155,7 @@ def unrolled_apply(plan, params, inputs, members, **_):
                 sizes = {**nest.ta.sizes_in(layer), **option}
                 branches.append(functools.partial(block, layer, nest.ta, sizes))
             x_ND = jax.lax.switch(choice_L[layer], branches, x_ND, context)
-        return family.leave(modules, x_ND, context)
+        return family.leave(modules, x_ND, context, nest.ta.sizes)
 
     hidden = []
     for member in members:
