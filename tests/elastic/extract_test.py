@@ -138,6 +138,7 @@ def test_heads_that_vary_are_padded_in_hf_and_an_import_takes_the_padding_off(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_named_member_is_extracted_by_its_name(tiny, tmp_path):
     """Its width is none of the nest's but through it."""
     members = {"middle": "layers=2;d_ff=32"}

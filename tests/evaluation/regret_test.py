@@ -33,6 +33,7 @@ def test_regret_is_the_loss_over_that_of_the_lone_model(run, lone_run):
     assert row["regret_percent"] == pytest.approx(100 * (nested - alone) / alone)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_one_line(run, lone_run, tiny, tmp_path):
     _, workdir, _ = run
     with pytest.raises(UserError, match="has a nest of its own"):

@@ -197,7 +197,8 @@ def test_a_run_and_its_student_are_the_same_on_any_mesh(tiny, sizes, nesting, op
         assert moment.sharding == weight.sharding
 
 
-@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [2, 4])
 def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny, microbatches):
     one, _, a = losses(tiny(**WIDE), (1, 1, 1))
     many, _, b = losses(tiny(**WIDE, train__microbatches=microbatches), (1, 1, 1))

@@ -126,7 +126,10 @@ def test_optimiser_states_that_do_not_fit_are_refused(student, tmp_path, fields,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["grown", "sorted", "taken"])
+@pytest.mark.parametrize(
+    "kind",
+    ["sorted", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("grown", "taken"))],
+)
 def test_each_device_takes_its_own_part_of_the_same_weights(
     run, student, starting, inputs, tmp_path, kind
 ):

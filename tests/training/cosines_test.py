@@ -57,6 +57,7 @@ def test_a_plain_run_has_none(tiny):
     assert make_cosines(setup)(setup.init().params, BATCH) == {}
 
 
+@pytest.mark.slow
 def test_a_run_tells_and_writes_them_and_its_steps_are_the_same(run, tiny, tmp_path):
     lines = []
     train(tiny(train__cosine_every=3), tmp_path / "run", log=lines.append)

@@ -37,6 +37,7 @@ def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_member_is_healed_in_its_ta_as_it_is_alone(run, tmp_path):
     """From the TA's checkpoint, or from the part of the optimiser state that was extracted."""
     inside = healed(extracted(run, "student", tmp_path / "a"), tmp_path / "in_ta")

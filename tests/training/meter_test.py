@@ -132,6 +132,7 @@ def test_a_run_that_skips_every_step_does_not_end_well(tiny, tmp_path, poison):
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_a_mean_is_of_the_steps_that_have_the_metric(tiny, tmp_path):
     """Mixes train in steps 2, 4 and 6, and lines are of steps 1 to 3 and 4 to 6."""
     told = {}

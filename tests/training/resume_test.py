@@ -306,6 +306,7 @@ def test_a_longer_run_is_exact_or_says_what_jumps(tiny, tmp_path, final_params, 
     assert_same_bits(final_params(tmp_path / "longer", 6), final_params(tmp_path / "whole", 6))
 
 
+@pytest.mark.slow
 def test_a_cosine_run_is_longer_with_extend_alone(run, tiny, tmp_path):
     shutil.copytree(run[1], tmp_path / "run")
     longer = tiny(train__num_steps=7)

@@ -96,6 +96,7 @@ def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(tiny, assert_s
     assert state.step == before.step + 1
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_step_with_a_member_is_that_of_its_terms_by_hand(tiny):
     weights = {
         "objective__temperature": 2.0,
@@ -117,6 +118,7 @@ def test_the_gradient_of_a_step_with_a_member_is_that_of_its_terms_by_hand(tiny)
         np.testing.assert_allclose(leaf, expected_leaf, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_distillation_of_a_member_sends_no_gradient_outside_of_it(tiny):
     distillation = {
         "objective__student_weight": 0.0,

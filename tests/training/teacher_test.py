@@ -48,6 +48,7 @@ def test_online_is_offline_with_all_ids(tiny, teacher, labels, step_of):
     )  # Merging ids can only lower a divergence.
 
 
+@pytest.mark.slow
 def test_the_teachers_terms_are_their_formula(tiny, teacher, step_of, training_windows):
     config = tiny(teacher__model=teacher, teacher__temperature=2.0, nest__mix_per_step=0, **TAUGHT)
     metrics = step_of(config)[1]

@@ -130,6 +130,7 @@ def test_a_run_learns_and_each_member_is_extracted_with_a_certificate(trained, t
         np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(embedder, trained, tmp_path):
     def cut(line):
         if line.startswith("step 4/"):
@@ -142,6 +143,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(embedder, trained, tmp_
     assert sources[0].fingerprint == sources[1].fingerprint
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_on_every_mesh(embedder):
     losses = []
     for sizes in ((1, 1, 1), (2, 2, 1)):

@@ -109,6 +109,7 @@ def test_the_joint_pass_equals_each_plain_model_bit_for_bit(nested, tokens, kind
 
 
 @pytest.mark.parametrize("kind", EACH)
+@pytest.mark.slow
 def test_decoding_with_a_cache_is_the_cache_free_pass(nested, tokens, kind):
     plan, params = nested(kind)
     mix = parse_spec("num_kv_heads=1,2,1", plan.nest)
