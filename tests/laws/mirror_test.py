@@ -27,7 +27,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/evaluation/_scored.py": "tests/evaluation/report_test.py",
     "matta_jax/models/_compute.py": "tests/models/joint_test.py",
     "matta_jax/models/_layers.py": "tests/models/joint_test.py",
-    "matta_jax/models/families/_pre_norm.py": "tests/models/families/gpt2_test.py",
+    "matta_jax/models/families/_blocks.py": "tests/models/families/gpt2_test.py",
     "matta_jax/optim/_batches.py": "tests/optim/step_test.py",
     "matta_jax/optim/_numbering.py": "tests/optim/plan_test.py",
     "matta_jax/packages/hf/_format.py": "tests/packages/hf/gpt2_test.py",

@@ -12,7 +12,7 @@ Shape letters: B batch, T sequence, R texts (B, or 2B of pairs), N tokens (= R·
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,10 @@ from flax import nnx
 from immutabledict import immutabledict
 
 from matta_jax.config import EmbedderConfig
+from matta_jax.models.families._blocks import PostNormBlock
 from matta_jax.models.families._family import Family, Modules, register
 from matta_jax.models.families._schema import Input, Inputs, Schema
-from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm, drop
+from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm
 from matta_jax.nesting import BLOCKS
 
 # A vector of zeros stays one.
@@ -49,63 +50,14 @@ class Embed(nnx.Module):
         return self.norm(x_RTD.reshape(-1, x_RTD.shape[-1]))
 
 
-class PostNormBlock(nnx.Module):
-    """BERT's transformer block: each branch is added, and the sum normed."""
-
-    parts: ClassVar[Mapping[str, Sequence[str]]] = {
-        "attend": ("attention", "norm_attention"),
-        "feed": ("mlp", "norm_mlp"),
-    }
+class BertBlock(PostNormBlock):
+    """BERT's transformer block."""
 
     def __init__(self, build: Build):
         self.attention = Attention(build)
         self.norm_attention = LayerNorm(build)
         self.mlp = MLP(build)
         self.norm_mlp = LayerNorm(build)
-
-    def attend(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the residual stream after attention."""
-        key = None if key is None else jax.random.split(key)[0]
-        attended = drop(self.attention(x_ND, context), dropout, key)
-        return self.norm_attention(x_ND + attended)
-
-    def feed(
-        self,
-        x_ND: jax.Array,
-        context: Context | None = None,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the residual stream after the MLP, of that after attention."""
-        key = None if key is None else jax.random.split(key)[1]
-        return self.norm_mlp(x_ND + drop(self.mlp(x_ND), dropout, key))
-
-    def __call__(
-        self,
-        x_ND: jax.Array,
-        context: Context,
-        *,
-        dropout: float = 0.0,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the new residual stream. Without a `key` nothing is dropped."""
-        x_ND = self.attend(x_ND, context, dropout=dropout, key=key)
-        return self.feed(x_ND, context, dropout=dropout, key=key)
-
-    def importance(self, x_ND: jax.Array, context: Context) -> dict[str, jax.Array]:
-        """Returns how much each head [K, H] and each neuron [G, F] adds to the residual stream,
-        before it is normed.
-        """
-        heads = self.attention.importance(x_ND, context)
-        return {"heads": heads, "d_ff": self.mlp.importance(self.attend(x_ND, context))}
 
 
 def _pooled(x_ND: jax.Array, read_RT: jax.Array, size: int) -> jax.Array:
@@ -124,7 +76,7 @@ class Embedder(Family):
 
     name = "embedder"
     section = EmbedderConfig
-    modules = {"embed": Embed, BLOCKS: PostNormBlock}  # noqa: RUF012
+    modules = {"embed": Embed, BLOCKS: BertBlock}  # noqa: RUF012
     exits = ()
     table = None
     is_causal = False

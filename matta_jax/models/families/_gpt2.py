@@ -10,8 +10,8 @@ import jax
 from flax import nnx
 
 from matta_jax.config import ModelConfig
+from matta_jax.models.families._blocks import PreNormBlock
 from matta_jax.models.families._family import Family, Modules, register
-from matta_jax.models.families._pre_norm import PreNormBlock
 from matta_jax.models.families._schema import Input, Inputs, Schema
 from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm
 from matta_jax.nesting import BLOCKS

@@ -11,8 +11,8 @@ from flax import nnx
 from immutabledict import immutabledict
 
 from matta_jax.config import LlamaConfig
+from matta_jax.models.families._blocks import PreNormBlock
 from matta_jax.models.families._family import Family, Modules, register
-from matta_jax.models.families._pre_norm import PreNormBlock
 from matta_jax.models.families._schema import Input, Inputs, Schema
 from matta_jax.models.layers import (
     Build,

@@ -1,5 +1,4 @@
-"""The pre-norm transformer block: attention and a feed-forward layer, each a branch of the residual
-stream.
+"""Transformer blocks: attention and a feed-forward layer, each a branch of the residual stream.
 
 Shape letters: N tokens (= B·T), D d_model, K granules, H heads or groups of a granule, G granules,
   F neurons of a granule.
@@ -15,8 +14,9 @@ from matta_jax.models.layers import Cache, Context, drop
 
 
 class PreNormBlock(nnx.Module):
-    """What pre-norm blocks have alike. A family's has the modules `norm_attention`, `attention`,
-    `norm_mlp`, `mlp`, and where branches are normed once more `norm_attended` and `norm_fed`.
+    """A block whose branches read the normed residual stream. A family's has the modules
+    `norm_attention`, `attention`, `norm_mlp`, `mlp`, and where branches are normed once more
+    `norm_attended` and `norm_fed`.
 
     Attributes:
       heads: the axis of its attention's heads, or of its groups of heads.
@@ -34,8 +34,17 @@ class PreNormBlock(nnx.Module):
     norm_mlp: Any
     mlp: Any
 
+    def _before(self, norm: str, x_ND: jax.Array) -> jax.Array:
+        """What a branch reads of the residual stream."""
+        return getattr(self, norm)(x_ND)
+
     def _after(self, norm: str, branch_ND: jax.Array) -> jax.Array:
         return getattr(self, norm)(branch_ND) if hasattr(self, norm) else branch_ND
+
+    def _added(self, norm: str, x_ND: jax.Array, branch_ND: jax.Array) -> jax.Array:
+        """The residual stream after a branch, of whose norm the name is given."""
+        del norm
+        return x_ND + branch_ND
 
     def attend(
         self,
@@ -49,8 +58,9 @@ class PreNormBlock(nnx.Module):
         # Each part takes its half of the layer's key, so that parts that run one by one drop what
         # `__call__` would.
         key = None if key is None else jax.random.split(key)[0]
-        attended = self.attention(self.norm_attention(x_ND), context)
-        return x_ND + drop(self._after("norm_attended", attended), dropout, key)
+        attended = self.attention(self._before("norm_attention", x_ND), context)
+        branch_ND = drop(self._after("norm_attended", attended), dropout, key)
+        return self._added("norm_attention", x_ND, branch_ND)
 
     def feed(
         self,
@@ -62,8 +72,9 @@ class PreNormBlock(nnx.Module):
     ) -> jax.Array:
         """Returns the residual stream after the MLP, of that after attention."""
         key = None if key is None else jax.random.split(key)[1]
-        fed = self.mlp(self.norm_mlp(x_ND))
-        return x_ND + drop(self._after("norm_fed", fed), dropout, key)
+        fed = self.mlp(self._before("norm_mlp", x_ND))
+        branch_ND = drop(self._after("norm_fed", fed), dropout, key)
+        return self._added("norm_mlp", x_ND, branch_ND)
 
     def __call__(
         self,
@@ -83,15 +94,28 @@ class PreNormBlock(nnx.Module):
         """Runs new tokens after those that are cached; returns the residual stream and the longer
         cache.
         """
-        attended, cache = self.attention.extend(self.norm_attention(x_ND), context, cache)
-        return self.feed(x_ND + self._after("norm_attended", attended)), cache
+        read_ND = self._before("norm_attention", x_ND)
+        attended, cache = self.attention.extend(read_ND, context, cache)
+        branch_ND = self._after("norm_attended", attended)
+        return self.feed(self._added("norm_attention", x_ND, branch_ND)), cache
 
     def importance(self, x_ND: jax.Array, context: Context) -> dict[str, jax.Array]:
         """Returns how much each head or group [K, H] and each neuron [G, F] adds to the residual
         stream; a norm after the branch scales all of them alike.
         """
-        heads = self.attention.importance(self.norm_attention(x_ND), context)
+        heads = self.attention.importance(self._before("norm_attention", x_ND), context)
         # The MLP reads what attention has written.
         x_ND = self.attend(x_ND, context)
-        neurons = self.mlp.importance(self.norm_mlp(x_ND))
+        neurons = self.mlp.importance(self._before("norm_mlp", x_ND))
         return {self.heads: heads, "d_ff": neurons}
+
+
+class PostNormBlock(PreNormBlock):
+    """A block whose branches read the residual stream as it is; each sum is normed."""
+
+    def _before(self, norm: str, x_ND: jax.Array) -> jax.Array:
+        del norm
+        return x_ND
+
+    def _added(self, norm: str, x_ND: jax.Array, branch_ND: jax.Array) -> jax.Array:
+        return getattr(self, norm)(x_ND + branch_ND)
