@@ -78,9 +78,12 @@ class StoredArray:
         if self.units[:1] != (1,):
             self.whole()
             return
-        inner = (slice(None),) * (len(self.shape) - 1)
         for i in range(self.shape[0]):
-            self[(slice(i, i + 1), *inner)]
+            self.entry(i)
+
+    def entry(self, i: int) -> np.ndarray:
+        """Reads one entry of the first axis, which stays, and no others."""
+        return self[(slice(i, i + 1), *(slice(None),) * (len(self.shape) - 1))]
 
 
 def _shape_of_part(shape: tuple[int, ...], index: Index) -> list[int]:

@@ -215,7 +215,7 @@ class _Proof:
         plain = {}
         in_place = {}
         for bare, path in paths.items():
-            plain[bare] = np.asarray(_entry(self._written[path], index), np.float32)
+            plain[bare] = np.asarray(self._written[path].entry(index)[0], np.float32)
             part = np.asarray(self._ta_part[path][index], np.float32)
             in_place[bare] = self._in_ta_shape(bare, part, cut, parents[bare])
         return _Pair(plain, in_place, cut)
@@ -287,13 +287,6 @@ class _Proof:
         target = np.full(shape, np.nan, np.float32)
         place_array(part, target, names, cut.sizes)
         return target
-
-
-def _entry(stack: StoredArray, layer: int) -> np.ndarray:
-    # By a slice of one, a stored array reads the pieces of this layer and no others.
-    other_axes = (slice(None),) * (len(stack.shape) - 1)
-    index = (slice(layer, layer + 1), *other_axes)
-    return stack[index][0]
 
 
 _logits = jax.jit(logits)

@@ -16,9 +16,8 @@ from matta_jax.nesting import (
     SubModel,
     Tree,
     flatten,
-    merge_granules,
     nest_of,
-    split_granules,
+    regranulate,
     unflatten,
     word_of,
 )
@@ -144,8 +143,7 @@ def _placed(package: Package, granules: Mapping[str, int], mesh: Mesh) -> Tree:
     for path, stored in package.stored.items():
         weight = stored.whole().astype(np.float32, copy=False)
         # A plain model has granules of its own.
-        merged = merge_granules(weight, names[path])
-        weight = split_granules(merged, names[path], granules)
+        weight = regranulate(weight, names[path], granules)
         sharding = param_shardings(weight, names[path], mesh, uneven_whole=True)
         placed[path] = place(weight, sharding)
     return unflatten(placed)
