@@ -75,6 +75,13 @@ def define_config(default: str | None = None) -> Any:
     )
 
 
+def define_max_shard_gb(default: float) -> Any:
+    """Defines `--max_shard_gb`; returns its holder."""
+    return flags.DEFINE_float(
+        "max_shard_gb", default, "GB of a file of safetensors or hf, at most."
+    )
+
+
 def checked_config(holder: Any) -> Config:
     """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or
     invalid.

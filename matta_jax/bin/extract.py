@@ -31,9 +31,7 @@ _FORMAT = flags.DEFINE_string(
 _DTYPE = flags.DEFINE_string(
     "dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model."
 )
-_MAX_SHARD_GB = flags.DEFINE_float(
-    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
-)
+_MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
 _WITH_OPTIMIZER = flags.DEFINE_bool(
     "with_optimizer", False, "Take the optimiser state along, to train on."
 )

@@ -29,9 +29,7 @@ _SOURCE = flags.DEFINE_string("source", None, "Other training text, as data.sour
 _EVAL_SOURCE = flags.DEFINE_string("eval_source", None, "And held-out text, as data.eval_source.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}.")
 _DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
-_MAX_SHARD_GB = flags.DEFINE_float(
-    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
-)
+_MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an extracted model that is there.")
 
 

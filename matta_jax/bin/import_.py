@@ -24,9 +24,7 @@ _TOKENIZER = flags.DEFINE_string(
 )
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}.")
 _DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
-_MAX_SHARD_GB = flags.DEFINE_float(
-    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
-)
+_MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a model that is there.")
 
 

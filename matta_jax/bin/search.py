@@ -56,9 +56,7 @@ _EVALUATIONS = flags.DEFINE_integer(
 )
 _EXTRACT_BEST = flags.DEFINE_integer("extract_best", 0, "How many models to write, best first.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.join(FORMATS)}.")
-_MAX_SHARD_GB = flags.DEFINE_float(
-    "max_shard_gb", Packaging.max_shard_gb, "GB of a file of safetensors or hf, at most."
-)
+_MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
 
 
 def _main() -> None:
