@@ -75,11 +75,12 @@ def start(source, folder, flags):
 def rows_of(steps_of):
     """One row for each contender."""
     rows = []
-    ids = steps_of["ours"][0]["ids"]
+    [ids] = steps_of["ours"][0]["ids"]
     for name, steps in steps_of.items():
         counted = steps[peers.WARM_UP :]
         seconds, spread = harness.median_and_spread([step["seconds"] for step in counted])
-        same = sum(a == b for a, b in zip(ids, steps[0]["ids"], strict=True))
+        [engine_ids] = steps[0]["ids"]
+        same = sum(a == b for a, b in zip(ids, engine_ids, strict=True))
         row = {
             "engine": name,
             "tokens / CPU-s": SIZES["new"] / seconds,

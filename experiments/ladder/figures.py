@@ -135,9 +135,10 @@ def _table(scores: Scores, rung: Rung, length: int) -> str:
             continue
         excesses = {width: scores.excess(rung, length, condition, width) for width in references}
         cells = [_signed(excesses[width]) if width in excesses else "" for width in rung.widths]
-        worst = interval(scores.worst(rung, length, condition))[0] if is_whole else 0.0
         flops = scores.tflops(rung, length, condition) / ta_alone
-        worst_text = f"{worst:+.1f}" if is_whole else ""
+        worst_text = ""
+        if is_whole:
+            worst_text = f"{interval(scores.worst(rung, length, condition))[0]:+.1f}"
         lines.append([f"{condition}: %", *cells, worst_text, f"{flops:.2f}"])
 
     header = ["recipe", *(f"d_ff {width}" for width in rung.widths), "worst, %", "FLOPs / TA's"]

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import jax_step
 import numpy as np
-import optax
 import serving
 from flax import nnx
 
@@ -90,14 +89,7 @@ def main():
     sizes, weights, _ = serving.arguments()
     model = Llama(sizes, nnx.Rngs(0))
     load(model, weights)
-    graphdef, params = nnx.split(model)
-    tokens = jnp.asarray(serving.tokens(sizes), jnp.int32)
-
-    def loss(params):
-        logits = nnx.merge(graphdef, params)(tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
-
-    jax_step.serve(loss, params, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree))
+    jax_step.serve_nnx(model, sizes)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,8 @@ import torch
 from torch_gpt import hugging_face, load
 
 
-def main():
-    """Serves."""
-    sizes, weights, _ = serving.arguments()
-    model, _ = hugging_face(sizes)
-    load(model, weights, transpose=False)
-    model.eval()
+def serve_greedy(model, sizes):
+    """Serves the new ids [B, new] of the prompts that all contenders have."""
     prompt = torch.tensor(serving.tokens(sizes)[:, : sizes["prompt"]])
     how = {"do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 0}
     how |= {"max_new_tokens": sizes["new"], "min_new_tokens": sizes["new"]}
@@ -21,6 +17,14 @@ def main():
         return {"ids": ids[:, sizes["prompt"] :].tolist()}
 
     serving.serve(step)
+
+
+def main():
+    """Serves."""
+    sizes, weights, _ = serving.arguments()
+    model, _ = hugging_face(sizes)
+    load(model, weights, transpose=False)
+    serve_greedy(model.eval(), sizes)
 
 
 if __name__ == "__main__":

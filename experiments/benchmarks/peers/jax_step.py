@@ -1,8 +1,10 @@
 """The train step of a JAX peer, around its own loss: AdamW, clipping."""
 
 import jax
+import jax.numpy as jnp
 import optax
 import serving
+from flax import nnx
 
 
 def serve(loss, params, mask=None):
@@ -26,3 +28,15 @@ def serve(loss, params, mask=None):
         return {"loss": float(value)}
 
     serving.serve(step)
+
+
+def serve_nnx(model, sizes):
+    """Serves steps of a language model of Flax NNX."""
+    graphdef, params = nnx.split(model)
+    tokens = jnp.asarray(serving.tokens(sizes), jnp.int32)
+
+    def loss(params):
+        logits = nnx.merge(graphdef, params)(tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    serve(loss, params, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree))

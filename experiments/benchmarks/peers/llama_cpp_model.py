@@ -29,7 +29,7 @@ def main():
         answer = server.handle_completions(request | (told.pop() if told else {}))
         answer = answer if isinstance(answer, dict) else json.loads(answer)
         said = answer["choices"][0]["logprobs"] or {"content": []}
-        return {"ids": [token["id"] for token in said["content"]]}
+        return {"ids": [[token["id"] for token in said["content"]]]}
 
     serving.serve(step)
 

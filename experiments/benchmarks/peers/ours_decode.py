@@ -31,6 +31,20 @@ def config_of(sizes):
     )
 
 
+def serve_greedy(model, sizes):
+    """Serves the new ids [B, new] of the prompts that all contenders have, and the model's size."""
+    prompt = serving.tokens(sizes)[:, : sizes["prompt"]].astype(np.int32)
+
+    def step():
+        ids = generate_ids(
+            model, prompt, num_tokens=sizes["new"], eos_id=-1, sampling=Sampling(temperature=0.0)
+        )
+        megabytes = model.counts.bytes / 1e6
+        return {"ids": ids[:, sizes["prompt"] :].tolist(), "megabytes": megabytes}
+
+    serving.serve(step)
+
+
 def main():
     """Serves."""
     sizes, weights, (spec, *options) = serving.arguments()
@@ -51,15 +65,7 @@ def main():
         {"made": pathlib.Path(weights).name},
         plan.architecture_of(sub_model),
     )
-    prompt = serving.tokens(sizes)[:, : sizes["prompt"]].astype(np.int32)
-
-    def step():
-        ids = generate_ids(
-            model, prompt, num_tokens=sizes["new"], eos_id=-1, sampling=Sampling(temperature=0.0)
-        )
-        return {"ids": ids[:, sizes["prompt"] :].tolist(), "megabytes": counts.bytes / 1e6}
-
-    serving.serve(step)
+    serve_greedy(model, sizes)
 
 
 if __name__ == "__main__":
