@@ -70,6 +70,7 @@ setup(
         "search": _SEARCH,
         "hf_test": [
             *_HF,
+            "sentence-transformers>=6,<7",
             "torch>=2.6,<3",
             "transformers>=5,<6",
         ],  # Gigabytes: tests that need them skip without.
