@@ -88,3 +88,19 @@ def test_it_runs_from_its_command(load, tmp_path, monkeypatch):
 
     lines.clear()
     assert experiment.EXPERIMENT.measure(lab) == results and not lines
+
+
+def test_the_worst_size_is_the_one_that_loses_most(load):
+    figures, rung = load("ladder.figures"), load("lab.rungs").RUNGS[0]
+    losses = {width: 1 + i / 100 for i, width in enumerate(rung.widths)}
+    losses[rung.widths[2]] = 1.5
+    rows = []
+    for seed in (0, 1):
+        for width in rung.widths:
+            about = {"rung": rung.name, "length": 20, "seed": seed, "d_ff": width, "tflops": 1.0}
+            lone = dict.fromkeys(load("lab.texts").KINDS, 2.0)
+            nested = dict.fromkeys(load("lab.texts").KINDS, 2.0 * losses[width])
+            rows.append(about | lone | {"condition": f"alone {width}"})
+            rows.append(about | nested | {"condition": "with a mix"})
+    worst = figures.Scores(rows).worst(rung, 20, "with a mix")
+    assert worst == pytest.approx([50.0, 50.0])

@@ -63,6 +63,19 @@ def test_a_folder_comes_back_as_the_same_bits(tmp_path):
     assert all(np.array_equal(stored[name], original[name]) for name in stored)
 
 
+def test_queries_keys_and_values_stand_where_bert_has_them(tmp_path):
+    folder, _, params = write(tmp_path / "bert")
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    weights, biases = params["blocks/0/attention/w_qkv"], params["blocks/0/attention/b_qkv"]
+    for i, name in enumerate(("query", "key", "value")):
+        for layer in range(3):
+            place = f"encoder.layer.{layer}.attention.self.{name}"
+            # A row of Hugging Face's is a number of a head: [heads · head_dim, d_model].
+            rows = weights[layer][0, :, i].reshape(16, 16).T
+            np.testing.assert_array_equal(stored[f"{place}.weight"], rows)
+            np.testing.assert_array_equal(stored[f"{place}.bias"], biases[layer][0, i].ravel())
+
+
 def test_a_folder_of_sentence_transformers_says_how_it_pools(tmp_path):
     for mode, pooling in (("mean_tokens", "mean"), ("cls_token", "cls"), ("cls", "cls")):
         modes = {f"pooling_mode_{mode}": True, "pooling_mode_max_tokens": False}
