@@ -32,4 +32,12 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
     )
     if model.num_heads * architecture.head_dim == architecture.d_model:
         model = dataclasses.replace(model, head_dim=None)
-    return dataclasses.replace(config, model=model, nest=NestConfig(mix_per_step=0))
+    # The weights of what there is no more would be refused; and a model has one loss alone.
+    objective = dataclasses.replace(
+        config.objective,
+        student_weight=config.objective.student_weight or 1.0,
+        member_weights={},
+        member_distill_weights={},
+    )
+    nest = NestConfig(mix_per_step=0)
+    return dataclasses.replace(config, model=model, nest=nest, objective=objective)

@@ -36,3 +36,16 @@ def test_a_plain_config_describes_the_model(run, spec, sizes):
     plan = models.plan_of(config)
     assert plan.nest.student == plan.nest.ta
     assert plan.count(plan.nest.ta) == source.count(sub_model)
+
+
+def test_a_plain_config_has_no_weights_of_what_is_no_more(tiny):
+    config = tiny(
+        nest__members={"middle": "d_ff=32"},
+        objective__member_weights={"middle": 1.0},
+        objective__member_distill_weights={"middle": 0.0},
+        objective__student_weight=0.0,
+    )
+    plan = models.plan_of(config)
+    for sub_model in plan.nest.members.values():
+        plain = packages.plain_config(config, plan.architecture_of(sub_model))
+        assert not plain.objective.member_weights and plain.objective.student_weight == 1.0
