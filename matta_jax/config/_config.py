@@ -37,6 +37,7 @@ class Config:
         _check_nest(self.model, self.nest)
         _check_members(self.nest, self.objective)
         _check_teacher(self.teacher, self.model, self.data)
+        _check_pairs(self)
         _check_lengths(self)
         _check_weights(self)
 
@@ -131,6 +132,30 @@ def _check_teacher(teacher: TeacherConfig, model: ModelConfig, data: DataConfig)
                 f"teacher.{name}={shorten(value)} would teach nothing; give teacher.student_weight "
                 "or teacher.ta_weight, or set teacher.task_labels=teacher"
             )
+
+
+def _check_pairs(config: Config) -> None:
+    """Losses of pairs are of pairs, and their scores are read."""
+    loss, scores = config.objective.pair_loss, config.data.score_field
+    for field, value, default in (
+        ("objective.pair_loss", loss, "in_batch"),
+        ("data.score_field", scores, None),
+    ):
+        if value != default and not config.model.reads_pairs:
+            raise UserError(
+                f"{field}={shorten(value)} is without effect on model.name={config.model.name!r}, "
+                "which reads no pairs; leave it out"
+            )
+    if loss == "cosent" and scores is None:
+        raise UserError(
+            "objective.pair_loss='cosent' orders pairs by their scores, and data.score_field=None; "
+            "name the field, such as score"
+        )
+    if loss == "cosent" and config.teacher.task_labels == "teacher":
+        raise UserError(
+            "teacher.task_labels='teacher' is for classes and tokens, and "
+            "objective.pair_loss='cosent' learns scores; leave one out"
+        )
 
 
 def _check_lengths(config: Config) -> None:

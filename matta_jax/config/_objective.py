@@ -78,6 +78,13 @@ class ObjectiveConfig(Section):
         minimum=0.0,
         maximum=1e6,
     )
+    pair_loss: str = field(
+        "in_batch",
+        "What an embedder's pairs learn: in_batch, the own second text among those of the batch; "
+        "in_batch_both, and the own first one; cosent, the order of the scores in "
+        "data.score_field.",
+        choices=("in_batch", "in_batch_both", "cosent"),
+    )
     chunk_size: int = field(
         256,
         "Most tokens on a device whose logits exist at once; 256 to 512 pays, less saves memory.",

@@ -186,6 +186,11 @@ class DataConfig(Section):
         "Field with a second text: of a scorer's examples, read after the first; of an embedder's, "
         "read by itself.",
     )
+    score_field: str | None = field(
+        None,
+        "Field with the score of an embedder's pair, for objective.pair_loss=cosent; of lines of "
+        "columns, that it is the third.",
+    )
     stream: bool = field(
         False,
         "Feed the source once, in its order; each evaluation is on the batches up to the next one, "

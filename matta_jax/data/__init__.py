@@ -14,6 +14,9 @@ from matta_jax.data._labels import LabelledWindows as LabelledWindows
 from matta_jax.data._labels import Labels as Labels
 from matta_jax.data._labels import write_header as write_header
 from matta_jax.data._labels import write_labels as write_labels
+from matta_jax.data._pair_lines import PairFields as PairFields
+from matta_jax.data._pair_lines import PairLine as PairLine
+from matta_jax.data._pair_lines import read_pair_lines as read_pair_lines
 from matta_jax.data._pairs import PairSet as PairSet
 from matta_jax.data._pairs import framed_ids as framed_ids
 from matta_jax.data._pairs import framed_rows as framed_rows

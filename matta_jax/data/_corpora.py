@@ -87,7 +87,7 @@ class Corpus:
         """As errors call it."""
         return f"data source {self.source!r}"
 
-    def files(self) -> list[storage.Path]:
+    def files(self, suffixes: tuple[str, ...] = _SUFFIXES) -> list[storage.Path]:
         """The files of a `stdlib` or `text:` source, sorted. Raises UserError when
         there are none.
         """
@@ -118,9 +118,9 @@ class Corpus:
                 f"{storage.working_folder()}"
             )
         for path in paths:
-            if not path.name.endswith(_SUFFIXES):
+            if not path.name.endswith(suffixes):
                 raise UserError(
-                    f"{self._described} matches {path}, which is none of {', '.join(_SUFFIXES)}"
+                    f"{self._described} matches {path}, which is none of {', '.join(suffixes)}"
                 )
         return paths
 

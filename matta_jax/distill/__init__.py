@@ -6,6 +6,7 @@ from matta_jax.distill._objective import Objective as Objective
 from matta_jax.distill._objective import make_objective as make_objective
 from matta_jax.distill._objective import member_stream as member_stream
 from matta_jax.distill._objective import mix_stream as mix_stream
+from matta_jax.distill._pairs import PAIR_LOSSES as PAIR_LOSSES
 from matta_jax.distill._plan import LossPlan as LossPlan
 from matta_jax.distill._plan import OnlineTeacher as OnlineTeacher
 from matta_jax.distill._plan import Teacher as Teacher

@@ -106,6 +106,7 @@ def make_objective(
     *,
     layout: Layout | None = None,
     teacher: TeacherConfig | None = None,
+    kind: type[Objective] = Objective,
 ) -> Objective:
     """Builds the objective of a run.
 
@@ -115,11 +116,12 @@ def make_objective(
         `member_stream` of each named member and `mix_stream` of each random mix.
       layout: of the operands on a mesh; None on one device.
       teacher: weights of the terms that learn from a frozen Teacher; None: there is none.
+      kind: how terms are computed of outputs.
     """
     terms = _cross_entropies(config, streams)
     terms += _distillation(config, streams)
     terms += [] if teacher is None else _teaching(teacher, streams)
-    return Objective(
+    return kind(
         LossPlan(
             terms=tuple(terms),
             student=0,

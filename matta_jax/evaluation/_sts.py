@@ -1,28 +1,17 @@
 """Semantic textual similarity: do the cosines of vectors order pairs of texts as people do?"""
 
 import math
-from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from matta_jax import storage
 from matta_jax.config import Config
-from matta_jax.data import file_fingerprint, read_json_lines, read_text, text_of
-from matta_jax.errors import UserError, shorten
+from matta_jax.data import PairLine, file_fingerprint, read_pair_lines
+from matta_jax.errors import UserError
 from matta_jax.evaluation._tasks import CONFIDENCE, Outcome, Score
 from matta_jax.packages import Model
 from matta_jax.serving import embed
-
-Pairs = list[tuple[str, str, float]]
-"""First text, second text, score."""
-
-_FORM = (
-    '{"text": "...", "pair": "...", "score": 3.5} a line, or columns parted by tabs: both texts '
-    "and the score, or those of the STS benchmark"
-)
-# Of the STS benchmark's files: genre, file, year, number, score, texts, and where they are from.
-_BENCHMARK_COLUMNS = 7
 
 
 class Sts:
@@ -34,8 +23,8 @@ class Sts:
             raise UserError(f"{what} is for embedders; this model is {config.model.a_noun}")
         self.where = where
         path = storage.path(where)
-        self._pairs = _read(path, what)
-        self._scores = np.array([score for _, _, score in self._pairs])
+        self._pairs = list(read_pair_lines(path, what))
+        self._scores = np.array([pair.score for pair in self._pairs])
         if len(self._pairs) < 3 or len(set(self._scores)) < 2:
             raise UserError(
                 f"{what} has {len(self._pairs)} pairs of {len(set(self._scores))} different "
@@ -46,9 +35,9 @@ class Sts:
 
     def run(self, model: Model) -> Outcome:
         """Scores a model on all pairs."""
-        texts = list(dict.fromkeys(text for pair in self._pairs for text in pair[:2]))
+        texts = list(dict.fromkeys(text for pair in self._pairs for text in (pair.text, pair.pair)))
         vectors = dict(zip(texts, embed(model, texts), strict=True))
-        cosines = np.array([vectors[a] @ vectors[b] for a, b, _ in self._pairs])
+        cosines = np.array([vectors[pair.text] @ vectors[pair.pair] for pair in self._pairs])
         value = spearman(cosines, self._scores)
         score = Score(f"sts:{self.where}", value, _interval(value, len(cosines)))
         return Outcome([score], None, len(cosines))
@@ -70,55 +59,14 @@ def _interval(value: float, count: int) -> tuple[float, float]:
     return math.tanh(center - half), math.tanh(center + half)
 
 
-def _read(path: storage.Path, what: str) -> Pairs:
-    if ".jsonl" in path.suffixes:
-        pairs = []
-        for number, value in read_json_lines(path, what, _FORM):
-            where = f"{what}: {path} line {number}"
-            texts = [text_of(value, field, where) for field in ("text", "pair")]
-            pairs.append((texts[0], texts[1], _score(value.get("score"), where)))
-        return pairs
-    return _columns(path, what)
-
-
-def _columns(path: storage.Path, what: str) -> Pairs:
-    pairs = []
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{what}: {path} line {number}"
-        # Quotes are part of a text: the benchmark's files have single ones.
-        columns = line.rstrip("\r").split("\t")
-        if len(columns) >= _BENCHMARK_COLUMNS:
-            columns = [columns[5], columns[6], columns[4]]
-        if len(columns) != 3:
-            raise UserError(f"{where} has {len(columns)} columns; it must be {_FORM}")
-        pairs.append((columns[0], columns[1], _score(_number(columns[2]), where)))
-    return pairs
-
-
-def _number(text: str) -> Any:
-    """The number that a text says, or the text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _score(value: Any, where: str) -> float:
-    if not (storage.is_number(value) and math.isfinite(value)):
-        raise UserError(f"{where}: score={shorten(value)} must be a finite number")
-    return float(value)
-
-
-def _baselines(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
+def _baselines(pairs: list[PairLine], scores: np.ndarray) -> dict[str, float]:
     """Of the cosine of TF-IDF vectors; it learns from the texts of the task alone."""
     # scikit-learn comes with the extra `scorers`.
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
         return {}
-    first, second = [a for a, _, _ in pairs], [b for _, b, _ in pairs]
+    first, second = [pair.text for pair in pairs], [pair.pair for pair in pairs]
     try:
         vectorizer = TfidfVectorizer(sublinear_tf=True).fit(first + second)
     except ValueError:

@@ -110,9 +110,10 @@ def check_start(
     windows, eval_windows = split_both(config, tokenizer)
     labels = _check_teacher(setup, windows)
     if isinstance(windows, ExampleSet) and windows.truncated:
+        end = "end" if config.model.reads_pairs else "start"
         log(
             f"{windows.truncated} of {len(windows)} examples are longer than data.seq_len, and "
-            "lost their start"
+            f"lost their {end}"
         )
 
     # Processes may see other files, or flags; they would train on without a word.

@@ -13,6 +13,7 @@ import optax
 
 from matta_jax.data import Labels
 from matta_jax.distill import (
+    PAIR_LOSSES,
     Objective,
     OnlineTeacher,
     Teacher,
@@ -215,6 +216,8 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     config, rows = setup.config, batch_sharding(setup.mesh)
     size, length = config.data.batch_size, config.data.seq_len
     shapes = dict(setup.plan.schema.batch_shapes(size, length))
+    if config.data.score_field is not None:
+        shapes["score"] = ((size,), "float32")
     if config.teacher.labels is not None:
         top_k = Labels(config.teacher.labels).header.top_k
         shapes["teacher_ids"] = ((size, length, top_k), "int32")
@@ -261,6 +264,9 @@ class _Loss:
         setup, config = self._setup, self._setup.config
         targets = setup.plan.schema.targets(batch)
         labels_N, teacher = targets.labels_N, None
+        if config.objective.pair_loss == "cosent":
+            assert targets.scores_N is not None
+            labels_N = targets.scores_N
         if self._is_taught:
             teacher = _teacher_of(setup, batch, targets, teacher_weights)
             if config.teacher.task_labels == "teacher":
@@ -315,6 +321,7 @@ def _objective(
         streams,
         layout=loss_layout(setup.mesh),
         teacher=setup.config.teacher if is_taught else None,
+        kind=PAIR_LOSSES[setup.config.objective.pair_loss],
     )
 
 

@@ -29,3 +29,14 @@ def test_pairs_without_a_second_text_are_refused(embedder, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "pair": "b"}\n{"text": "a"}\n')
     with pytest.raises(UserError, match="line 2 has no text field 'pair'"):
         data.glob_data(embedder(), f"{tmp_path}/*.jsonl")
+
+
+def test_pairs_of_columns_have_scores_where_a_field_is_named(embedder, tmp_path):
+    (tmp_path / "a.tsv").write_text("ab\tcd\t2.5\nef\tgh\t0\n")
+    source = f"text:{tmp_path}/*.tsv"
+    config = embedder(data__source=source, data__score_field="score")
+    pairs = data.glob_data(config, f"{tmp_path}/*.tsv")
+    assert [float(pairs[i]["score"]) for i in range(2)] == [2.5, 0.0]
+    assert float(pairs.part(1)[0]["score"]) == 0.0
+    plain = data.glob_data(embedder(data__source=source), f"{tmp_path}/*.tsv")
+    assert "score" not in plain[0] and plain.fingerprint != pairs.fingerprint

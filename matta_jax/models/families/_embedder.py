@@ -114,7 +114,8 @@ class Embedder(Family):
         logits_BB = options["similarity_scale"] * (first_BE @ second_BE.T)
         # What fills up a batch is no candidate, but for itself.
         is_text_B = inputs["length"][:, 1] > 0
-        is_candidate_BB = is_text_B | jnp.eye(len(is_text_B), dtype=bool)
+        is_pair_BB = is_text_B[:, None] & is_text_B
+        is_candidate_BB = is_pair_BB | jnp.eye(len(is_text_B), dtype=bool)
         return jnp.where(is_candidate_BB, logits_BB, _NONE)
 
     def enter(

@@ -46,11 +46,13 @@ class Targets:
       inputs: of the model.
       labels_N: the next token of each, or the class of each example.
       weights_N: 1 for targets that count, 0 for those that fill up the batch.
+      scores_N: of pairs, where they have some.
     """
 
     inputs: Inputs
     labels_N: jax.Array
     weights_N: jax.Array
+    scores_N: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Schema:
             weights_N = batch["weight"]
             is_pairs = self.kind == "pairs"
             labels_N = jnp.arange(len(weights_N)) if is_pairs else batch["label"]
-            return Targets(inputs, labels_N, weights_N)
+            return Targets(inputs, labels_N, weights_N, batch.get("score"))
 
         # Windows are filled up to one shape; what fills them is read, but no target.
         tokens_BT = batch["tokens"]
