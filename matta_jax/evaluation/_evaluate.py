@@ -12,6 +12,7 @@ from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._comparison import Comparison, Evaluation, table_of
 from matta_jax.evaluation._lambada import Lambada
 from matta_jax.evaluation._output import check_output, write_json
+from matta_jax.evaluation._retrieval import Retrieval
 from matta_jax.evaluation._sat_math import SatMath
 from matta_jax.evaluation._sts import Sts
 from matta_jax.evaluation._tasks import Outcome, Task, all_pairs
@@ -43,6 +44,7 @@ _TASKS: dict[str, Callable[[str, Config], Task]] = {
     "sat_math": _sat_math,
     "auc": Auc,
     "sts": Sts,
+    "retrieval": Retrieval,
 }
 _FILE_TASKS = ("lambada", "sat_math", "sts")
 
@@ -94,7 +96,7 @@ def compare(
       checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
       tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the
         run's own held-out text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, also of
-        `held_out`; of embedders `sts:FILE`.
+        `held_out`; of embedders `sts:FILE` and `retrieval:FOLDER`.
       output: a JSON file for the result.
 
     Raises:
@@ -315,4 +317,6 @@ def _parse_task(task: str) -> tuple[str, str]:
 
 def _form(name: str) -> str:
     """How a task is written."""
+    if name == "retrieval":
+        return f"{name}:FOLDER"
     return f"{name}:FILE" if name in _FILE_TASKS else f"{name}:GLOB"
