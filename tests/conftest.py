@@ -148,6 +148,40 @@ def embedder(examples, tiny):
     return make
 
 
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> pathlib.Path:
+    """An .npz of 60 images of 8 x 8 pixels, whose colour tells which of three classes they are."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, 60)
+    pixels = rng.integers(0, 100, (60, 8, 8, 3))
+    for image, label in zip(pixels, classes, strict=True):
+        image[..., label] += 80
+    path = tmp_path_factory.mktemp("images") / "a.npz"
+    np.savez(path, x=pixels.astype(np.uint8), y=classes)
+    return path
+
+
+@pytest.fixture(scope="session")
+def vit(images, tiny):
+    """`vit(**fields)`: a Config whose Student has two of three heads, over four patches."""
+
+    def make(**fields):
+        vit_fields = {
+            "model__name": "vit",
+            "model__image_size": 8,
+            "model__patch_size": 4,
+            "model__image_classes": 3,
+            "nest__num_layers": None,
+            "nest__widths": [],
+            "nest__mix_per_step": 0,
+            "data__source": f"images:{images}",
+            "data__batch_size": 8,
+        }
+        return tiny(**vit_fields | fields)
+
+    return make
+
+
 @pytest.fixture
 def tpu_mesh(request):
     """`tpu_mesh(sizes)`: a (data, fsdp, tensor) mesh of a v5e 2x4 that is not there, to compile

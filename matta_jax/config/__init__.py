@@ -38,3 +38,4 @@ from matta_jax.config._training import MeshConfig as MeshConfig
 from matta_jax.config._training import OptimizerConfig as OptimizerConfig
 from matta_jax.config._training import ShampooConfig as ShampooConfig
 from matta_jax.config._training import TrainConfig as TrainConfig
+from matta_jax.config._vit import VitConfig as VitConfig

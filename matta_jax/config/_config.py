@@ -33,6 +33,11 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
+    @property
+    def seq_len(self) -> int:
+        """Positions of an example: tokens of a window or a text, or patches of an image."""
+        return self.model.num_positions or self.data.seq_len
+
     def __post_init__(self) -> None:
         _check_nest(self.model, self.nest)
         _check_members(self.nest, self.objective)
@@ -161,7 +166,7 @@ def _check_pairs(config: Config) -> None:
 def _check_lengths(config: Config) -> None:
     """Sequences fit the model, microbatches the batch, and the warm-up the run."""
     data, model, train = config.data, config.model, config.train
-    if data.seq_len > model.max_len:
+    if data.seq_len > model.max_len and model.num_positions is None:
         raise UserError(
             f"data.seq_len={data.seq_len} must be at most model.max_len={model.max_len}; "
             "shorten it, or raise model.max_len"

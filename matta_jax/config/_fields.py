@@ -107,12 +107,7 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
     kind = type_of(hint)
     origin = typing.get_origin(kind)
     if origin is tuple:
-        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
-            _check_length(name, value)
-            return tuple(value)
-        raise UserError(
-            f"{name}={shorten(value)} must be a tuple of whole numbers such as (256,512)"
-        )
+        return _checked_tuple(name, value, typing.get_args(kind)[0])
     if origin is not None and issubclass(origin, Mapping):
         return _checked_mapping(name, value, typing.get_args(kind)[1])
     if kind is float and type(value) is int:
@@ -124,6 +119,15 @@ def _checked_type(name: str, value: Any, hint: Any) -> Any:
             f"{name}={shorten(value)} must be {_WORDS[kind]}, not {type(value).__name__}"
         )
     return value
+
+
+def _checked_tuple(name: str, value: Any, kind: type) -> tuple[Any, ...]:
+    types_of_items = (int,) if kind is int else (int, float)
+    if isinstance(value, list | tuple) and all(type(item) in types_of_items for item in value):
+        _check_length(name, value)
+        return tuple(_checked_type(name, item, kind) for item in value)
+    form = "whole numbers such as (256,512)" if kind is int else "numbers such as (0.5,0.25)"
+    raise UserError(f"{name}={shorten(value)} must be a tuple of {form}")
 
 
 def _checked_mapping(name: str, value: Any, kind: type) -> Mapping[str, Any]:

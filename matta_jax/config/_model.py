@@ -29,12 +29,19 @@ class ModelConfig(Section):
     reads_pairs: ClassVar[bool] = False
     """Whether an example is two texts, each read by itself, without a label."""
 
+    reads_images: ClassVar[bool] = False
+    """Whether an example is an image."""
+
     noun: ClassVar[str] = "language model"
 
     fixed_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of sizes that all models of a nest have alike."""
 
-    name: str = field("gpt", "Family: gpt or llama, language models; scorer or embedder, encoders.")
+    name: str = field(
+        "gpt",
+        "Family: gpt or llama, language models; scorer or embedder, encoders of text; vit, of "
+        "images.",
+    )
     vocab_size: int = field(
         256, "Rows of the embedding; at least the tokenizer's size.", minimum=2, maximum=2**24
     )
@@ -105,6 +112,11 @@ class ModelConfig(Section):
     def head_width(self) -> int:
         """Width of a head."""
         return self.head_dim or self.d_model // self.num_heads
+
+    @property
+    def num_positions(self) -> int | None:
+        """Positions of an example, where its model says how many; None: as many as a text has."""
+        return None
 
     def nested_sizes(self) -> dict[str, int]:
         """The Student's size along each axis that a nest may slice."""

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from matta_jax.config import Config, ScorerConfig
+from matta_jax.config import Config, ScorerConfig, VitConfig
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
+from matta_jax.data._images import read_images
 from matta_jax.data._pairs import read_pairs
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
 from matta_jax.errors import UserError
@@ -104,7 +105,11 @@ def _first(windows: Windows, count: int | None, tokenizer: Tokenizer) -> Windows
 def _read_examples(
     source: str, config: Config, tokenizer: Tokenizer, *, held_out: bool | None = None
 ) -> ExampleSet:
-    """The pairs of an embedder, or the examples of a scorer, whose section says what these have."""
+    """The images of a classifier, the pairs of an embedder, or the examples of a scorer, whose
+    section says what these have.
+    """
+    if isinstance(config.model, VitConfig):
+        return read_images(source, config.data, config.model, held_out=held_out)
     if config.model.reads_pairs:
         return read_pairs(source, config.data, tokenizer, held_out=held_out)
     assert isinstance(config.model, ScorerConfig)

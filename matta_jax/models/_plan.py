@@ -152,4 +152,4 @@ class Plan:
 @functools.lru_cache(maxsize=32)
 def plan_of(config: Config) -> Plan:
     """The plan of a run."""
-    return Plan(config.model, nest_of(config), config.data.seq_len)
+    return Plan(config.model, nest_of(config), config.seq_len)

@@ -84,10 +84,13 @@ def _figures(manifest: dict[str, Any], architecture: Architecture) -> str:
         "d_model": str(architecture.d_model),
         "heads": _heads(architecture),
         "d_ff": _listed(architecture.along("d_ff")),
-        "vocabulary": f"{architecture.vocab_size:,}",
-        "longest sequence": f"{architecture.max_len:,}",
-        "tokenizer": f"`{manifest['config']['data']['tokenizer']}`",
     }
+    if "vocab" in architecture.fixed:
+        rows |= {
+            "vocabulary": f"{architecture.vocab_size:,}",
+            "longest sequence": f"{architecture.max_len:,}",
+            "tokenizer": f"`{manifest['config']['data']['tokenizer']}`",
+        }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 

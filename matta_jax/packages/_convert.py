@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.checkpoints import StoredArray
 from matta_jax.errors import UserError
@@ -84,7 +85,7 @@ def write_package(
     for array in open_weights(building, packaging.format, architecture, tensors).values():
         array.verify()
 
-    seq_len = about["config"]["data"]["seq_len"]
+    seq_len = config_lib.from_dict(about["config"]).seq_len
     names = flatten(logical_axes(architecture))
     counts = at_dtype(count_model(architecture, seq_len), packaging.dtype)
     manifest = {

@@ -199,7 +199,7 @@ def _latency_model(
     """What times models; None where nothing is limited or asked for."""
     if workload is None and budget.max_ms is None:
         return None
-    workload = workload or Workload(length=source.config.data.seq_len)
+    workload = workload or Workload(length=source.config.seq_len)
     workload.check_length(source.config.model.max_len)
     return LatencyModel(source, workload)
 

@@ -154,7 +154,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     collective_bytes: dict[str, int] = collections.defaultdict(int)
     for collective in compiled.collectives:
         collective_bytes[collective.kind] += collective.bytes * collective.times
-    tokens = config.data.batch_size * config.data.seq_len
+    tokens = config.data.batch_size * config.seq_len
     flops = step_flops_of(setup) * tokens / setup.mesh.size
     return CompileReport(
         topology=topology,

@@ -59,7 +59,7 @@ class HeldOut:
         for batch in self._batches(int(state.step)):
             # Every process reads all of a batch, and places the rows of its own devices.
             process_batch = {name: values[rows] for name, values in batch.items()}
-            placed = place_batch(process_batch, self._mesh, len(batch["length"]))
+            placed = place_batch(process_batch, self._mesh, len(next(iter(batch.values()))))
 
             # Sums, not means: the last batch may have fewer targets.
             batch_sums = jax.device_get(self._eval_step(state.params, placed))

@@ -48,7 +48,7 @@ def _least_activations(setup: Setup) -> int:
     if config.model.remat != "full":
         values_per_token += sum(ta.along("d_ff"))
 
-    tokens = config.data.batch_size * config.data.seq_len
+    tokens = config.data.batch_size * config.seq_len
     itemsize = jnp.dtype(config.model.compute_dtype).itemsize
     parts = setup.mesh.size * config.train.microbatches
     return tokens * values_per_token * itemsize // parts

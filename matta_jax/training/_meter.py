@@ -257,7 +257,7 @@ class Meter:
     def _speed(self, step: int, seconds: float, data_wait_seconds: float) -> dict[str, float]:
         """The figures of steps that take `seconds` each."""
         # Of a whole batch, over all processes.
-        tokens = self._config.data.batch_size * self._config.data.seq_len
+        tokens = self._config.data.batch_size * self._config.seq_len
         return {
             "tokens_per_second": tokens / seconds,
             # The wait is of other steps than the time where some were skipped: it may exceed it.

@@ -9,6 +9,7 @@ from matta_jax import config as c
 from matta_jax.errors import UserError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+QUICKSTART = CONFIGS[0].with_name("quickstart.py")
 
 
 def load(path):
@@ -90,6 +91,11 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache
         values["model"] |= {"num_kv_heads": 1, "head_dim": 8}
     if model.name == "scorer":
         corpus = examples(num_dense=model.num_dense, categories=model.categories)
+    if model.name == "embedder":
+        corpus = examples()
+        nest |= {"num_layers": 3, "embed": 16, "members": dict.fromkeys(nest["members"], "layers=2")}
+        values["model"] |= {"num_layers": 1, "embed": 8}
+        values["data"]["score_field"] = "label" if values["data"]["score_field"] else None
     values["data"].update(source=corpus, eval_source=None, cache_dir=cache)
     result = train(c.from_dict(values), tmp_path / "run", log=lambda line: None)
     assert result.finished and result.metrics["eval/student"] > 0
@@ -97,7 +103,7 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache
 
 def test_an_unknown_variant_is_named():
     with pytest.raises(UserError, match="did you mean 'two_point'"):
-        load(CONFIGS[-1]).get_config("two_points")
+        load(QUICKSTART).get_config("two_points")
 
 
 ALL_ZERO = {

@@ -45,7 +45,7 @@ def test_a_name_has_one_section():
     with pytest.raises(ValueError, match="model.name='gpt' is described by ModelConfig"):
         c.register_model("gpt", c.ScorerConfig)
     c.register_model("gpt", c.ModelConfig)
-    assert set(c.model_sections()) == {"embedder", "gpt", "llama", "scorer"}
+    assert set(c.model_sections()) == {"embedder", "gpt", "llama", "scorer", "vit"}
 
 
 @pytest.mark.parametrize("name", ["student", "ta", "mix_0", "mix_", "a b", "a/b", "2nd", ""])

@@ -4,6 +4,7 @@ from matta_jax.models.families import _embedder as _embedder
 from matta_jax.models.families import _gpt2 as _gpt2
 from matta_jax.models.families import _llama as _llama
 from matta_jax.models.families import _scorer as _scorer
+from matta_jax.models.families import _vit as _vit
 from matta_jax.models.families._family import Block as Block
 from matta_jax.models.families._family import Family as Family
 from matta_jax.models.families._family import Modules as Modules

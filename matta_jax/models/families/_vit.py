@@ -1,0 +1,135 @@
+"""The vision transformer (arXiv 2010.11929): pre-norm blocks over the patches of an image.
+
+Shape letters: B batch, T positions of an image: its class token where there is one, and its P
+  patches; N positions of a batch (= B·T), D d_model, C channels, R rows and S columns of a patch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from immutabledict import immutabledict
+
+from matta_jax.config import VitConfig
+from matta_jax.models.families._family import Family, Modules, register
+from matta_jax.models.families._gpt2 import GPT2Block
+from matta_jax.models.families._schema import Input, Inputs, Schema
+from matta_jax.models.families._scorer import Head
+from matta_jax.models.layers import Build, Context, LayerNorm, project
+from matta_jax.nesting import BLOCKS, Axis, Role
+
+# The largest number of a pixel, which is 1 as a model reads it.
+_WHITE = 255.0
+
+
+class Patches(nnx.Module):
+    """Embeddings of an image's patches, with learned positions; and the class token."""
+
+    def __init__(self, build: Build):
+        self.pooling = build.options["image_pooling"]
+        self.mean, self.std = build.options["image_mean"], build.options["image_std"]
+        self.w = build.weight("channels", "rows", "columns", "d_model")
+        self.b = build.weight("d_model")
+        self.positions = build.weight("positions", "d_model")
+        if self.pooling == "cls":
+            self.token = build.weight("d_model")
+
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        """Returns the embedded positions [B, T, D] of pixels from 0 to 255."""
+        scaled = image_BHWC.astype(jnp.float32) / _WHITE - jnp.array(self.mean)
+        scaled = scaled / jnp.array(self.std)
+        weight = self.w[...]
+        patches_BPCRS = _patches(scaled, weight.shape[1]).astype(weight.dtype)
+        batch_size, num_patches = patches_BPCRS.shape[:2]
+        x_ND = project("ncrs,crsd->nd", patches_BPCRS.reshape(-1, *weight.shape[:3]), weight)
+        x_BTD = (x_ND + self.b[...]).reshape(batch_size, num_patches, -1)
+        if self.pooling == "cls":
+            token_B1D = jnp.broadcast_to(self.token[...], (batch_size, 1, x_BTD.shape[-1]))
+            x_BTD = jnp.concatenate([token_B1D.astype(x_BTD.dtype), x_BTD], axis=1)
+        return x_BTD + self.positions[...]
+
+
+def _patches(image_BHWC: jax.Array, size: int) -> jax.Array:
+    """The patches [B, P, C, R, S] of images, row by row."""
+    batch_size, height, width, channels = image_BHWC.shape
+    tiles = image_BHWC.reshape(
+        batch_size, height // size, size, width // size, size, channels
+    ).transpose(0, 1, 3, 5, 2, 4)
+    return tiles.reshape(batch_size, -1, channels, size, size)
+
+
+class Vit(Family):
+    """The family of vision transformers."""
+
+    name = "vit"
+    section = VitConfig
+    modules = {  # noqa: RUF012
+        "embed": Patches,
+        BLOCKS: GPT2Block,
+        "norm": LayerNorm,
+        "head": Head,
+    }
+    exits = ("norm", "head")
+    table = None
+    is_causal = False
+    own_axes = (
+        Axis("channels", Role.FEATURES, fields="model.num_channels"),
+        # Within a patch.
+        Axis("rows", Role.FIXED, fields="model.patch_size"),
+        Axis("columns", Role.FIXED, fields="model.patch_size"),
+    )
+
+    def fixed_sizes(self, model: Any) -> dict[str, int]:
+        return {
+            "channels": model.num_channels,
+            "rows": model.patch_size,
+            "columns": model.patch_size,
+            "positions": model.num_positions,
+            "classes": model.image_classes,
+            "head_dim": model.head_width,
+            "qkv": 3,
+        }
+
+    def options(self, model: Any, layers: Sequence[int]) -> Mapping[str, Any]:
+        del layers
+        return immutabledict(
+            image_size=model.image_size,
+            image_pooling=model.image_pooling,
+            activation=model.activation,
+            layer_norm_epsilon=model.layer_norm_epsilon,
+            image_mean=model.image_mean,
+            image_std=model.image_std,
+        )
+
+    def fields_of(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return immutabledict(options)
+
+    def schema(self, model: Any) -> Schema:
+        shape = (model.image_size, model.image_size, model.num_channels)
+        return Schema({"image": Input(shape, "uint8", limit=256)}, kind="examples")
+
+    def enter(
+        self,
+        modules: Modules,
+        inputs: Inputs,
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, Context]:
+        x_BTD = modules["embed"](inputs["image"])
+        batch_size, num_positions, _ = x_BTD.shape
+        seen_BT = jnp.ones((batch_size, num_positions), bool)
+        is_cls = modules["embed"].pooling == "cls"
+        read_BT = seen_BT & (jnp.arange(num_positions) == 0) if is_cls else seen_BT
+        return x_BTD.reshape(batch_size * num_positions, -1), Context(
+            num_positions, seen_BT, read_BS=read_BT
+        )
+
+    def leave(
+        self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]
+    ) -> jax.Array:
+        assert context.read_BS is not None
+        return modules["head"](modules["norm"](x_ND), context.read_BS)
+
+
+register(Vit())

@@ -1,0 +1,76 @@
+"""Labelled images: what is read, how it is split, and what is refused."""
+
+import numpy as np
+import pytest
+
+from matta_jax import data
+from matta_jax.errors import UserError
+
+
+def test_both_sides_of_a_split_are_all_images(vit, images):
+    config = vit()
+    sides = [data.split_data(config, held_out=held_out) for held_out in (False, True)]
+    assert sum(map(len, sides)) == 60 and all(map(len, sides))
+    arrays = np.load(images)
+    pixels = {image.tobytes(): label for image, label in zip(arrays["x"], arrays["y"], strict=True)}
+    for side in sides:
+        for i in range(len(side)):
+            row = side[i]
+            assert pixels[row["image"].tobytes()] == row["label"] and row["weight"] == 1
+    assert len({side.fingerprint for side in sides}) == 2
+    part = sides[0].part(2, 5)
+    assert len(part) == 3 and part.labels.tolist() == sides[0].labels[2:5].tolist()
+
+
+def test_a_folder_of_files_is_read_by_class_and_scaled(vit, tmp_path):
+    image_lib = pytest.importorskip("PIL.Image")
+    for name, colour in (("cat", (255, 0, 0)), ("dog", (0, 0, 255))):
+        (tmp_path / name).mkdir()
+        image_lib.new("RGB", (20, 12), colour).save(tmp_path / name / "a.png")
+        image_lib.new("RGB", (8, 8), colour).save(tmp_path / name / "b.JPEG", quality=95)
+    images = data.read_images(f"images:{tmp_path}", vit().data, vit().model)
+    assert images.images.shape == (4, 8, 8, 3) and images.labels.tolist() == [0, 0, 1, 1]
+    assert images[0]["image"][3, 3].tolist() == [255, 0, 0]
+    (tmp_path / "dog" / "c.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match="dog/c.png is no image"):
+        data.read_images(f"images:{tmp_path}", vit().data, vit().model)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.zeros((2, 8, 8, 3), np.uint8)}, "must hold the arrays x, of images, and y"),
+        (
+            {"x": np.zeros((2, 9, 9, 3), np.uint8), "y": [0, 1]},
+            "holds x of uint8 9x9x3, and the model reads uint8 8x8x3",
+        ),
+        ({"x": np.zeros((2, 8, 8, 3)), "y": [0, 1]}, "holds x of float64"),
+        ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": [0]}, "a whole number for each of 2 images"),
+        ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": [0.0, 1]}, "holds y of float64"),
+        ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": [0, 3]}, "image 1 is of class 3"),
+        ({"x": np.zeros((2, 8, 8, 3), np.uint8), "y": [-1, 0]}, "image 0 is of class -1"),
+        ({"x": np.zeros((0, 8, 8, 3), np.uint8), "y": np.zeros(0, int)}, "has no example"),
+        ({"x": np.array([None, 1]), "y": [0, 1]}, "cannot be read as .npz"),
+    ],
+)
+def test_what_is_no_set_of_images_is_one_line(vit, tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=words) as error:
+        data.read_images(f"images:{tmp_path}/a.npz", vit().data, vit().model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("text:a.txt", "an image classifier reads images; name images:FILE.npz"),
+        ("images:nothere.npz", "does not exist"),
+        ("images:{}", "holds no folder with .png"),
+        ("images:{}/b.npz", "cannot be read as .npz"),
+    ],
+)
+def test_sources_that_are_none_are_one_line(vit, tmp_path, source, words):
+    (tmp_path / "b.npz").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(UserError, match=words) as error:
+        data.read_images(source.format(tmp_path), vit().data, vit().model)
+    assert "\n" not in str(error.value)
