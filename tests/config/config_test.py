@@ -93,7 +93,8 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache
         corpus = examples(num_dense=model.num_dense, categories=model.categories)
     if model.name == "embedder":
         corpus = examples()
-        nest |= {"num_layers": 3, "embed": 16, "members": dict.fromkeys(nest["members"], "layers=2")}
+        members = dict.fromkeys(nest["members"], "layers=2")
+        nest |= {"num_layers": 3, "embed": 16, "members": members}
         values["model"] |= {"num_layers": 1, "embed": 8}
         values["data"]["score_field"] = "label" if values["data"]["score_field"] else None
     values["data"].update(source=corpus, eval_source=None, cache_dir=cache)
