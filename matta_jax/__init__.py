@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from matta_jax.packages import load_model as load_model
     from matta_jax.packages import open_model as open_model
     from matta_jax.selection import search as search
+    from matta_jax.serving import classify as classify
     from matta_jax.serving import embed as embed
     from matta_jax.serving import generate as generate
     from matta_jax.starts import import_gguf as import_gguf
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "config",
     "UserError": "errors",
+    "classify": "serving",
     "compare": "evaluation",
     "compile_check": "training",
     "convert": "packages",

@@ -85,7 +85,7 @@ def quickstart(
     workdir = storage.resolve(workdir)
     if config.model.reads_pairs:
         raise UserError(
-            f"model.name={config.model.name!r}: quickstart scores language models and scorers; "
+            f"model.name={config.model.name!r}: quickstart scores models on what is held out; "
             "train by matta-train, and score by matta-evaluate --tasks=sts:FILE"
         )
     # Before the training, which may take days.
@@ -96,11 +96,11 @@ def quickstart(
     folders = [workdir / "models" / slug(spec) for spec in specs]
     _extract_missing(workdir, specs, folders, log)
 
-    # Bits per byte compare over tokenizers; a scorer has no text to predict.
-    scorer = config.model.reads_examples
-    task = f"{'auc' if scorer else 'bits_per_byte'}:{HELD_OUT}"
+    # Bits per byte compare over tokenizers; of examples there is no text to predict.
+    reads_examples = config.model.reads_examples
+    task = f"{config.model.task.partition(':')[0]}:{HELD_OUT}"
     comparison = compare(models=folders, tasks=[task])
-    if scorer:
+    if reads_examples:
         baselines = comparison.baselines.get(task, {})
         sample = ""
     else:

@@ -182,6 +182,16 @@ def vit(images, tiny):
     return make
 
 
+@pytest.fixture(scope="session")
+def vit_model(vit, tmp_path_factory) -> pathlib.Path:
+    """The folder of the Student of a run of two steps."""
+    from matta_jax import extract, train
+
+    workdir = tmp_path_factory.mktemp("vit") / "run"
+    train(vit(train__num_steps=2, optimizer__warmup_steps=1), workdir, log=lambda _: None)
+    return extract(str(workdir), ["student"], workdir / "student")[0].path
+
+
 @pytest.fixture
 def tpu_mesh(request):
     """`tpu_mesh(sizes)`: a (data, fsdp, tensor) mesh of a v5e 2x4 that is not there, to compile

@@ -15,6 +15,7 @@ class EmbedderConfig(ModelConfig):
     reads_examples: ClassVar[bool] = True
     reads_pairs: ClassVar[bool] = True
     noun: ClassVar[str] = "embedder"
+    task: ClassVar[str] = "sts:FILE"
     fixed_fields: ClassVar[tuple[str, ...]] = ("d_model",)
 
     name: str = field("embedder", "Family: embedder, an encoder of texts into vectors.")

@@ -33,6 +33,8 @@ class ModelConfig(Section):
     """Whether an example is an image."""
 
     noun: ClassVar[str] = "language model"
+    task: ClassVar[str] = "bits_per_byte:GLOB"
+    """What its models are scored by, as `matta-evaluate --tasks` names it."""
 
     fixed_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of sizes that all models of a nest have alike."""
@@ -142,6 +144,7 @@ class ScorerConfig(ModelConfig):
 
     reads_examples: ClassVar[bool] = True
     noun: ClassVar[str] = "scorer"
+    task: ClassVar[str] = "auc:GLOB"
 
     name: str = field("scorer", "Family: scorer, an encoder of examples with a head.")
     num_classes: int = field(

@@ -15,6 +15,7 @@ class VitConfig(ModelConfig):
     reads_examples: ClassVar[bool] = True
     reads_images: ClassVar[bool] = True
     noun: ClassVar[str] = "image classifier"
+    task: ClassVar[str] = "accuracy:FILE.npz"
 
     name: str = field("vit", "Family: vit, a classifier of images.")
     image_size: int = field(

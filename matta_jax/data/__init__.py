@@ -7,6 +7,7 @@ from matta_jax.data._examples import ExampleSet as ExampleSet
 from matta_jax.data._examples import read_examples as read_examples
 from matta_jax.data._images import ImageSet as ImageSet
 from matta_jax.data._images import read_images as read_images
+from matta_jax.data._images import read_unlabelled as read_unlabelled
 from matta_jax.data._jsonl import file_fingerprint as file_fingerprint
 from matta_jax.data._jsonl import read_json_lines as read_json_lines
 from matta_jax.data._jsonl import read_text as read_text

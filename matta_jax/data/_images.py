@@ -110,23 +110,42 @@ def read_images(
     )
 
 
+def read_unlabelled(where: str, model: VitConfig, what: str) -> tuple[list[str], np.ndarray]:
+    """Returns the names [n] and the pixels [n, H, W, C] of images without classes: those of an
+    .npz, called by their numbers, or of the files of a folder. Raises UserError as `read_images`.
+    """
+    path = storage.path(where)
+    if not path.is_dir():
+        images, _ = _read_npz(path, model, what, has_classes=False)
+        return list(map(str, range(len(images)))), images
+    files = _files(path)
+    if not files:
+        raise UserError(f"{what}: {path} holds no {', '.join(_SUFFIXES)} files; name their folder")
+    return [file.name for file in files], np.stack([decode_image(f, model, what) for f in files])
+
+
+def _files(folder: storage.Path) -> list[storage.Path]:
+    return [file for file in storage.match(folder, "*") if file.suffix.lower() in _SUFFIXES]
+
+
 def _is_held_out(image: np.ndarray, data: DataConfig) -> bool:
     # By its pixels: a copy of an image falls on its own side.
     key = hashlib.blake2b(np.ascontiguousarray(image)).hexdigest()
     return is_held_out(Document(key, ""), data.eval_fraction)
 
 
-def _read_npz(path: storage.Path, model: VitConfig, what: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_npz(
+    path: storage.Path, model: VitConfig, what: str, *, has_classes: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     data = read_data(path, what)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            if "x" not in arrays or "y" not in arrays:
+            if "x" not in arrays or (has_classes and "y" not in arrays):
+                form = "the arrays x, of images, and y, of classes" if has_classes else "an array x"
                 names = ", ".join(arrays) or "none"
-                raise UserError(
-                    f"{what}: {path} must hold the arrays x, of images, and y, of classes (it has: "
-                    f"{names})"
-                )
-            images, classes = arrays["x"], arrays["y"]
+                raise UserError(f"{what}: {path} must hold {form} (it has: {names})")
+            images = arrays["x"]
+            classes = arrays["y"] if has_classes else np.zeros(len(images), np.int64)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         detail = " ".join(str(error).split())[:160]
         raise UserError(
@@ -160,7 +179,7 @@ def _read_folder(path: storage.Path, model: VitConfig, what: str) -> tuple[np.nd
     images: list[np.ndarray] = []
     classes: list[int] = []
     for label, folder in enumerate(folders):
-        files = [file for file in storage.match(folder, "*") if file.suffix.lower() in _SUFFIXES]
+        files = _files(folder)
         images += [decode_image(file, model, what) for file in files]
         classes += [label] * len(files)
     if not images:

@@ -8,6 +8,7 @@ from typing import Any
 from matta_jax import storage
 from matta_jax.config import Config
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
+from matta_jax.evaluation._accuracy import Accuracy
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._comparison import Comparison, Evaluation, table_of
 from matta_jax.evaluation._lambada import Lambada
@@ -24,8 +25,10 @@ from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
 
 def _text_tokenizer(config: Config, task: str) -> Tokenizer:
     if config.model.reads_examples:
-        mend = "an embedder by sts:FILE" if config.model.reads_pairs else "a scorer by auc:GLOB"
-        raise UserError(f"tasks={task!r} is for language models; score {mend}")
+        raise UserError(
+            f"tasks={task!r} is for language models; score {config.model.a_noun} by "
+            f"{config.model.task}"
+        )
     return fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
 
 
@@ -42,6 +45,7 @@ _TEXT_FIGURES = ("bits_per_byte", "perplexity")
 _TASKS: dict[str, Callable[[str, Config], Task]] = {
     "lambada": _lambada,
     "sat_math": _sat_math,
+    "accuracy": Accuracy,
     "auc": Auc,
     "sts": Sts,
     "retrieval": Retrieval,
@@ -94,9 +98,10 @@ def compare(
     Args: each list may be a single name instead.
       models: folders of extracted models; or
       checkpoint, sub_models: `D[@STEP]` and specs, scored in place; the checkpoint is read once.
-      tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is the
-        run's own held-out text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, also of
-        `held_out`; of embedders `sts:FILE` and `retrieval:FOLDER`.
+      tasks: `bits_per_byte:GLOB` or `perplexity:GLOB` over text files, where GLOB `held_out` is
+        the run's own held-out text; `lambada:FILE`; `sat_math:FILE`; of scorers `auc:GLOB`, and of
+        image classifiers `accuracy:FILE.npz` or a folder, also of `held_out`; of embedders
+        `sts:FILE` and `retrieval:FOLDER`.
       output: a JSON file for the result.
 
     Raises:

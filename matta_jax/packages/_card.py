@@ -5,27 +5,16 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
-from matta_jax.packages.hf import stock_room
+from matta_jax.packages.hf import hf_usage, stock_room
 from matta_jax.tokenizers import companions
 
-_LOAD = {
-    "hf": """```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
-```""",
-    "safetensors": """```python
-import safetensors.numpy  # Names and axes: manifest.json
-weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")
-```""",
-    "orbax": "",
-}
-_OURS = """```python
-import matta_jax
+_SAFETENSORS = """import safetensors.numpy  # Names and axes: manifest.json
+
+weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")"""
+_OURS = """import matta_jax
 
 model = matta_jax.load_model("THIS_FOLDER")
-logits = model.logits(model.params, tokens)  # ids [B, T]; float32 [B * T, vocabulary]
-```"""
-
+"""
 
 CARD = "README.md"
 _TOKENIZER_FILES = {
@@ -39,8 +28,9 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     architecture = architecture_from_json(manifest["architecture"])
     is_hf = manifest["format"] == "hf"
     library = "transformers" if is_hf else "matta_jax"
+    tags = f"matta_jax, matryoshka, {architecture.family_name}"
     parts = [
-        f"---\nlibrary_name: {library}\ntags: [matta_jax, matryoshka, gpt2]\n---",
+        f"---\nlibrary_name: {library}\ntags: [{tags}]\n---",
         f"# {manifest['spec']}",
         _origin(manifest["parent"]),
         _figures(manifest, architecture),
@@ -58,8 +48,16 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
         )
     if "certificate" in manifest:
         parts.append(_certificate(manifest))
-    parts += [block for block in (_LOAD[manifest["format"]], _OURS) if block]
+    parts += [f"```python\n{code}\n```" for code in _usage(manifest["format"], architecture)]
     return "\n\n".join(parts) + "\n"
+
+
+def _usage(form: str, architecture: Architecture) -> list[str]:
+    """How a model is loaded and run, in Python."""
+    usage = _OURS + architecture.family.usage
+    if form == "hf":
+        return [hf_usage(architecture), usage]
+    return [_SAFETENSORS, usage] if form == "safetensors" else [usage]
 
 
 def _origin(parent: dict[str, Any]) -> str:
@@ -151,7 +149,7 @@ def _certificate(manifest: dict[str, Any]) -> str:
     return (
         "Certificate: the largest difference to the TA's own slice is "
         f"{certificate['max_difference']}, over all activations of a batch of {rows} x {length} "
-        f"tokens ({certificate['backend']}, weights in {manifest['dtype']})."
+        f"positions ({certificate['backend']}, weights in {manifest['dtype']})."
     )
 
 

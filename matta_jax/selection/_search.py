@@ -161,10 +161,10 @@ def _opened(checkpoint: str) -> Source:
     source = open_source(checkpoint)
     model = source.config.model
     if model.reads_examples:
-        task = "sts:FILE" if model.reads_pairs else "auc:held_out"
         raise UserError(
             f"checkpoint={checkpoint!r} is {model.a_noun}'s run, and search ranks language models; "
-            f"extract its sub-models and compare them by matta-evaluate --tasks={task}"
+            f"extract its sub-models and compare them by matta-evaluate --tasks="
+            f"{model.task}"
         )
     return source
 

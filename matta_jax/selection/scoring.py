@@ -46,10 +46,9 @@ class TextLoss:
 def task_windows(config: Config, where: str) -> Windows:
     """The windows of a glob, or of a run's held-out text, in the tokens of its models."""
     if config.model.reads_examples:
-        task = "sts:FILE" if config.model.reads_pairs else f"auc:{where}"
         raise UserError(
             f"{where}: {config.model.a_noun} reads examples, and has no loss of a text; use "
-            f"tasks={task}"
+            f"tasks={config.model.task}"
         )
     windows = split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
     # Others are examples of a scorer, which was refused above.

@@ -1,5 +1,6 @@
-"""Serving: text from a model, and vectors of texts."""
+"""Serving: text from a model, vectors of texts, and classes of images."""
 
+from matta_jax.serving._classify import classify as classify
 from matta_jax.serving._embed import embed as embed
 from matta_jax.serving._generate import Sampling as Sampling
 from matta_jax.serving._generate import generate as generate

@@ -172,8 +172,11 @@ def _import(
 
     weights = _weights(tokens.source, architecture, reads)
     with new_folder(target) as building:
-        spec = tokens.place(building)
-        text_ids = tokens.checked_ids(spec, building, architecture)
+        # What reads images has no texts, and its config's tokenizer no effect.
+        spec, text_ids = "byte", None
+        if not foreign.section.reads_images:
+            spec = tokens.place(building)
+            text_ids = tokens.checked_ids(spec, building, architecture)
         about = {
             "parent": dict(parent),
             "spec": tokens.source.name,

@@ -78,6 +78,7 @@ class Family(abc.ABC):
       is_causal: whether each position attends to those before it alone.
       heads: the axis of its attention's heads, or of its groups of heads.
       own_axes: axes that are in no other family's weights.
+      usage: what a loaded `model` is used by, as a line of Python.
     """
 
     name: ClassVar[str]
@@ -88,6 +89,9 @@ class Family(abc.ABC):
     is_causal: ClassVar[bool] = True
     heads: ClassVar[str] = "heads"
     own_axes: ClassVar[Sequence[Axis]] = ()
+    usage: ClassVar[str] = (
+        "logits = model.logits(model.params, tokens)  # ids [B, T]; float32 [B * T, vocabulary]"
+    )
 
     @abc.abstractmethod
     def fixed_sizes(self, model: Any) -> dict[str, int]:

@@ -86,6 +86,7 @@ class Scorer(Family):
     exits = ("norm", "head")
     table = None
     is_causal = False
+    usage = "logits = model.apply(model.params, inputs)  # tokens [B, T], length [B]; features"
 
     def fixed_sizes(self, model: Any) -> dict[str, int]:
         return GPT2().fixed_sizes(model) | {

@@ -74,6 +74,7 @@ class Vit(Family):
     exits = ("norm", "head")
     table = None
     is_causal = False
+    usage = "logits = matta_jax.classify(model, images)  # uint8 [n, H, W, C]; float32 [n, classes]"
     own_axes = (
         Axis("channels", Role.FEATURES, fields="model.num_channels"),
         # Within a patch.

@@ -4,6 +4,7 @@ from matta_jax.packages.hf._format import Foreign as Foreign
 from matta_jax.packages.hf._format import hf_companions as hf_companions
 from matta_jax.packages.hf._format import hf_config as hf_config
 from matta_jax.packages.hf._format import hf_shapes as hf_shapes
+from matta_jax.packages.hf._format import hf_usage as hf_usage
 from matta_jax.packages.hf._format import layout_of_type as layout_of_type
 from matta_jax.packages.hf._format import open_hf as open_hf
 from matta_jax.packages.hf._format import stock_room as stock_room

@@ -68,6 +68,11 @@ class BertLayout(Layout):
     # A head for another task, and what older versions of transformers stored.
     ignored = re.compile(r"pooler\..*|cls\..*|classifier\..*|embeddings\.position_ids")
 
+    usage = """import sentence_transformers
+
+model = sentence_transformers.SentenceTransformer("THIS_FOLDER")
+vectors = model.encode(texts)"""
+
     def with_more(self, folder: storage.Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Of a folder of sentence-transformers, how it pools."""
         modules = folder / "modules.json"

@@ -22,6 +22,7 @@ from matta_jax.packages.hf._layout import Layout
 from matta_jax.packages.hf._llama import LlamaLayout
 from matta_jax.packages.hf._qwen import Qwen2Layout, Qwen3Layout
 from matta_jax.packages.hf._tensors import Reader, tensor_readers, tensor_shapes, to_tensors
+from matta_jax.packages.hf._vit import VitLayout
 from matta_jax.tokenizers import TextIds
 
 _LAYOUTS: tuple[Layout, ...] = (
@@ -31,6 +32,7 @@ _LAYOUTS: tuple[Layout, ...] = (
     Qwen2Layout(),
     Qwen3Layout(),
     Gemma3Layout(),
+    VitLayout(),
 )
 _MEND = "name the folder of a model that can be imported, or fetch it again"
 
@@ -44,13 +46,18 @@ def layout_of(architecture: Architecture) -> Layout:
             return layout
     if architecture.family_name == "scorer":
         raise UserError(
-            "format='hf' is for language models and embedders; write a scorer as "
-            "format=safetensors or orbax"
+            "format='hf' is for language models, embedders and image classifiers; write a scorer "
+            "as format=safetensors or orbax"
         )
     raise UserError(
         f"format='hf' has no kind of model for this one of the family "
         f"{architecture.family_name!r}; use format=safetensors"
     )
+
+
+def hf_usage(architecture: Architecture) -> str:
+    """How other libraries read a model's folder, in Python."""
+    return layout_of(architecture).usage
 
 
 def hf_config(architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Layout(abc.ABC):
       model_types: of config.json.
       prefix: of its tensors' names, which a folder may leave out.
       ignored: names of tensors that are no weights of ours.
+      usage: how other libraries read a folder, in Python.
     """
 
     title: ClassVar[str]
@@ -55,6 +56,9 @@ class Layout(abc.ABC):
     model_types: ClassVar[tuple[str, ...]]
     prefix: ClassVar[str]
     ignored: ClassVar[re.Pattern[str]]
+    usage: ClassVar[str] = """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")"""
 
     def fits(self, architecture: Architecture) -> bool:
         """Whether a model of the family is of this kind."""

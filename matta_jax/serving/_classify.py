@@ -1,0 +1,48 @@
+"""Classes of images.
+
+Shape letters: n images, H rows, W columns, C channels.
+"""
+
+import jax
+import numpy as np
+
+from matta_jax.errors import UserError
+from matta_jax.packages import Model
+from matta_jax.reporting import progress
+
+BATCH_SIZE = 64
+"""Images of a batch, to which the last one is filled up: one program for all."""
+
+
+def classify(model: Model, images: np.ndarray) -> np.ndarray:
+    """Returns the logits [n, classes] of images, float32.
+
+    Args:
+      model: an image classifier.
+      images: uint8 [n, H, W, C], of the model's size.
+
+    Raises:
+      UserError: the model is none, or the images are of another size.
+    """
+    section = model.config.model
+    if not section.reads_images:
+        raise UserError(
+            f"model {model.spec!r} is {section.a_noun}, and reads no images; name an image "
+            "classifier"
+        )
+    shape = model.schema.inputs["image"].shape
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise UserError(
+            f"images of {images.dtype} {images.shape[1:]}: model {model.spec!r} reads uint8 "
+            f"{shape}; scale them"
+        )
+    program = jax.jit(model.apply)
+    parts = []
+    starts = range(0, len(images), BATCH_SIZE)
+    for start in progress(starts, desc=f"classify {model.spec}", unit="batches"):
+        batch = images[start : start + BATCH_SIZE]
+        filled = np.pad(batch, [(0, BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)])
+        parts.append(np.asarray(program(model.params, {"image": filled}))[: len(batch)])
+    if not parts:
+        return np.zeros((0, model.architecture.fixed["classes"]), np.float32)
+    return np.concatenate(parts).astype(np.float32)
