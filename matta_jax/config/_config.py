@@ -43,6 +43,7 @@ class Config:
         _check_members(self.nest, self.objective)
         _check_teacher(self.teacher, self.model, self.data)
         _check_pairs(self)
+        _check_images(self)
         _check_lengths(self)
         _check_weights(self)
 
@@ -161,6 +162,17 @@ def _check_pairs(config: Config) -> None:
             "teacher.task_labels='teacher' is for classes and tokens, and "
             "objective.pair_loss='cosent' learns scores; leave one out"
         )
+
+
+def _check_images(config: Config) -> None:
+    """Variants are of images."""
+    for name in ("crop", "flips"):
+        value = getattr(config.data, name)
+        if value and not config.model.reads_images:
+            raise UserError(
+                f"data.{name}={value} is without effect on model.name={config.model.name!r}, which "
+                "reads no images; leave it out"
+            )
 
 
 def _check_lengths(config: Config) -> None:

@@ -193,6 +193,13 @@ class DataConfig(Section):
         "Field with the score of an embedder's pair, for objective.pair_loss=cosent; of lines of "
         "columns, that it is the third.",
     )
+    crop: int = field(
+        0,
+        "Pixels by which images that are trained on move at random, to any side; black moves in.",
+        minimum=0,
+        maximum=2**14,
+    )
+    flips: bool = field(False, "Whether half of the images that are trained on are mirrored.")
     stream: bool = field(
         False,
         "Feed the source once, in its order; each evaluation is on the batches up to the next one, "

@@ -32,10 +32,16 @@ class ImageSet(ExampleSet):
     Attributes:
       images: uint8 [n, H, W, C].
       classes: of each image [n].
+      crop: pixels by which an image that is trained on may move, to any side.
+      flips: whether half of these are mirrored.
+      seed: of these draws.
     """
 
     images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint8))
     classes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    crop: int = 0
+    flips: bool = False
+    seed: int = 0
 
     @property
     def labels(self) -> np.ndarray:
@@ -53,6 +59,22 @@ class ImageSet(ExampleSet):
             "weight": np.array(1, np.float32),
         }
 
+    def variant(self, index: int, position: int) -> dict[str, np.ndarray]:
+        """As `self[index]`, moved and mirrored at random; what is drawn depends on the seed and the
+        position in a run's order alone, so that a run that goes on draws what it would have.
+        """
+        row = self[index]
+        rng = np.random.default_rng((self.seed, position))
+        image = row["image"]
+        if self.crop:
+            height, width, _ = image.shape
+            padded = np.pad(image, [(self.crop, self.crop), (self.crop, self.crop), (0, 0)])
+            top, left = rng.integers(0, 2 * self.crop + 1, 2)
+            image = padded[top : top + height, left : left + width]
+        if self.flips and rng.random() < 0.5:
+            image = image[:, ::-1]
+        return row | {"image": image}
+
     def part(self, start: int, stop: int | None = None) -> "ImageSet":
         """The images from `start` to `stop`."""
         part = super().part(start, stop)
@@ -63,7 +85,12 @@ class ImageSet(ExampleSet):
 
 
 def read_images(
-    source: str, data: DataConfig, model: VitConfig, *, held_out: bool | None = None
+    source: str,
+    data: DataConfig,
+    model: VitConfig,
+    *,
+    held_out: bool | None = None,
+    seed: int = 0,
 ) -> ImageSet:
     """Reads the images of a source.
 
@@ -74,6 +101,7 @@ def read_images(
       data: the split.
       model: the size and the classes that images must have.
       held_out: one side of the split by a hash of an image; None: all.
+      seed: of what training draws.
 
     Raises:
       UserError: files that cannot be read, images of another size, or labels outside the classes.
@@ -107,6 +135,9 @@ def read_images(
         fingerprint=digest.hexdigest(),
         images=images,
         classes=classes,
+        crop=data.crop,
+        flips=data.flips,
+        seed=seed,
     )
 
 

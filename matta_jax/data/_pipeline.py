@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -18,6 +18,15 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Batch: ...
+
+
+@runtime_checkable
+class Augmented(Protocol):
+    """Examples of which training reads variants."""
+
+    def variant(self, index: int, position: int) -> Batch:
+        """The variant of an example that stands at this position of a run's endless order."""
+        ...
 
 
 class _Batches:
@@ -40,8 +49,13 @@ class _Batches:
 
     def __getitem__(self, index: int) -> Batch:
         first = int(index) * self._batch_size
-        numbers = [int(self._order[first + row]) for row in self._rows]
-        return _stack([self._examples[number] for number in numbers])
+        positions = [first + row for row in self._rows]
+        return _stack([self._read(int(self._order[at]), at) for at in positions])
+
+    def _read(self, number: int, position: int) -> Batch:
+        if isinstance(self._examples, Augmented):
+            return self._examples.variant(number, position)
+        return self._examples[number]
 
 
 def _stack(rows: list[Batch]) -> Batch:

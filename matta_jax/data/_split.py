@@ -109,7 +109,8 @@ def _read_examples(
     section says what these have.
     """
     if isinstance(config.model, VitConfig):
-        return read_images(source, config.data, config.model, held_out=held_out)
+        seed = config.train.seed
+        return read_images(source, config.data, config.model, held_out=held_out, seed=seed)
     if config.model.reads_pairs:
         return read_pairs(source, config.data, tokenizer, held_out=held_out)
     assert isinstance(config.model, ScorerConfig)

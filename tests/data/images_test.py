@@ -74,3 +74,39 @@ def test_sources_that_are_none_are_one_line(vit, tmp_path, source, words):
     with pytest.raises(UserError, match=words) as error:
         data.read_images(source.format(tmp_path), vit().data, vit().model)
     assert "\n" not in str(error.value)
+
+
+def test_variants_depend_on_the_seed_and_the_position_alone(vit, images):
+    config = vit(data__crop=2, data__flips=True)
+    training = data.split_data(config, held_out=False)
+    first = training.variant(0, 7)
+    np.testing.assert_array_equal(first["image"], training.variant(0, 7)["image"])
+    drawn = {training.variant(0, at)["image"].tobytes() for at in range(50)}
+    assert len(drawn) > 20 and first["label"] == training[0]["label"]
+    # Each is the image itself, moved with black behind it, or its mirror.
+    padded = np.pad(training[0]["image"], [(2, 2), (2, 2), (0, 0)])
+    windows = [padded[i : i + 8, j : j + 8] for i in range(5) for j in range(5)]
+    assert drawn <= {view.tobytes() for window in windows for view in (window, window[:, ::-1])}
+    with_next_seed = data.split_data(vit(data__crop=2, train__seed=1), held_out=False)
+    assert any(
+        not np.array_equal(with_next_seed.variant(0, at)["image"], training.variant(0, at)["image"])
+        for at in range(3)
+    )
+
+
+def test_training_reads_variants_and_evaluation_does_not(vit):
+    training = data.split_data(vit(data__crop=2), held_out=False)
+    with data.training_batches(training, batch_size=8, seed=0, start_step=3) as batches:
+        batch = next(batches)
+    with data.training_batches(training, batch_size=8, seed=0) as batches:
+        again = [next(batches) for _ in range(4)][-1]
+    np.testing.assert_array_equal(batch["image"], again["image"])
+    originals = {training[i]["image"].tobytes() for i in range(len(training))}
+    assert sum(image.tobytes() in originals for image in batch["image"]) < 8
+    plain = next(data.sequential_batches(training, batch_size=8))
+    assert all(image.tobytes() in originals for image in plain["image"])
+
+
+def test_variants_are_of_images_alone(tiny):
+    with pytest.raises(UserError, match="data.crop=2 is without effect on model.name='gpt'"):
+        tiny(data__crop=2)
