@@ -90,6 +90,7 @@ setup(
         "console_scripts": [
             "matta-quickstart = matta_jax.bin.quickstart:run",
             "matta-train = matta_jax.bin.train:run",
+            "matta-cascade = matta_jax.bin.cascade:run",
             "matta-classify = matta_jax.bin.classify:run",
             "matta-compile-check = matta_jax.bin.compile_check:run",
             "matta-sweep = matta_jax.bin.sweep:run",

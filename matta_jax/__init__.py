@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import verify as verify
     from matta_jax.errors import UserError as UserError
+    from matta_jax.evaluation import cascade_report as cascade_report
     from matta_jax.evaluation import compare as compare
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "config",
     "UserError": "errors",
+    "cascade_report": "evaluation",
     "classify": "serving",
     "compare": "evaluation",
     "compile_check": "training",

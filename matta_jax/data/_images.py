@@ -63,17 +63,17 @@ class ImageSet(ExampleSet):
         """As `self[index]`, moved and mirrored at random; what is drawn depends on the seed and the
         position in a run's order alone, so that a run that goes on draws what it would have.
         """
-        row = self[index]
+        variant = self[index]
         rng = np.random.default_rng((self.seed, position))
-        image = row["image"]
+        image = variant["image"]
         if self.crop:
             height, width, _ = image.shape
             padded = np.pad(image, [(self.crop, self.crop), (self.crop, self.crop), (0, 0)])
-            top, left = rng.integers(0, 2 * self.crop + 1, 2)
-            image = padded[top : top + height, left : left + width]
+            row, column = rng.integers(0, 2 * self.crop + 1, 2)
+            image = padded[row : row + height, column : column + width]
         if self.flips and rng.random() < 0.5:
             image = image[:, ::-1]
-        return row | {"image": image}
+        return variant | {"image": image}
 
     def part(self, start: int, stop: int | None = None) -> "ImageSet":
         """The images from `start` to `stop`."""

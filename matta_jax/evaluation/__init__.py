@@ -2,6 +2,7 @@
 of a run.
 """
 
+from matta_jax.evaluation._cascade import cascade_report as cascade_report
 from matta_jax.evaluation._comparison import Comparison as Comparison
 from matta_jax.evaluation._comparison import Evaluation as Evaluation
 from matta_jax.evaluation._evaluate import compare as compare

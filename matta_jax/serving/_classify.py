@@ -6,6 +6,7 @@ Shape letters: n images, H rows, W columns, C channels.
 import jax
 import numpy as np
 
+from matta_jax.config import VitConfig
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
@@ -24,18 +25,7 @@ def classify(model: Model, images: np.ndarray) -> np.ndarray:
     Raises:
       UserError: the model is none, or the images are of another size.
     """
-    section = model.config.model
-    if not section.reads_images:
-        raise UserError(
-            f"model {model.spec!r} is {section.a_noun}, and reads no images; name an image "
-            "classifier"
-        )
-    shape = model.schema.inputs["image"].shape
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise UserError(
-            f"images of {images.dtype} {images.shape[1:]}: model {model.spec!r} reads uint8 "
-            f"{shape}; scale them"
-        )
+    check_images(model, images)
     program = jax.jit(model.apply)
     parts = []
     starts = range(0, len(images), BATCH_SIZE)
@@ -46,3 +36,27 @@ def classify(model: Model, images: np.ndarray) -> np.ndarray:
     if not parts:
         return np.zeros((0, model.architecture.fixed["classes"]), np.float32)
     return np.concatenate(parts).astype(np.float32)
+
+
+def check_images(model: Model, images: np.ndarray) -> None:
+    """Raises UserError where a model is no image classifier, or images are of another size."""
+    shape = image_shape(model)
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise UserError(
+            f"images of {images.dtype} {images.shape[1:]}: model {model.spec!r} reads uint8 "
+            f"{shape}; scale them"
+        )
+
+
+def image_shape(model: Model) -> tuple[int, ...]:
+    """Rows, columns and channels of the images that a model reads. Raises UserError for a model
+    that is no image classifier.
+    """
+    section = model.config.model
+    if not isinstance(section, VitConfig):
+        raise UserError(
+            f"model {model.spec!r} is {section.a_noun}, and reads no images; name an image "
+            "classifier"
+        )
+    size = section.image_size
+    return (size, size, section.num_channels)

@@ -11,7 +11,7 @@ KINDS = (".py", ".md", ".sh", ".yaml", ".ipynb", ".toml")
 DECISIONS = "docs/decisions.md"
 
 # Pages that a run, a search or a sweep writes.
-WRITTEN = ("report.md", "search.md", "sweep.md")
+WRITTEN = ("cascade.md", "report.md", "search.md", "sweep.md")
 
 # Names of pages that are not there, and why they stand.
 MISSING = {"tests/storage/storage_test.py: c.md": "a file that the test writes"}
