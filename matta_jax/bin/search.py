@@ -27,6 +27,9 @@ _MAX_FLOPS = flags.DEFINE_float(
 _MAX_MS = flags.DEFINE_float(
     "max_ms", None, "Most milliseconds on this device, of what the latency flags say."
 )
+_MAX_VECTOR_BYTES = flags.DEFINE_float(
+    "max_vector_bytes", None, "Most bytes of an embedder's vector, at --dtype."
+)
 _LATENCY_MODE = flags.DEFINE_string(
     "latency_mode", None, "prefill (default), or decode: one token, with a cache."
 )
@@ -38,7 +41,9 @@ _DTYPE = flags.DEFINE_string(
     "dtype", "fp32", f"{' or '.join(DTYPES)}: of max_mb, and of what is extracted."
 )
 _CORPUS = flags.DEFINE_string(
-    "corpus", "held_out", "Glob of text files, or the run's own held_out."
+    "corpus",
+    "held_out",
+    "Glob of text files, a classifier's images (FILE.npz or a folder), or the run's own held_out.",
 )
 _LAYERS = flags.DEFINE_integer("layers", None, "Fix the depth.")
 _D_MODEL = flags.DEFINE_integer("d_model", None, "Fix d_model.")
@@ -46,6 +51,7 @@ _NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Fix the number of heads.")
 _NUM_KV_HEADS = flags.DEFINE_integer(
     "num_kv_heads", None, "Fix the number of heads of keys and values."
 )
+_EMBED = flags.DEFINE_integer("embed", None, "Fix the numbers of an embedder's vectors.")
 _METHOD = flags.DEFINE_string("method", "auto", f"{', '.join(METHODS)}.")
 _NUM_WINDOWS = flags.DEFINE_integer(
     "num_windows", 256, "Windows of the corpus that rank the candidates."
@@ -63,7 +69,14 @@ def _main() -> None:
     checkpoint = _app.required(_CHECKPOINT, "runs/quickstart")
     workload = _workload(checkpoint)
     output = _app.required(_OUTPUT, "search")
-    budget = Budget(_MAX_PARAMS.value, _MAX_MB.value, _MAX_FLOPS.value, _MAX_MS.value, _DTYPE.value)
+    budget = Budget(
+        _MAX_PARAMS.value,
+        _MAX_MB.value,
+        _MAX_FLOPS.value,
+        _MAX_MS.value,
+        _DTYPE.value,
+        _MAX_VECTOR_BYTES.value,
+    )
     result = matta_jax.search(
         checkpoint,
         output,
@@ -73,6 +86,7 @@ def _main() -> None:
         d_model=_D_MODEL.value,
         num_heads=_NUM_HEADS.value,
         num_kv_heads=_NUM_KV_HEADS.value,
+        embed=_EMBED.value,
         method=_METHOD.value,
         num_windows=_NUM_WINDOWS.value,
         verify=_VERIFY.value,
@@ -108,7 +122,7 @@ def _workload(checkpoint: str) -> Workload | None:
         )
     # By None: a 0 is a mistake to be told, and no default.
     if length is None:
-        length = matta_jax.open_source(checkpoint).config.data.seq_len
+        length = matta_jax.open_source(checkpoint).config.seq_len
     return Workload(
         _LATENCY_MODE.value or "prefill", 1 if batch_size is None else batch_size, length
     )

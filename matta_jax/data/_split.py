@@ -124,7 +124,8 @@ def glob_data(
     `split_data` does.
     """
     tokenizer = tokenizer or fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
-    return _read_all(f"text:{where}", config, tokenizer)
+    kind = "images" if config.model.reads_images else "text"
+    return _read_all(f"{kind}:{where}", config, tokenizer)
 
 
 def _read_all(

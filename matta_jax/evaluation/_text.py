@@ -5,7 +5,7 @@ import weakref
 from matta_jax.config import Config
 from matta_jax.evaluation._tasks import Outcome, Score
 from matta_jax.packages import Model
-from matta_jax.selection.scoring import TextLoss, task_windows, text_loss
+from matta_jax.selection.scoring import Loss, task_windows, text_loss
 
 
 class Text:
@@ -19,9 +19,9 @@ class Text:
         self.fingerprint = self._windows.fingerprint
 
         # A model that nobody needs any more is not kept in memory for its loss.
-        self._losses: weakref.WeakKeyDictionary[Model, TextLoss] = weakref.WeakKeyDictionary()
+        self._losses: weakref.WeakKeyDictionary[Model, Loss] = weakref.WeakKeyDictionary()
 
-    def loss(self, model: Model) -> TextLoss:
+    def loss(self, model: Model) -> Loss:
         """Returns a model's loss over the text."""
         if model not in self._losses:
             self._losses[model] = text_loss(model, self._windows)

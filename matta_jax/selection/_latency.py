@@ -16,6 +16,8 @@ from matta_jax.checkpoints import Source
 from matta_jax.errors import UserError
 from matta_jax.models import (
     Architecture,
+    Inputs,
+    Schema,
     abstract_params,
     apply,
     decoder_weights,
@@ -75,14 +77,22 @@ class Workload:
             raise UserError(f"latency_length={self.length} must be at most model.max_len={max_len}")
 
 
-def measure_ms(architecture: Architecture, workload: Workload) -> float:
+def measure_ms(
+    architecture: Architecture, workload: Workload, schema: Schema | None = None
+) -> float:
     """The median time, in milliseconds, of a plain model of this architecture; its weights' values
     do not matter.
+
+    Args:
+      architecture: of the model.
+      workload: what is timed.
+      schema: what it reads; None: tokens.
 
     Raises:
       UserError: the workload is longer than the model's positions.
     """
-    workload.check_length(architecture.max_len)
+    if "vocab" in architecture.fixed:
+        workload.check_length(architecture.max_len)
 
     def fill(leaf: Any) -> jax.Array:
         return jnp.full(leaf.shape, 0.01, workload.dtype)
@@ -91,7 +101,7 @@ def measure_ms(architecture: Architecture, workload: Workload) -> float:
     params = jax.tree.map(fill, abstract_params(architecture))
 
     prepare = _prefill if workload.mode == "prefill" else _decode
-    call = prepare(architecture, workload, params)
+    call = prepare(architecture, workload, params, schema)
     return _time(call)
 
 
@@ -101,24 +111,33 @@ def _head(architecture: Architecture, params: Any) -> jax.Array:
     return table
 
 
-def _prefill(architecture: Architecture, workload: Workload, params: Any) -> Callable[[], Any]:
+def _prefill(
+    architecture: Architecture, workload: Workload, params: Any, schema: Schema | None
+) -> Callable[[], Any]:
     """Returns the call that is timed."""
-    tokens_BT = jnp.zeros((workload.batch_size, workload.length), jnp.int32)
+    shape = (workload.batch_size, workload.length)
+    inputs: dict[str, Any] = {"tokens": jnp.zeros(shape, jnp.int32)}
+    if schema is not None:
+        inputs = dict(schema.example(*shape, seed=0))
 
     # The weights are an argument: those of a closure would be constants of the program.
     @jax.jit
-    def prefill(params: Any, tokens_BT: jax.Array) -> jax.Array:
-        hidden_ND = apply(architecture, params, {"tokens": tokens_BT}, dtype=workload.dtype)
-        hidden_BTD = hidden_ND.reshape(*tokens_BT.shape, -1)
+    def prefill(params: Any, inputs: Inputs) -> jax.Array:
+        output = apply(architecture, params, inputs, dtype=workload.dtype)
+        if table_of(architecture, params) is None:
+            return output
         # Serving needs the next token alone, so the logits of the others are not made.
-        last_BD = hidden_BTD[:, -1]
+        last_BD = output.reshape(*shape, -1)[:, -1]
         return logits(last_BD, _head(architecture, params))
 
-    return lambda: prefill(params, tokens_BT)
+    return lambda: prefill(params, inputs)
 
 
-def _decode(architecture: Architecture, workload: Workload, params: Any) -> Callable[[], Any]:
+def _decode(
+    architecture: Architecture, workload: Workload, params: Any, schema: Schema | None
+) -> Callable[[], Any]:
     """As `_prefill`."""
+    del schema
     tokens_B1 = jnp.zeros((workload.batch_size, 1), jnp.int32)
     # The new token is the last of the length: it attends to itself too.
     start = jnp.int32(workload.length - 1)
@@ -211,10 +230,11 @@ class LatencyModel:
 
     def measured(self, sub_model: SubModel) -> float:
         """Times the whole model."""
-        return measure_ms(self._source.architecture_of(sub_model), self.workload)
+        source = self._source
+        architecture = source.architecture_of(sub_model)
+        return measure_ms(architecture, self.workload, source.plan.schema)
 
     def _of_depth(self, group: Group, option: Sizes, depth: int) -> float:
         # Any layers will do: a time depends on their number and sizes.
         layers = tuple(range(depth))
-        stack = group.with_layers(layers).uniform(option)
-        return measure_ms(self._source.architecture_of(stack), self.workload)
+        return self.measured(group.with_layers(layers).uniform(option))

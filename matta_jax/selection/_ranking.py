@@ -5,7 +5,7 @@ import dataclasses
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source
-from matta_jax.data import Windows
+from matta_jax.data import ExampleSet, Windows
 from matta_jax.errors import UserError
 from matta_jax.nesting import SubModel, format_spec
 from matta_jax.reporting import progress
@@ -13,7 +13,7 @@ from matta_jax.selection._latency import LatencyModel
 from matta_jax.selection._predict import additive_candidates, evolve, probes
 from matta_jax.selection._rows import Row, ScoreFile
 from matta_jax.selection._space import Budget, Cost, Costs, Group, Space
-from matta_jax.selection.scoring import InPlaceScorer, TextLoss
+from matta_jax.selection.scoring import InPlaceScorer, Loss
 
 # Of predicted milliseconds: a model that would keep the limit must not be lost to a prediction.
 _SLACK = 1.5
@@ -70,7 +70,7 @@ class Ranking:
         space: Space,
         budget: Budget,
         prices: Prices,
-        windows: Windows,
+        windows: Windows | ExampleSet,
         *,
         root: storage.Path,
         num_windows: int,
@@ -85,14 +85,19 @@ class Ranking:
         self._proposed = with_slack(budget)
 
         # Fingerprints, so that scores of another checkpoint or text are not taken for these.
-        self._scores = ScoreFile(root / "scores.jsonl", source.fingerprint, windows.fingerprint)
+        self._scores = ScoreFile(
+            root / "scores.jsonl",
+            source.fingerprint,
+            windows.fingerprint,
+            of_examples=source.config.model.reads_examples,
+        )
         self._scorer = InPlaceScorer(source, windows)
 
-    def score(self, sub_model: SubModel, num_windows: int) -> TextLoss:
+    def score(self, sub_model: SubModel, num_windows: int) -> Loss:
         """The loss over a number of windows: from the file of scores, or computed now."""
         spec = format_spec(sub_model, self.source.nest)
 
-        def compute() -> TextLoss:
+        def compute() -> Loss:
             return self._scorer(sub_model, num_windows)
 
         return self._scores.get(spec, num_windows, compute)
@@ -178,7 +183,7 @@ class Ranking:
         """
         rows = list(self._to_verify(count).items())
         for sub_model, row in progress(rows, desc="verifying", unit="models"):
-            row.bits_per_byte = self.score(sub_model, len(self.windows)).bits_per_byte
+            row.verified = self.score(sub_model, len(self.windows)).figure
             if self.prices.latency is not None:
                 row.ms = self.prices.latency.measured(sub_model)
                 # A measured time decides, against the limit itself and without the slack.
@@ -215,7 +220,7 @@ class Ranking:
         rows = list(self.rows.values())
         for row in rows:
             row.dominated = any(candidate.dominates(row) for candidate in rows)
-        verified = [row for row in rows if row.bits_per_byte is not None and row.within]
+        verified = [row for row in rows if row.verified is not None and row.within]
         # Other limits are exact and were kept before: only a measured time can rule out all.
         if not verified:
             fastest = min(row.ms for row in rows if row.ms is not None)
@@ -226,7 +231,7 @@ class Ranking:
             )
 
         # Of equals the smaller.
-        best = min(verified, key=lambda row: (row.bits_per_byte, row.parameters))
+        best = min(verified, key=lambda row: (row.verified, row.parameters))
         best.pick = True
         best.dominated = False
         return best
@@ -235,8 +240,8 @@ class Ranking:
         """The best verified models that are within the budget and not dominated."""
         verified = []
         for row in self.rows.values():
-            if row.bits_per_byte is not None and row.within and not row.dominated:
+            if row.verified is not None and row.within and not row.dominated:
                 verified.append(row)
 
-        ranked = sorted(verified, key=lambda row: row.bits_per_byte or 0.0)
+        ranked = sorted(verified, key=lambda row: row.verified or 0.0)
         return ranked[:count]

@@ -7,10 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from matta_jax import storage
+from matta_jax.config import Config
 from matta_jax.packages import DTYPES
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 from matta_jax.selection._rows import Row
 from matta_jax.selection._space import Budget
+from matta_jax.selection.scoring import ranks_by_order
 
 _GREY = "0.75"
 _DOMINATED = "grey, any shape: another model costs no more and is better"
@@ -35,16 +37,25 @@ class _Group:
     marker: str
 
 
-def table(rows: list[Row], *, timed: bool) -> str:
+def units_of(config: Config) -> tuple[str, str]:
+    """What a model's loss is counted in: on the part of the corpus, and on all of it."""
+    if ranks_by_order(config):
+        return "1 - Spearman", "1 - Spearman, all"
+    if config.model.reads_examples:
+        return "nats/example", "nats/example, all"
+    return "nats/token", "bits/byte"
+
+
+def table(rows: list[Row], units: tuple[str, str], *, timed: bool) -> str:
     """The pick, the verified models and the ends of the nest, as Markdown."""
     header = ["", "model", "found as", "parameters", "MB", "MFLOP/token"]
     if timed:
         header += ["ms", "ms predicted"]
-    header += ["nats/token", "bits/byte", "remark"]
+    header += [*units, "remark"]
 
     lines = []
     for row in rows:
-        is_verified = row.bits_per_byte is not None
+        is_verified = row.verified is not None
         # All that were scored stand in search.json: people look at what may be picked.
         if is_verified or row.kind in ("student", "ta"):
             lines.append(_cells(row, timed=timed))
@@ -65,7 +76,7 @@ def _cells(row: Row, *, timed: bool) -> list[str]:
             cells.append("-" if ms is None else f"{ms:.3g}")
 
     cells.append(f"{row.loss:.4f}")
-    cells.append("-" if row.bits_per_byte is None else f"{row.bits_per_byte:.4f}")
+    cells.append("-" if row.verified is None else f"{row.verified:.4f}")
     cells.append(_remark(row))
     return cells
 
@@ -77,7 +88,7 @@ def _remark(row: Row) -> str:
 
 
 def plot(
-    path: storage.Path, rows: list[Row], budget: Budget, *, timed: bool
+    path: storage.Path, rows: list[Row], budget: Budget, units: tuple[str, str], *, timed: bool
 ) -> storage.Path | None:
     """Quality against each cost: dominated models grey, patterns marked, limits dotted; what each
     sign means stands below. None without `plots`.
@@ -98,7 +109,7 @@ def plot(
         # Last: whether the limit lies within the panel depends on all that is drawn in it.
         _draw_limit(axes, panel.limit)
 
-    all_axes[0].set_ylabel("quality: nats per token, lower is better")
+    all_axes[0].set_ylabel(f"quality: {units[0]}, lower is better")
     figure.suptitle(_title(rows, budget), fontsize=11)
     _legend(figure, all_axes)
     return save_figure(figure, path)
@@ -108,7 +119,7 @@ def _title(rows: Sequence[Row], budget: Budget) -> str:
     """What the picture shows; the budget too, since a limit beyond all models has no line."""
     limits = [f"{name} {limit:,g}" for name, limit in budget.limits().items()]
     return (
-        f"Search: {len(rows)} sub-models of one training run, each scored on held-out text\n"
+        f"Search: {len(rows)} sub-models of one training run, each scored on held-out data\n"
         f"budget: {', '.join(limits) or 'none'}"
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.errors import UserError
-from matta_jax.selection.scoring import TextLoss
+from matta_jax.selection.scoring import Loss
 
 # Of nats, tokens and bytes: larger whole numbers than a text has, which no float may hold.
 _TOO_LARGE = 2**63
@@ -22,9 +22,10 @@ class Row:
       kind: `searched`, the name of a pattern, `student` or `ta`.
       parameters, mb, flops_per_token: what it costs.
       predicted_ms, ms: predicted and measured latency, where one was asked for.
-      predicted: loss by the additive predictor, where it was used; nats per token.
-      loss: on the part of the corpus; nats per token.
-      bits_per_byte: on the whole corpus, of the models that were verified.
+      predicted: loss by the additive predictor, where it was used; nats per token or example.
+      loss: on the part of the corpus; nats per token or example.
+      verified: on the whole corpus, of the models that were verified: bits per byte of a text, nats
+        per example.
       within: whether it keeps within the budget, as measured.
       dominated: whether another scored model costs no more of anything and is better.
       pick: whether it is the result.
@@ -39,7 +40,7 @@ class Row:
     ms: float | None = None
     predicted: float | None = None
     loss: float = float("nan")
-    bits_per_byte: float | None = None
+    verified: float | None = None
     within: bool = True
     dominated: bool = False
     pick: bool = False
@@ -54,12 +55,12 @@ class Row:
         if self is row:
             return False
         # A verified model is judged by verified ones: a loss on a part of the corpus is less sure.
-        if row.bits_per_byte is not None and self.bits_per_byte is None:
+        if row.verified is not None and self.verified is None:
             return False
 
         quality = (self.loss, row.loss)
-        if self.bits_per_byte is not None and row.bits_per_byte is not None:
-            quality = (self.bits_per_byte, row.bits_per_byte)
+        if self.verified is not None and row.verified is not None:
+            quality = (self.verified, row.verified)
         pairs = [
             (self.parameters, row.parameters),
             (self.flops_per_token, row.flops_per_token),
@@ -77,15 +78,18 @@ class ScoreFile:
       UserError: the file cannot be read or written, or a line of it is no score.
     """
 
-    def __init__(self, path: storage.Path, checkpoint: str, corpus: str):
+    def __init__(
+        self, path: storage.Path, checkpoint: str, corpus: str, *, of_examples: bool = False
+    ):
         self._path = path
+        self._of_examples = of_examples
         self._about = {"checkpoint": checkpoint, "corpus": corpus}
-        self._losses: dict[tuple[str, int], TextLoss] = {}
+        self._losses: dict[tuple[str, int], Loss] = {}
         try:
             # The end that a killed search left is cut off in the file too.
             with self._writing():
                 lines = storage.recover_lines(path)
-            scores = [_Score.of(storage.parse_json(line)) for line in lines]
+            scores = [self._read(line) for line in lines]
         except ValueError:
             raise UserError(f"{str(path)!r} is damaged; remove it, and search again") from None
         for score in scores:
@@ -93,7 +97,7 @@ class ScoreFile:
             if score.about == self._about:
                 self._losses[score.spec, score.num_windows] = score.loss
 
-    def get(self, spec: str, num_windows: int, compute: Callable[[], TextLoss]) -> TextLoss:
+    def get(self, spec: str, num_windows: int, compute: Callable[[], Loss]) -> Loss:
         """The loss of a model on so many windows: as it is known, or computed and written down.
 
         Raises:
@@ -116,6 +120,13 @@ class ScoreFile:
                 storage.append_line(self._path, storage.json_text(record))
         return self._losses[key]
 
+    def _read(self, line: str) -> "_Score":
+        score = _Score.of(storage.parse_json(line))
+        # Bytes are of texts alone.
+        if bool(score.loss.num_bytes) == self._of_examples:
+            raise ValueError("no score")
+        return score
+
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         mend = "make room or name another, and search again: what was scored is kept"
         return storage.writing("output", self._path, mend)
@@ -128,7 +139,7 @@ class _Score:
     about: dict[str, str]
     spec: str
     num_windows: int
-    loss: TextLoss
+    loss: Loss
 
     @classmethod
     def of(cls, record: Any) -> "_Score":
@@ -141,7 +152,7 @@ class _Score:
 
         about = {name: value(name) for name in ("checkpoint", "corpus")}
         spec, num_windows = value("spec"), value("windows")
-        loss = TextLoss(value("nats"), value("num_tokens"), value("num_bytes"))
+        loss = Loss(value("nats"), value("num_tokens"), value("num_bytes"))
 
         texts = (*about.values(), spec)
         is_score = all(isinstance(text, str) for text in texts) and _is_count(num_windows)
@@ -150,11 +161,13 @@ class _Score:
         return cls(about, spec, num_windows, loss)
 
 
-def _is_loss(loss: TextLoss) -> bool:
+def _is_loss(loss: Loss) -> bool:
     """Whether the figures of a loss are such as a text can have."""
     # Written so that it refuses NaN too.
     is_nats = storage.is_number(loss.nats) and 0 <= loss.nats < _TOO_LARGE
-    return is_nats and _is_count(loss.num_tokens) and _is_count(loss.num_bytes)
+    # Of examples no bytes are counted.
+    has_bytes = loss.num_bytes == 0 or _is_count(loss.num_bytes)
+    return is_nats and _is_count(loss.num_tokens) and has_bytes
 
 
 def _is_count(value: Any) -> bool:

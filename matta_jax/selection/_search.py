@@ -20,7 +20,7 @@ from matta_jax.selection._latency import LatencyModel, Workload
 from matta_jax.selection._notes import notes_of
 from matta_jax.selection._predict import check_evolution
 from matta_jax.selection._ranking import Prices, Ranking, with_slack
-from matta_jax.selection._report import plot, table
+from matta_jax.selection._report import plot, table, units_of
 from matta_jax.selection._rows import Row
 from matta_jax.selection._space import (
     Budget,
@@ -31,11 +31,13 @@ from matta_jax.selection._space import (
     check_feasible,
     make_space,
 )
-from matta_jax.selection.scoring import HELD_OUT, score_record, task_windows
+from matta_jax.selection.scoring import HELD_OUT, score_record, task_data
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
 _MOST_EXHAUSTIVE = 256  # Models up to which `auto` scores them all.
 _TOO_MANY = 100_000  # Models that no one would wait for.
+# Of scores of what is extracted, by the unit of its loss.
+_SCORE_NAMES = {"nats/example": "nats_per_example", "1 - Spearman": "spearman_distance"}
 # Least and most of each number.
 _BOUNDS = {
     "num_windows": (1, 2**31 - 1),
@@ -79,6 +81,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     d_model: int | None = None,
     num_heads: int | None = None,
     num_kv_heads: int | None = None,
+    embed: int | None = None,
     method: str = "auto",
     num_windows: int = 256,
     verify: int = 4,
@@ -96,8 +99,8 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       output: folder for `search.json`, `search.md`, `search.png`, `scores.jsonl` and `models/`,
         what is extracted.
       budget: what the model may cost.
-      corpus: a glob of text files, or `held_out`.
-      layers, d_model, num_heads, num_kv_heads: fix an axis.
+      corpus: a glob of text files, an image classifier's file or folder, or `held_out`.
+      layers, d_model, num_heads, num_kv_heads, embed: fix an axis.
       method: `exhaustive`, `additive` (replace-one scores and an integer programme), `evolutionary`
         (NSGA-II), or
         `auto`: exhaustive in small spaces, else additive.
@@ -125,15 +128,15 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         extract_best=extract_best,
         seed=seed,
     )
-    source, root = _opened(checkpoint), _checked_output(output)
-    fixed = {"d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    source, root = _opened(checkpoint, budget), _checked_output(output)
+    fixed = dict(d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, embed=embed)
     space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
     latency = _latency_model(source, budget, workload)
     prices = Prices(space, Costs(source, budget.dtype), latency)
     check_feasible(space, prices, with_slack(budget))
 
-    windows = task_windows(source.config, corpus)
+    windows = task_data(source.config, corpus)
     with storage.writing("output", root, "name another"):
         storage.make_folder(root)
 
@@ -144,8 +147,8 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     pick = ranking.pick()
 
     rows = sorted(ranking.rows.values(), key=lambda row: (row.parameters, row.spec))
-    text, notes = table(rows, timed=latency is not None), notes_of(ranking, method)
-    packaging = packaging or Packaging(dtype=budget.dtype)
+    units = units_of(source.config)
+    text, notes = table(rows, units, timed=bool(latency)), notes_of(ranking, method)
     try:
         extracted = _extract(ranking, extract_best, packaging, root / "models", corpus)
         result = SearchResult(pick, rows, text, notes, [], extracted)
@@ -156,15 +159,13 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     return dataclasses.replace(result, files=files)
 
 
-def _opened(checkpoint: str) -> Source:
-    """The run's TA. Raises UserError for a run of encoders, and as `open_source` does."""
+def _opened(checkpoint: str, budget: Budget) -> Source:
+    """The run. Raises UserError where its models have nothing that the budget limits."""
     source = open_source(checkpoint)
-    model = source.config.model
-    if model.reads_examples:
+    if budget.max_vector_bytes is not None and not source.config.model.reads_pairs:
         raise UserError(
-            f"checkpoint={checkpoint!r} is {model.a_noun}'s run, and search ranks language models; "
-            f"extract its sub-models and compare them by matta-evaluate --tasks="
-            f"{model.task}"
+            f"max_vector_bytes={budget.max_vector_bytes:g} is for embedders, and this is a run of "
+            f"{source.config.model.a_noun}; leave it out"
         )
     return source
 
@@ -199,8 +200,15 @@ def _latency_model(
     """What times models; None where nothing is limited or asked for."""
     if workload is None and budget.max_ms is None:
         return None
+    model = source.config.model
     workload = workload or Workload(length=source.config.seq_len)
-    workload.check_length(source.config.model.max_len)
+    if model.num_positions is None:
+        workload.check_length(model.max_len)
+    if workload.mode == "decode" and model.reads_examples:
+        raise UserError(
+            f"latency_mode='decode' is of language models, and {model.a_noun} reads all at once; "
+            "use prefill"
+        )
     return LatencyModel(source, workload)
 
 
@@ -228,12 +236,13 @@ def _check_arguments(method: str, **numbers: int) -> None:
 
 
 def _extract(
-    ranking: Ranking, count: int, packaging: Packaging, folder: storage.Path, corpus: str
+    ranking: Ranking, count: int, packaging: Packaging | None, folder: storage.Path, corpus: str
 ) -> list[Extracted]:
     """Writes the best models, with their scores. Raises UserError when one breaks the budget as
     written.
     """
     source = ranking.source
+    packaging = packaging or Packaging(dtype=ranking.budget.dtype)
     # With its step: a run that still trains may have a newer one, which was not scored.
     checkpoint = f"{source.directory}@{source.step}"
     # A search that is repeated finds the models of the last time in its folder.
@@ -243,9 +252,8 @@ def _extract(
 
     extracted = []
     for row in ranking.best(count):
-        score = score_record(
-            f"bits_per_byte:{corpus}", row.bits_per_byte or 0.0, ranking.windows.fingerprint
-        )
+        name = _SCORE_NAMES.get(units_of(source.config)[0], "bits_per_byte")
+        score = score_record(f"{name}:{corpus}", row.verified or 0.0, ranking.windows.fingerprint)
         [model] = extract(
             checkpoint,
             [row.spec],
@@ -281,7 +289,10 @@ def _write_files(
 ) -> list[storage.Path]:
     source: Source = ranking.source
     latency = ranking.prices.latency
-    picture = plot(root / "search.png", result.rows, ranking.budget, timed=latency is not None)
+    units = units_of(source.config)
+    picture = plot(
+        root / "search.png", result.rows, ranking.budget, units, timed=latency is not None
+    )
     described = {
         "checkpoint": f"{source.directory}@{source.step}",
         "fingerprint": source.fingerprint,

@@ -27,7 +27,8 @@ class Budget:
       max_mb: megabytes (10^6 bytes) of its weights at `dtype`.
       max_flops_per_token: of a forward pass at the run's sequence length.
       max_ms: milliseconds on this device (`_latency.py`).
-      dtype: fp32 or bf16, of `max_mb`.
+      dtype: fp32 or bf16, of `max_mb` and `max_vector_bytes`.
+      max_vector_bytes: of an embedder's vector, as an index stores it at `dtype`.
     """
 
     max_params: float | None = None
@@ -35,6 +36,7 @@ class Budget:
     max_flops_per_token: float | None = None
     max_ms: float | None = None
     dtype: str = "fp32"
+    max_vector_bytes: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
@@ -54,6 +56,7 @@ class Budget:
             "max_mb": self.max_mb,
             "max_flops_per_token": self.max_flops_per_token,
             "max_ms": self.max_ms,
+            "max_vector_bytes": self.max_vector_bytes,
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -61,13 +64,14 @@ class Budget:
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What a model costs, in the units of a `Budget`; `max_ms` where a latency was measured or
-    predicted.
+    predicted, `max_vector_bytes` of an embedder.
     """
 
     max_params: float
     max_mb: float
     max_flops_per_token: float
     max_ms: float | None = None
+    max_vector_bytes: float = 0.0
 
     def exceeds(self, budget: Budget) -> list[str]:
         """The limits that it breaks."""
@@ -184,18 +188,24 @@ def make_space(
     d_model: int | None = None,
     num_heads: int | None = None,
     num_kv_heads: int | None = None,
+    embed: int | None = None,
 ) -> Space:
     """The space of a nest: every d_model and number of heads, every depth from the Student's to the
     TA's, any widths.
 
     Args:
       nest: of the run.
-      layers, d_model, num_heads, num_kv_heads: fix an axis.
+      layers, d_model, num_heads, num_kv_heads, embed: fix an axis.
 
     Raises:
       UserError: a fixed axis outside the nest.
     """
-    fixed = {"d_model": d_model, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    fixed = {
+        "d_model": d_model,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "embed": embed,
+    }
     depths = tuple(range(nest.student.num_layers, nest.num_layers + 1))
     depths = _chosen(LAYERS, layers, depths)
 
@@ -241,12 +251,12 @@ class Costs:
     def __call__(self, sub_model: SubModel) -> Cost:
         """Returns parameters, megabytes and FLOPs."""
         parameters, flops = self._counts(sub_model)
-        return self._cost(parameters, flops)
+        return self._cost(parameters, flops, sub_model.sizes)
 
     def linear(self, group: Group) -> tuple[Cost, list[Cost]]:
         """The cost of a group's model without layers, and of a layer of each option."""
         base, layers = self._parts(group.sizes)
-        return self._cost(*base), [self._cost(*part) for part in layers]
+        return self._cost(*base, group.sizes), [self._cost(*part) for part in layers]
 
     def _counts(self, sub_model: SubModel) -> tuple[int, int]:
         nest = self._source.nest
@@ -261,8 +271,11 @@ class Costs:
             flops += layer_flops
         return parameters, flops
 
-    def _cost(self, parameters: int, flops: int) -> Cost:
-        return Cost(parameters, parameters * self._bytes / 1e6, flops)
+    def _cost(self, parameters: int, flops: int, sizes: Sizes | None = None) -> Cost:
+        """Of a model or a part of one; a vector is of the model alone, and no layer's."""
+        vector_bytes = 0 if sizes is None else sizes.get("embed", 0) * self._bytes
+        mb = parameters * self._bytes / 1e6
+        return Cost(parameters, mb, flops, max_vector_bytes=vector_bytes)
 
     @functools.cache  # noqa: B019 - as long-lived as the search.
     def _parts(self, sizes: Sizes) -> tuple[tuple[int, int], list[tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""The loss of a model over a text: what evaluation reports, and what search goes by."""
+"""The loss of a model over a text or examples: what evaluation reports, and what search goes by."""
 
 import dataclasses
 import datetime
@@ -9,13 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.stats
 
 from matta_jax.checkpoints import Source
 from matta_jax.config import Config
-from matta_jax.data import Windows, glob_data, sequential_batches, split_data
-from matta_jax.distill import make_objective
+from matta_jax.data import ExampleSet, Windows, glob_data, sequential_batches, split_data
+from matta_jax.distill import PAIR_LOSSES, make_objective
 from matta_jax.errors import UserError
-from matta_jax.models import candidate_apply
+from matta_jax.models import Plan, candidate_apply
 from matta_jax.nesting import Sizes, SubModel
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
@@ -24,12 +26,23 @@ HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
 
 
 @dataclasses.dataclass(frozen=True)
-class TextLoss:
-    """Loss over a text: the sum of nats, and what it is divided by."""
+class Loss:
+    """Loss over a text or examples: the sum of nats, and what it is divided by.
+
+    Attributes:
+      nats: the sum.
+      num_tokens: that were scored; or examples.
+      num_bytes: of the text; of examples 0.
+    """
 
     nats: float
     num_tokens: int
     num_bytes: int
+
+    @property
+    def figure(self) -> float:
+        """Bits per byte of a text, and nats per example."""
+        return self.bits_per_byte if self.num_bytes else self.nats / self.num_tokens
 
     @property
     def bits_per_byte(self) -> float:
@@ -50,13 +63,20 @@ def task_windows(config: Config, where: str) -> Windows:
             f"{where}: {config.model.a_noun} reads examples, and has no loss of a text; use "
             f"tasks={config.model.task}"
         )
-    windows = split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+    windows = task_data(config, where)
     # Others are examples of a scorer, which was refused above.
     assert isinstance(windows, Windows)
     return windows
 
 
-def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLoss:
+def task_data(config: Config, where: str) -> Windows | ExampleSet:
+    """The windows of a language model, or the examples of others: of a glob (of an image classifier
+    a file or a folder), or those that a run holds out.
+    """
+    return split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+
+
+def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> Loss:
     """Sums a model's loss over windows. The separators between documents are context, but are not
     scored.
     """
@@ -73,10 +93,10 @@ def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> TextLo
     # Summed in Python's float64: a float32 sum over a long text would lose digits.
     nats, tokens = 0.0, 0
     for batch in batches:
-        batch_nats, batch_tokens = batch_loss(model.params, batch["tokens"], batch["length"])
+        batch_nats, batch_tokens = batch_loss(model.params, batch)
         nats += float(batch_nats)
         tokens += int(batch_tokens)
-    return TextLoss(nats, tokens, windows.num_bytes)
+    return Loss(nats, tokens, windows.num_bytes)
 
 
 def _batch_loss(
@@ -85,7 +105,7 @@ def _batch_loss(
     config: Config,
     separators: Sequence[int],
 ) -> Callable[..., Any]:
-    """Returns `(params, tokens, length, *operands) -> (nats, tokens)`.
+    """Returns `(params, batch, *operands) -> (nats, tokens)` of a batch of windows.
 
     Args:
       apply: runs a model, `apply(params, inputs, *operands)`.
@@ -97,8 +117,9 @@ def _batch_loss(
     objective = make_objective(config.objective)
 
     def loss(
-        params: Any, tokens_BT: jax.Array, length_B: jax.Array, *operands: Any
+        params: Any, batch: dict[str, jax.Array], *operands: Any
     ) -> tuple[jax.Array, jax.Array]:
+        tokens_BT, length_B = batch["tokens"], batch["length"]
         # Each token is predicted from those before it: labels are the inputs, one further.
         hidden_ND = apply(params, {"tokens": tokens_BT[:, :-1]}, *operands)
         labels_BT = tokens_BT[:, 1:]
@@ -122,20 +143,62 @@ def _batch_loss(
     return loss
 
 
+def _example_loss(run: Callable[..., jax.Array], plan: Plan, config: Config) -> Callable[..., Any]:
+    """Returns `(params, batch, *operands) -> (nats, examples)` of a batch of examples."""
+    objective = make_objective(config.objective, kind=PAIR_LOSSES[config.objective.pair_loss])
+
+    def loss(
+        params: Any, batch: dict[str, jax.Array], *operands: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        targets = plan.schema.targets(batch)
+        output = run(params, targets.inputs, *operands)
+        logits = plan.family.logits_of(output, targets.inputs, plan.architecture.options)
+        unit = jnp.ones(())
+        _, sums = objective(
+            [logits], None, targets.labels_N, targets.weights_N, ramp=unit, total=unit
+        )
+        return sums["student"], jnp.sum(targets.weights_N)
+
+    return loss
+
+
+def _similarities(run: Callable[..., jax.Array], plan: Plan) -> Callable[..., Any]:
+    """Returns `(params, batch, *operands) -> (similarity, weight)` [B] of each pair."""
+
+    def similarities(
+        params: Any, batch: dict[str, jax.Array], *operands: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        targets = plan.schema.targets(batch)
+        output = run(params, targets.inputs, *operands)
+        logits_BB = plan.family.logits_of(output, targets.inputs, plan.architecture.options)
+        return jnp.diagonal(logits_BB), targets.weights_N
+
+    return similarities
+
+
+def ranks_by_order(config: Config) -> bool:
+    """Whether models are compared by how they order pairs, and not by their loss: CoSENT's depends
+    on how far apart cosines are, which is another thing for each size.
+    """
+    return config.objective.pair_loss == "cosent"
+
+
 class InPlaceScorer:
     """Scores sub-models in place in their TA, on the same windows and without compiling again: one
     program for all that differ in what layers choose.
 
     Args:
       source: the TA; its weights are read once.
-      windows: of the corpus.
-      batch_size: windows of a batch.
+      windows: of the corpus; or examples.
+      batch_size: windows of a batch; examples come in those of the run, which a pair's loss depends
+        on.
     """
 
-    def __init__(self, source: Source, windows: Windows, *, batch_size: int = 16):
+    def __init__(self, source: Source, windows: Windows | ExampleSet, *, batch_size: int = 16):
         self._source = source
         self._windows = windows
-        self._batch_size = batch_size
+        reads_examples = source.config.model.reads_examples
+        self._batch_size = source.config.data.batch_size if reads_examples else batch_size
         self._programs: dict[Sizes, Callable[..., Any]] = {}
 
     @functools.cached_property
@@ -143,7 +206,7 @@ class InPlaceScorer:
         # At the first score: when all of them are in the file of scores, nothing is read.
         return self._source.load_ta()
 
-    def __call__(self, sub_model: SubModel, num_windows: int) -> TextLoss:
+    def __call__(self, sub_model: SubModel, num_windows: int) -> Loss:
         """Sums a sub-model's loss over windows taken evenly from all, in whole batches; their bytes
         are their share.
         """
@@ -154,17 +217,23 @@ class InPlaceScorer:
 
         # Read back at the end alone: until then the device need not wait for the host.
         sums = []
+        scores = []
         for batch in batches:
-            sums.append(program(self._params, batch["tokens"], batch["length"], choice_L))
+            sums.append(program(self._params, batch, choice_L))
+            scores.append(batch.get("score"))
+        if ranks_by_order(self._source.config):
+            return _order_loss(jax.device_get(sums), scores)
 
         nats, tokens = 0.0, 0.0
         for batch_nats, batch_tokens in jax.device_get(sums):
             nats += float(batch_nats)
             tokens += float(batch_tokens)
 
+        if isinstance(self._windows, ExampleSet):
+            return Loss(nats, int(tokens), 0)
         # Bytes are counted of all windows together, not of each.
         share = min(limit * self._batch_size / len(self._windows), 1.0)
-        return TextLoss(nats, int(tokens), round(self._windows.num_bytes * share))
+        return Loss(nats, int(tokens), round(self._windows.num_bytes * share))
 
     def _program(self, sub_model: SubModel) -> Callable[..., Any]:
         source = self._source
@@ -172,7 +241,13 @@ class InPlaceScorer:
         key = source.nest.sizes_alike(sub_model)
         if key not in self._programs:
             run = functools.partial(candidate_apply, source.plan, sub_model=sub_model)
-            loss = _batch_loss(run, source.plan.table, source.config, self._windows.separators)
+            if ranks_by_order(source.config):
+                loss = _similarities(run, source.plan)
+            elif isinstance(self._windows, ExampleSet):
+                loss = _example_loss(run, source.plan, source.config)
+            else:
+                separators = self._windows.separators
+                loss = _batch_loss(run, source.plan.table, source.config, separators)
             self._programs[key] = jax.jit(loss)
         return self._programs[key]
 
@@ -181,6 +256,15 @@ class InPlaceScorer:
         nest = self._source.nest
         options = [nest.option_of(sub_model, layer) for layer in range(nest.num_layers)]
         return [0 if option is None else 1 + option for option in options]
+
+
+def _order_loss(pairs: Sequence[Any], scores: Sequence[Any]) -> Loss:
+    """1 - Spearman's correlation of similarities and scores, for each pair."""
+    similarities = np.concatenate([similarity_B[weight_B > 0] for similarity_B, weight_B in pairs])
+    counted = [weight_B > 0 for _, weight_B in pairs]
+    values = np.concatenate([score[mask] for score, mask in zip(scores, counted, strict=True)])
+    correlation = float(scipy.stats.spearmanr(similarities, values).statistic)
+    return Loss((1 - correlation) * len(values), len(values), 0)
 
 
 def score_record(

@@ -14,7 +14,8 @@ def fake_clock(monkeypatch):
     """
     slow = {"ms": 0.0}
 
-    def measure(architecture, workload):
+    def measure(architecture, workload, schema):
+        assert schema is not None
         added = slow["ms"] if architecture.num_layers == 3 else 0.0
         return 2.0 + sum(architecture.along("d_ff")) / 16 + added
 

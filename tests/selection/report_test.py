@@ -20,7 +20,7 @@ def test_a_search_is_described_in_files(run, output, one_family):
 def legend_and_title(tmp_path, monkeypatch, rows, budget):
     figures = []
     monkeypatch.setattr(_report, "save_figure", lambda figure, path: figures.append(figure))
-    _report.plot(tmp_path / "search.png", rows, budget, timed=False)
+    _report.plot(tmp_path / "search.png", rows, budget, ("a", "b"), timed=False)
     [legend] = figures[0].legends
     return [text.get_text() for text in legend.get_texts()], figures[0].get_suptitle()
 
@@ -56,9 +56,9 @@ def test_a_limit_beyond_all_models_stands_in_the_title(tmp_path, monkeypatch):
 def test_a_table_shows_the_ends_of_the_nest_and_what_was_verified():
     student = _rows.Row("student", "student", 1000, 0.004, 2000, loss=3.0)
     pick = _rows.Row("d_ff=16", "uniform 16", 1500, 0.006, 3000, loss=2.5, pick=True)
-    pick.bits_per_byte = 1.25
+    pick.verified = 1.25
     unverified = _rows.Row("d_ff=32", "searched", 2000, 0.008, 4000, loss=2.0)
-    text = _report.table([student, pick, unverified], timed=False)
+    text = _report.table([student, pick, unverified], ("a", "b"), timed=False)
     [*_, first, second] = (" ".join(line.split()) for line in text.splitlines())
     assert first.startswith("| | student | student | 1,000 |") and "| - |" in first
     assert second.startswith("| * | d_ff=16 | uniform 16 | 1,500 |") and "1.2500" in second

@@ -7,7 +7,7 @@ import pytest
 from matta_jax import search
 from matta_jax.errors import UserError
 from matta_jax.selection import Budget, _rows
-from matta_jax.selection.scoring import InPlaceScorer, TextLoss
+from matta_jax.selection.scoring import InPlaceScorer, Loss
 
 
 def test_a_second_search_scores_nothing_again(run, output, monkeypatch, one_family):
@@ -57,9 +57,9 @@ def test_larger_and_worse_is_dominated(run, output, one_family):
             and candidate.flops_per_token <= row.flops_per_token
             and candidate.loss < row.loss
             and (
-                row.bits_per_byte is None
-                or candidate.bits_per_byte is None
-                or candidate.bits_per_byte < row.bits_per_byte
+                row.verified is None
+                or candidate.verified is None
+                or candidate.verified < row.verified
             )
         ]
         assert row.dominated or not better or row.pick
@@ -88,9 +88,9 @@ def test_a_score_is_read_as_it_was_written(tmp_path):
         raise AssertionError("scored again")
 
     scores = score_file(tmp_path, json.dumps(SCORE))
-    assert scores.get("ta", 2, never) == TextLoss(3.5, 5, 6)
+    assert scores.get("ta", 2, never) == Loss(3.5, 5, 6)
     other = score_file(tmp_path, json.dumps(SCORE), checkpoint="c")
-    assert other.get("ta", 2, lambda: TextLoss(1.0, 2, 3)) == TextLoss(1.0, 2, 3)
+    assert other.get("ta", 2, lambda: Loss(1.0, 2, 3)) == Loss(1.0, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_line_that_is_no_score_is_damage(tmp_path, line, checkpoint):
 def test_a_loss_that_is_no_number_ranks_nothing(tmp_path, nats):
     scores = score_file(tmp_path)
     with pytest.raises(UserError, match="cannot be ranked; search another step"):
-        scores.get("ta", 2, lambda: TextLoss(nats, 5, 6))
+        scores.get("ta", 2, lambda: Loss(nats, 5, 6))
     assert not (tmp_path / "scores.jsonl").read_text()
 
 
@@ -140,4 +140,4 @@ def test_a_score_that_cannot_be_written_ends_in_one_line(tmp_path):
     (tmp_path / "scores.jsonl").mkdir()
     scores = _rows.ScoreFile(tmp_path / "scores.jsonl", "a", "b")
     with pytest.raises(UserError, match=r"output=.*scores.jsonl' cannot be written"):
-        scores.get("ta", 2, lambda: TextLoss(1.0, 2, 3))
+        scores.get("ta", 2, lambda: Loss(1.0, 2, 3))

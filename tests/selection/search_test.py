@@ -18,8 +18,8 @@ def test_the_methods_find_what_exhaustion_finds(run, output, tmp_path, one_famil
         result = search(
             str(run[1]), output, budget=budget, method=method, evaluations=60, **one_family
         )
-        picks[method] = result.pick.bits_per_byte
-        verified = [row for row in result.rows if row.bits_per_byte is not None]
+        picks[method] = result.pick.verified
+        verified = [row for row in result.rows if row.verified is not None]
         assert all(row.parameters <= 19_000 for row in verified)
     assert picks["evolutionary"] == picks["exhaustive"]
     # It predicts; its candidates are verified.
@@ -39,7 +39,7 @@ def test_what_is_extracted_keeps_the_budget_and_carries_its_score(run, output, o
         [score] = package.manifest["scores"]
         row = next(row for row in result.rows if row.spec == extracted.spec)
         assert score["task"] == "bits_per_byte:held_out"
-        assert score["value"] == row.bits_per_byte
+        assert score["value"] == row.verified
         assert not row.dominated
 
 

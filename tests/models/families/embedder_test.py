@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 
 import matta_jax
 from matta_jax import data, elastic, extract, models, nesting, packages, train
 from matta_jax.errors import UserError
 from matta_jax.selection import Budget
 from matta_jax.sharding import make_mesh, place_batch
-from matta_jax.training import make_setup, make_train_step
+from matta_jax.training import make_eval_step, make_setup, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,47 @@ def test_each_member_is_extracted_with_a_certificate(trained, tmp_path):
         np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
 
 
+def test_a_search_ranks_members_by_the_loss_of_held_out_pairs(embedder, trained, tmp_path):
+    result = matta_jax.search(
+        str(trained), tmp_path / "s", budget=Budget(max_vector_bytes=32), log=lambda _: None
+    )
+    # 16 numbers of four bytes are beyond the budget; additive probes are scored all the same.
+    within = [row for row in result.rows if row.within]
+    nest = models.plan_of(embedder()).nest
+    for row in result.rows:
+        assert row.within == (nesting.parse_spec(row.spec, nest).sizes["embed"] <= 8)
+    assert result.pick.verified == min(row.verified for row in within if row.verified)
+    assert "nats/example" in result.table
+
+    # As an evaluation of the run counts it.
+    config = embedder()
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    pairs = data.split_data(config, held_out=True)
+    params = matta_jax.open_source(str(trained)).load_ta()
+    step = make_eval_step(setup)
+    sums = [step(params, batch) for batch in data.sequential_batches(pairs, batch_size=8)]
+    loss = sum(float(s["student"]) for s in sums) / sum(float(s["targets"]) for s in sums)
+    [student] = [row for row in result.rows if row.kind == "student"]
+    assert student.verified == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_search_ranks_members_of_scored_pairs_by_their_order(embedder, tmp_path):
+    fields = {"objective__pair_loss": "cosent", "data__score_field": "label"}
+    config = embedder(train__num_steps=2, optimizer__warmup_steps=1, **fields)
+    train(config, tmp_path / "run", log=lambda _: None)
+    result = matta_jax.search(str(tmp_path / "run"), tmp_path / "s", log=lambda _: None)
+    pairs = data.split_data(config, held_out=True)
+    [model] = packages.load_in_place(str(tmp_path / "run"), ["student"])
+    first, second = (
+        matta_jax.embed(model, [getattr(pair, side) for pair in pairs.examples])
+        for side in ("text", "pair")
+    )
+    expected = scipy.stats.spearmanr((first * second).sum(1), pairs.scores).statistic
+    [student] = [row for row in result.rows if row.kind == "student"]
+    assert student.verified == pytest.approx(1 - expected, abs=1e-6)
+    assert "1 - Spearman, all" in result.table
+
+
 @pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(embedder, trained, tmp_path):
     def cut(line):
@@ -157,10 +199,6 @@ def test_a_step_is_the_same_on_every_mesh(embedder, pair_loss):
 def test_what_ranks_and_writes_text_refuses_it(embedder, trained, tmp_path):
     for call, words in (
         (
-            lambda: matta_jax.search(str(trained), tmp_path / "s", budget=Budget(max_params=10**6)),
-            "is an embedder's run, and search ranks language models.*--tasks=sts:FILE",
-        ),
-        (
             lambda: matta_jax.generate(
                 packages.load_in_place(str(trained), ["ta"])[0], "a", num_tokens=1
             ),
@@ -172,7 +210,7 @@ def test_what_ranks_and_writes_text_refuses_it(embedder, trained, tmp_path):
             ),
             "an embedder reads examples, and has no loss of a text; use tasks=sts:FILE",
         ),
-        (lambda: matta_jax.quickstart(embedder(), tmp_path / "q"), "quickstart scores language"),
+        (lambda: matta_jax.quickstart(embedder(), tmp_path / "q"), "quickstart scores models on"),
     ):
         with pytest.raises(UserError, match=words):
             call()

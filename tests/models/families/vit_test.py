@@ -10,7 +10,7 @@ import scipy.special
 import matta_jax
 from matta_jax import data, elastic, extract, models, nesting, train
 from matta_jax.errors import UserError
-from matta_jax.selection import Budget
+from matta_jax.selection import Budget, Workload
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.training import make_setup, make_train_step
 
@@ -116,6 +116,16 @@ def test_each_member_is_extracted_with_a_certificate(trained, tmp_path):
         assert sizes["d_model"] == (24 if spec == "ta" else 16)
 
 
+def test_a_search_ranks_members_within_a_time(trained, tmp_path):
+    budget = Budget(max_params=10**6, max_ms=1e4)
+    result = matta_jax.search(str(trained), tmp_path / "s", budget=budget, log=lambda _: None)
+    # Two widths by two numbers of heads by two of d_ff, in each layer.
+    assert result.pick.ms > 0 and all(row.loss > 0 for row in result.rows)
+    assert any(row.kind == "ta" for row in result.rows)
+    with pytest.raises(UserError, match="latency_mode='decode' is of language models"):
+        matta_jax.search(str(trained), tmp_path / "s", workload=Workload("decode"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "shampoo"])
 def test_a_step_is_the_same_on_every_mesh(vit, optimizer):
@@ -134,11 +144,11 @@ def test_a_step_is_the_same_on_every_mesh(vit, optimizer):
 
 
 def test_what_reads_text_refuses_it(vit, trained, tmp_path):
-    budget = Budget(max_params=10**6)
+    budget = Budget(max_vector_bytes=16)
     for call, words in (
         (
             lambda: matta_jax.search(str(trained), tmp_path / "s", budget=budget),
-            "is an image classifier's run, and search ranks language models",
+            "max_vector_bytes=16 is for embedders, and this is a run of an image classifier",
         ),
         (
             lambda: (
