@@ -102,6 +102,7 @@ setup(
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-generate = matta_jax.bin.generate:run",
             "matta-embed = matta_jax.bin.embed:run",
+            "matta-federate = matta_jax.bin.federate:run",
             "matta-report = matta_jax.bin.report:run",
         ]
     },

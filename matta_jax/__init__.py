@@ -14,6 +14,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.report(workdir)
     matta_jax.quickstart(config, workdir)
     matta_jax.sweep(config, [{"optimizer.learning_rate": 1e-3}, ...], workdir)
+    matta_jax.federate(federated.FederatedConfig(...), workdir)
     matta_jax.dry_run(config), matta_jax.compile_check(config, topology)
 
 Each is imported when first used, so that extraction and scoring load no training code.
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from matta_jax.evaluation import compare as compare
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
+    from matta_jax.federated import federate as federate
     from matta_jax.packages import convert as convert
     from matta_jax.packages import load_model as load_model
     from matta_jax.packages import open_model as open_model
@@ -70,6 +72,7 @@ _HOMES = {
     "embed": "serving",
     "evaluate": "evaluation",
     "extract": "elastic",
+    "federate": "federated",
     "generate": "serving",
     "heal": "training",
     "import_gguf": "starts",

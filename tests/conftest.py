@@ -215,6 +215,8 @@ def check_commands():
     there are.
     """
 
+    from matta_jax import federated
+
     def check(text: str) -> int:
         text = re.sub(r"\s*\\\n[#\s]*", " ", text)
         commands = re.findall(r"matta-([a-z-]+)((?: --[^`\n]*)+)", text)
@@ -234,7 +236,9 @@ def check_commands():
             for config in re.findall(r"configs/\w+\.py", arguments):
                 assert (ROOT / config).is_file(), config
             for field in re.findall(r"--config\.([a-z_]+\.[a-z_0-9]+)", arguments):
-                assert field in set(c.field_names()), field
+                # A federated run has fields of its own.
+                sections = federated.SECTIONS if module[1] == "federate" else None
+                assert field in set(c.field_names(sections)), field
         return len(commands)
 
     return check

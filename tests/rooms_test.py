@@ -31,6 +31,7 @@ ROOMS = [
     "evaluation",
     "_quickstart",
     "sweeps",
+    "federated",
     "bin",
 ]
 WITHOUT_TRAINING = ("packages", "starts", "elastic", "selection", "serving", "evaluation")

@@ -1,12 +1,13 @@
 """How every binary starts and ends: one line and exit code 2 for what a user got wrong."""
 
+import dataclasses
 import errno
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -17,7 +18,14 @@ from matta_jax import stops, storage
 from matta_jax.bin._complaints import complaints_held
 from matta_jax.bin._config_file import config_file_error
 from matta_jax.bin._output import exit_of, guarded_output
-from matta_jax.config import Config, describe_fields, field_names, from_config_dict, unknown_field
+from matta_jax.config import (
+    Config,
+    Section,
+    describe_fields,
+    field_names,
+    from_config_dict,
+    unknown_field,
+)
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 
 _USAGE_ERROR = 2
@@ -41,7 +49,7 @@ def run(main: Callable[[], None]) -> None:
         return
     if words & {"--help_config", "-help_config"} and "config" in flags.FLAGS:
         with guarded_output():
-            print(describe_fields())
+            print(describe_fields(_kind.sections))
         return
     if words & {"--version", "-version"}:
         print(f"matta_jax {matta_jax.__version__}")
@@ -68,8 +76,29 @@ def _help(main: Callable[[], None]) -> str:
     return "\n".join(parts)
 
 
-def define_config(default: str | None = None) -> Any:
-    """Defines `--config=FILE[:variant]`, with `--config.section.field=value` over it."""
+@dataclasses.dataclass(frozen=True)
+class ConfigKind:
+    """What kind of config a binary reads.
+
+    Attributes:
+      sections: by name; None: those of a nest's run.
+      call: what `get_config()` of its files returns, for errors.
+    """
+
+    sections: Mapping[str, type[Section]] | None = None
+    call: str = "matta_jax.config.to_config_dict(Config(...))"
+
+
+# A process is one binary, and reads one kind.
+_kind = ConfigKind()
+
+
+def define_config(default: str | None = None, kind: ConfigKind | None = None) -> Any:
+    """Defines `--config=FILE[:variant]`, with `--config.section.field=value` over it; of a `kind`
+    that is not a nest's run, for `checked_config_dict`.
+    """
+    global _kind
+    _kind = kind or ConfigKind()
     return config_flags.DEFINE_config_file(
         "config", default, "A file of configs/, with :VARIANT where it has some."
     )
@@ -86,12 +115,19 @@ def checked_config(holder: Any) -> Config:
     """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or
     invalid.
     """
+    return from_config_dict(checked_config_dict(holder))
+
+
+def checked_config_dict(holder: Any, example: str = "configs/quickstart.py") -> ConfigDict:
+    """Returns the ConfigDict of a `define_config` flag. Raises UserError when it is missing, or the
+    file returns none.
+    """
     if holder.value is None and not flags.FLAGS["config"].present:
-        raise UserError("--config is missing; name a file, such as --config=configs/quickstart.py")
+        raise UserError(f"--config is missing; name a file, such as --config={example}")
     if not isinstance(holder.value, ConfigDict):
         file = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise UserError(config_file_error(file, None))
-    return from_config_dict(holder.value)
+        raise UserError(config_file_error(file, None, _kind.call))
+    return holder.value
 
 
 def required(holder: flags.FlagHolder, example: str) -> Any:
@@ -217,7 +253,7 @@ def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:
         raise UserError(f"unknown flag --{error.flagname}{hint}; --help lists them") from None
     except flags.Error as error:
         if config_file is not None and _is_of_file(error, config_file):
-            raise UserError(config_file_error(config_file, error)) from None
+            raise UserError(config_file_error(config_file, error, _kind.call)) from None
         raise UserError(_plain_words(str(error).replace("flag --", "--"))) from None
     # The file is a user's own code, which may raise anything, and end the process.
     except (Exception, SystemExit) as error:
@@ -247,14 +283,14 @@ def _config_error(argv: Sequence[str], file: str | None, error: BaseException) -
     """config_flags raises many kinds from deep inside; the override that it stumbled
     on tells best.
     """
-    fields = set(field_names())
+    fields = set(field_names(_kind.sections))
     for argument in argv[1:]:
         override = _OVERRIDE.match(argument)
         if override and override[1] not in fields:
-            return unknown_field(override[1])
+            return unknown_field(override[1], _kind.sections)
     if file is None:
         return f"--config cannot be read: {type(error).__name__}: {error}"
-    return config_file_error(file, error)
+    return config_file_error(file, error, _kind.call)
 
 
 def _plain_words(message: str) -> str:

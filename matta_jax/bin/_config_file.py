@@ -8,17 +8,23 @@ from ml_collections import ConfigDict
 
 from matta_jax.errors import UserError, shorten
 
+# What a file returns for a nest's run.
+_CONFIG_CALL = "matta_jax.config.to_config_dict(Config(...))"
+
 # As Python says it of a call that does not fit.
 _TAKES_NONE = "get_config() takes 0 positional arguments"
 _NEEDS_ONE = "get_config() missing 1 required positional argument"
 
 
-def config_file_error(named: str, error: BaseException | None) -> str:
+def config_file_error(
+    named: str, error: BaseException | None, config_call: str = _CONFIG_CALL
+) -> str:
     """Returns the line about a config file that raised, or returned no config.
 
     Args:
       named: the flag's value, FILE or FILE:VARIANT.
       error: what was raised; None where the file itself raised nothing.
+      config_call: what `get_config()` of such a file returns.
     """
     file, colon, variant = named.partition(":")
     shown = f"--config={file!r}"
@@ -39,10 +45,7 @@ def config_file_error(named: str, error: BaseException | None) -> str:
 
     kind = _returned(named)
     if kind is not None:
-        return (
-            f"{shown}: get_config() returns {kind}; return matta_jax.config.to_config_dict(Config("
-            "...))"
-        )
+        return f"{shown}: get_config() returns {kind}; return {config_call}"
     # The first cause: a library wraps it in words of its own, some of them with a traceback.
     first = next(_chain(error), None)
     reason = "no config" if first is None else f"{type(first).__name__}: {shorten(str(first))}"

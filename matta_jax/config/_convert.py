@@ -19,10 +19,12 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def field_names() -> Iterator[str]:
-    """Yields every field as `section.field`, of whatever family."""
-    for section, sections in all_sections().items():
-        names = [declared.name for cls in sections for declared in dataclasses.fields(cls)]
+def field_names(sections: Mapping[str, type[Section]] | None = None) -> Iterator[str]:
+    """Yields every field as `section.field`: of a nest's run, of whatever family; or of `sections`,
+    by name, of another kind of run.
+    """
+    for section, classes in classes_of(sections).items():
+        names = [declared.name for cls in classes for declared in dataclasses.fields(cls)]
         # Families share most fields, and each is yielded once; a set would lose their order.
         for name in dict.fromkeys(names):
             yield f"{section}.{name}"
@@ -46,6 +48,13 @@ def _fields_with(fact: str) -> frozenset[str]:
         for declared in dataclasses.fields(cls)
         if declared.metadata[fact]
     )
+
+
+def classes_of(sections: Mapping[str, type[Section]] | None) -> dict[str, list[type[Section]]]:
+    """The classes that each section may have; `sections` as of `field_names`."""
+    if sections is None:
+        return all_sections()
+    return {name: [cls] for name, cls in sections.items()}
 
 
 def all_sections() -> dict[str, list[type[Section]]]:
@@ -154,14 +163,15 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     return from_dict(nested)
 
 
-def unknown_field(name: str) -> str:
-    """Returns the line about a field that does not exist."""
+def unknown_field(name: str, sections: Mapping[str, type[Section]] | None = None) -> str:
+    """Returns the line about a field that does not exist; `sections` as of `field_names`."""
     section = name.split(".", 1)[0]
-    siblings = [field for field in field_names() if field.startswith(section + ".")]
+    names = list(field_names(sections))
+    siblings = [field for field in names if field.startswith(section + ".")]
     choices = f"; fields: {', '.join(siblings)}"
     if not siblings:
-        choices = f"; sections: {', '.join(SECTIONS)}"
-    return f"unknown config field {shorten(name)}{did_you_mean(name, field_names()) or choices}"
+        choices = f"; sections: {', '.join(classes_of(sections))}"
+    return f"unknown config field {shorten(name)}{did_you_mean(name, names) or choices}"
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:

@@ -3,18 +3,23 @@
 import dataclasses
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from matta_jax.config._convert import all_sections
+from matta_jax.config._convert import classes_of
+from matta_jax.config._fields import Section
 
 _COLUMNS = 100
 
 
-def describe_fields() -> str:
-    """Returns a text of all fields: name, type, default, range or choices, and meaning."""
+def describe_fields(sections: Mapping[str, type[Section]] | None = None) -> str:
+    """Returns a text of all fields: name, type, default, range or choices, and meaning.
+
+    Args:
+      sections: as of `field_names`.
+    """
     parts = []
-    for section, classes in all_sections().items():
+    for section, classes in classes_of(sections).items():
         # Families share most fields, and each is told once.
         declared = {field.name: field for cls in classes for field in dataclasses.fields(cls)}
         heading = (classes[0].__doc__ or "").strip().split("\n")[0]

@@ -14,6 +14,7 @@ from matta_jax.storage._files import append_line as append_line
 from matta_jax.storage._files import copy_file as copy_file
 from matta_jax.storage._files import new_file as new_file
 from matta_jax.storage._files import open_new as open_new
+from matta_jax.storage._files import open_old as open_old
 from matta_jax.storage._files import read_bytes as read_bytes
 from matta_jax.storage._files import read_json as read_json
 from matta_jax.storage._files import read_text as read_text

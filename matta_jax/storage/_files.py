@@ -64,6 +64,13 @@ def open_new(path: Path) -> BinaryIO:
     return path.open("wb")
 
 
+def open_old(path: Path) -> BinaryIO:
+    """Opens a file to read bytes from, for a library that reads a file piece by piece. Raises
+    OSError.
+    """
+    return path.open("rb")
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a file, which is made where there is none.
 

@@ -77,6 +77,7 @@ SMALL = [
     "--config.mesh.data=1",
 ]
 QUICK = "--config=configs/quickstart.py"
+FEDMRL = "--config=configs/fedmrl.py"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +212,25 @@ QUICK = "--config=configs/quickstart.py"
             ["topology='v5f:4x4'", "did you mean 'v5"],
         ),
         ("compile_check", [QUICK], ["--topology is missing"]),
+        ("federate", ["--workdir=W"], ["--config is missing", "configs/fedmrl.py"]),
+        ("federate", [FEDMRL], ["--workdir is missing"]),
+        (
+            "federate",
+            [FEDMRL, "--workdir=W", "--config.training.round=3"],
+            ["training.round", "did you mean 'training.rounds'"],
+        ),
+        (
+            "federate",
+            [FEDMRL, "--workdir=W", "--config.training.d1=512"],
+            ["training.d1=512 must be at most training.d2=128"],
+        ),
+        (
+            "federate",
+            [FEDMRL, "--workdir=W", "--config.images.source=images:/nowhere.npz"],
+            ["/nowhere.npz", "does not exist"],
+        ),
+        ("federate", [QUICK, "--workdir=W"], ["unknown config section 'data'", "images, clients"]),
+        ("federate", ["--config=configs/fedmrl.py:clases", "--workdir=W"], ["did you mean 'cla"]),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_exit_code_2(call, tmp_path, name, arguments, words):
@@ -254,6 +274,19 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     assert code == 0 and (workdir / "report.md").exists() and (workdir / "curves.png").exists(), (
         output
     )
+
+
+def test_a_federated_run_goes_on_from_flags(call, images, tmp_path):
+    flags = [FEDMRL, f"--workdir={tmp_path / 'run'}", f"--config.images.source=images:{images}"]
+    flags += ["--config.images.image_size=8", "--config.images.num_classes=3"]
+    flags += ["--config.clients.count=2", "--config.clients.alpha=100", "--config.training.d2=32"]
+    code, output = call("federate", *flags, "--config.training.rounds=1")
+    assert code == 0 and "round 1/1: accuracy 0." in output, output
+    code, output = call("federate", *flags, "--config.training.rounds=2")
+    assert code == 0 and "round 2/2" in output and "round 1/" not in output, output
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    code, output = call("federate", "--help_config")
+    assert code == 0 and "--config.training.d1  int" in output and "--config.model" not in output
 
 
 SWEEP = """

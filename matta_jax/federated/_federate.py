@@ -1,0 +1,253 @@
+"""A federated run in one process: rounds of clients that learn and a server that takes the mean."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from matta_jax import stops, storage
+from matta_jax.config import DataConfig, VitConfig
+from matta_jax.data import read_images
+from matta_jax.errors import DamageError, DivergenceError, UserError
+from matta_jax.federated._client import (
+    ClientData,
+    PrivateState,
+    accuracy,
+    client_update,
+    init_private,
+    init_theta,
+)
+from matta_jax.federated._config import SECTIONS, FederatedConfig, to_dict
+from matta_jax.federated._networks import Weights
+from matta_jax.federated._partition import ClientParts, partition, split_client
+from matta_jax.federated._server import aggregate, count_bytes, sample_clients
+from matta_jax.federated._state import (
+    Commit,
+    RunFolder,
+    check_same_images,
+    first_slot,
+    next_slot,
+)
+
+Log = Callable[[str], None]
+Metrics = dict[str, Any]
+"""A line of `metrics.jsonl`."""
+
+# What keys of a client's batches begin with, after the run's seed.
+_BATCHES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class FederatedResult:
+    """What a run leaves.
+
+    Attributes:
+      workdir: its folder.
+      rows: a line for each round: `round`, `accuracy` (mean over clients of the share of its test
+        images that a client classifies rightly, by its copy of theta as it was after its last
+        training), `accuracy_of_mean` (by the server's theta), `accuracies` and
+        `accuracies_of_mean` (of each client), `clients` (who took part), `bytes_up`, `bytes_down`
+        (of theta, from and to all of these).
+    """
+
+    workdir: storage.Path
+    rows: list[Metrics]
+
+
+def federate(
+    config: FederatedConfig, workdir: str | storage.Path, *, log: Log = print
+) -> FederatedResult:
+    """Trains clients of different architectures in rounds.
+
+    A run that was killed at any moment and is started again ends with the same bits as one that was
+    not. One that is finished goes on where `training.rounds` is raised.
+
+    Args:
+      config: the run.
+      workdir: its folder; made when absent.
+      log: takes a line for each round.
+
+    Raises:
+      UserError: the images cannot be read or leave a client without any, the folder holds another
+        run, or it cannot be written.
+      DamageError: what the folder holds cannot be read.
+      DivergenceError: a client's weights are not finite. The round before stays.
+    """
+    folder = storage.resolve(workdir)
+    parts, fingerprint = read_clients(config)
+    mend = "make room or name another, and start again: the run goes on from its last round"
+    with storage.writing("workdir", folder, mend, wrapped=True):
+        storage.make_folder(folder)
+        with storage.locked("workdir", folder), stops.unfinished():
+            _claim_folder(config, folder)
+            run = _Run(config, parts, RunFolder(folder))
+            run.restore(fingerprint)
+            return FederatedResult(folder, run.finish(log))
+
+
+def read_clients(config: FederatedConfig) -> tuple[list[ClientParts], str]:
+    """Reads the images, and deals them out; returns each client's, and the images' fingerprint.
+
+    Raises:
+      UserError: they cannot be read, or leave a client without any.
+    """
+    fields = config.images
+    # What reads images takes the sizes of them from the section of a classifier.
+    model = VitConfig(
+        image_size=fields.image_size,
+        patch_size=fields.image_size,
+        num_channels=fields.num_channels,
+        image_classes=fields.num_classes,
+    )
+    images = read_images(fields.source, DataConfig(source=fields.source), model)
+    everything = ClientData(images.images, images.classes.astype(np.int32))
+    rows_by_client = partition(everything.labels, config)
+    parts = [
+        split_client(everything, rows, client, config) for client, rows in enumerate(rows_by_client)
+    ]
+    return parts, images.fingerprint
+
+
+def _claim_folder(config: FederatedConfig, folder: storage.Path) -> None:
+    """Writes the config, or compares it with the one that is there. Raises UserError."""
+    path = folder / "config.json"
+    values = to_dict(config)
+    if path.is_file():
+        try:
+            stored_values = storage.read_json(path)
+            differences = [
+                f"{section}.{name}: {stored_values[section][name]!r} -> {value!r}"
+                for section, fields in values.items()
+                for name, value in fields.items()
+                if stored_values[section][name] != value and not _is_free(section, name)
+            ]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise DamageError(
+                f"{path} is no config of a federated run; bring it back, or name another workdir"
+            ) from None
+        if differences:
+            raise UserError(
+                f"workdir={str(folder)!r} holds another run ({', '.join(differences)}); go on with "
+                "its config, or name another workdir"
+            )
+    storage.replace_text(path, storage.json_text(values, indent=1) + "\n")
+
+
+def _is_free(section: str, name: str) -> bool:
+    [declared] = [field for field in dataclasses.fields(SECTIONS[section]) if field.name == name]
+    return bool(declared.metadata["is_free"])
+
+
+def _check_finite(theta: Weights, state: PrivateState, client: int, round_number: int) -> None:
+    """Raises DivergenceError where a client's weights are no numbers, which a mean would spread."""
+    arrays = jax.tree.leaves((theta, state.weights))
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise DivergenceError(
+            f"client {client} diverged in round {round_number}: its weights are not finite; lower "
+            "training.learning_rate, in another workdir"
+        )
+
+
+class _Run:
+    """A run under way: the server's shared model, and each client's state."""
+
+    def __init__(self, config: FederatedConfig, parts: list[ClientParts], folder: RunFolder):
+        self._config, self._parts, self._folder = config, parts, folder
+        self._theta: Weights = {}
+        self._states: list[PrivateState] = []
+        self._rows: list[Metrics] = []
+        self._commit = Commit(0, "", "", [])
+
+    def restore(self, fingerprint: str) -> None:
+        """Takes up the last round that is whole; without one, begins."""
+        commit = self._folder.read_commit(self._config.clients.count)
+        if commit is None:
+            commit = self._begin(fingerprint)
+        check_same_images(commit, fingerprint, self._config.images.source)
+        self._commit = commit
+        # From the files, also at the beginning: both ways begin from the same bits.
+        self._theta = self._folder.read_theta(commit.theta)
+        self._states = [
+            self._folder.read_client(client, slot) for client, slot in enumerate(commit.clients)
+        ]
+        self._rows = self._folder.drop_metrics_after(commit.round)
+
+    def _begin(self, fingerprint: str) -> Commit:
+        count, slot = self._config.clients.count, first_slot()
+        theta = init_theta(self._config)
+        self._folder.write_theta(theta, slot)
+        for client in range(count):
+            state = init_private(self._config, client, theta)
+            self._folder.write_client(client, state, slot)
+        commit = Commit(0, fingerprint, slot, [slot] * count)
+        self._folder.write_commit(commit)
+        return commit
+
+    def finish(self, log: Log) -> list[Metrics]:
+        """Runs the rounds that are left; returns the metrics of all."""
+        rounds = self._config.training.rounds
+        for round_number in range(self._commit.round + 1, rounds + 1):
+            row = self._round(round_number)
+            log(
+                f"round {round_number}/{rounds}: accuracy {row['accuracy']:.4f}, of the mean "
+                f"{row['accuracy_of_mean']:.4f}, {len(row['clients'])} clients, "
+                f"{row['bytes_up']:,} bytes up"
+            )
+        return self._rows
+
+    def _round(self, round_number: int) -> Metrics:
+        training = self._config.training
+        clients = sample_clients(
+            self._config.clients.count,
+            self._config.clients_per_round,
+            round_number,
+            training.seed,
+        )
+        bytes_down = count_bytes(self._theta) * len(clients)
+        updates = []
+        slots = list(self._commit.clients)
+        for client in clients:
+            key = (training.seed, _BATCHES, round_number, client)
+            theta, state, images = client_update(
+                self._theta, self._states[client], self._parts[client].train, key, training
+            )
+            _check_finite(theta, state, client, round_number)
+            updates.append((theta, images))
+            self._states[client] = state
+            slots[client] = next_slot(slots[client])
+            self._folder.write_client(client, state, slots[client])
+
+        self._theta = aggregate(updates)
+        commit = Commit(
+            round_number, self._commit.fingerprint, next_slot(self._commit.theta), slots
+        )
+        self._folder.write_theta(self._theta, commit.theta)
+        row = {
+            "round": round_number,
+            **self._scores(),
+            "clients": clients,
+            "bytes_up": sum(count_bytes(theta) for theta, _ in updates),
+            "bytes_down": bytes_down,
+        }
+        # Before the commit: a line of a round that is not whole is taken off at the next start.
+        self._folder.add_metrics(row)
+        self._folder.write_commit(commit)
+        self._commit = commit
+        self._rows.append(row)
+        return row
+
+    def _scores(self) -> Metrics:
+        """The accuracy of all clients on their own test images."""
+        method = self._config.training.method
+        by_copy, by_mean = [], []
+        for state, parts in zip(self._states, self._parts, strict=True):
+            by_copy.append(accuracy(method, state.copy, state.weights, parts.test))
+            by_mean.append(accuracy(method, self._theta, state.weights, parts.test))
+        return {
+            "accuracy": sum(by_copy) / len(by_copy),
+            "accuracy_of_mean": sum(by_mean) / len(by_mean),
+            "accuracies": by_copy,
+            "accuracies_of_mean": by_mean,
+        }
