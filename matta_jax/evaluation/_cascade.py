@@ -181,13 +181,17 @@ def _write(
 
 
 def _plot(figure: object, points: Sequence[Point], pick: Point, path: storage.Path) -> storage.Path:
-    axes = figure.subplots(1, 2, sharey=True)  # type: ignore[attr-defined]
-    for panel, name, label in (
-        (axes[0], "macs", "multiplications of an image"),
-        (axes[1], "ms", "milliseconds of an image"),
-    ):
-        panel.plot([getattr(p, name) for p in points], [p.accuracy for p in points], marker="o")
-        panel.plot([getattr(pick, name)], [pick.accuracy], marker="*", markersize=14, ls="none")
-        panel.set_xlabel(label)
-    axes[0].set_ylabel("accuracy")
+    all_axes = figure.subplots(1, 2, sharey=True)  # type: ignore[attr-defined]
+    panels = {
+        "millions of multiplications of an image": lambda point: point.macs / 1e6,
+        "milliseconds of an image, measured": lambda point: point.ms,
+    }
+    for axes, (label, cost) in zip(all_axes, panels.items(), strict=True):
+        accuracies = [point.accuracy for point in points]
+        axes.plot([cost(point) for point in points], accuracies, "o-", label="thresholds")
+        marker = {"marker": "*", "markersize": 14, "linestyle": "none"}
+        axes.plot([cost(pick)], [pick.accuracy], label="chosen on the tuning images", **marker)
+        axes.set_xlabel(label)
+    all_axes[0].set_ylabel("accuracy on the test images")
+    all_axes[0].legend(frameon=False, fontsize=8)
     return save_figure(figure, path)
