@@ -20,7 +20,9 @@ from matta_jax.sweeps import Overrides
 CUT, ONE_RUN, GRID = "cut, without training", "one run", "all pairs"
 TUNING_SEED = 100
 RATES = (1e-4, 2e-4, 4e-4)
-"""Tried first; where the best is at an end, the grid goes on beyond it."""
+"""Of one run, tried first; where the best is at an end, the grid goes on beyond it."""
+RATES_ALONE = {2: (2e-4, 4e-4), 3: (2e-4, 4e-4), 4: (1e-4, 2e-4), 6: (1e-4, 2e-4)}
+"""By layers: the two at which the member of as many was best in one run's sweep, on the dev pairs."""
 DIAGONAL = ((2, 64), (3, 128), (4, 256), (6, 384))
 """Layers and numbers of the members."""
 LAYERS, NUMBERS = (1, 2, 3, 4, 5, 6), (64, 128, 256, 384)
@@ -103,13 +105,15 @@ class Starbucks(Experiment):
         grids[CUT] = untrained.scores("test", _grid())
         for condition, overrides in self.conditions().items():
             runs = _Runs(lab, condition, overrides)
-            specs = runs.specs
+            specs, loss = runs.specs, functools.partial(runs.tuning_loss, runs.specs)
+            if condition == ONE_RUN:
+                rate = best_of_grid(loss, RATES)
             # Every pair takes the rate of the four: it has the same pass, and the same scale.
-            if condition != GRID:
-                best = best_of_grid(functools.partial(runs.tuning_loss, specs), RATES)
+            elif condition != GRID:
+                rate = min(RATES_ALONE[runs.layers], key=loss)
             for seed in self.seeds:
-                run = runs.run(seed, best)
-                about = {"condition": condition, "seed": seed, "learning_rate": best}
+                run = runs.run(seed, rate)
+                about = {"condition": condition, "seed": seed, "learning_rate": rate}
                 rows.append(about | run.scores("test", specs))
                 if seed == _PICTURED_SEED and condition in (ONE_RUN, GRID):
                     grids[condition] = run.scores("test", _grid())
@@ -147,10 +151,15 @@ class _Runs:
         self._lab, self._condition, self._overrides = lab, condition, overrides
 
     @property
+    def layers(self) -> int:
+        """Of a model that is trained by itself; otherwise 0."""
+        return self._overrides.get("model.num_layers", 0)
+
+    @property
     def specs(self) -> list[str]:
         """The members of the diagonal that it trains."""
-        if "model.num_layers" in self._overrides:
-            return [spec_of(self._overrides["model.num_layers"], self._overrides["model.embed"])]
+        if self.layers:
+            return [spec_of(self.layers, self._overrides["model.embed"])]
         return [spec_of(*pair) for pair in DIAGONAL]
 
     def run(self, seed: int, rate: float) -> "_Run":

@@ -187,6 +187,7 @@ class Killed(BaseException):
     """The end of a process, as far as a test can have it."""
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_goes_on_to_the_same_bits(
     make_config, run_quietly, bits_of, tmp_path, monkeypatch
 ):

@@ -147,6 +147,7 @@ def test_a_search_ranks_members_by_the_loss_of_held_out_pairs(embedder, trained,
     assert student.verified == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_search_ranks_members_of_scored_pairs_by_their_order(embedder, tmp_path):
     fields = {"objective__pair_loss": "cosent", "data__score_field": "label"}
     config = embedder(train__num_steps=2, optimizer__warmup_steps=1, **fields)

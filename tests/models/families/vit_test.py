@@ -116,6 +116,7 @@ def test_each_member_is_extracted_with_a_certificate(trained, tmp_path):
         assert sizes["d_model"] == (24 if spec == "ta" else 16)
 
 
+@pytest.mark.slow
 def test_a_search_ranks_members_within_a_time(trained, tmp_path):
     budget = Budget(max_params=10**6, max_ms=1e4)
     result = matta_jax.search(str(trained), tmp_path / "s", budget=budget, log=lambda _: None)
