@@ -22,7 +22,7 @@ TUNING_SEED = 100
 RATES = (1e-4, 2e-4, 4e-4)
 """Of one run, tried first; where the best is at an end, the grid goes on beyond it."""
 RATES_ALONE = {2: (2e-4, 4e-4), 3: (2e-4, 4e-4), 4: (1e-4, 2e-4), 6: (1e-4, 2e-4)}
-"""By layers: the two at which the member of as many was best in one run's sweep, on the dev pairs."""
+"""By layers: the two best of the member of as many in one run's sweep, on the dev pairs."""
 DIAGONAL = ((2, 64), (3, 128), (4, 256), (6, 384))
 """Layers and numbers of the members."""
 LAYERS, NUMBERS = (1, 2, 3, 4, 5, 6), (64, 128, 256, 384)
