@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 import matta_jax
 from matta_jax import stops, storage
 from matta_jax.bin._complaints import complaints_held
-from matta_jax.bin._config_file import config_file_error
+from matta_jax.bin._config_file import NEST_CALL, config_file_error
 from matta_jax.bin._output import exit_of, guarded_output
 from matta_jax.config import (
     Config,
@@ -86,7 +86,7 @@ class ConfigKind:
     """
 
     sections: Mapping[str, type[Section]] | None = None
-    call: str = "matta_jax.config.to_config_dict(Config(...))"
+    call: str = NEST_CALL
 
 
 # A process is one binary, and reads one kind.

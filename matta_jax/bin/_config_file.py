@@ -8,17 +8,15 @@ from ml_collections import ConfigDict
 
 from matta_jax.errors import UserError, shorten
 
-# What a file returns for a nest's run.
-_CONFIG_CALL = "matta_jax.config.to_config_dict(Config(...))"
+NEST_CALL = "matta_jax.config.to_config_dict(Config(...))"
+"""What `get_config()` of a file for a nest's run returns."""
 
 # As Python says it of a call that does not fit.
 _TAKES_NONE = "get_config() takes 0 positional arguments"
 _NEEDS_ONE = "get_config() missing 1 required positional argument"
 
 
-def config_file_error(
-    named: str, error: BaseException | None, config_call: str = _CONFIG_CALL
-) -> str:
+def config_file_error(named: str, error: BaseException | None, config_call: str = NEST_CALL) -> str:
     """Returns the line about a config file that raised, or returned no config.
 
     Args:

@@ -21,8 +21,11 @@ class ImagesConfig(Section):
     """What is read, and what each client is tested on."""
 
     section = "images"
+    # Free: a run keeps the fingerprint of its images, wherever they lie.
     source: str = field(
-        "images:data/images.npz", "images:FILE.npz of x and y, or images:FOLDER by class."
+        "images:data/images.npz",
+        "images:FILE.npz of x and y, or images:FOLDER by class.",
+        is_free=True,
     )
     image_size: int = field(32, "Height and width of an image, in pixels.", minimum=8, maximum=4096)
     num_channels: int = field(3, "Numbers of a pixel.", minimum=1, maximum=4096)

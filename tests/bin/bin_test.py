@@ -285,6 +285,10 @@ def test_a_federated_run_goes_on_from_flags(call, images, tmp_path):
     code, output = call("federate", *flags, "--config.training.rounds=2")
     assert code == 0 and "round 2/2" in output and "round 1/" not in output, output
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    file = tmp_path / "none.py"
+    file.write_text("def get_config():\n    return {}\n")
+    code, output = call("federate", f"--config={file}", "--workdir=W")
+    assert code == 2 and "return matta_jax.federated.to_config_dict(" in output, output
     code, output = call("federate", "--help_config")
     assert code == 0 and "--config.training.d1  int" in output and "--config.model" not in output
 

@@ -54,3 +54,10 @@ def test_a_config_file_is_named_with_its_line(kind, tmp_path, monkeypatch):
     for word in words:
         assert word in line
     assert kind == "user" or "tiny.py" in line
+
+
+def test_what_a_file_should_return_is_that_of_its_kind(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(FILES["dict"][0])
+    assert config_file_error(str(file), None, "a call").endswith("returns dict; return a call")
+    assert "matta_jax.config.to_config_dict" in config_file_error(str(file), None)

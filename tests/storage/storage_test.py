@@ -50,6 +50,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert storage.read_text(file) == "new" and list(tmp_path.iterdir()) == [file]
 
 
+def test_a_file_of_bytes_is_read_piece_by_piece(tmp_path):
+    path = tmp_path / "a.bin"
+    with storage.open_new(path) as file:
+        file.write(b"abc")
+    with storage.open_old(path) as file:
+        assert (file.read(1), file.read()) == (b"a", b"bc")
+    with pytest.raises(OSError):
+        storage.open_old(tmp_path / "b.bin")
+
+
 def test_lines_outlast_a_kill_and_half_a_line_does_not(tmp_path):
     file = tmp_path / "lines"
     assert storage.recover_lines(file) == []
