@@ -170,8 +170,8 @@ class DataConfig(Section):
     section = "data"
     source: str = field(
         "stdlib",
-        "stdlib, text:GLOB (.txt .jsonl .jsonl.gz), or tfds:NAME[:SPLIT]; of a vit images:FILE.npz "
-        "or images:FOLDER, of a folder for each class.",
+        "stdlib, text:GLOB (.txt .jsonl .jsonl.gz), or tfds:NAME[:SPLIT]; of a vit "
+        "images:FILE.npz, images:FOLDER, of a folder for each class, or tfds:NAME[:SPLIT].",
     )
     tokenizer: str = field("byte", "byte, gpt2:FOLDER (vocab.bpe, encoder.json), or hf:FILE.json.")
     seq_len: int = field(256, "Tokens of a training window.", minimum=1, maximum=2**24)

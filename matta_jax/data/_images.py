@@ -17,6 +17,7 @@ from matta_jax.config import DataConfig, VitConfig
 from matta_jax.data._corpora import Document, is_held_out
 from matta_jax.data._examples import ExampleSet, no_example
 from matta_jax.data._jsonl import read_data
+from matta_jax.data._tfds import tfds_images
 from matta_jax.errors import UserError, shorten
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -97,7 +98,7 @@ def read_images(
     Args:
       source: `images:FILE.npz` of `x` [n, H, W, C] or [n, H, W] uint8 and `y` [n] classes; or
         `images:FOLDER` of folders, the classes in the order of their names, of PNG and JPEG files,
-        which are scaled to the model's size.
+        which are scaled to the model's size; or `tfds:NAME[:SPLIT]`.
       data: the split.
       model: the size and the classes that images must have.
       held_out: one side of the split by a hash of an image; None: all.
@@ -107,14 +108,7 @@ def read_images(
       UserError: files that cannot be read, images of another size, or labels outside the classes.
     """
     what = f"data source {source!r}"
-    kind, _, where = source.partition(":")
-    if kind != "images" or not where:
-        raise UserError(
-            f"{what}: an image classifier reads images; name images:FILE.npz or images:FOLDER"
-        )
-    path = storage.path(where)
-    read = _read_folder if path.is_dir() else _read_npz
-    images, classes = read(path, model, what)
+    images, classes = _read(source, data, model, what)
     _check_classes(classes, model, what)
     if held_out is not None:
         chosen = [i for i, image in enumerate(images) if _is_held_out(image, data) == held_out]
@@ -157,6 +151,38 @@ def read_unlabelled(where: str, model: VitConfig, what: str) -> tuple[list[str],
 
 def _files(folder: storage.Path) -> list[storage.Path]:
     return [file for file in storage.match(folder, "*") if file.suffix.lower() in _SUFFIXES]
+
+
+def _read(
+    source: str, data: DataConfig, model: VitConfig, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    kind, _, where = source.partition(":")
+    if kind == "tfds" and where:
+        pixels, labels = [], []
+        for i, (image, label) in enumerate(tfds_images(source, data.tfds_dir)):
+            pixels.append(_checked(image, model, f"{what}: image {i}"))
+            labels.append(label)
+        return np.array(pixels, np.uint8), np.array(labels, np.int64)
+    if kind != "images" or not where:
+        raise UserError(
+            f"{what}: an image classifier reads images; name images:FILE.npz, images:FOLDER or "
+            "tfds:NAME"
+        )
+    path = storage.path(where)
+    read = _read_folder if path.is_dir() else _read_npz
+    return read(path, model, what)
+
+
+def _checked(image: np.ndarray, model: VitConfig, where: str) -> np.ndarray:
+    """An image of the model's size and type. Raises UserError for another."""
+    shape = (model.image_size, model.image_size, model.num_channels)
+    if image.dtype != np.uint8 or image.shape != shape:
+        raise UserError(
+            f"{where} is {image.dtype} {_times(image.shape)}, and the model reads uint8 "
+            f"{_times(shape)} (model.image_size, model.num_channels); change these, or scale the "
+            "images"
+        )
+    return image
 
 
 def _is_held_out(image: np.ndarray, data: DataConfig) -> bool:

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from matta_jax import storage
 from matta_jax.errors import UserError, shorten
 
@@ -41,8 +43,34 @@ def tfds_texts(source: str, text_field: str, tfds_dir: str | None) -> Iterator[b
         yield value if isinstance(value, bytes) else str(value).encode()
 
 
-def _open(source: str, text_field: str, tfds_dir: str | None) -> tuple[Any, str]:
-    """Returns the builder of a set that is prepared, and the name of its split."""
+def tfds_images(source: str, tfds_dir: str | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the pixels [H, W, C] and the class of each example, of the features `image` and
+    `label`, decoded by OpenCV or Pillow. Raises UserError as `tfds_texts` does, and where neither
+    is installed.
+    """
+    builder, split = _open(source, "image", tfds_dir, "the feature")
+    _open(source, "label", tfds_dir, "the feature")
+    try:
+        for example in builder.as_data_source(split=split):
+            yield np.asarray(example["image"]), int(example["label"])
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"data.source={source!r}: its images cannot be decoded ({shorten(str(error))}); pip "
+            "install 'matta_jax[vision]'"
+        ) from None
+
+
+def _open(
+    source: str, feature: str, tfds_dir: str | None, setting: str = "data.text_field"
+) -> tuple[Any, str]:
+    """Returns the builder of a set that is prepared, and the name of its split.
+
+    Args:
+      source: `tfds:NAME[:SPLIT]`.
+      feature: that it must have.
+      tfds_dir: where prepared sets lie.
+      setting: what names the feature, as errors say it.
+    """
     name, _, split = source.partition(":")[2].partition(":")
     split = split or "train"
     builder = _builder(source, name, tfds_dir)
@@ -51,9 +79,9 @@ def _open(source: str, text_field: str, tfds_dir: str | None) -> tuple[Any, str]
     if split not in builder.info.splits:
         splits = ", ".join(builder.info.splits)
         raise UserError(f"data.source={source!r} has no split {split!r}; splits: {splits}")
-    if text_field not in builder.info.features:
+    if feature not in builder.info.features:
         fields = ", ".join(builder.info.features)
-        raise UserError(f"data.text_field={text_field!r} is not in {source!r}; fields: {fields}")
+        raise UserError(f"{setting}={feature!r} is not in {source!r}; fields: {fields}")
     return builder, split
 
 

@@ -110,3 +110,61 @@ def test_training_reads_variants_and_evaluation_does_not(vit):
 def test_variants_are_of_images_alone(tiny):
     with pytest.raises(UserError, match="data.crop=2 is without effect on model.name='gpt'"):
         tiny(data__crop=2)
+
+
+_BUILDER = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        image = tfds.features.Image(shape=(8, 8, 3))
+        label = tfds.features.ClassLabel(num_classes=3)
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(12):
+            yield i, {"image": self.pngs[i], "label": i % 3}
+"""
+
+
+@pytest.mark.slow
+def test_prepared_sets_of_images_are_read_without_tensorflow(vit, images, tmp_path, monkeypatch):
+    image_lib = pytest.importorskip("PIL.Image")
+    (tmp_path / "tinyset").mkdir()
+    (tmp_path / "tinyset" / "__init__.py").write_text("")
+    (tmp_path / "tinyset" / "tiny.py").write_text(_BUILDER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from tinyset.tiny import Tiny
+
+    pixels = np.load(images)["x"][:12]
+    Tiny.pngs = []
+    for i, image in enumerate(pixels):
+        image_lib.fromarray(image).save(tmp_path / f"{i}.png")
+        Tiny.pngs.append(str(tmp_path / f"{i}.png"))
+    Tiny(data_dir=str(tmp_path / "d"), file_format="array_record").download_and_prepare()
+
+    config = vit(data__source="tfds:tiny", data__tfds_dir=str(tmp_path / "d"))
+    read = data.read_images("tfds:tiny", config.data, config.model)
+    expected = {image.tobytes() for image in pixels}
+    assert {image.tobytes() for image in read.images} == expected and len(read) == 12
+    by_pixels = {image.tobytes(): i % 3 for i, image in enumerate(pixels)}
+    assert all(by_pixels[read[i]["image"].tobytes()] == read[i]["label"] for i in range(12))
+    for model, words in (
+        (
+            vit(model__image_size=12).model,
+            "image 0 is uint8 8x8x3, and the model reads uint8 12",
+        ),
+        (vit(model__image_classes=2).model, "is of class 2, and classes are whole numbers"),
+    ):
+        with pytest.raises(UserError, match=words):
+            data.read_images("tfds:tiny", config.data, model)
+    with pytest.raises(UserError, match="no split 'test'; splits: train"):
+        data.read_images("tfds:tiny:test", config.data, config.model)
