@@ -1,26 +1,19 @@
-"""A federated run in one process: rounds of clients that learn and a server that takes the mean."""
+"""A federated run: rounds of clients that learn and a server that takes the mean."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from matta_jax import stops, storage
 from matta_jax.config import DataConfig, VitConfig
 from matta_jax.data import read_images
-from matta_jax.errors import DamageError, DivergenceError, UserError
-from matta_jax.federated._client import (
-    ClientData,
-    PrivateState,
-    accuracy,
-    client_update,
-    init_private,
-    init_theta,
-)
+from matta_jax.errors import DamageError, UserError
+from matta_jax.federated._client import ClientData, init_theta
 from matta_jax.federated._config import SECTIONS, FederatedConfig, to_dict
 from matta_jax.federated._networks import Weights
+from matta_jax.federated._participant import Clients, ClientsHere
 from matta_jax.federated._partition import ClientParts, partition, split_client
 from matta_jax.federated._server import aggregate, count_bytes, sample_clients
 from matta_jax.federated._state import (
@@ -34,9 +27,6 @@ from matta_jax.federated._state import (
 Log = Callable[[str], None]
 Metrics = dict[str, Any]
 """A line of `metrics.jsonl`."""
-
-# What keys of a client's batches begin with, after the run's seed.
-_BATCHES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +49,7 @@ class FederatedResult:
 def federate(
     config: FederatedConfig, workdir: str | storage.Path, *, log: Log = print
 ) -> FederatedResult:
-    """Trains clients of different architectures in rounds.
+    """Trains clients of different architectures in rounds, all in this process.
 
     A run that was killed at any moment and is started again ends with the same bits as one that was
     not. One that is finished goes on where `training.rounds` is raised.
@@ -77,13 +67,28 @@ def federate(
     """
     folder = storage.resolve(workdir)
     parts, fingerprint = read_clients(config)
+    clients = ClientsHere(config, parts, RunFolder(folder), fingerprint)
+    return run_rounds(config, folder, clients, log)
+
+
+def run_rounds(
+    config: FederatedConfig, folder: storage.Path, clients: Clients, log: Log
+) -> FederatedResult:
+    """The server of a run, as `federate`, of clients wherever they are.
+
+    Args:
+      config: the run.
+      folder: an absolute path without links.
+      clients: who is asked.
+      log: takes a line for each round.
+    """
     mend = "make room or name another, and start again: the run goes on from its last round"
     with storage.writing("workdir", folder, mend, wrapped=True):
         storage.make_folder(folder)
         with storage.locked("workdir", folder), stops.unfinished():
             _claim_folder(config, folder)
-            run = _Run(config, parts, RunFolder(folder))
-            run.restore(fingerprint)
+            run = _Run(config, clients, RunFolder(folder))
+            run.restore()
             return FederatedResult(folder, run.finish(log))
 
 
@@ -140,48 +145,33 @@ def _is_free(section: str, name: str) -> bool:
     return bool(declared.metadata["is_free"])
 
 
-def _check_finite(theta: Weights, state: PrivateState, client: int, round_number: int) -> None:
-    """Raises DivergenceError where a client's weights are no numbers, which a mean would spread."""
-    arrays = jax.tree.leaves((theta, state.weights))
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise DivergenceError(
-            f"client {client} diverged in round {round_number}: its weights are not finite; lower "
-            "training.learning_rate, in another workdir"
-        )
-
-
 class _Run:
-    """A run under way: the server's shared model, and each client's state."""
+    """A run under way, as the server sees it."""
 
-    def __init__(self, config: FederatedConfig, parts: list[ClientParts], folder: RunFolder):
-        self._config, self._parts, self._folder = config, parts, folder
+    def __init__(self, config: FederatedConfig, clients: Clients, folder: RunFolder):
+        self._config, self._clients, self._folder = config, clients, folder
         self._theta: Weights = {}
-        self._states: list[PrivateState] = []
         self._rows: list[Metrics] = []
         self._commit = Commit(0, "", "", [])
 
-    def restore(self, fingerprint: str) -> None:
+    def restore(self) -> None:
         """Takes up the last round that is whole; without one, begins."""
+        fingerprint = self._clients.fingerprint()
         commit = self._folder.read_commit(self._config.clients.count)
         if commit is None:
             commit = self._begin(fingerprint)
         check_same_images(commit, fingerprint, self._config.images.source)
         self._commit = commit
-        # From the files, also at the beginning: both ways begin from the same bits.
+        # From the file, also at the beginning: both ways begin from the same bits.
         self._theta = self._folder.read_theta(commit.theta)
-        self._states = [
-            self._folder.read_client(client, slot) for client, slot in enumerate(commit.clients)
-        ]
         self._rows = self._folder.drop_metrics_after(commit.round)
 
     def _begin(self, fingerprint: str) -> Commit:
-        count, slot = self._config.clients.count, first_slot()
+        slot = first_slot()
         theta = init_theta(self._config)
         self._folder.write_theta(theta, slot)
-        for client in range(count):
-            state = init_private(self._config, client, theta)
-            self._folder.write_client(client, state, slot)
-        commit = Commit(0, fingerprint, slot, [slot] * count)
+        self._clients.begin(theta)
+        commit = Commit(0, fingerprint, slot, [slot] * self._config.clients.count)
         self._folder.write_commit(commit)
         return commit
 
@@ -198,26 +188,18 @@ class _Run:
         return self._rows
 
     def _round(self, round_number: int) -> Metrics:
-        training = self._config.training
-        clients = sample_clients(
+        drawn = sample_clients(
             self._config.clients.count,
             self._config.clients_per_round,
             round_number,
-            training.seed,
+            self._config.training.seed,
         )
-        bytes_down = count_bytes(self._theta) * len(clients)
-        updates = []
+        bytes_down = count_bytes(self._theta) * len(drawn)
         slots = list(self._commit.clients)
-        for client in clients:
-            key = (training.seed, _BATCHES, round_number, client)
-            theta, state, images = client_update(
-                self._theta, self._states[client], self._parts[client].train, key, training
-            )
-            _check_finite(theta, state, client, round_number)
-            updates.append((theta, images))
-            self._states[client] = state
+        drawn_slots = {client: slots[client] for client in drawn}
+        updates = self._clients.train(self._theta, round_number, drawn_slots)
+        for client in drawn:
             slots[client] = next_slot(slots[client])
-            self._folder.write_client(client, state, slots[client])
 
         self._theta = aggregate(updates)
         commit = Commit(
@@ -226,8 +208,8 @@ class _Run:
         self._folder.write_theta(self._theta, commit.theta)
         row = {
             "round": round_number,
-            **self._scores(),
-            "clients": clients,
+            **self._scores(slots),
+            "clients": drawn,
             "bytes_up": sum(count_bytes(theta) for theta, _ in updates),
             "bytes_down": bytes_down,
         }
@@ -238,13 +220,11 @@ class _Run:
         self._rows.append(row)
         return row
 
-    def _scores(self) -> Metrics:
+    def _scores(self, slots: list[str]) -> Metrics:
         """The accuracy of all clients on their own test images."""
-        method = self._config.training.method
-        by_copy, by_mean = [], []
-        for state, parts in zip(self._states, self._parts, strict=True):
-            by_copy.append(accuracy(method, state.copy, state.weights, parts.test))
-            by_mean.append(accuracy(method, self._theta, state.weights, parts.test))
+        scores = self._clients.score(self._theta, slots)
+        by_copy = [score for score, _ in scores]
+        by_mean = [score for _, score in scores]
         return {
             "accuracy": sum(by_copy) / len(by_copy),
             "accuracy_of_mean": sum(by_mean) / len(by_mean),

@@ -13,14 +13,14 @@ import pytest
 
 from matta_jax import federated
 from matta_jax.errors import DivergenceError, UserError
-from matta_jax.federated import _federate, _state
+from matta_jax.federated import _federate, _participant, _state
 
 
 @pytest.fixture
 def spied(monkeypatch, fingerprints):
     """What goes to the server and what stays, by fingerprint, as a run goes."""
     spy = {"sent": [], "stays": set(), "states": []}
-    aggregate, update = _federate.aggregate, _federate.client_update
+    aggregate, update = _federate.aggregate, _participant.client_update
 
     def spy_aggregate(updates):
         spy["sent"].append(updates)
@@ -34,7 +34,7 @@ def spied(monkeypatch, fingerprints):
         return result
 
     monkeypatch.setattr(_federate, "aggregate", spy_aggregate)
-    monkeypatch.setattr(_federate, "client_update", spy_update)
+    monkeypatch.setattr(_participant, "client_update", spy_update)
     return spy
 
 
