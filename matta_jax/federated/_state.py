@@ -19,9 +19,9 @@ from matta_jax import storage
 from matta_jax.errors import DamageError, UserError, shorten
 from matta_jax.federated._client import PrivateState
 from matta_jax.federated._networks import Weights
+from matta_jax.nesting import flatten, unflatten
 
 _SLOTS = ("a", "b")
-_SEPARATOR = "/"
 
 
 class Commit(NamedTuple):
@@ -145,17 +145,7 @@ def first_slot() -> str:
 def _write_tree(path: storage.Path, tree: Weights) -> None:
     storage.make_folder(path.parent)
     with storage.new_file(path) as building, storage.open_new(building) as file:
-        np.savez(file, **dict(_flat(tree, "")))
-
-
-def _flat(tree: Weights, prefix: str) -> list[tuple[str, Any]]:
-    pairs = []
-    for name, part in tree.items():
-        if isinstance(part, dict):
-            pairs += _flat(part, f"{prefix}{name}{_SEPARATOR}")
-        else:
-            pairs.append((prefix + name, part))
-    return pairs
+        np.savez(file, **flatten(tree))
 
 
 def _read_tree(path: storage.Path) -> Weights:
@@ -166,14 +156,7 @@ def _read_tree(path: storage.Path) -> Weights:
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from None
 
-    tree: Weights = {}
-    for name, array in flat.items():
-        *parents, leaf = name.split(_SEPARATOR)
-        part = tree
-        for parent in parents:
-            part = part.setdefault(parent, {})
-        part[leaf] = array
-    return tree
+    return unflatten(flat)
 
 
 def _damaged(path: storage.Path, error: object) -> DamageError:
