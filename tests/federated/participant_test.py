@@ -56,7 +56,7 @@ def _constant(state, label):
     return {"kernel": np.zeros_like(header["kernel"]), "bias": bias}
 
 
-def test_clients_here_answer_in_the_order_that_they_are_asked(make_config, tmp_path):
+def test_clients_here_answer_in_the_order_that_they_are_asked(make_config, fingerprints, tmp_path):
     config = make_config()
     parts, fingerprint = federated.read_clients(config)
     folder = federated.RunFolder(storage.resolve(tmp_path))
@@ -66,5 +66,8 @@ def test_clients_here_answer_in_the_order_that_they_are_asked(make_config, tmp_p
     updates = clients.train(theta, 1, {2: "a", 0: "a"})
     expected = [len(parts[client].train.labels) for client in (2, 0)]
     assert [images for _, images in updates] == expected
+    again = clients.train(theta, 1, {0: "a", 2: "a"})
+    assert fingerprints(updates[0][0]) == fingerprints(again[1][0])
+    assert fingerprints(updates[0][0]) != fingerprints(again[0][0])
     assert len(clients.score(theta, ["b", "a", "b"])) == 3
     assert clients.fingerprint() == fingerprint
