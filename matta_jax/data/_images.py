@@ -5,7 +5,6 @@ Shape letters: n images, H rows, W columns, C channels.
 
 import dataclasses
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -196,7 +195,7 @@ def _read_npz(
 ) -> tuple[np.ndarray, np.ndarray]:
     data = read_data(path, what)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        with np.load(storage.in_memory(data), allow_pickle=False) as arrays:
             if "x" not in arrays or (has_classes and "y" not in arrays):
                 form = "the arrays x, of images, and y, of classes" if has_classes else "an array x"
                 names = ", ".join(arrays) or "none"
@@ -266,7 +265,7 @@ def decode_image(file: storage.Path, model: VitConfig, what: str) -> np.ndarray:
             f"{model.num_channels}; change it, or name an .npz"
         )
     try:
-        with PIL.Image.open(io.BytesIO(read_data(file, what))) as image:
+        with PIL.Image.open(storage.in_memory(read_data(file, what))) as image:
             size = (model.image_size, model.image_size)
             scaled = image.convert(mode).resize(size, PIL.Image.Resampling.BILINEAR)
     # Damaged files raise many kinds.

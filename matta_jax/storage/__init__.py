@@ -12,6 +12,7 @@ from matta_jax.storage._failures import writing as writing
 from matta_jax.storage._failures import writing_by_library as writing_by_library
 from matta_jax.storage._files import append_line as append_line
 from matta_jax.storage._files import copy_file as copy_file
+from matta_jax.storage._files import in_memory as in_memory
 from matta_jax.storage._files import new_file as new_file
 from matta_jax.storage._files import open_new as open_new
 from matta_jax.storage._files import open_old as open_old

@@ -1,6 +1,7 @@
 """Single files: read, replaced as a whole, or grown line by line."""
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ _NEW_FILE = 0o666
 def read_bytes(path: Path) -> bytes:
     """Returns the bytes of a file. Raises OSError."""
     return path.read_bytes()
+
+
+def in_memory(data: bytes) -> BinaryIO:
+    """Bytes that were read as a file, for libraries that take one."""
+    return io.BytesIO(data)
 
 
 def read_text(path: Path) -> str:
