@@ -208,7 +208,7 @@ def test_an_old_search_goes_on_with_its_scores(before, values, tmp_path):
     assert scores.read_bytes() == stored
     assert result.pick.spec == expected["pick"]
     assert {row.spec: row.loss for row in result.rows} == expected["losses"]
-    assert {row.spec: row.bits_per_byte for row in result.rows} == expected["bits_per_byte"]
+    assert {row.spec: row.verified for row in result.rows} == expected["bits_per_byte"]
 
 
 @pytest.mark.slow
