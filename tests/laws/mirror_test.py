@@ -30,6 +30,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/models/families/_blocks.py": "tests/models/families/gpt2_test.py",
     "matta_jax/optim/_batches.py": "tests/optim/step_test.py",
     "matta_jax/optim/_numbering.py": "tests/optim/plan_test.py",
+    "matta_jax/packages/hf/_encoder.py": "tests/packages/hf/bert_test.py",
     "matta_jax/packages/hf/_format.py": "tests/packages/hf/gpt2_test.py",
     "matta_jax/packages/hf/_gemma.py": "tests/packages/hf/llama_test.py",
     "matta_jax/packages/hf/_layout.py": "tests/packages/hf/gpt2_test.py",

@@ -10,9 +10,8 @@ from matta_jax import storage
 from matta_jax.config import EmbedderConfig
 from matta_jax.errors import UserError, listed, shorten
 from matta_jax.models import Architecture
-from matta_jax.models.families import family_of
-from matta_jax.nesting import SubModel
-from matta_jax.packages.hf._layout import Dims, Layout, Place, natural
+from matta_jax.packages.hf._encoder import EncoderLayout
+from matta_jax.packages.hf._layout import Dims, Place, natural
 from matta_jax.tokenizers import TextIds
 
 _QKV: Dims = (("heads", "head_dim"), ("d_model",))
@@ -58,7 +57,7 @@ _POOLING = {"mean_tokens": "mean", "cls_token": "cls", "mean": "mean", "cls": "c
 _FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
-class BertLayout(Layout):
+class BertLayout(EncoderLayout):
     """BERT, whose heads fill the residual stream."""
 
     title = "BERT"
@@ -101,7 +100,7 @@ vectors = model.encode(texts)"""
 
     def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
         del text_ids
-        _check_stock(architecture)
+        self.check_stock(architecture)
         sub_model, options = architecture.sub_model, architecture.options
         names = {kind: name for name, kind in reversed(_ACTIVATIONS.items())}
         return {
@@ -127,25 +126,6 @@ vectors = model.encode(texts)"""
                 "granules": dict(architecture.granules),
             },
         }
-
-    def architecture(self, config: Mapping[str, Any]) -> Architecture:
-        section = self.section(config)
-        layers = tuple(range(section.num_layers))
-        family = family_of(self.family_name)
-        sizes = section.nested_sizes()
-        facts = config.get("matta_jax", {})
-        granules = {"heads": sizes["heads"], "d_ff": sizes["d_ff"]} | facts.get("granules", {})
-        for axis, granule in granules.items():
-            if sizes[axis] % natural(axis, granule):
-                raise ValueError(f"the granule of {axis} must divide {sizes[axis]}")
-        return Architecture(
-            family_name=self.family_name,
-            max_len=section.max_len,
-            fixed=family.fixed_sizes(section),
-            sub_model=SubModel(layers, sizes),
-            granules=granules,
-            options=family.options(section, layers),
-        )
 
     def section(self, config: Mapping[str, Any]) -> EmbedderConfig:
         for name, value in _FIXED.items():
@@ -231,18 +211,3 @@ def _pooling_modes(document: Mapping[str, Any]) -> list[str]:
         for name, value in document.items()
         if name.startswith(stem) and value is True
     ]
-
-
-def _check_stock(architecture: Architecture) -> None:
-    """Raises UserError where stock BERT has no room for a model."""
-    for axis in architecture.sub_model.per_layer:
-        raise UserError(
-            f"format='hf': layers of several {axis} do not fit stock BERT; extract one size, or "
-            "use format=safetensors"
-        )
-    heads = architecture.sub_model.sizes["heads"]
-    if heads * architecture.head_dim != architecture.d_model:
-        raise UserError(
-            f"format='hf': {heads} heads of {architecture.head_dim} do not fill d_model="
-            f"{architecture.d_model} of stock BERT; extract all heads, or use format=safetensors"
-        )

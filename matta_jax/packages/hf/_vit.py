@@ -8,9 +8,8 @@ from matta_jax import storage
 from matta_jax.config import VitConfig
 from matta_jax.errors import UserError, listed, shorten
 from matta_jax.models import Architecture
-from matta_jax.models.families import family_of
-from matta_jax.nesting import SubModel
-from matta_jax.packages.hf._layout import Dims, Layout, Place, natural
+from matta_jax.packages.hf._encoder import EncoderLayout
+from matta_jax.packages.hf._layout import Dims, Place, natural
 from matta_jax.tokenizers import TextIds
 
 _QKV: Dims = (("heads", "head_dim"), ("d_model",))
@@ -59,7 +58,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "g
 _PROCESSOR = "preprocessor_config.json"
 
 
-class VitLayout(Layout):
+class VitLayout(EncoderLayout):
     """ViT, whose heads fill the residual stream and whose head reads a class token."""
 
     title = "ViT"
@@ -95,7 +94,12 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
 
     def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
         del text_ids
-        _check_stock(architecture)
+        if architecture.options["image_pooling"] != "cls":
+            raise UserError(
+                "format='hf': stock ViT reads a class token, and this model the mean of patches; "
+                "use format=safetensors"
+            )
+        self.check_stock(architecture)
         sub_model, options, fixed = (
             architecture.sub_model,
             architecture.options,
@@ -127,25 +131,6 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
                 "granules": dict(architecture.granules),
             },
         }
-
-    def architecture(self, config: Mapping[str, Any]) -> Architecture:
-        section = self.section(config)
-        layers = tuple(range(section.num_layers))
-        family = family_of(self.family_name)
-        sizes = section.nested_sizes()
-        facts = config.get("matta_jax", {})
-        granules = {"heads": sizes["heads"], "d_ff": sizes["d_ff"]} | facts.get("granules", {})
-        for axis, granule in granules.items():
-            if sizes[axis] % natural(axis, granule):
-                raise ValueError(f"the granule of {axis} must divide {sizes[axis]}")
-        return Architecture(
-            family_name=self.family_name,
-            max_len=section.max_len,
-            fixed=family.fixed_sizes(section),
-            sub_model=SubModel(layers, sizes),
-            granules=granules,
-            options=family.options(section, layers),
-        )
 
     def section(self, config: Mapping[str, Any]) -> VitConfig:
         if config.get("qkv_bias", True) is not True:
@@ -205,23 +190,3 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
     def layer(self, architecture: Architecture) -> dict[str, Place]:
         del architecture
         return dict(_LAYER)
-
-
-def _check_stock(architecture: Architecture) -> None:
-    """Raises UserError where stock ViT has no room for a model."""
-    if architecture.options["image_pooling"] != "cls":
-        raise UserError(
-            "format='hf': stock ViT reads a class token, and this model the mean of patches; use "
-            "format=safetensors"
-        )
-    for axis in architecture.sub_model.per_layer:
-        raise UserError(
-            f"format='hf': layers of several {axis} do not fit stock ViT; extract one size, or use "
-            "format=safetensors"
-        )
-    heads = architecture.sub_model.sizes["heads"]
-    if heads * architecture.head_dim != architecture.d_model:
-        raise UserError(
-            f"format='hf': {heads} heads of {architecture.head_dim} do not fill d_model="
-            f"{architecture.d_model} of stock ViT; extract all heads, or use format=safetensors"
-        )
