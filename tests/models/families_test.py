@@ -279,6 +279,7 @@ def test_it_steps_with_second_order_optimisers(rotary, tmp_path, name):
     assert views["blocks/0/mlp/w_in"].columns == (4,)  # Gate and value are matrices of their own.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_decoding_with_a_cache_is_the_cache_free_pass(rotary, count, ragged):
@@ -316,6 +317,7 @@ def test_it_writes_text_and_is_searched(rotary_run, tmp_path):
     assert alone.scores == pytest.approx(in_place.scores, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_owners_of_equal_size_never_share_hidden_states(rotary):
     """Two members of the same sizes, each with its own norms, beside the TA."""
     plan = models.plan_of(rotary())

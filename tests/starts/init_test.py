@@ -15,6 +15,7 @@ WIDER = {"d_ff": 48, "widths": [16, 32, 48]}
 NARROW = "d_model=16;d_ff=16"
 
 
+@pytest.mark.slow
 def test_a_grown_run_reports_both_losses_at_step_0(starting, student, tmp_path):
     lines = []
     result = train(starting(student, WIDER), tmp_path / "grown", log=lines.append)

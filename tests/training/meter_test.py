@@ -55,6 +55,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny, tmp_path, poison
     ]
 
 
+@pytest.mark.slow
 def test_too_many_skipped_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(
     tiny, tmp_path, poison
 ):

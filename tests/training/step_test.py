@@ -170,6 +170,7 @@ def test_a_member_of_no_weight_trains_nothing(tiny):
         np.testing.assert_allclose(leaf, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_member_of_the_students_sizes_shares_its_states_and_changes_none_of_its_metrics(tiny):
     _, _, metrics = step_of(tiny(nest__members={"twin": "student"}, **PLAIN))
     _, _, metrics_without = step_of(tiny(**PLAIN))
