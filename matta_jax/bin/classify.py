@@ -11,10 +11,10 @@ from absl import flags
 import matta_jax
 from matta_jax import storage
 from matta_jax.bin import _app
-from matta_jax.config import VitConfig
 from matta_jax.data import read_unlabelled
 from matta_jax.errors import UserError
 from matta_jax.packages import check_place, load_chosen
+from matta_jax.serving import image_section
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of an extracted or imported classifier.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")
@@ -36,13 +36,7 @@ def _main() -> None:
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
     [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
 
-    section = model.config.model
-    if not isinstance(section, VitConfig):
-        raise UserError(
-            f"model {model.spec!r} is {section.a_noun}, and reads no images; name an image "
-            "classifier"
-        )
-    names, images = read_unlabelled(source, section, f"input={source!r}")
+    names, images = read_unlabelled(source, image_section(model), f"input={source!r}")
     logits = matta_jax.classify(model, images)
     probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
     lines = []

@@ -3,17 +3,17 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from matta_jax import storage
-from matta_jax.config import VitConfig
 from matta_jax.data import ImageSet, read_images
 from matta_jax.errors import UserError
 from matta_jax.evaluation._output import make_folder_of
 from matta_jax.packages import Model
 from matta_jax.reporting import markdown_table, new_figure, progress, save_figure
-from matta_jax.serving import Cascade, classify, entropies
+from matta_jax.serving import Cascade, classify, entropies, image_section
 
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """Of the images to tune on, how many stop at each threshold that is tried."""
@@ -100,10 +100,8 @@ def cascade_report(
 
 
 def _images(where: str, model: Model, field: str) -> ImageSet:
-    section = model.config.model
-    assert isinstance(section, VitConfig), "a cascade is of image classifiers"
     try:
-        return read_images(f"images:{where}", model.config.data, section)
+        return read_images(f"images:{where}", model.config.data, image_section(model))
     except UserError as error:
         raise UserError(f"{field}={where!r}: {error}") from None
 
@@ -180,8 +178,8 @@ def _write(
     return files
 
 
-def _plot(figure: object, points: Sequence[Point], pick: Point, path: storage.Path) -> storage.Path:
-    all_axes = figure.subplots(1, 2, sharey=True)  # type: ignore[attr-defined]
+def _plot(figure: Any, points: Sequence[Point], pick: Point, path: storage.Path) -> storage.Path:
+    all_axes = figure.subplots(1, 2, sharey=True)
     panels = {
         "millions of multiplications of an image": lambda point: point.macs / 1e6,
         "milliseconds of an image, measured": lambda point: point.ms,

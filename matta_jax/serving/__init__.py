@@ -3,6 +3,7 @@
 from matta_jax.serving._cascade import Cascade as Cascade
 from matta_jax.serving._cascade import entropies as entropies
 from matta_jax.serving._classify import classify as classify
+from matta_jax.serving._classify import image_section as image_section
 from matta_jax.serving._embed import embed as embed
 from matta_jax.serving._generate import Sampling as Sampling
 from matta_jax.serving._generate import generate as generate

@@ -15,9 +15,8 @@ import scipy.special
 
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
-from matta_jax.serving._classify import check_images, image_shape
+from matta_jax.serving._classify import BATCH_SIZE, check_images, filled_up, image_shape
 
-_BATCH_SIZE = 64
 # Of gathered rows: a batch is filled up to the next of these parts of a full one.
 _PARTS = (8, 4, 2, 1)
 
@@ -29,7 +28,7 @@ class Answers:
     Attributes:
       logits: of the model that answered, float32 [n, classes].
       stopped: whether the small model did [n].
-      seconds: what it took, programs compiled before.
+      seconds: what it took.
     """
 
     logits: np.ndarray
@@ -60,12 +59,13 @@ class Cascade:
             )
         self._shape = shapes[0]
         self._programs = [jax.jit(model.apply) for model in self.models]
+        self._compile()
 
-    def warm_up(self) -> None:
-        """Compiles all programs."""
+    def _compile(self) -> None:
+        """Runs each program once, at each of its sizes: no answer waits for a compiler."""
         for stage, parts in ((0, (1,)), (1, _PARTS)):
             for part in parts:
-                self._run(stage, np.zeros((_BATCH_SIZE // part, *self._shape), np.uint8))
+                self._run(stage, np.zeros((BATCH_SIZE // part, *self._shape), np.uint8))
 
     def __call__(self, images: np.ndarray, threshold: float) -> Answers:
         """Classifies images, batch by batch.
@@ -79,18 +79,17 @@ class Cascade:
         """
         check_images(self.models[0], images)
         check_threshold(threshold)
-        self.warm_up()
         logits = np.zeros((len(images), self.models[0].architecture.fixed["classes"]), np.float32)
         stopped = np.ones(len(images), bool)
 
         start_time = time.perf_counter()
-        for start in range(0, len(images), _BATCH_SIZE):
-            batch = images[start : start + _BATCH_SIZE]
-            first = self._run(0, _filled(batch, _BATCH_SIZE))[: len(batch)]
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            first = self._run(0, filled_up(batch, BATCH_SIZE))[: len(batch)]
             unsure = np.flatnonzero(entropies(first) > threshold)
             if len(unsure):
                 size = _size_for(len(unsure))
-                first[unsure] = self._run(1, _filled(batch[unsure], size))[: len(unsure)]
+                first[unsure] = self._run(1, filled_up(batch[unsure], size))[: len(unsure)]
             logits[start : start + len(batch)] = first
             stopped[start + unsure] = False
         return Answers(logits, stopped, time.perf_counter() - start_time)
@@ -118,8 +117,4 @@ def check_threshold(threshold: float) -> None:
 
 def _size_for(count: int) -> int:
     """The smallest batch that rows fit in."""
-    return next(_BATCH_SIZE // part for part in _PARTS if count <= _BATCH_SIZE // part)
-
-
-def _filled(images: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+    return next(BATCH_SIZE // part for part in _PARTS if count <= BATCH_SIZE // part)

@@ -31,7 +31,7 @@ def classify(model: Model, images: np.ndarray) -> np.ndarray:
     starts = range(0, len(images), BATCH_SIZE)
     for start in progress(starts, desc=f"classify {model.spec}", unit="batches"):
         batch = images[start : start + BATCH_SIZE]
-        filled = np.pad(batch, [(0, BATCH_SIZE - len(batch)), (0, 0), (0, 0), (0, 0)])
+        filled = filled_up(batch, BATCH_SIZE)
         parts.append(np.asarray(program(model.params, {"image": filled}))[: len(batch)])
     if not parts:
         return np.zeros((0, model.architecture.fixed["classes"]), np.float32)
@@ -52,11 +52,21 @@ def image_shape(model: Model) -> tuple[int, ...]:
     """Rows, columns and channels of the images that a model reads. Raises UserError for a model
     that is no image classifier.
     """
+    section = image_section(model)
+    return (section.image_size, section.image_size, section.num_channels)
+
+
+def image_section(model: Model) -> VitConfig:
+    """The section of an image classifier. Raises UserError for another model."""
     section = model.config.model
     if not isinstance(section, VitConfig):
         raise UserError(
             f"model {model.spec!r} is {section.a_noun}, and reads no images; name an image "
             "classifier"
         )
-    size = section.image_size
-    return (size, size, section.num_channels)
+    return section
+
+
+def filled_up(images: np.ndarray, size: int) -> np.ndarray:
+    """Images and black ones behind them: a batch of a size that a program is compiled for."""
+    return np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])

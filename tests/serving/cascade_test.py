@@ -50,7 +50,6 @@ def test_only_unsure_images_reach_the_large_model(pair, images, monkeypatch):
         sizes.append((stage, len(batch)))
         return run(stage, batch)
 
-    monkeypatch.setattr(cascade, "warm_up", lambda: None)
     monkeypatch.setattr(cascade, "_run", counted)
     unsure = np.sort(serving.entropies(matta_jax.classify(pair[0], pixels)))
     # Five of sixty: a batch of eight is the smallest that holds them.
