@@ -42,8 +42,8 @@ class Config:
         _check_nest(self.model, self.nest)
         _check_members(self.nest, self.objective)
         _check_teacher(self.teacher, self.model, self.data)
+        _check_kinds(self)
         _check_pairs(self)
-        _check_images(self)
         _check_lengths(self)
         _check_weights(self)
 
@@ -140,18 +140,25 @@ def _check_teacher(teacher: TeacherConfig, model: ModelConfig, data: DataConfig)
             )
 
 
-def _check_pairs(config: Config) -> None:
-    """Losses of pairs are of pairs, and their scores are read."""
-    loss, scores = config.objective.pair_loss, config.data.score_field
-    for field, value, default in (
-        ("objective.pair_loss", loss, "in_batch"),
-        ("data.score_field", scores, None),
+def _check_kinds(config: Config) -> None:
+    """Refuses fields of data that the model does not read."""
+    model, data = config.model, config.data
+    for field, value, default, is_read, kind in (
+        ("objective.pair_loss", config.objective.pair_loss, "in_batch", model.reads_pairs, "pairs"),
+        ("data.score_field", data.score_field, None, model.reads_pairs, "pairs"),
+        ("data.crop", data.crop, 0, model.reads_images, "images"),
+        ("data.flips", data.flips, False, model.reads_images, "images"),
     ):
-        if value != default and not config.model.reads_pairs:
+        if value != default and not is_read:
             raise UserError(
-                f"{field}={shorten(value)} is without effect on model.name={config.model.name!r}, "
-                "which reads no pairs; leave it out"
+                f"{field}={shorten(value)} is without effect on model.name={model.name!r}, which "
+                f"reads no {kind}; leave it out"
             )
+
+
+def _check_pairs(config: Config) -> None:
+    """Scores that pairs are ordered by are read."""
+    loss, scores = config.objective.pair_loss, config.data.score_field
     if loss == "cosent" and scores is None:
         raise UserError(
             "objective.pair_loss='cosent' orders pairs by their scores, and data.score_field=None; "
@@ -162,17 +169,6 @@ def _check_pairs(config: Config) -> None:
             "teacher.task_labels='teacher' is for classes and tokens, and "
             "objective.pair_loss='cosent' learns scores; leave one out"
         )
-
-
-def _check_images(config: Config) -> None:
-    """Variants are of images."""
-    for name in ("crop", "flips"):
-        value = getattr(config.data, name)
-        if value and not config.model.reads_images:
-            raise UserError(
-                f"data.{name}={value} is without effect on model.name={config.model.name!r}, which "
-                "reads no images; leave it out"
-            )
 
 
 def _check_lengths(config: Config) -> None:
