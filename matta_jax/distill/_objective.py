@@ -70,6 +70,7 @@ class Objective:
         Raises:
           UserError: as `nested_loss`.
         """
+        outputs, labels_N, weights_N = self.rows(outputs, labels_N, weights_N)
         terms = self.plan.terms
         unit = jnp.ones(())
         term_weights = [term.weight * (ramp if term.target == TA else unit) for term in terms]
@@ -88,6 +89,14 @@ class Objective:
         metrics["agreement"] = losses.agreement / total
         metrics["loss"] = losses.loss
         return losses.loss, metrics
+
+    def rows(
+        self, outputs: Sequence[jax.Array], labels_N: jax.Array, weights_N: jax.Array
+    ) -> tuple[Sequence[jax.Array], jax.Array, jax.Array]:
+        """What terms are computed of: outputs, labels and weights as they come, or others that
+        follow from them.
+        """
+        return outputs, labels_N, weights_N
 
 
 def member_stream(name: str) -> str:

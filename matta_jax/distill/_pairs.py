@@ -22,32 +22,15 @@ _NONE = -1e30
 class BothDirections(Objective):
     """Each text of a pair among those of its side: the mean of both cross-entropies."""
 
-    def __call__(  # noqa: PLR0913  Keyword-only: as of `Objective`.
-        self,
-        outputs: Sequence[jax.Array],
-        table_VD: jax.Array | None,
-        labels_N: jax.Array,
-        weights_N: jax.Array,
-        *,
-        ramp: jax.Array,
-        total: jax.Array,
-        teacher: Teacher | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """As `Objective`, of similarities [B, B]."""
+    def rows(
+        self, outputs: Sequence[jax.Array], labels_N: jax.Array, weights_N: jax.Array
+    ) -> tuple[Sequence[jax.Array], jax.Array, jax.Array]:
         # Side by side, so that a pair's two rows stay on one device.
         rows_and_columns = [
             jnp.stack([logits_BB, logits_BB.T], axis=1).reshape(-1, len(logits_BB))
             for logits_BB in outputs
         ]
-        return super().__call__(
-            rows_and_columns,
-            table_VD,
-            jnp.repeat(labels_N, 2),
-            jnp.repeat(weights_N / 2, 2),
-            ramp=ramp,
-            total=total,
-            teacher=teacher,
-        )
+        return rows_and_columns, jnp.repeat(labels_N, 2), jnp.repeat(weights_N / 2, 2)
 
 
 class Cosent(Objective):

@@ -23,7 +23,6 @@ MANY_PARAMETERS = {
     "matta_jax/config/_fields.py::field": "the keyword-only ones are the rules of a field",
     "matta_jax/data/_pipeline.py::training_batches": "keyword-only: the order of a stream",
     "matta_jax/distill/_objective.py::Objective.__call__": "keyword-only: where the loss is made",
-    "matta_jax/distill/_pairs.py::BothDirections.__call__": "as Objective.__call__",
     "matta_jax/distill/_pairs.py::Cosent.__call__": "as Objective.__call__",
     "matta_jax/distill/fused.py::nested_loss": "keyword-only: where the loss is made",
     "matta_jax/nesting/_expand.py::expand": "keyword-only: the sizes of Student and TA",
