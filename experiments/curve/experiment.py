@@ -1,16 +1,15 @@
 """The quickstart's family beside models of its sizes that are trained alone."""
 
 import functools
-import importlib.util
 import pathlib
 from collections.abc import Sequence
 
-from lab.protocol import FOLDER, Experiment, Results
+from lab.protocol import Experiment, Results, shipped_config
 from lab.runs import Lab, stored
 from lab.statistics import Row, differences, format_interval, interval
 
 import matta_jax
-from matta_jax.config import Config, from_dict
+from matta_jax.config import Config
 from matta_jax.nesting import graded_specs, nest_of
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 from matta_jax.sweeps import Overrides
@@ -32,12 +31,7 @@ class Curve(Experiment):
     def config(self, data: pathlib.Path, workdir: pathlib.Path) -> Config:
         """The quickstart's."""
         del data, workdir
-        file = FOLDER.parent / "configs" / "quickstart.py"
-        spec = importlib.util.spec_from_file_location("quickstart_config", file)
-        assert spec is not None and spec.loader is not None, "a file of Python has a loader"
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return from_dict(module.get_config().to_dict())
+        return shipped_config("quickstart")
 
     def measure(self, lab: Lab) -> Results:
         """Trains the nest and each width alone, and scores what is held out."""

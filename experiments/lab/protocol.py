@@ -5,11 +5,12 @@ An experiment is a folder of `experiments/` whose `experiment.py` has an `EXPERI
 
 import abc
 import importlib
+import importlib.util
 import pathlib
 from typing import Any, ClassVar
 
 from lab.runs import Lab
-from matta_jax.config import Config
+from matta_jax.config import Config, from_dict
 from matta_jax.errors import UserError, did_you_mean
 
 FOLDER = pathlib.Path(__file__).parents[1]
@@ -99,3 +100,13 @@ def load_experiment(name: str) -> Experiment:
             "that of its folder"
         )
     return experiment
+
+
+def shipped_config(name: str) -> Config:
+    """The config of a file of `configs/`."""
+    file = FOLDER.parent / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_config", file)
+    assert spec is not None and spec.loader is not None, "a file of Python has a loader"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_dict(module.get_config().to_dict())

@@ -6,13 +6,13 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from lab.protocol import FOLDER, Experiment, Results
+from lab.protocol import Experiment, Results, shipped_config
 from lab.rung_runs import best_of_grid
 from lab.runs import Lab, stored
 from lab.statistics import differences, format_interval, seed_values
 
 import matta_jax
-from matta_jax.config import Config, from_dict, override
+from matta_jax.config import Config, override
 from matta_jax.errors import UserError
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 from matta_jax.sweeps import Overrides
@@ -61,11 +61,6 @@ class Starbucks(Experiment):
 
     def config(self, data: pathlib.Path, workdir: pathlib.Path) -> Config:
         """That of configs/starbucks.py, in a shorter run."""
-        file = FOLDER.parent / "configs" / "starbucks.py"
-        spec = importlib.util.spec_from_file_location("starbucks_config", file)
-        assert spec is not None and spec.loader is not None, "a file of Python has a loader"
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         overrides = {
             "init.model": str(_minilm(workdir)),
             "data.source": f"text:{data / 'stsb' / 'sts-train.csv'}",
@@ -77,7 +72,7 @@ class Starbucks(Experiment):
             "train.keep_checkpoints": 1,
             "optimizer.warmup_steps": _STEPS // 10,
         }
-        return override(from_dict(module.get_config().to_dict()), overrides)
+        return override(shipped_config("starbucks"), overrides)
 
     def conditions(self) -> dict[str, Overrides]:
         """What is trained; each has a learning rate of its own."""
