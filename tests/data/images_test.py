@@ -101,6 +101,10 @@ def test_training_reads_variants_and_evaluation_does_not(vit):
     with data.training_batches(training, batch_size=8, seed=0) as batches:
         again = [next(batches) for _ in range(4)][-1]
     np.testing.assert_array_equal(batch["image"], again["image"])
+    # Batch 3 begins at position 24 of the order.
+    for row, image in enumerate(batch["image"]):
+        drawn = [training.variant(i, 24 + row)["image"] for i in range(len(training))]
+        assert any(np.array_equal(image, candidate) for candidate in drawn)
     originals = {training[i]["image"].tobytes() for i in range(len(training))}
     assert sum(image.tobytes() in originals for image in batch["image"]) < 8
     plain = next(data.sequential_batches(training, batch_size=8))

@@ -43,6 +43,8 @@ def test_the_ends_are_the_models_themselves(pair, images):
 def test_only_unsure_images_reach_the_large_model(pair, images, monkeypatch):
     pixels = np.load(images)["x"]
     cascade = serving.Cascade(*pair)
+    # Compiled when it was made: one batch of the small model, four sizes of the large one's.
+    assert [program._cache_size() for program in cascade._programs] == [1, 4]
     sizes = []
     run = cascade._run
 

@@ -67,6 +67,19 @@ def test_a_folder_comes_back_as_the_same_bits(tmp_path):
     assert stored["vit.embeddings.patch_embeddings.projection.weight"].shape == (16, 3, 4, 4)
 
 
+def test_queries_keys_and_values_stand_where_vit_has_them(tmp_path):
+    folder, _, params = write(tmp_path / "vit")
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    weights, biases = params["blocks/0/attention/w_qkv"], params["blocks/0/attention/b_qkv"]
+    for i, name in enumerate(("query", "key", "value")):
+        for layer in range(2):
+            place = f"vit.encoder.layer.{layer}.attention.attention.{name}"
+            # A row of Hugging Face's is a number of a head: [heads · head_dim, d_model].
+            rows = weights[layer][0, :, i].reshape(16, 16).T
+            np.testing.assert_array_equal(stored[f"{place}.weight"], rows)
+            np.testing.assert_array_equal(stored[f"{place}.bias"], biases[layer][0, i].ravel())
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
