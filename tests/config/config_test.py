@@ -78,7 +78,7 @@ VARIANTS = [
 @pytest.mark.parametrize(
     ("path", "variant"), VARIANTS, ids=lambda value: getattr(value, "stem", str(value))
 )
-def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache, tmp_path):
+def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, images, cache, tmp_path):
     from matta_jax import train
 
     full = c.from_config_dict(load(path).get_config(*([variant] if variant else [])))
@@ -101,6 +101,9 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, cache
         nest |= {"num_layers": 3, "embed": 16, "members": members}
         values["model"] |= {"num_layers": 1, "embed": 8}
         values["data"]["score_field"] = "label" if values["data"]["score_field"] else None
+    if model.name == "vit":
+        corpus = f"images:{images}"
+        values["model"] |= {"image_size": 8, "image_classes": 3}
     values["data"].update(source=corpus, eval_source=None, cache_dir=cache)
     result = train(c.from_dict(values), tmp_path / "run", log=lambda line: None)
     assert result.finished and result.metrics["eval/student"] > 0
