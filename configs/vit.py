@@ -14,12 +14,17 @@ images of CIFAR-10: .579 and .593 of 2,000 others right; of a cascade that sends
 from matta_jax import config as c
 
 
-def get_config():
-    """The nest."""
+def get_config(variant: str = "default"):
+    """Variants: `default`; `thinking`: the TA starts from what the Student made of an image
+    (ThinkingViT).
+    """
+    sizes = {"num_layers": 4, "d_model": 48, "num_heads": 3, "d_ff": 192}
+    model = {"default": c.VitConfig(**sizes), "thinking": c.VitConfig(thinking_heads=(3,), **sizes)}
+    thoughts = {"thinking": 1}.get(variant)
     return c.to_config_dict(
         c.Config(
-            model=c.VitConfig(num_layers=4, d_model=48, num_heads=3, d_ff=192),
-            nest=c.NestConfig(d_model=96, num_heads=6, d_ff=384, mix_per_step=0),
+            model=c.choose_variant(model, variant),
+            nest=c.NestConfig(d_model=96, num_heads=6, d_ff=384, thoughts=thoughts, mix_per_step=0),
             optimizer=c.OptimizerConfig(name="muon", learning_rate=1e-2, warmup_steps=100),
             data=c.DataConfig(source="images:train.npz", batch_size=64, crop=4, flips=True),
             train=c.TrainConfig(

@@ -50,26 +50,7 @@ class Config:
 
 def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
     """The TA is at least as large as the Student, and widths rise from one to the other."""
-    for name in ("num_heads", "num_kv_heads"):
-        count = getattr(nest, name)
-        if count is not None and name not in model.size_fields():
-            (heads,) = {"num_heads", "num_kv_heads"} & set(model.size_fields())
-            raise UserError(
-                f"nest.{name}={count} is without effect on model.name={model.name!r}, whose nest "
-                f"goes by {heads}; set nest.{heads}"
-            )
-
-    if nest.embed is not None and "embed" not in model.size_fields():
-        raise UserError(
-            f"nest.embed={nest.embed} is without effect on model.name={model.name!r}, which has no "
-            "vectors; leave it out"
-        )
-    if nest.embed is not None and nest.embed > model.d_model:
-        raise UserError(
-            f"nest.embed={nest.embed} must be at most model.d_model={model.d_model}, of which it "
-            "takes the first numbers; lower it"
-        )
-
+    _check_effect(model, nest)
     for axis, student_size in model.size_fields().items():
         ta_size = getattr(nest, axis, None)
         if axis in model.fixed_fields and ta_size not in (None, student_size):
@@ -94,6 +75,40 @@ def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
         raise UserError(
             f"nest.widths={shorten(widths)} must rise from each width to the next; sort and "
             "deduplicate them"
+        )
+
+
+def _check_effect(model: ModelConfig, nest: NestConfig) -> None:
+    """Sizes are of axes that the family's models have, and no larger than these can be."""
+    for name in ("num_heads", "num_kv_heads"):
+        count = getattr(nest, name)
+        if count is not None and name not in model.size_fields():
+            (heads,) = {"num_heads", "num_kv_heads"} & set(model.size_fields())
+            raise UserError(
+                f"nest.{name}={count} is without effect on model.name={model.name!r}, whose nest "
+                f"goes by {heads}; set nest.{heads}"
+            )
+
+    if nest.embed is not None and "embed" not in model.size_fields():
+        raise UserError(
+            f"nest.embed={nest.embed} is without effect on model.name={model.name!r}, which has no "
+            "vectors; leave it out"
+        )
+    if nest.embed is not None and nest.embed > model.d_model:
+        raise UserError(
+            f"nest.embed={nest.embed} must be at most model.d_model={model.d_model}, of which it "
+            "takes the first numbers; lower it"
+        )
+
+    if nest.thoughts is not None and "thoughts" not in model.size_fields():
+        raise UserError(
+            f"nest.thoughts={nest.thoughts} is without effect without earlier passes; name the "
+            "heads of each as model.thinking_heads of model.name='vit'"
+        )
+    if nest.thoughts is not None and nest.thoughts > len(model.earlier_sizes()):
+        raise UserError(
+            f"nest.thoughts={nest.thoughts} must be at most the {len(model.earlier_sizes())} "
+            "earlier passes of model.thinking_heads; lower it, or name more"
         )
 
 

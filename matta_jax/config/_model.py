@@ -4,7 +4,7 @@ Each family of models has its own section: `model.name` says which.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from matta_jax.config._fields import Section, field, item_name
@@ -124,6 +124,10 @@ class ModelConfig(Section):
         """The Student's size along each axis that a nest may slice."""
         return {"d_model": self.d_model, "heads": self.num_heads, "d_ff": self.d_ff}
 
+    def earlier_sizes(self) -> Sequence[Mapping[str, int]]:
+        """The nested sizes of each pass that a model runs before its own, where it has such."""
+        return ()
+
     def size_fields(self) -> dict[str, int]:
         """The sizes that a nest may widen, by field: depth, and those of `nested_sizes`."""
         sizes = {_SIZE_FIELDS.get(axis, axis): size for axis, size in self.nested_sizes().items()}
@@ -220,6 +224,12 @@ class NestConfig(Section):
         "Numbers of the TA's vectors, of an embedder: at most model.d_model.",
         minimum=1,
         maximum=2**20,
+    )
+    thoughts: int | None = field(
+        None,
+        "Earlier passes of the TA, of a vit: each of the sizes that model.thinking_heads says.",
+        minimum=0,
+        maximum=64,
     )
     widths: tuple[int, ...] = field(
         (),

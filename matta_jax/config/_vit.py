@@ -1,6 +1,7 @@
 """The section of vision transformers: classifiers of images."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from matta_jax.config._fields import field
@@ -45,9 +46,36 @@ class VitConfig(ModelConfig):
         (0.5,), "What they are then divided by, likewise.", above=0.0, maximum=1e3
     )
 
+    thoughts: int = field(
+        0,
+        "Earlier passes of the Student over an image: its own starts from what they left.",
+        minimum=0,
+        maximum=64,
+    )
+    thinking_heads: tuple[int, ...] = field(
+        (),
+        "Heads of each earlier pass of a model that thinks more than once, rising: with (3,) one "
+        "of thoughts=1 first runs with 3 heads.",
+        minimum=1,
+        maximum=2**16,
+    )
+    thinking_d_model: tuple[int, ...] = field(
+        (),
+        "Their d_model. Empty: in proportion to their heads, as the Student's.",
+        minimum=1,
+        maximum=2**20,
+    )
+    thinking_d_ff: tuple[int, ...] = field(
+        (),
+        "Their d_ff. Empty: in proportion to their heads, as the Student's.",
+        minimum=1,
+        maximum=2**22,
+    )
+
     def check(self) -> None:
         """Raises UserError where fields do not fit each other."""
         super().check()
+        self._check_thinking()
         if self.image_size % self.patch_size:
             raise UserError(
                 f"model.patch_size={self.patch_size} must divide model.image_size="
@@ -60,6 +88,47 @@ class VitConfig(ModelConfig):
                     f"model.{name}={shorten(values)} must hold one number, or one for each of "
                     f"model.num_channels={self.num_channels}"
                 )
+
+    def _check_thinking(self) -> None:
+        heads = self.thinking_heads
+        if self.thoughts > len(heads):
+            raise UserError(
+                f"model.thoughts={self.thoughts} must be at most the {len(heads)} earlier passes "
+                "of model.thinking_heads; name the heads of each there"
+            )
+        for name in ("thinking_d_model", "thinking_d_ff"):
+            sizes = getattr(self, name)
+            if sizes and len(sizes) != len(heads):
+                raise UserError(
+                    f"model.{name}={shorten(sizes)} must have a size for each of "
+                    f"model.thinking_heads={shorten(heads)}; or leave it out"
+                )
+            student_size = getattr(self, name.removeprefix("thinking_"))
+            for count in () if sizes else heads:
+                if student_size * count % self.num_heads:
+                    raise UserError(
+                        f"model.thinking_heads={shorten(heads)}: {count} of the Student's "
+                        f"{self.num_heads} heads are no whole part of its "
+                        f"{name.removeprefix('thinking_')}={student_size}; give model.{name}"
+                    )
+
+    def nested_sizes(self) -> dict[str, int]:
+        """The Student's size along each axis that a nest may slice."""
+        # Where no model of a run thinks twice, none of them has such a size.
+        thoughts = {"thoughts": self.thoughts} if self.thinking_heads else {}
+        return super().nested_sizes() | thoughts
+
+    def earlier_sizes(self) -> Sequence[Mapping[str, int]]:
+        """The nested sizes of each earlier pass."""
+        results = []
+        for i, count in enumerate(self.thinking_heads):
+            sizes = {"heads": count}
+            for axis in ("d_model", "d_ff"):
+                listed_sizes = getattr(self, f"thinking_{axis}")
+                proportional = getattr(self, axis) * count // self.num_heads
+                sizes[axis] = listed_sizes[i] if listed_sizes else proportional
+            results.append(sizes)
+        return results
 
     @property
     def num_patches(self) -> int:

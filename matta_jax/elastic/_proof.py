@@ -10,8 +10,6 @@ On the CPU, whatever else there is: a GPU's kernels are chosen by what they are 
 the same weights give other last bits there.
 """
 
-import dataclasses
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,22 +19,20 @@ import numpy as np
 from immutabledict import immutabledict
 
 from matta_jax.checkpoints import StoredArray
+from matta_jax.elastic._both_ways import Cut, Pair, enter, join, leave, run_block, run_logits
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, Inputs, Modules, Plan, bind, bind_block, logits
+from matta_jax.models import Inputs, Plan
 from matta_jax.models.layers import Context
 from matta_jax.nesting import (
     BLOCKS,
     Names,
     Size,
-    Sizes,
     SubModel,
     flatten,
-    narrow_array,
     narrow_names,
     parent_path,
     place_array,
     sizes_of,
-    unflatten,
 )
 
 BACKEND = "cpu"
@@ -88,56 +84,17 @@ def _prove(
     proof = _Proof(plan, flatten(params), written, sub_model)
     inputs = proof.number_entries(plan.schema.example(BATCH, length, _SEED))
 
-    pair = proof.outside_layers(plan.family.entries)
-    x_ND, context = proof.compare(_enter, pair, inputs)
+    ended: tuple[SubModel, jax.Array] | None = None
+    for model_pass in plan.passes(sub_model):
+        x_ND, context = proof.run_pass(model_pass, inputs, ended)
+        ended = (model_pass, x_ND)
 
-    # Both ways go on from what the plain model gives: no difference can cancel a later one.
-    for i, run in enumerate(sub_model.runs):
-        for j in range(len(run.layers)):
-            pair = proof.layer(i, j)
-            x_ND = proof.compare_layer(run.layers[j], pair, x_ND, context)
-
-    pair = proof.outside_layers(plan.family.exits)
-    output = proof.compare(_leave, pair, x_ND, context, sub_model.sizes)
+    pair = proof.outside_layers(plan.family.exits, sub_model)
+    output = proof.compare(leave, pair, x_ND, context, sub_model.sizes)
     table_path = plan.architecture.table_path
     if table_path is not None:
         proof.compare_logits(table_path, output)
     return proof.worst, (BATCH, length)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-    """How weights are cut out of arrays of the TA's shape; hashable.
-
-    Attributes:
-      names: axis names of each weight, by path.
-      sizes: what is kept of each axis.
-    """
-
-    names: Mapping[str, Names]
-    sizes: Mapping[str, Size]
-
-    def apply(self, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Cuts the weights."""
-        parts = {}
-        for path, weight in weights.items():
-            parts[path] = narrow_array(weight, self.names[path], self.sizes)
-        return parts
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """The weights of some modules, twice.
-
-    Attributes:
-      plain: as written, by path.
-      in_place: as read from the TA, in arrays of its shape.
-      cut: how these are cut.
-    """
-
-    plain: dict[str, np.ndarray]
-    in_place: dict[str, np.ndarray]
-    cut: _Cut
 
 
 class _Proof:
@@ -177,24 +134,69 @@ class _Proof:
             numbered[name] = jnp.asarray(values)
         return numbered
 
-    def outside_layers(self, modules: Collection[str]) -> _Pair:
+    def run_pass(
+        self,
+        model_pass: SubModel,
+        inputs: Inputs,
+        ended: tuple[SubModel, jax.Array] | None,
+    ) -> tuple[jax.Array, Context]:
+        """Compares a pass up to its exit, which `ended` tells of the one before it. Both ways go on
+        from what the plain model gives: no difference can cancel a later one.
+        """
+        family = self._plan.family
+        pair = self.outside_layers(family.entries, model_pass)
+        x_ND, context = self.compare(enter, pair, inputs)
+        if ended is not None:
+            earlier, earlier_ND = ended
+            pair = self.outside_layers(family.joints, model_pass)
+            exits = self.outside_layers(family.exits, earlier)
+            operands = (x_ND, earlier_ND)
+            cuts = (pair.plain_cut, exits.plain_cut)
+            plain = join(self._plan, cuts, pair.plain, exits.plain, *operands)
+            cuts = (pair.cut, exits.cut)
+            in_place = join(self._plan, cuts, pair.in_place, exits.in_place, *operands)
+            self._note(plain, in_place)
+            x_ND = plain
+
+        for i, run in enumerate(self._sub_model.runs):
+            for j in range(len(run.layers)):
+                pair = self.layer(i, j, model_pass)
+                x_ND = self.compare_layer(run.layers[j], pair, x_ND, context)
+        return x_ND, context
+
+    def outside_layers(self, modules: Collection[str], model_pass: SubModel) -> Pair:
         """The weights of modules beside the layers."""
         names = {}
-        for path, weight_names in self._names.items():
+        for path in self._ta_part:
             module, _, _ = path.partition("/")
             if module in modules:
-                names[path] = weight_names
-        sizes = sizes_of(self._sub_model)
-        cut = _Cut(immutabledict(names), immutabledict(sizes))
+                names[path] = self._names[path]
 
         plain = {}
         in_place = {}
+        sizes = sizes_of(self._sub_model)
         for path in names:
             plain[path] = self._written_rows(path)
-            in_place[path] = self._in_ta_shape(path, self._ta_rows(path), cut, path)
-        return _Pair(plain, in_place, cut)
+            in_place[path] = self._in_ta_shape(names[path], self._ta_rows(path), sizes, path)
+        return self._pair(plain, in_place, names, sizes_of(model_pass), model_pass)
 
-    def layer(self, run: int, index: int) -> _Pair:
+    def _pair(
+        self,
+        plain: dict[str, np.ndarray],
+        in_place: dict[str, np.ndarray],
+        names: Mapping[str, Names],
+        sizes: Mapping[str, Size],
+        model_pass: SubModel,
+    ) -> Pair:
+        """Weights of the sub-model both ways, of which a pass takes these sizes."""
+        kept_sizes = immutabledict(sizes)
+        cut = Cut(immutabledict(names), kept_sizes)
+        if model_pass == self._sub_model:
+            return Pair(plain, in_place, cut, None)
+        plain_names = {path: narrow_names(names[path], sizes) for path in names}
+        return Pair(plain, in_place, cut, Cut(immutabledict(plain_names), kept_sizes))
+
+    def layer(self, run: int, index: int, model_pass: SubModel) -> Pair:
         """The weights of a layer, which is one of a run of layers of equal sizes."""
         prefix = f"{BLOCKS}/{run}/"
         paths = {}
@@ -209,7 +211,6 @@ class _Proof:
             parents[bare], _ = parent_path(path)
             names[bare] = self._names[parents[bare]][1:]
         sizes = sizes_of(self._sub_model, self._sub_model.runs[run].sizes)
-        cut = _Cut(immutabledict(names), immutabledict(sizes))
 
         # In float32, which holds every number of the narrower types that may have been written.
         plain = {}
@@ -217,23 +218,25 @@ class _Proof:
         for bare, path in paths.items():
             plain[bare] = np.asarray(self._written[path].entry(index)[0], np.float32)
             part = np.asarray(self._ta_part[path][index], np.float32)
-            in_place[bare] = self._in_ta_shape(bare, part, cut, parents[bare])
-        return _Pair(plain, in_place, cut)
+            in_place[bare] = self._in_ta_shape(names[bare], part, sizes, parents[bare])
+        number = self._sub_model.runs[run].layers[index]
+        pass_sizes = sizes_of(model_pass, model_pass.sizes_in(number))
+        return self._pair(plain, in_place, names, pass_sizes, model_pass)
 
-    def compare(self, function: Any, pair: _Pair, *operands: Any) -> Any:
+    def compare(self, function: Any, pair: Pair, *operands: Any) -> Any:
         """Runs modules both ways, on the same operands; returns what the plain ones do."""
-        plain = function(self._plan, None, pair.plain, *operands)
+        plain = function(self._plan, pair.plain_cut, pair.plain, *operands)
         in_place = function(self._plan, pair.cut, pair.in_place, *operands)
         # The first leaf is the residual stream, also where a context comes with it.
         self._note(jax.tree.leaves(plain)[0], jax.tree.leaves(in_place)[0])
         return plain
 
-    def compare_layer(self, layer: int, pair: _Pair, x_ND: jax.Array, context: Context) -> Any:
+    def compare_layer(self, layer: int, pair: Pair, x_ND: jax.Array, context: Context) -> Any:
         """Runs a layer of the TA both ways: with the index that it has in each model."""
         position = self._sub_model.layers.index(layer)
         extracted = self._plan.architecture_of(self._sub_model)
-        plain = _run_block(extracted, None, pair.plain, x_ND, context.at(position))
-        in_place = _run_block(
+        plain = run_block(extracted, pair.plain_cut, pair.plain, x_ND, context.at(position))
+        in_place = run_block(
             self._plan.architecture, pair.cut, pair.in_place, x_ND, context.at(layer)
         )
         self._note(plain, in_place)
@@ -241,8 +244,8 @@ class _Proof:
 
     def compare_logits(self, table: str, hidden_ND: jax.Array) -> None:
         """Compares the logits over the ids of the batch."""
-        plain = _logits(hidden_ND, self._written_rows(table))
-        in_place = _logits(hidden_ND, self._ta_rows(table))
+        plain = run_logits(hidden_ND, self._written_rows(table))
+        in_place = run_logits(hidden_ND, self._ta_rows(table))
         self._note(plain, in_place)
 
     def _note(self, a: jax.Array, b: jax.Array) -> None:
@@ -270,13 +273,12 @@ class _Proof:
 
     def _in_ta_shape(
         self,
-        name: str,
+        names: Names,
         part: np.ndarray,
-        cut: _Cut,
+        sizes: Mapping[str, Size],
         parent: str,
     ) -> np.ndarray:
         """A part at its place in an array of the TA's shape, with NaN around it."""
-        names = cut.names[name]
         ta_shape = self._shapes[parent].shape
         # Of a stack one layer.
         shape = list(ta_shape[len(ta_shape) - len(names) :])
@@ -285,54 +287,5 @@ class _Proof:
             if axis in names:
                 shape[names.index(axis)] = len(ids)
         target = np.full(shape, np.nan, np.float32)
-        place_array(part, target, names, cut.sizes)
+        place_array(part, target, names, sizes)
         return target
-
-
-_logits = jax.jit(logits)
-
-
-def _cut_tree(cut: _Cut | None, weights: dict[str, jax.Array]) -> Any:
-    return unflatten(weights if cut is None else cut.apply(weights))
-
-
-def _modules(plan: Plan, cut: _Cut | None, weights: dict[str, jax.Array]) -> Modules:
-    return bind(plan.family, plan.architecture.options, _cut_tree(cut, weights))
-
-
-# Plan and cut are hashed: layers of equal sizes are compiled once. The cut is made inside, as in a
-# step of training.
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _enter(
-    plan: Plan,
-    cut: _Cut | None,
-    weights: Any,
-    inputs: Inputs,
-) -> Any:
-    modules = _modules(plan, cut, weights)
-    return plan.family.enter(modules, inputs)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_block(
-    architecture: Architecture,
-    cut: _Cut | None,
-    weights: Any,
-    x_ND: jax.Array,
-    context: Context,
-) -> jax.Array:
-    block = bind_block(architecture.family, architecture.options, _cut_tree(cut, weights))
-    return block(x_ND, context)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 5))
-def _leave(
-    plan: Plan,
-    cut: _Cut | None,
-    weights: Any,
-    x_ND: jax.Array,
-    context: Any,
-    sizes: Sizes,
-) -> Any:
-    modules = _modules(plan, cut, weights)
-    return plan.family.leave(modules, x_ND, context, sizes)

@@ -130,16 +130,13 @@ def _measured(cascade: Cascade, images: ImageSet, threshold: float) -> Point:
     answers = [cascade(images.images, threshold) for _ in range(_REPEATS)]
     accuracy = float((answers[0].logits.argmax(axis=1) == images.labels).mean())
     stopped = float(answers[0].stopped.mean())
-    small, large = (_macs(model) for model in cascade.models)
+    # Multiplications are half the FLOPs.
+    seq_len = cascade.models[0].config.seq_len
+    small, large = (flops * seq_len / 2 for flops in cascade.flops_per_token)
     seconds = statistics.median(answer.seconds for answer in answers)
     return Point(
         threshold, accuracy, stopped, small + (1 - stopped) * large, 1e3 * seconds / len(images)
     )
-
-
-def _macs(model: Model) -> float:
-    """Multiplications of an image: half the FLOPs of its positions."""
-    return model.counts.flops_per_token * model.config.seq_len / 2
 
 
 def _table(points: Sequence[Point], pick: Point) -> str:

@@ -18,9 +18,12 @@ from matta_jax.models._joint import sub_model_apply as sub_model_apply
 from matta_jax.models._plain import PlainModel as PlainModel
 from matta_jax.models._plain import abstract_params as abstract_params
 from matta_jax.models._plain import apply as apply
+from matta_jax.models._plain import apply_pass as apply_pass
 from matta_jax.models._plain import bind as bind
 from matta_jax.models._plain import bind_block as bind_block
 from matta_jax.models._plain import count_model as count_model
+from matta_jax.models._plain import earlier_flops as earlier_flops
+from matta_jax.models._plain import earlier_model as earlier_model
 from matta_jax.models._plain import init_params as init_params
 from matta_jax.models._plain import logical_axes as logical_axes
 from matta_jax.models._plain import logits as logits
@@ -30,6 +33,7 @@ from matta_jax.models._plan import Plan as Plan
 from matta_jax.models._plan import plan_of as plan_of
 from matta_jax.models._streams import goes_along as goes_along
 from matta_jax.models._streams import layers_apart as layers_apart
+from matta_jax.models._streams import waves_of as waves_of
 from matta_jax.models.families import Block as Block
 from matta_jax.models.families import Family as Family
 from matta_jax.models.families import Input as Input

@@ -8,7 +8,16 @@ from immutabledict import immutabledict
 
 from matta_jax.config import ModelConfig
 from matta_jax.models.families import Family, family_of
-from matta_jax.nesting import GRANULES, RESIDUAL, Nest, Sizes, SubModel, axis_of
+from matta_jax.nesting import (
+    GRANULES,
+    RECYCLED,
+    RESIDUAL,
+    THOUGHTS,
+    Nest,
+    Sizes,
+    SubModel,
+    axis_of,
+)
 
 MOST_LAYERS = 10_000
 MOST = 2**24
@@ -74,6 +83,11 @@ class Architecture:
         """The size of a nested axis in each layer."""
         return self.sub_model.along(axis)
 
+    @property
+    def earlier(self) -> SubModel | None:
+        """The pass that the model runs before its own, as a sub-model of it; None: it has none."""
+        return earlier_of(self.family, self.options, self.sub_model)
+
     def axis_sizes(self, run_sizes: Sizes | None = None) -> dict[str, int]:
         """The size of every axis of its weights, granules among them.
 
@@ -119,6 +133,26 @@ def architecture_of(model: ModelConfig, nest: Nest, sub_model: SubModel) -> Arch
         granules=nest.granules,
         options=family.options(model, sub_model.layers),
     )
+
+
+def earlier_of(family: Family, options: Mapping[str, Any], sub_model: SubModel) -> SubModel | None:
+    """The pass that a sub-model runs before its own, as a sub-model with the same layers; None: it
+    has none.
+    """
+    sizes = family.earlier(sub_model.sizes, options)
+    if sizes is None:
+        return None
+
+    by_layer = []
+    for layer in sub_model.layers if sub_model.per_layer else ():
+        by_layer.append(family.earlier(sub_model.sizes_in(layer) or {}, options) or {})
+    per_layer = {axis: tuple(each[axis] for each in by_layer) for axis in sub_model.per_layer}
+    return SubModel(sub_model.layers, sizes, per_layer, sub_model.member)
+
+
+def read_entries(earlier: SubModel | None) -> Mapping[str, int]:
+    """Of the axes of what joins passes, how many entries a pass reads after this earlier one."""
+    return {} if earlier is None else {THOUGHTS: 1, RECYCLED: earlier.sizes[RESIDUAL]}
 
 
 def _of_itself(sub_model: SubModel) -> SubModel:

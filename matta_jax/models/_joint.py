@@ -10,9 +10,10 @@ the first layer, which then runs before the scan. Sizes that are data, not shape
 Shape letters: B batch, T sequence, N tokens (= B·T), D d_model, L layers, S streams by choice.
 """
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,16 +23,16 @@ from matta_jax.models._compute import IN_PLACE, TRAINING, Compute, ready
 from matta_jax.models._layers import Layers, narrow_block
 from matta_jax.models._plain import bind
 from matta_jax.models._plan import Plan
-from matta_jax.models._streams import cuts_of, has_common_part, make_streams
-from matta_jax.models.families import Inputs
-from matta_jax.models.layers import drop
+from matta_jax.models._streams import Stream, cuts_of, has_common_part, make_streams, waves_of
+from matta_jax.models.families import Inputs, Modules
+from matta_jax.models.layers import Context, drop
 from matta_jax.nesting import (
     RESIDUAL,
     Sizes,
     SubModel,
     Tree,
     layer_axes,
-    narrow,
+    narrow_modules,
     outside_blocks,
     sizes_of,
     stack_of,
@@ -62,40 +63,92 @@ def joint_apply(
       The normed hidden states [N, d_model of the sub-model] of each member; of a family without a
       table the logits [B, classes], or [B] of a sigmoid.
     """
-    streams, choices_SL = make_streams(plan.nest, members)
     outer_axes = outside_blocks(plan.axes)
     outer = {}
     for name, part in outside_blocks(params).items():
         outer[name] = ready(part, outer_axes[name], compute)
+    joint = _JointPass(plan, params, outer, inputs, compute, key)
 
-    # One look-up for all: columns of a table's rows are rows of its columns.
-    sub_models = [stream.sub_model for stream in streams]
-    widest = max(sub_models, key=lambda sub_model: sub_model.sizes[RESIDUAL])
-    modules = _narrow_modules(plan, outer, outer_axes, widest)
-    x_ND, context = plan.family.enter(modules, inputs)
+    passes, waves = waves_of(plan, members)
+    results: list[Any] = [None] * len(passes)
+    # The residual stream at the end of each pass from which another may go on.
+    ends: dict[SubModel, jax.Array] = {}
+    for wave in waves:
+        streams, choices_SL = make_streams(plan, [passes[i] for i in wave])
+        hidden, context = joint.run(streams, choices_SL, ends)
+        for i, stream, x_ND in zip(wave, streams, hidden, strict=True):
+            # Each by itself: a norm's statistics are those of its own width.
+            if i < len(members):
+                results[i] = joint.leave(stream.sub_model, x_ND, context)
+            if stream.choice is None:
+                ends[stream.sub_model] = x_ND
+    return results[: len(members)]
 
-    # Layers fold their index into the key, and the embeddings the first number that is none.
-    num_layers = plan.nest.num_layers
-    entry_key = None if key is None else jax.random.fold_in(key, num_layers)
-    # One mask for all: a narrower sub-model drops what the widest drops of its entries.
-    x_ND = drop(x_ND.astype(compute.dtype), compute.dropout, entry_key)
 
-    layers = Layers(plan, params, context, compute, choices_SL, key)
-    hidden = [x_ND[:, : sub_model.sizes[RESIDUAL]] for sub_model in sub_models]
-    cuts = cuts_of(streams, num_layers)
-    if has_common_part(plan, streams):
-        hidden = layers.run_first(streams, hidden)
-        cuts = sorted({1, *cuts} - {0})
-    for start, stop in itertools.pairwise(cuts):
-        hidden = layers.run_segment(start, stop, streams, hidden)
+@dataclasses.dataclass(frozen=True)
+class _JointPass:
+    """A joint pass over a batch; `outer` are the modules beside the layers, ready to be sliced, and
+    the other attributes are as of `joint_apply`.
+    """
 
-    # Each by itself: a norm's statistics are those of its own width.
-    exits = {name: outer[name] for name in plan.family.exits if name in outer}
-    results = []
-    for stream, x_ND in zip(streams, hidden, strict=True):
-        modules = _narrow_modules(plan, exits, outer_axes, stream.sub_model)
-        results.append(plan.family.leave(modules, x_ND, context, stream.sub_model.sizes))
-    return results
+    plan: Plan
+    params: Tree
+    outer: Tree
+    inputs: Inputs
+    compute: Compute
+    key: jax.Array | None
+
+    def run(
+        self,
+        streams: Sequence[Stream],
+        choices_SL: jax.Array,
+        ends: Mapping[SubModel, jax.Array],
+    ) -> tuple[list[jax.Array], Context]:
+        """Runs streams side by side; returns the residual stream of each after the layers.
+
+        Args:
+          streams: those of a wave.
+          choices_SL: of `make_streams`.
+          ends: the residual streams that earlier passes ended with.
+        """
+        plan = self.plan
+        num_layers = plan.nest.num_layers
+        hidden, context = self._enter([stream.sub_model for stream in streams])
+        for i, stream in enumerate(streams):
+            if stream.earlier is not None:
+                earlier_ND = ends[stream.earlier]
+                modules, earlier_modules = map(self._modules, (stream.sub_model, stream.earlier))
+                hidden[i] = plan.family.join(modules, hidden[i], earlier_modules, earlier_ND)
+
+        layers = Layers(plan, self.params, context, self.compute, choices_SL, self.key)
+        cuts = cuts_of(streams, num_layers)
+        if has_common_part(plan, streams):
+            hidden = layers.run_first(streams, hidden)
+            cuts = sorted({1, *cuts} - {0})
+        for start, stop in itertools.pairwise(cuts):
+            hidden = layers.run_segment(start, stop, streams, hidden)
+        return hidden, context
+
+    def _enter(self, sub_models: Sequence[SubModel]) -> tuple[list[jax.Array], Context]:
+        # One look-up for all: columns of a table's rows are rows of its columns.
+        widest = max(sub_models, key=lambda sub_model: sub_model.sizes[RESIDUAL])
+        x_ND, context = self.plan.family.enter(self._modules(widest), self.inputs)
+
+        # Layers fold their index into the key, and the embeddings the first number that is none.
+        num_layers = self.plan.nest.num_layers
+        entry_key = None if self.key is None else jax.random.fold_in(self.key, num_layers)
+        # One mask for all: a narrower sub-model drops what the widest drops of its entries.
+        x_ND = drop(x_ND.astype(self.compute.dtype), self.compute.dropout, entry_key)
+        return [x_ND[:, : sub_model.sizes[RESIDUAL]] for sub_model in sub_models], context
+
+    def _modules(self, sub_model: SubModel) -> Modules:
+        return _narrow_modules(self.plan, self.outer, outside_blocks(self.plan.axes), sub_model)
+
+    def leave(self, sub_model: SubModel, x_ND: jax.Array, context: Context) -> jax.Array:
+        """What a sub-model gives of its residual stream after the layers."""
+        exits = {name: self.outer[name] for name in self.plan.family.exits if name in self.outer}
+        modules = _narrow_modules(self.plan, exits, outside_blocks(self.plan.axes), sub_model)
+        return self.plan.family.leave(modules, x_ND, context, sub_model.sizes)
 
 
 def _narrow_modules(
@@ -103,9 +156,8 @@ def _narrow_modules(
     outer: Tree,
     axes: Tree,
     sub_model: SubModel,
-) -> Any:
-    names = {name: axes[name] for name in outer}
-    weights = narrow(outer, names, sizes_of(sub_model))
+) -> Modules:
+    weights = narrow_modules(outer, axes, sizes_of(sub_model))
     return bind(plan.family, plan.architecture.options, weights)
 
 
@@ -143,24 +195,50 @@ def candidate_apply(
       What `joint_apply` does, in float32.
     """
     plan.nest.check_options(sub_model)
+    options: list[Sizes] = []
+    for option in plan.nest.layer_options:
+        options.append({**sub_model.sizes, **option})
+    run = functools.partial(_candidate_pass, plan, params, inputs, choice_L)
+    modules, x_ND, context = run(sub_model, options)
+    return plan.family.leave(modules, x_ND, context, sub_model.sizes)
+
+
+def _candidate_pass(
+    plan: Plan,
+    params: Tree,
+    inputs: Inputs,
+    choice_L: jax.Array,
+    sub_model: SubModel,
+    options: Sequence[Sizes],
+) -> tuple[Modules, jax.Array, Context]:
+    """Runs a pass of `candidate_apply`, and those before it, up to its exit; returns its modules
+    beside the layers too. `options` are the sizes of a layer for each option of the nest.
+    """
     names = layer_axes(stack_of(plan.axes))
     outer = outside_blocks(params)
     outer_axes = outside_blocks(plan.axes)
     modules = _narrow_modules(plan, outer, outer_axes, sub_model)
     x_ND, context = plan.family.enter(modules, inputs)
+    earlier = plan.earlier(sub_model)
+    if earlier is not None:
+        facts = plan.architecture.options
+        earlier_options = [plan.family.earlier(sizes, facts) or {} for sizes in options]
+        earlier_modules, earlier_ND, _ = _candidate_pass(
+            plan, params, inputs, choice_L, earlier, earlier_options
+        )
+        x_ND = plan.family.join(modules, x_ND, earlier_modules, earlier_ND)
 
     def skip(weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
         del weights, index
         return x_ND
 
-    def run(option: Sizes, weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
-        kept_sizes = sizes_of(sub_model, {**sub_model.sizes, **option})
+    def run(sizes: Sizes, weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
+        kept_sizes = sizes_of(sub_model, sizes)
         block = narrow_block(plan, weights, names, kept_sizes, joins=True)
         return block(x_ND, context.at(index))
 
-    options = plan.nest.layer_options
     branches: list[Callable[..., jax.Array]] = [skip]
-    branches += [functools.partial(run, option) for option in options]
+    branches += [functools.partial(run, sizes) for sizes in options]
 
     def body(x_ND: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         weights, choice, index = layer
@@ -168,4 +246,4 @@ def candidate_apply(
 
     layers = (stack_of(params), choice_L, jnp.arange(plan.nest.num_layers))
     x_ND, _ = jax.lax.scan(body, x_ND, layers)
-    return plan.family.leave(modules, x_ND, context, sub_model.sizes)
+    return modules, x_ND, context

@@ -3,6 +3,7 @@
 Shape letters: B batch, T sequence, N tokens (= B·T), D d_model, V vocab.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from immutabledict import immutabledict
 
-from matta_jax.models._architecture import Architecture
+from matta_jax.models._architecture import Architecture, read_entries
 from matta_jax.models.families import Family, Inputs, Modules, family_of
 from matta_jax.models.layers import Build
 from matta_jax.nesting import (
@@ -28,7 +29,10 @@ from matta_jax.nesting import (
     flatten,
     join_granules,
     layer_axes,
+    narrow,
+    narrow_modules,
     outside_blocks,
+    sizes_of,
     unflatten,
     unit_sizes,
 )
@@ -169,6 +173,31 @@ def apply(
       The normed hidden states [N, D] in the compute type; of a family without a table the logits
       [B, classes], or [B].
     """
+    return apply_pass(architecture, params, inputs, dtype=dtype, placement=placement)[0]
+
+
+def apply_pass(
+    architecture: Architecture,
+    params: Tree,
+    inputs: Inputs,
+    *,
+    earlier_ND: jax.Array | None = None,
+    dtype: str = "float32",
+    placement: Placement = ONE_DEVICE,
+) -> tuple[jax.Array, jax.Array]:
+    """As `apply`, of a model whose earlier pass may have been run by a smaller model.
+
+    Args:
+      architecture: of the model.
+      params: its weights.
+      inputs: by name.
+      earlier_ND: the residual stream that the earlier pass ended with; None: the pass is run here,
+        where the model has one.
+      dtype, placement: as of `apply`.
+
+    Returns:
+      What `apply` does, and the residual stream [N, D] that the model's own pass ends with.
+    """
     family = architecture.family
     options = architecture.options
     axes = logical_axes(architecture)
@@ -180,12 +209,20 @@ def apply(
     def ready(weights: Tree, names: Tree) -> Tree:
         return jax.tree.map(gather, weights, names)
 
-    outer = {}
-    for name, part in outside_blocks(params).items():
-        outer[name] = ready(part, axes[name])
-    modules = bind(family, options, outer)
+    def ready_modules(weights: Tree) -> Modules:
+        outer = {}
+        for name, part in outside_blocks(weights).items():
+            outer[name] = ready(part, axes[name])
+        return bind(family, options, outer)
+
+    modules = ready_modules(params)
     x_ND, context = family.enter(modules, inputs)
     x_ND = x_ND.astype(dtype)
+    earlier = earlier_model(architecture, params)
+    if earlier is not None:
+        if earlier_ND is None:
+            _, earlier_ND = apply_pass(*earlier, inputs, dtype=dtype, placement=placement)
+        x_ND = family.join(modules, x_ND, ready_modules(earlier[1]), earlier_ND)
 
     # A scan for each run: within one, all layers have the same sizes.
     for i, run in enumerate(architecture.sub_model.runs):
@@ -202,7 +239,33 @@ def apply(
             return bind_block(family, options, weights)(x_ND, context.at(index)), None
 
         x_ND, _ = jax.lax.scan(body, x_ND, (params[BLOCKS][str(i)], jnp.array(run.layers)))
-    return family.leave(modules, x_ND, context, architecture.sub_model.sizes)
+    return family.leave(modules, x_ND, context, architecture.sub_model.sizes), x_ND
+
+
+def earlier_model(architecture: Architecture, params: Tree) -> tuple[Architecture, Tree] | None:
+    """The pass that a plain model runs before its own, as a plain model with its part of the
+    weights; None: it has none.
+    """
+    earlier = architecture.earlier
+    if earlier is None:
+        return None
+    axes = logical_axes(architecture)
+    part = narrow_modules(outside_blocks(params), axes, sizes_of(earlier))
+    stacks = []
+    for i, run in enumerate(architecture.sub_model.runs):
+        sizes = sizes_of(earlier, earlier.sizes_in(run.layers[0]))
+        stacks.append(narrow(params[BLOCKS][str(i)], axes[BLOCKS][str(i)], sizes))
+
+    # Neighbouring runs may be of one size there.
+    part[BLOCKS] = {}
+    for i, run in enumerate(earlier.runs):
+        together = [
+            stack
+            for stack, each in zip(stacks, architecture.sub_model.runs, strict=True)
+            if each.layers[0] in run.layers
+        ]
+        part[BLOCKS][str(i)] = jax.tree.map(lambda *parts: jnp.concatenate(parts), *together)
+    return dataclasses.replace(architecture, sub_model=earlier), part
 
 
 def table_of(architecture: Architecture, params: Tree) -> jax.Array | None:
@@ -225,12 +288,32 @@ def logits(hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
 
 
 def count_model(architecture: Architecture, seq_len: int) -> Counts:
-    """Counts a plain model in float32.
+    """Counts a plain model in float32, with all its passes.
 
     Args:
       architecture: of the model.
       seq_len: tokens of the sequence that attention spans.
     """
+    counts = _count_pass(architecture, seq_len)
+    flops = counts.flops_per_token + earlier_flops(architecture, seq_len)
+    return dataclasses.replace(counts, flops_per_token=flops)
+
+
+def earlier_flops(architecture: Architecture, seq_len: int) -> int:
+    """FLOPs of a token in the passes that a plain model runs before its own; 0 of most."""
+    earlier = architecture.earlier
+    if earlier is None:
+        return 0
+    earlier_architecture = dataclasses.replace(architecture, sub_model=earlier)
+    counts = count_model(earlier_architecture, seq_len)
+    # It is not left, and gives no logits.
+    weights, axes = abstract_params(earlier_architecture), logical_axes(earlier_architecture)
+    exits = {name: weights[name] for name in architecture.family.exits if name in weights}
+    exit_flops = count_weights(exits, {name: axes[name] for name in exits}).flops_per_token
+    return counts.flops_per_token - exit_flops
+
+
+def _count_pass(architecture: Architecture, seq_len: int) -> Counts:
     family = architecture.family
     attention = family.attention_flops(architecture.sub_model, architecture.fixed, seq_len)
     return count_weights(
@@ -238,4 +321,5 @@ def count_model(architecture: Architecture, seq_len: int) -> Counts:
         logical_axes(architecture),
         heads=[path for path in [architecture.table_path] if path is not None],
         attention=attention,
+        read=read_entries(architecture.earlier),
     )

@@ -7,8 +7,13 @@ from collections.abc import Collection
 import jax
 
 from matta_jax.config import Config, ModelConfig
-from matta_jax.models._architecture import Architecture, architecture_of
-from matta_jax.models._plain import abstract_params, logical_axes, table_of
+from matta_jax.models._architecture import (
+    Architecture,
+    architecture_of,
+    earlier_of,
+    read_entries,
+)
+from matta_jax.models._plain import abstract_params, earlier_flops, logical_axes, table_of
 from matta_jax.models.families import Family, Schema, family_of
 from matta_jax.nesting import (
     BLOCKS,
@@ -19,8 +24,8 @@ from matta_jax.nesting import (
     Tree,
     count_weights,
     flatten,
-    narrow,
     narrow_axes,
+    narrow_modules,
     nest_of,
     sizes_of,
     slice_axes,
@@ -82,6 +87,17 @@ class Plan:
         """The plain model that `sub_model` becomes when it is extracted."""
         return architecture_of(self.model, self.nest, sub_model)
 
+    def earlier(self, sub_model: SubModel) -> SubModel | None:
+        """The pass that a sub-model runs before its own; None: it has none."""
+        return earlier_of(self.family, self.architecture.options, sub_model)
+
+    def passes(self, sub_model: SubModel) -> list[SubModel]:
+        """The passes that a sub-model runs, in order; the last is its own."""
+        passes = [sub_model]
+        while (earlier := self.earlier(passes[0])) is not None:
+            passes.insert(0, earlier)
+        return passes
+
     def slice(self, params: Tree, sub_model: SubModel) -> Tree:
         """Slices the TA's weights into those of the plain model of `sub_model`."""
         return slice_model(params, self.axes, sub_model)
@@ -91,7 +107,16 @@ class Plan:
         return table_of(self.architecture, params)
 
     def count(self, sub_model: SubModel) -> Counts:
-        """Counts a sub-model without touching a weight."""
+        """Counts a sub-model, with all its passes, without touching a weight."""
+        counts = self._count_pass(sub_model)
+        flops = earlier_flops(self.architecture_of(sub_model), self.seq_len)
+        return dataclasses.replace(counts, flops_per_token=counts.flops_per_token + flops)
+
+    def pass_flops(self, sub_model: SubModel) -> int:
+        """FLOPs of a token in a sub-model, without its earlier passes."""
+        return self._count_pass(sub_model).flops_per_token
+
+    def _count_pass(self, sub_model: SubModel) -> Counts:
         # Of the slice itself, so that what is counted is what is extracted.
         shapes = jax.eval_shape(lambda tree: self.slice(tree, sub_model), self.abstract)
         fixed = self.architecture.fixed
@@ -101,6 +126,7 @@ class Plan:
             slice_axes(self.axes, sub_model),
             heads=self._heads,
             attention=attention,
+            read=read_entries(self.earlier(sub_model)),
         )
 
     def entry_flops(self, sub_model: SubModel) -> int:
@@ -138,7 +164,8 @@ class Plan:
         axes = {name: self.axes[name] for name in parts}
 
         sizes = sizes_of(sub_model)
-        shapes = jax.eval_shape(lambda tree: narrow(tree, axes, sizes), parts)
+        shapes = jax.eval_shape(lambda tree: narrow_modules(tree, axes, sizes), parts)
+        axes = {name: axes[name] for name in shapes}
         counts = count_weights(shapes, narrow_axes(axes, sizes), heads=heads)
         return counts.flops_per_token
 

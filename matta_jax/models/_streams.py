@@ -33,22 +33,28 @@ class Stream:
       sub_model: its sizes, and its layers where these are static.
       choice: for a stream that chooses by data, its row of the choice array; else None.
       options: what each choice means: sizes of a layer, or None, which skips it.
+      earlier: the pass from which it goes on; None: it starts afresh.
     """
 
     sub_model: SubModel
     choice: int | None = None
     options: tuple[Sizes | None, ...] = ()
+    earlier: SubModel | None = None
+
+    @property
+    def start(self) -> tuple[Any, ...]:
+        """Equal ones mean equal hidden states before the first layer, of the same part of them."""
+        return (self.sub_model.sizes[RESIDUAL], self.sub_model.member, self.earlier)
 
     def history(self, stop: int) -> tuple[Any, ...]:
         """Equal histories mean equal hidden states after `stop` layers.
 
         A member that owns weights has a history of its own.
         """
-        start = (self.sub_model.sizes[RESIDUAL], self.sub_model.member)
         # Choices are unknown when this is traced, so no two of them count as equal.
         if self.choice is not None:
-            return (*start, "choice", self.choice)
-        return (*start, *map(self.sub_model.sizes_in, range(stop)))
+            return (*self.start, "choice", self.choice)
+        return (*self.start, *map(self.sub_model.sizes_in, range(stop)))
 
     def runs_in(self, layer: int) -> bool:
         """Whether it may run a layer."""
@@ -56,37 +62,64 @@ class Stream:
 
 
 def make_streams(
-    nest: Nest, members: Sequence[SubModel | jax.Array]
+    plan: Plan, members: Sequence[SubModel | jax.Array]
 ) -> tuple[list[Stream], jax.Array]:
     """Returns the streams and the choices [rows, L] of those that choose by data.
 
     Args:
-      nest: where the members lie.
+      plan: of the run.
       members: sub-models; or of a mix of the TA the choice [L] of each layer, an index into
-        `nest.layer_options`.
+        `plan.nest.layer_options`.
     """
+    nest = plan.nest
     streams: list[Stream] = []
     rows: list[jax.Array] = []
     for member in members:
         if not isinstance(member, SubModel):
-            streams.append(Stream(nest.ta, len(rows), _mix_options(nest)))
+            earlier = plan.earlier(nest.ta)
+            streams.append(Stream(nest.ta, len(rows), _mix_options(nest), earlier))
             rows.append(member)
             continue
 
         layers = [member.sizes_in(layer) for layer in range(nest.num_layers)]
         if _num_changes(layers) < _MAX_STATIC_RUNS:
-            streams.append(Stream(member))
+            streams.append(Stream(member, earlier=plan.earlier(member)))
             continue
 
         # One branch for each set of sizes, though many layers have it.
         options = tuple(dict.fromkeys(layers))
-        streams.append(Stream(member, len(rows), options))
+        streams.append(Stream(member, len(rows), options, plan.earlier(member)))
         choice_L = [options.index(sizes) for sizes in layers]
         rows.append(jnp.array(choice_L, jnp.int32))
 
     # A scan takes this array along with the weights, also where nothing is chosen.
     choices_SL = jnp.stack(rows) if rows else jnp.zeros((0, nest.num_layers), jnp.int32)
     return streams, choices_SL
+
+
+def waves_of(
+    plan: Plan, members: Sequence[SubModel | jax.Array]
+) -> tuple[list[SubModel | jax.Array], list[list[int]]]:
+    """What a joint pass of these members runs, as `make_streams` takes it: the members, and after
+    them the earlier passes that they go on from; and the waves in which it does so, each a list of
+    indices into these.
+    """
+    passes = list(members)
+    static = {member for member in members if isinstance(member, SubModel)}
+    numbers: list[int] = []
+    # The list grows: an earlier pass may go on from another.
+    for model_pass in passes:
+        # All random mixes are of the TA, and have its earlier pass.
+        earlier = plan.earlier(model_pass if isinstance(model_pass, SubModel) else plan.nest.ta)
+        if earlier is not None and earlier not in static:
+            static.add(earlier)
+            passes.append(earlier)
+        numbers.append(0 if earlier is None else len(plan.passes(earlier)))
+
+    waves = []
+    for number in range(max(numbers, default=-1) + 1):
+        waves.append([i for i, own_number in enumerate(numbers) if own_number == number])
+    return passes, waves
 
 
 def first_parts(plan: Plan, streams: Sequence[Stream]) -> list[tuple[Any, ...] | None]:
@@ -97,7 +130,7 @@ def first_parts(plan: Plan, streams: Sequence[Stream]) -> list[tuple[Any, ...] |
     keys: list[tuple[Any, ...] | None] = []
     for stream in streams:
         # An embedding that is cut to the same width enters them all.
-        start = (stream.sub_model.sizes[RESIDUAL], stream.sub_model.member)
+        start = stream.start
         options = stream.options or (stream.sub_model.sizes_in(0),)
         first = options[0]
         if options == (None,):
@@ -114,16 +147,16 @@ def goes_along(plan: Plan, members: Sequence[SubModel], mixes: int) -> list[bool
     layer 0 for it too.
     """
     choices = [jnp.zeros(plan.nest.num_layers, jnp.int32)] * mixes
-    streams, _ = make_streams(plan.nest, [*members, *choices])
+    streams, _ = make_streams(plan, [*members, *choices])
     keys = first_parts(plan, streams)
     return [key is not None and key in keys[:i] for i, key in enumerate(keys)]
 
 
-def layers_apart(nest: Nest, members: Sequence[SubModel]) -> list[tuple[int, ...]]:
+def layers_apart(plan: Plan, members: Sequence[SubModel]) -> list[tuple[int, ...]]:
     """Of each member the layers that it runs by itself: not those in which it goes along with one
     before it, as their hidden states are the same.
     """
-    streams, _ = make_streams(nest, members)
+    streams, _ = make_streams(plan, members)
     # A number for each history: the history itself would be as long as the model is deep.
     numbers: dict[tuple[Any, ...], int] = {}
     seen: set[int] = set()
@@ -131,7 +164,7 @@ def layers_apart(nest: Nest, members: Sequence[SubModel]) -> list[tuple[int, ...
     for stream in streams:
         number = numbers.setdefault(stream.history(0), len(numbers))
         layers = []
-        for layer in range(nest.num_layers):
+        for layer in range(plan.nest.num_layers):
             sizes = stream.sub_model.sizes_in(layer)
             number = numbers.setdefault((number, layer, sizes), len(numbers))
             if sizes is not None and number not in seen:

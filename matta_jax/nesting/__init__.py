@@ -6,7 +6,9 @@ Pure: no flax, no checkpoints.
 from matta_jax.nesting._axes import GRANULES as GRANULES
 from matta_jax.nesting._axes import LAYERS as LAYERS
 from matta_jax.nesting._axes import MEMBERS as MEMBERS
+from matta_jax.nesting._axes import RECYCLED as RECYCLED
 from matta_jax.nesting._axes import RESIDUAL as RESIDUAL
+from matta_jax.nesting._axes import THOUGHTS as THOUGHTS
 from matta_jax.nesting._axes import Axis as Axis
 from matta_jax.nesting._axes import Names as Names
 from matta_jax.nesting._axes import Role as Role
@@ -42,6 +44,7 @@ from matta_jax.nesting._narrow import narrow as narrow
 from matta_jax.nesting._narrow import narrow_array as narrow_array
 from matta_jax.nesting._narrow import narrow_axes as narrow_axes
 from matta_jax.nesting._narrow import narrow_index as narrow_index
+from matta_jax.nesting._narrow import narrow_modules as narrow_modules
 from matta_jax.nesting._narrow import narrow_names as narrow_names
 from matta_jax.nesting._narrow import outside_blocks as outside_blocks
 from matta_jax.nesting._narrow import parent_path as parent_path

@@ -25,6 +25,10 @@ Positions = tuple[int, ...]
 GRANULES = "_granules"
 LAYERS = "layers"
 MEMBERS = "members"
+THOUGHTS = "thoughts"
+"""The axis of what joins a model's earlier passes to the next: a size for each of these passes."""
+RECYCLED = "recycled"
+"""The axis of what they leave: the residual stream of the widest."""
 RESIDUAL = "d_model"
 """The axis of the residual stream, which every layer reads and writes."""
 
@@ -99,6 +103,7 @@ register_axes(
     [
         Axis(LAYERS, Role.STACK, is_picked=True, word="layers", fields="model.num_layers"),
         Axis(MEMBERS, Role.STACK, is_picked=True),
+        Axis(THOUGHTS, Role.STACK, is_picked=True),
         Axis("qkv", Role.STACK),
         Axis("kv", Role.STACK),
         Axis("gate", Role.STACK),
@@ -116,6 +121,7 @@ register_axes(
         Axis("embed", Role.FEATURES),
         Axis("types", Role.ENTRIES, fields="model.num_types"),
         Axis("dense", Role.FEATURES, fields="model.num_dense"),
+        Axis(RECYCLED, Role.FEATURES, fields="model.thinking_d_model"),
         Axis("queries", Role.FIXED),
         Axis("head_dim", Role.FIXED),
     ]

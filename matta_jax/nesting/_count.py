@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+
+from immutabledict import immutabledict
 
 from matta_jax.nesting._axes import matrix_view
 from matta_jax.nesting._narrow import Tree
@@ -32,6 +34,7 @@ def count_weights(
     *,
     heads: Collection[str] = (),
     attention: int = 0,
+    read: Mapping[str, int] = immutabledict(),
 ) -> Counts:
     """Counts a plain model.
 
@@ -40,6 +43,7 @@ def count_weights(
       axes: their axis names.
       heads: paths of the tables that are multiplied with, as the output's logits are made.
       attention: FLOPs of a token in the products of queries, keys and values.
+      read: of axes of which a pass reads fewer entries than there are, how many.
     """
     names = flatten(axes)
     parameters = 0
@@ -53,5 +57,6 @@ def count_weights(
         # A token meets each weight of a matrix in one multiplication and one addition. A table
         # counts only where it is a head: an embedding looks its rows up.
         if matrix_view(names[path]) is not None or path in heads:
-            flops += 2 * size
+            entries = zip(names[path], leaf.shape, strict=True)
+            flops += 2 * math.prod(read.get(axis, count) for axis, count in entries)
     return Counts(parameters, bytes_, flops)

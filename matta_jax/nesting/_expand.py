@@ -1,10 +1,11 @@
 """M-nesting: the TA around a Student, and the nest that a run's config describes."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from matta_jax.config import Config
 from matta_jax.errors import UserError, shorten
-from matta_jax.nesting._axes import word_of
+from matta_jax.nesting._axes import THOUGHTS, word_of
 from matta_jax.nesting._nest import STUDENT, TA, Nest, layers_of
 from matta_jax.nesting._spec import parse_spec
 from matta_jax.nesting._sub_model import Sizes, SubModel
@@ -96,7 +97,27 @@ def nest_of(config: Config) -> Nest:
         widths={"d_ff": config.nest.widths},
         spread=config.nest.student_layers == "spread",
     )
-    return _with_members(nest, config.nest.members)
+    return _with_earlier(_with_members(nest, config.nest.members), config)
+
+
+def _with_earlier(nest: Nest, config: Config) -> Nest:
+    """Adds the sizes of earlier passes, where a model has such, to those that the nest allows."""
+    allowed = dict(nest.allowed)
+    for sizes in config.model.earlier_sizes():
+        for axis, size in sizes.items():
+            if size > nest.ta.sizes[axis]:
+                raise UserError(
+                    f"model.thinking_heads: an earlier pass has {word_of(axis)}={size}, and the "
+                    f"TA {nest.ta.sizes[axis]}; lower it"
+                )
+            # Random mixes choose these anew in each layer, and all have the same earlier passes.
+            if axis in nest.by_layer and size > nest.allowed[axis][0]:
+                raise UserError(
+                    f"model.thinking_heads: an earlier pass has {word_of(axis)}={size}, and the "
+                    f"nest's smallest is {nest.allowed[axis][0]}; lower it"
+                )
+            allowed[axis] = tuple(sorted({*allowed[axis], size}))
+    return dataclasses.replace(nest, allowed=allowed)
 
 
 def _with_members(nest: Nest, specs: Mapping[str, str]) -> Nest:
@@ -120,7 +141,10 @@ def _with_member(nest: Nest, name: str, member: SubModel) -> Nest:
     for axis in member.axes:
         limit = nest.ta.sizes[axis]
         for size in member.along(axis):
-            if not 1 <= size <= limit:
-                raise UserError(f"{word_of(axis)}={size} must be from 1 to the TA's {limit}")
+            smallest = 0 if axis == THOUGHTS else 1
+            if not smallest <= size <= limit:
+                raise UserError(
+                    f"{word_of(axis)}={size} must be from {smallest} to the TA's {limit}"
+                )
         allowed[axis] = tuple(sorted({*allowed[axis], *member.along(axis)}))
     return Nest({**nest.members, name: member}, allowed, nest.spread, nest.by_layer)

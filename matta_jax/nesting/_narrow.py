@@ -26,6 +26,7 @@ from matta_jax.nesting._axes import (
 )
 from matta_jax.nesting._nest import Nest
 from matta_jax.nesting._sub_model import SubModel
+from matta_jax.nesting._trees import flatten
 
 Tree = Any
 ArrayT = TypeVar("ArrayT")
@@ -256,6 +257,22 @@ def run_sizes(sub_model: SubModel, index: int) -> dict[str, Size]:
     return sizes_of(sub_model, run.sizes) | {LAYERS: run.layers}
 
 
+def narrow_modules(modules: Tree, axes: Tree, sizes: Mapping[str, Size]) -> Tree:
+    """`narrow` of modules beside the layers, by name, without those of which nothing is kept."""
+    names = _with_entries({name: axes[name] for name in modules}, sizes)
+    return {name: narrow(modules[name], names[name], sizes) for name in names}
+
+
+def _with_entries(axes: Tree, sizes: Mapping[str, Size]) -> Tree:
+    """The axis names of those modules that have entries."""
+    empty = {axis for axis, size in sizes.items() if size == 0}
+
+    def has_entries(names: Tree) -> bool:
+        return all(empty.isdisjoint(weight_names) for weight_names in flatten(names).values())
+
+    return {name: names for name, names in axes.items() if has_entries(names)}
+
+
 def slice_model(params: Tree, axes: Tree, sub_model: SubModel) -> Tree:
     """Slices the weights of a TA into those of the plain model of `sub_model`.
 
@@ -267,10 +284,7 @@ def slice_model(params: Tree, axes: Tree, sub_model: SubModel) -> Tree:
     Returns:
       The plain model's weights, one stack for each run of layers of equal sizes.
     """
-    sizes = sizes_of(sub_model)
-    sliced = {}
-    for name, part in outside_blocks(params).items():
-        sliced[name] = narrow(part, axes[name], sizes)
+    sliced = narrow_modules(outside_blocks(params), axes, sizes_of(sub_model))
 
     # Layers of different sizes cannot stand in one array.
     stack = stack_of(params)
@@ -284,7 +298,8 @@ def slice_model(params: Tree, axes: Tree, sub_model: SubModel) -> Tree:
 
 def slice_axes(axes: Tree, sub_model: SubModel) -> Tree:
     """The axis names of `slice_model`'s result."""
-    plain = narrow_axes(axes, sizes_of(sub_model))
+    sizes = sizes_of(sub_model)
+    plain = narrow_axes(_with_entries(axes, sizes), sizes)
     # Runs differ in sizes alone: each has the names of the one stack.
     names = stack_of(plain)
     num_runs = len(sub_model.runs)

@@ -11,8 +11,10 @@
     d_ff=wide-narrow-wide:8             a named pattern with 8 wide layers (the TA's width), the
                                         others narrow
 
-Parts join with `;`. An axis that is not named is the TA's. Every axis but the residual stream's may
-have a size for each layer.
+    thoughts=1                          earlier passes, of a model that thinks more than once
+
+Parts join with `;`. An axis that is not named is the TA's. Every axis but the residual stream's and
+these passes may have a size for each layer.
 """
 
 import hashlib
@@ -21,7 +23,15 @@ import re
 from collections.abc import Iterable, Sequence
 
 from matta_jax.errors import UserError, did_you_mean, listed, shorten
-from matta_jax.nesting._axes import LAYERS, RESIDUAL, Role, axes_of_role, axis_of_word, word_of
+from matta_jax.nesting._axes import (
+    LAYERS,
+    RESIDUAL,
+    THOUGHTS,
+    Role,
+    axes_of_role,
+    axis_of_word,
+    word_of,
+)
 from matta_jax.nesting._nest import Nest
 from matta_jax.nesting._patterns import PATTERNS
 from matta_jax.nesting._sub_model import SubModel
@@ -63,8 +73,8 @@ def parse_spec(spec: str, nest: Nest, *, is_new: bool = False) -> SubModel:
     sizes = dict(nest.ta.sizes)
     per_layer = {}
     for axis, value in parts.items():
-        # All layers read and write the same residual stream.
-        if axis == RESIDUAL:
+        # All layers read and write the same residual stream, and belong to the same passes.
+        if axis in (RESIDUAL, THOUGHTS):
             sizes[axis] = _number(value, word_of(axis), spec)
             continue
         # Uniform ones too: a SubModel moves these to its sizes by itself.
@@ -204,7 +214,8 @@ def _is_told_by_its_letters(text: str) -> bool:
     """Whether no other text has the same letters and digits: it is in the grammar, or a name that
     is like no spec.
     """
-    words = "|".join(word_of(axis.name) for axis in axes_of_role(Role.FEATURES))
+    names = [THOUGHTS, *(axis.name for axis in axes_of_role(Role.FEATURES))]
+    words = "|".join(map(word_of, names))
     number = "[0-9]+"
     size = rf"{number}(?:\*{number})?"
     sizes = rf"{size}(?:,{size})*|(?:{'|'.join(PATTERNS)}):{number}"

@@ -8,6 +8,13 @@ from matta_jax.models import Architecture
 from matta_jax.nesting import word_of
 
 
+def _text_fields(architecture: Architecture) -> dict[str, int]:
+    """The fields of a model that reads text; others read what their own fields say."""
+    if "vocab" not in architecture.fixed:
+        return {}
+    return {"vocab_size": architecture.vocab_size, "max_len": architecture.max_len}
+
+
 def plain_config(config: Config, architecture: Architecture) -> Config:
     """The config of a run that trains a model of this architecture and nothing around it.
 
@@ -26,8 +33,7 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
         sizes,
         num_layers=architecture.num_layers,
         head_dim=architecture.head_dim,
-        vocab_size=architecture.vocab_size,
-        max_len=architecture.max_len,
+        **_text_fields(architecture),
         **architecture.family.fields_of(architecture.options),
     )
     if model.num_heads * architecture.head_dim == architecture.d_model:

@@ -1,12 +1,14 @@
 """Cascades: a small model answers where it is sure, and a larger one answers the rest.
 
 Rows of which the small model is unsure are gathered into batches of a few sizes, each a program:
-what is sure really stops, and costs nothing more.
+what is sure really stops, and costs nothing more. Where the small model is the earlier pass of the
+large one, which thinks twice, the large one goes on from what it left.
 
 Shape letters: n images, H rows, W columns, C channels.
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -14,6 +16,8 @@ import numpy as np
 import scipy.special
 
 from matta_jax.errors import UserError
+from matta_jax.models import apply_pass, earlier_flops, earlier_model
+from matta_jax.nesting import Tree, flatten
 from matta_jax.packages import Model
 from matta_jax.serving._classify import BATCH_SIZE, check_images, filled_up, image_shape
 
@@ -48,7 +52,7 @@ class Cascade:
     """
 
     def __init__(self, small: Model, large: Model):
-        self.models = (small, large)
+        self.models = (small.plain(), large.plain())
         shapes = [image_shape(model) for model in self.models]
         classes = [model.architecture.fixed["classes"] for model in self.models]
         if len({*shapes}) > 1 or len({*classes}) > 1:
@@ -58,14 +62,49 @@ class Cascade:
                 "same"
             )
         self._shape = shapes[0]
-        self._programs = [jax.jit(model.apply) for model in self.models]
+        self.goes_on = _is_earlier(*self.models)
+        self._first = jax.jit(functools.partial(apply_pass, self.models[0].architecture))
+        self._second = jax.jit(self._answer_rows)
         self._compile()
+
+    @property
+    def flops_per_token(self) -> tuple[int, int]:
+        """FLOPs of a position in the small model, and of what the large one runs after it."""
+        small, large = self.models
+        flops = large.counts.flops_per_token
+        if self.goes_on:
+            flops -= earlier_flops(large.architecture, large.config.seq_len)
+        return small.counts.flops_per_token, flops
 
     def _compile(self) -> None:
         """Runs each program once, at each of its sizes: no answer waits for a compiler."""
-        for stage, parts in ((0, (1,)), (1, _PARTS)):
-            for part in parts:
-                self._run(stage, np.zeros((BATCH_SIZE // part, *self._shape), np.uint8))
+        batch = np.zeros((BATCH_SIZE, *self._shape), np.uint8)
+        _, ended_ND = self._run_first(batch)
+        for part in _PARTS:
+            self._run_second(batch, ended_ND, np.arange(BATCH_SIZE // part))
+
+    def _run_first(self, batch: np.ndarray) -> tuple[np.ndarray, jax.Array]:
+        """The small model's logits, and the residual stream that it ends with."""
+        logits, ended_ND = self._first(self.models[0].params, {"image": batch})
+        return np.array(logits), ended_ND
+
+    def _run_second(self, batch: np.ndarray, ended_ND: jax.Array, rows: np.ndarray) -> np.ndarray:
+        """The large model's logits of some rows of a batch."""
+        size = _size_for(len(rows))
+        filled = np.pad(rows, (0, size - len(rows)))
+        answers = self._second(self.models[1].params, batch, ended_ND, filled)
+        return np.array(answers)[: len(rows)]
+
+    def _answer_rows(
+        self, params: Tree, batch: jax.Array, ended_ND: jax.Array, rows: jax.Array
+    ) -> jax.Array:
+        earlier_ND = None
+        if self.goes_on:
+            by_image = ended_ND.reshape(len(batch), -1, ended_ND.shape[-1])
+            earlier_ND = by_image[rows].reshape(-1, ended_ND.shape[-1])
+        inputs = {"image": batch[rows]}
+        architecture = self.models[1].architecture
+        return apply_pass(architecture, params, inputs, earlier_ND=earlier_ND)[0]
 
     def __call__(self, images: np.ndarray, threshold: float) -> Answers:
         """Classifies images, batch by batch.
@@ -85,18 +124,26 @@ class Cascade:
         start_time = time.perf_counter()
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]
-            first = self._run(0, filled_up(batch, BATCH_SIZE))[: len(batch)]
+            filled = filled_up(batch, BATCH_SIZE)
+            filled_logits, ended_ND = self._run_first(filled)
+            first = filled_logits[: len(batch)]
             unsure = np.flatnonzero(entropies(first) > threshold)
             if len(unsure):
-                size = _size_for(len(unsure))
-                first[unsure] = self._run(1, filled_up(batch[unsure], size))[: len(unsure)]
+                first[unsure] = self._run_second(filled, ended_ND, unsure)
             logits[start : start + len(batch)] = first
             stopped[start + unsure] = False
         return Answers(logits, stopped, time.perf_counter() - start_time)
 
-    def _run(self, stage: int, images: np.ndarray) -> np.ndarray:
-        params = self.models[stage].params
-        return np.array(self._programs[stage](params, {"image": images}))
+
+def _is_earlier(small: Model, large: Model) -> bool:
+    """Whether a small model is the pass that a large one runs before its own."""
+    earlier = earlier_model(large.architecture, large.params)
+    if earlier is None or earlier[0].sub_model != small.architecture.sub_model:
+        return False
+    weights, small_weights = flatten(earlier[1]), flatten(small.params)
+    return weights.keys() == small_weights.keys() and all(
+        np.array_equal(weight, small_weights[path]) for path, weight in weights.items()
+    )
 
 
 def entropies(logits: np.ndarray) -> np.ndarray:

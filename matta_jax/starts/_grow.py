@@ -55,6 +55,10 @@ def grow(student: Tree, plan: Plan, key: jax.Array, *, noise: float | None = Non
 
     grown = {}
     for path, weight in fresh.items():
+        # A module that the Student is without, which adds nothing when it is fresh.
+        if path not in student_weights:
+            grown[path] = weight
+            continue
         # With output projections of zeros, the new parts add nothing to the residual stream.
         if path.startswith(f"{BLOCKS}/") and writes_residual(names[path]):
             weight = weight * (0.0 if noise is None else noise)

@@ -94,6 +94,9 @@ def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
     """
     where, architecture = f"{field}={teacher.where!r}", teacher.architecture
     _check_task(teacher, config, where)
+    if config.model.reads_images:
+        _check_images(teacher, config, where)
+        return
     if architecture.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{where} has a vocabulary of {architecture.vocab_size}, and must have the "
@@ -118,6 +121,17 @@ def check_teacher(teacher: Teacher, config: Config, field: str) -> None:
         )
 
 
+def _check_images(teacher: Teacher, config: Config, where: str) -> None:
+    """Raises UserError unless a Teacher reads images of the run's size."""
+    for name in ("image_size", "num_channels"):
+        value, run_value = getattr(teacher.config.model, name), getattr(config.model, name)
+        if value != run_value:
+            raise UserError(
+                f"{where} has {name}={value}, and must have the {run_value} of model.{name}; use "
+                "another Teacher, or change that"
+            )
+
+
 def _vocabulary_mend(teacher: Teacher, config: Config) -> str:
     """What to do about another vocabulary: where the tokenizer is the same, one is only padded."""
     mend = "use a Teacher with the run's tokenizer"
@@ -135,8 +149,14 @@ def _vocabulary_mend(teacher: Teacher, config: Config) -> str:
 
 def _check_task(teacher: Teacher, config: Config, where: str) -> None:
     """Raises UserError unless both read and say the same: text and a table's logits, or examples
-    with the same features and classes.
+    or images with the same features and classes.
     """
+    section = teacher.config.model
+    if section.noun != config.model.noun:
+        raise UserError(
+            f"{where} is {section.a_noun}, and the run trains {config.model.a_noun}; use a Teacher "
+            "of the same task"
+        )
     student, architecture = plan_of(config).architecture, teacher.architecture
     facts = {
         "num_classes": lambda model: model.fixed.get("classes", 0),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from matta_jax.models import Plan, count_model, goes_along, layers_apart
+from matta_jax.models import Plan, count_model, goes_along, layers_apart, waves_of
 from matta_jax.nesting import SubModel
 from matta_jax.starts.teacher import Teacher
 from matta_jax.training._state import Setup
@@ -31,22 +31,32 @@ def step_flops_per_token(
       mixes: random ones beside them.
       teacher: that runs along, or None.
     """
-    # A narrower sub-model takes its entries of what enters the widest.
-    entering = [*members, *[plan.nest.ta] * mixes]
-    entry = max(plan.entry_flops(member) for member in entering)
-    forward = float(entry + sum(_flops_apart(plan, members)))
-    forward -= _flops_together(plan, members, mixes)
-    ta = plan.nest.ta
-    uniform = []
-    for option in plan.nest.layer_options:
-        mix = ta.resized(**option)
-        uniform.append(plan.count(mix).flops_per_token - plan.entry_flops(mix))
-    forward += mixes * sum(uniform) / len(uniform)
+    choices = [jnp.zeros(plan.nest.num_layers, jnp.int32)] * mixes
+    passes, waves = waves_of(plan, [*members, *choices])
+    forward = 0.0
+    for wave in waves:
+        static = [passes[i] for i in wave]
+        sub_models = [each for each in static if isinstance(each, SubModel)]
+        forward += _wave_flops(plan, sub_models, len(static) - len(sub_models))
 
     teaching = 0
     if teacher is not None:
         teaching = count_model(teacher.architecture, plan.seq_len).flops_per_token
     return 3 * forward + teaching
+
+
+def _wave_flops(plan: Plan, members: Sequence[SubModel], mixes: int) -> float:
+    """FLOPs of the passes that run side by side."""
+    # A narrower sub-model takes its entries of what enters the widest.
+    entering = [*members, *[plan.nest.ta] * mixes]
+    entry = max(plan.entry_flops(member) for member in entering)
+    forward = float(entry + sum(_flops_apart(plan, members)))
+    forward -= _flops_together(plan, members, mixes)
+    uniform = []
+    for option in plan.nest.layer_options:
+        mix = plan.nest.ta.resized(**option)
+        uniform.append(plan.pass_flops(mix) - plan.entry_flops(mix))
+    return forward + mixes * sum(uniform) / len(uniform)
 
 
 def step_flops_of(setup: Setup) -> float:
@@ -84,7 +94,7 @@ def _flops_together(plan: Plan, members: Sequence[SubModel], mixes: int) -> int:
     """FLOPs of the first part of layer 0 that others run too; of members that run the layer by
     themselves, and of mixes.
     """
-    apart = [*layers_apart(plan.nest, members), *[plan.nest.ta.layers] * mixes]
+    apart = [*layers_apart(plan, members), *[plan.nest.ta.layers] * mixes]
     sub_models = [*members, *[plan.nest.ta] * mixes]
     together = 0
     for sub_model, layers, along in zip(
@@ -97,12 +107,12 @@ def _flops_together(plan: Plan, members: Sequence[SubModel], mixes: int) -> int:
 
 def _flops_apart(plan: Plan, members: Sequence[SubModel]) -> Iterator[int]:
     """FLOPs of a forward pass of each, without its entry, and without what one before it runs."""
-    for member, layers in zip(members, layers_apart(plan.nest, members), strict=True):
+    for member, layers in zip(members, layers_apart(plan, members), strict=True):
         if not layers:
             yield plan.exit_flops(member)
             continue
         part = member.part(layers)
-        yield plan.count(part).flops_per_token - plan.entry_flops(part)
+        yield plan.pass_flops(part) - plan.entry_flops(part)
 
 
 def measure_peak_flops(dtype: str) -> float:

@@ -69,9 +69,11 @@ VARIANTS = [
 ] + [
     pytest.param(path, variant, marks=SLOW)
     for path in CONFIGS
-    for variant in {"quickstart": ("two_point", "depth", "d_model"), "gpt2_medium": ("paper",)}.get(
-        path.stem, ()
-    )
+    for variant in {
+        "quickstart": ("two_point", "depth", "d_model"),
+        "gpt2_medium": ("paper",),
+        "vit": ("thinking",),
+    }.get(path.stem, ())
 ]
 
 

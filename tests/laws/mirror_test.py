@@ -22,6 +22,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/distill/_ramp.py": "tests/distill/objective_test.py",
     "matta_jax/distill/_scan.py": "tests/distill/fused_test.py",
     "matta_jax/distill/_softmaxes.py": "tests/distill/terms_test.py",
+    "matta_jax/elastic/_both_ways.py": "tests/elastic/proof_test.py",
     "matta_jax/errors.py": "tests/sweeps_test.py",
     "matta_jax/evaluation/_output.py": "tests/evaluation/evaluate_test.py",
     "matta_jax/evaluation/_scored.py": "tests/evaluation/report_test.py",

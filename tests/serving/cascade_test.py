@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,15 +45,20 @@ def test_only_unsure_images_reach_the_large_model(pair, images, monkeypatch):
     pixels = np.load(images)["x"]
     cascade = serving.Cascade(*pair)
     # Compiled when it was made: one batch of the small model, four sizes of the large one's.
-    assert [program._cache_size() for program in cascade._programs] == [1, 4]
+    assert [cascade._first._cache_size(), cascade._second._cache_size()] == [1, 4]
     sizes = []
-    run = cascade._run
+    first, second = cascade._first, cascade._second
 
-    def counted(stage, batch):
-        sizes.append((stage, len(batch)))
-        return run(stage, batch)
+    def run_first(params, inputs):
+        sizes.append((0, len(inputs["image"])))
+        return first(params, inputs)
 
-    monkeypatch.setattr(cascade, "_run", counted)
+    def run_second(params, batch, ended_ND, rows):
+        sizes.append((1, len(rows)))
+        return second(params, batch, ended_ND, rows)
+
+    monkeypatch.setattr(cascade, "_first", run_first)
+    monkeypatch.setattr(cascade, "_second", run_second)
     unsure = np.sort(serving.entropies(matta_jax.classify(pair[0], pixels)))
     # Five of sixty: a batch of eight is the smallest that holds them.
     cascade(pixels, float((unsure[-6] + unsure[-5]) / 2))
@@ -60,6 +66,24 @@ def test_only_unsure_images_reach_the_large_model(pair, images, monkeypatch):
     sizes.clear()
     cascade(pixels, 10.0)
     assert sizes == [(0, 64)]
+
+
+def test_a_model_that_thinks_twice_goes_on_from_its_first_thought(vit, images, tmp_path):
+    thinking = vit(model__thinking_heads=[2], nest__thoughts=1)
+    matta_jax.train(thinking, tmp_path / "run", log=lambda _: None)
+    small, large = packages.load_in_place(str(tmp_path / "run"), ["student", "ta"])
+    cascade = serving.Cascade(small, large)
+    assert cascade.goes_on
+    pixels = np.load(images)["x"]
+    answers = cascade(pixels, 0.0)
+    np.testing.assert_allclose(answers.logits, matta_jax.classify(large, pixels), atol=1e-5)
+    # Together they cost what the large model does, but for the small one's logits.
+    logits_flops = 2 * 16 * 3
+    assert sum(cascade.flops_per_token) == large.counts.flops_per_token + logits_flops
+
+    # Another Student than its own is no thought of it.
+    other = dataclasses.replace(small, params=jax.tree.map(lambda leaf: leaf * 1.01, small.params))
+    assert not serving.Cascade(other, large).goes_on
 
 
 def test_what_is_no_cascade_is_refused(pair, run, images):

@@ -16,7 +16,7 @@ from matta_jax.config import ModelConfig, register_model
 from matta_jax.errors import did_you_mean
 from matta_jax.models.families._schema import Inputs, Schema
 from matta_jax.models.layers import Cache, Context
-from matta_jax.nesting import BLOCKS, Axis, SubModel, register_axes
+from matta_jax.nesting import BLOCKS, Axis, Sizes, SubModel, register_axes
 
 Modules = Mapping[str, Any]
 """The modules beside the layers, by name, with weights of whatever size."""
@@ -73,6 +73,7 @@ class Family(abc.ABC):
       modules: the class of each module, by name, in the order in which their weights are drawn;
         each is made by `cls(build)`. `blocks` is that of a layer, a `Block`.
       exits: the modules that `leave` runs, which read the residual stream for the last time.
+      joints: the modules that join an earlier pass to the next, which `join` runs.
       table: path of the table that hidden states are compared with to give logits, which
         `table_path` may say otherwise of some models. None: `leave` gives logits itself.
       is_causal: whether each position attends to those before it alone.
@@ -85,6 +86,7 @@ class Family(abc.ABC):
     section: ClassVar[type[ModelConfig]]
     modules: ClassVar[Mapping[str, Any]]
     exits: ClassVar[Sequence[str]]
+    joints: ClassVar[Sequence[str]] = ()
     table: ClassVar[str | None]
     is_causal: ClassVar[bool] = True
     heads: ClassVar[str] = "heads"
@@ -129,6 +131,26 @@ class Family(abc.ABC):
           context: as `enter` has returned it.
           sizes: of the model's nested axes, those that no weight has among them.
         """
+
+    def earlier(self, sizes: Sizes, options: Mapping[str, Any]) -> Sizes | None:
+        """The sizes of the pass that a model of these sizes runs before its own, with the same
+        layers; None: it has none.
+        """
+        del sizes, options
+        return None
+
+    def join(
+        self, modules: Modules, x_ND: jax.Array, earlier_modules: Modules, earlier_ND: jax.Array
+    ) -> jax.Array:
+        """Returns the residual stream that a pass starts with, of what it entered with.
+
+        Args:
+          modules: those beside the layers, of the pass's sizes.
+          x_ND: of `enter`.
+          earlier_modules: likewise, of the earlier pass's sizes.
+          earlier_ND: the residual stream after its layers.
+        """
+        raise NotImplementedError
 
     def logits_of(self, output: jax.Array, inputs: Inputs, options: Mapping[str, Any]) -> jax.Array:
         """What a loss compares with labels: what `leave` returns, or what follows from it.
@@ -179,7 +201,8 @@ class Family(abc.ABC):
     @property
     def entries(self) -> list[str]:
         """The modules that `enter` runs."""
-        return [name for name in self.modules if name != BLOCKS and name not in self.exits]
+        later = (BLOCKS, *self.exits, *self.joints)
+        return [name for name in self.modules if name not in later]
 
 
 _FAMILIES: dict[str, Family] = {}

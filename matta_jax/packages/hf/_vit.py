@@ -1,5 +1,6 @@
 """Hugging Face's ViT, as a classifier of images."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,7 @@ _OUTER = {
 }
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _PROCESSOR = "preprocessor_config.json"
+_THINKING = ("thinking_heads", "thinking_d_model", "thinking_d_ff")
 
 
 class VitLayout(EncoderLayout):
@@ -100,6 +102,11 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
                 "use format=safetensors"
             )
         self.check_stock(architecture)
+        if architecture.earlier is not None:
+            raise UserError(
+                "format='hf': stock ViT runs one pass, and this model earlier ones before its own; "
+                "extract one of thoughts=0, or use format=safetensors"
+            )
         sub_model, options, fixed = (
             architecture.sub_model,
             architecture.options,
@@ -129,6 +136,8 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
                 "image_mean": list(options["image_mean"]),
                 "image_std": list(options["image_std"]),
                 "granules": dict(architecture.granules),
+                # What a nest's members have alike, though this model runs one pass.
+                **{name: list(options[name]) for name in _THINKING if name in options},
             },
         }
 
@@ -146,7 +155,7 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
             )
         labels = config.get("id2label", {"0": "", "1": ""})
         scaling = config["matta_jax"]
-        return VitConfig(
+        section = VitConfig(
             num_layers=natural("num_hidden_layers", config["num_hidden_layers"], is_depth=True),
             d_model=natural("hidden_size", config["hidden_size"]),
             num_heads=natural("num_attention_heads", config["num_attention_heads"]),
@@ -160,6 +169,10 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
             image_mean=tuple(scaling["image_mean"]),
             image_std=tuple(scaling["image_std"]),
         )
+        thinking: dict[str, Any] = {
+            name: tuple(scaling[name]) for name in _THINKING if name in scaling
+        }
+        return dataclasses.replace(section, **thinking)
 
     def more_documents(self, architecture: Architecture) -> Mapping[str, Any]:
         """How pixels are scaled, as transformers read it."""

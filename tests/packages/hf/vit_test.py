@@ -12,6 +12,7 @@ from matta_jax import models, nesting, packages, storage
 from matta_jax.errors import UserError
 from matta_jax.nesting import flatten
 from matta_jax.packages import Packaging
+from matta_jax.packages.hf._vit import VitLayout
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
 SCALING = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
@@ -67,6 +68,15 @@ def test_a_folder_comes_back_as_the_same_bits(tmp_path):
     assert stored["vit.embeddings.patch_embeddings.projection.weight"].shape == (16, 3, 4, 4)
 
 
+def test_what_its_nest_thinks_comes_back_with_a_student():
+    fields = section(thinking_heads=(1, 2))
+    nest = nesting.nest_of(c.Config(model=fields))
+    architecture = models.architecture_of(fields, nest, nest.student)
+    config = packages.hf_config(architecture, "float32", None)
+    assert config["matta_jax"]["thinking_d_ff"] == [12, 24]
+    assert VitLayout().architecture(config) == architecture
+
+
 def test_queries_keys_and_values_stand_where_vit_has_them(tmp_path):
     folder, _, params = write(tmp_path / "vit")
     stored = safetensors.numpy.load_file(folder / "model.safetensors")
@@ -109,6 +119,7 @@ def test_how_pixels_are_scaled_must_be_said(tmp_path):
     [
         ({"image_pooling": "mean"}, "stock ViT reads a class token"),
         ({"head_dim": 4}, "2 heads of 4 do not fill d_model=16"),
+        ({"thinking_heads": (1,), "thoughts": 1}, "stock ViT runs one pass, and this model"),
     ],
 )
 def test_what_stock_vit_has_no_room_for_is_refused(fields, words):
