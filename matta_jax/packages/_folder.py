@@ -87,7 +87,7 @@ def new_folder(target: storage.Path) -> Iterator[storage.Path]:
     """
     with (
         storage.writing_by_library("output", target, "name another"),
-        storage.new_folder(target) as building,
+        storage.new_folder(target, last=MANIFEST) as building,
     ):
         yield building
 

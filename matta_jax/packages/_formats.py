@@ -163,4 +163,4 @@ def _readers(
 def disk_bytes(folder: storage.Path, format: str) -> int:
     """Bytes of the files of a model's weights, the zeros of `hf` among them."""
     pattern = "weights/**/*" if format == "orbax" else "*.safetensors"
-    return sum(file.stat().st_size for file in storage.match(folder, pattern) if file.is_file())
+    return sum(storage.num_bytes(file) for file in storage.match(folder, pattern) if file.is_file())

@@ -42,9 +42,9 @@ def open_llama2c(file: storage.Path) -> Foreign:
     }
     shapes = _shapes(sizes, is_tied=is_tied, version=version)
     num_bytes = start + 4 * sum(int(np.prod(shape)) for shape in shapes.values())
-    if file.stat().st_size != num_bytes:
+    if storage.num_bytes(file) != num_bytes:
         raise UserError(
-            f"llama2c={str(file)!r} has {file.stat().st_size:,} bytes, but its header says "
+            f"llama2c={str(file)!r} has {storage.num_bytes(file):,} bytes, but its header says "
             f"{num_bytes:,}; {_MEND}"
         )
     layout = layout_of_type("llama")

@@ -2,7 +2,8 @@
 
 A file changes by being written beside its place and moved there, and a folder by being built
 beside its place and moved there, so a crash leaves what was there before or what comes after, and
-nothing between. Everything here works on local paths and on what is mounted as one.
+nothing between. In a bucket, gs:// or s3://, where nothing can be moved, an object is written as a
+whole, and the objects of a folder before the one that readers look for.
 
 Of a `Path`, other rooms only join and read what it says of itself: `path / "x"`, `.name`,
 `.parent`, `.exists()`, `.is_file()`, `.is_dir()`, `.stat()`.
@@ -14,6 +15,7 @@ from matta_jax.storage._files import append_line as append_line
 from matta_jax.storage._files import copy_file as copy_file
 from matta_jax.storage._files import in_memory as in_memory
 from matta_jax.storage._files import new_file as new_file
+from matta_jax.storage._files import num_bytes as num_bytes
 from matta_jax.storage._files import open_new as open_new
 from matta_jax.storage._files import open_old as open_old
 from matta_jax.storage._files import read_bytes as read_bytes
@@ -22,7 +24,6 @@ from matta_jax.storage._files import read_text as read_text
 from matta_jax.storage._files import recover_lines as recover_lines
 from matta_jax.storage._files import replace_text as replace_text
 from matta_jax.storage._files import share_file as share_file
-from matta_jax.storage._folders import copy_folder as copy_folder
 from matta_jax.storage._folders import free_bytes as free_bytes
 from matta_jax.storage._folders import glob as glob
 from matta_jax.storage._folders import make_folder as make_folder
@@ -37,6 +38,7 @@ from matta_jax.storage._json import parse_json as parse_json
 from matta_jax.storage._locks import locked as locked
 from matta_jax.storage._paths import Path as Path
 from matta_jax.storage._paths import home_cache as home_cache
+from matta_jax.storage._paths import in_bucket as in_bucket
 from matta_jax.storage._paths import kvstore as kvstore
 from matta_jax.storage._paths import local_copy as local_copy
 from matta_jax.storage._paths import path as path

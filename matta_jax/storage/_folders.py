@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import glob as glob_module
 import os
 import pathlib
@@ -9,13 +10,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import cast
 
 from matta_jax import stops
-from matta_jax.storage._files import umask
-from matta_jax.storage._paths import Path, path
+from matta_jax.storage._buckets import BucketPath, new_local_folder
+from matta_jax.storage._files import copy_file, umask
+from matta_jax.storage._paths import Path, in_bucket, path
 
 # Of a new folder, from which the user's umask takes what it forbids.
 _NEW_FOLDER = 0o777
+
+# As far as anybody can tell, of a bucket.
+_BOUNDLESS = 2**63
 
 # Threads that still write into a folder stop within so many pauses of so many seconds.
 _REMOVALS = 20
@@ -23,7 +29,11 @@ _SETTLE_SECONDS = 0.05
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, where they are not there. Raises OSError."""
+    """Makes a folder, and those above it, where they are not there; in a bucket there are folders
+    but in names. Raises OSError.
+    """
+    if in_bucket(folder):
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -40,8 +50,18 @@ def glob(pattern: str) -> list[Path]:
     """
     # Refuses an address, and what the file system cannot look at.
     expanded = path(pattern)
+    if in_bucket(expanded):
+        return _matches_in_bucket(expanded)
     names = glob_module.glob(str(_literal_where_there(expanded)), recursive=True)
     return sorted(pathlib.Path(name) for name in names)
+
+
+def _matches_in_bucket(pattern: BucketPath) -> list[Path]:
+    # What an object's name has of brackets means itself.
+    if pattern.exists():
+        return [cast(Path, pattern)]
+    bucket = pattern.parents[-1]
+    return cast(list[Path], bucket.glob_below(pattern.key)) if pattern.key else []
 
 
 def _literal_where_there(pattern: Path) -> Path:
@@ -58,11 +78,18 @@ def _literal_where_there(pattern: Path) -> Path:
 
 def match(folder: Path, pattern: str) -> list[Path]:
     """Returns what a pattern matches within a folder, sorted; nothing where there is no folder."""
+    if in_bucket(folder):
+        if "/" in pattern or "**" in pattern:
+            return cast(list[Path], folder.glob_below(pattern))
+        names = [child for child in folder.children() if fnmatch.fnmatchcase(child.name, pattern)]
+        return cast(list[Path], names)
     return sorted(folder.glob(pattern))
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, keep_first: bool = False, private: bool = False) -> Iterator[Path]:
+def new_folder(
+    target: Path, *, keep_first: bool = False, private: bool = False, last: str | None = None
+) -> Iterator[Path]:
     """Yields an empty folder beside `target` that takes its place at the end.
 
     It is removed when the end is not reached. A killed process leaves it, hidden behind a dot, and
@@ -74,10 +101,22 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
       keep_first: another process may build the same. The first that ends stays, and a failure does
         not count when it is there. Otherwise the last that ends stays.
       private: for its owner alone; otherwise it has the permissions of any new folder.
+      last: the file without which readers take the folder for none. In a bucket, where nothing can
+        be moved, a folder is built on the local disk and this file is written last.
 
     Raises:
       OSError: it cannot be written.
     """
+    if in_bucket(target):
+        folder = _new_in_bucket(target, keep_first=keep_first, last=last)
+    else:
+        folder = _new_local(target, keep_first=keep_first, private=private)
+    with folder as building:
+        yield building
+
+
+@contextlib.contextmanager
+def _new_local(target: Path, *, keep_first: bool, private: bool) -> Iterator[Path]:
     building = None
     missing_parents = [parent for parent in target.parents if not parent.exists()]
     is_whole = False
@@ -115,6 +154,36 @@ def new_folder(target: Path, *, keep_first: bool = False, private: bool = False)
             _remove_empty(missing_parents)
 
 
+@contextlib.contextmanager
+def _new_in_bucket(target: BucketPath, *, keep_first: bool, last: str | None) -> Iterator[Path]:
+    building = pathlib.Path(new_local_folder())
+    marker = target / last if last is not None else target
+    try:
+        with stops.unfinished():
+            yield building
+            if keep_first and marker.exists():
+                return
+            _upload(building, target, last)
+    finally:
+        remove_folder(building)
+
+
+def _upload(building: Path, target: BucketPath, last: str | None) -> None:
+    """Writes all files of a local folder to a bucket, in the place of what was there."""
+    files = [file for file in sorted(building.rglob("*")) if file.is_file()]
+    # Readers that look while a folder is replaced find none.
+    if last is not None:
+        (target / last).remove()
+    target.remove()
+    try:
+        for file in sorted(files, key=lambda file: file == building / str(last)):
+            (target / file.relative_to(building).as_posix()).upload(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            target.remove()
+        raise
+
+
 def _remove_empty(folders: list[Path]) -> None:
     """Removes folders that were made, the innermost first, where nobody has put anything there."""
     for folder in folders:
@@ -145,14 +214,22 @@ def free_bytes(folder: Path) -> int:
     """The bytes that the user may still write on the disk of a folder, which need not be there.
     Raises OSError.
     """
+    if in_bucket(folder):
+        return _BOUNDLESS
     there = next(place for place in (folder, *folder.parents) if place.exists())
     return shutil.disk_usage(there).free
 
 
 def move_folder(source: Path, target: Path) -> None:
     """Moves a folder to a place that is free, on the same disk. A crash leaves it at one of the
-    two. Raises OSError.
+    two, or in a bucket part of it at both. Raises OSError.
     """
+    if in_bucket(source):
+        for file in source.glob_below("**"):
+            if file.is_file():
+                copy_file(cast(Path, file), target / str(file)[len(f"{source}/") :])
+        source.remove()
+        return
     os.rename(source, target)
 
 
@@ -160,15 +237,12 @@ def remove_folder(folder: Path) -> None:
     """Removes a folder and all in it, as far as the system lets it; also what threads of a library
     that was broken off still write there.
     """
+    if in_bucket(folder):
+        with contextlib.suppress(OSError):
+            folder.remove()
+        return
     for _ in range(_REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
         time.sleep(_SETTLE_SECONDS)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder and all in it. A crash leaves part of it, so `target` lies in a folder that
-    is still being built. Raises OSError.
-    """
-    shutil.copytree(source, target)

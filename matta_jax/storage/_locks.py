@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from matta_jax.errors import UserError
-from matta_jax.storage._paths import Path
+from matta_jax.storage._paths import Path, in_bucket
 
 _LOCK = ".lock"
 
@@ -30,7 +30,8 @@ def locked(field: str, folder: Path) -> Iterator[None]:
       UserError: another process holds it.
       OSError: the file of the lock cannot be made.
     """
-    if folder in _held:
+    # A bucket has none either.
+    if folder in _held or in_bucket(folder):
         yield
         return
 

@@ -1,17 +1,21 @@
 """Where things lie: what a user names becomes a path, and a path what a library asks for."""
 
+import functools
+import hashlib
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, TypeGuard, cast
 
-from matta_jax.errors import UserError
+from matta_jax.errors import UserError, did_you_mean
+from matta_jax.storage._buckets import EXTRAS, BucketPath, bucket_path
 
 Path = pathlib.Path
+"""Of what is local; what lies in a bucket is a `BucketPath`, with the methods that rooms use."""
 
 # An address: `gs://bucket`; or as pathlib writes one that was a path for a moment: it merges the
 # two slashes. One letter alone would be a drive.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
 def path(where: str | Path) -> Path:
@@ -20,16 +24,15 @@ def path(where: str | Path) -> Path:
     like raise nothing.
 
     Raises:
-      UserError: an address such as gs://bucket/run, of which a local path would silently make a
-        folder called `gs:`; or a path that the file system cannot look at: too long, a loop of
-        links, without permission, or relative to a folder that is gone.
+      UserError: an address of no bucket, or of one that is not there or whose package is not
+        installed; or a path that the file system cannot look at: too long, a loop of links, without
+        permission, or relative to a folder that is gone.
     """
-    text = str(where)
-    if _ADDRESS.match(text):
-        raise UserError(
-            f"{text!r} is an address, and buckets are not supported; name a local folder (a bucket "
-            "that is mounted, such as under /gcs, is one)"
-        )
+    text = os.fspath(where)
+    address = _ADDRESS.fullmatch(text)
+    if address is not None:
+        # Other rooms take it for a path, of which they only use what both have.
+        return cast(Path, _bucket_path(text, *address.groups()))
 
     expanded = _expanded(text)
     _check_working_folder(text, expanded)
@@ -46,6 +49,49 @@ def path(where: str | Path) -> Path:
     else:
         _check_readable(text, expanded)
     return expanded
+
+
+def in_bucket(where: Any) -> TypeGuard[BucketPath]:
+    """Whether a path lies in a bucket."""
+    return isinstance(where, BucketPath)
+
+
+def _bucket_path(text: str, scheme: str, rest_of_address: str) -> BucketPath:
+    if scheme not in EXTRAS:
+        raise UserError(
+            f"{text!r} is an address of an unknown kind; name a local path, or one of "
+            f"{', '.join(f'{known_scheme}://BUCKET/…' for known_scheme in EXTRAS)}"
+            f"{did_you_mean(scheme, EXTRAS)}"
+        )
+    parts = [part for part in rest_of_address.split("/") if part]
+    if not parts:
+        raise UserError(f"{text!r} names no bucket; write {scheme}://BUCKET/…")
+    if {".", ".."} & {*parts}:
+        raise UserError(f"{text!r} has a part that a bucket takes for a name; leave out . and ..")
+    _check_bucket(scheme, parts[0])
+    return bucket_path(f"{scheme}://{'/'.join(parts)}")
+
+
+@functools.cache
+def _check_bucket(scheme: str, bucket: str) -> None:
+    """Raises UserError for a bucket that is not there. Who may not ask for it may yet use what
+    lies in it.
+    """
+    where = bucket_path(f"{scheme}://{bucket}")
+    try:
+        is_there = where.exists()
+    except UserError:
+        # Listing what is below asks for another permission than looking at the bucket.
+        try:
+            where.children()
+            return
+        except OSError as error:
+            raise UserError(
+                f"{scheme}://{bucket} cannot be reached ({error.strerror}); mend the network, the "
+                "credentials or the address"
+            ) from None
+    if not is_there:
+        raise UserError(f"{scheme}://{bucket} does not exist; make it, or name another")
 
 
 def _expanded(text: str) -> Path:
@@ -103,12 +149,37 @@ def home_cache() -> Path:
 
 def local_copy(where: Path) -> Path:
     """Returns a local path with the content of `where`, for libraries that map a file to memory or
-    open it by name.
+    open it by name. Of an object it is kept in the user's cache, until the object changes.
+
+    Raises:
+      OSError: it cannot be read, or not be copied.
     """
-    return where
+    if not in_bucket(where):
+        return where
+    told = f"{where} {where.version()}"
+    folder = home_cache() / "buckets" / hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    copy = folder / where.name
+    if not copy.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Each process by itself; the last that ends stays.
+        building = folder / f".{where.name}.{os.getpid()}.tmp"
+        try:
+            where.download(building)
+            os.replace(building, copy)
+        finally:
+            building.unlink(missing_ok=True)
+    return copy
 
 
 def kvstore(folder: Path) -> dict[str, Any]:
     """Returns the tensorstore specification of a folder, for reading arrays in it."""
     # A specification and not a URL, in which `?`, `#` and `%` of a path would have a meaning.
-    return {"driver": "file", "path": f"{folder}/"}
+    if not in_bucket(folder):
+        return {"driver": "file", "path": f"{folder}/"}
+    place = {"bucket": folder.bucket, "path": f"{folder.key}/"}
+    if folder.scheme == "gs":
+        return {"driver": "gcs", **place}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    named = {"endpoint": endpoint, "aws_region": region}
+    return {"driver": "s3", **place, **{name: value for name, value in named.items() if value}}

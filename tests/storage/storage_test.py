@@ -15,21 +15,6 @@ from matta_jax.errors import UserError
 from matta_jax.storage import _folders
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["gs://bucket/run", "s3://bucket", pathlib.Path("gs://bucket/run"), "hdfs://x", "file:///a"],
-)
-def test_an_address_is_refused_in_one_line_and_makes_no_folder(where, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for opened in (storage.path, storage.resolve, storage.glob):
-        with pytest.raises(UserError) as error:
-            opened(str(where) if opened is storage.glob else where)
-        message = str(error.value)
-        assert repr(str(where)) in message and "\n" not in message
-        assert "buckets are not supported; name a local folder" in message and "/gcs" in message
-    assert not list(tmp_path.iterdir())
-
-
 def test_paths_stay_as_they_are_named_or_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.path("a/b") == pathlib.Path("a/b")
