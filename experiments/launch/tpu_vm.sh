@@ -3,11 +3,11 @@
 #
 #   export TPU=my-v5e-16 ZONE=us-west4-a
 #   experiments/launch/tpu_vm.sh install
-#   experiments/launch/tpu_vm.sh start matta-train --config=configs/gpt2_medium.py --workdir=/shared/runs/gpt2_medium
+#   experiments/launch/tpu_vm.sh start matta-train --config=configs/gpt2_medium.py --workdir=gs://my-bucket/runs/gpt2_medium
 #   experiments/launch/tpu_vm.sh log     # what the first worker has printed; Ctrl-C leaves the run alone
 #   experiments/launch/tpu_vm.sh stop    # SIGTERM to one worker: all save and end; `start` goes on from there
 #
-# The workdir must be one folder that all workers see: Filestore, or a bucket mounted by gcsfuse.
+# The workdir must be one that all workers see: gs://my-bucket/runs/gpt2_medium, or a folder of Filestore.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
@@ -27,7 +27,7 @@ case "${1:-}" in
       mkdir -p matta_jax && tar -xzf matta_jax.tar.gz -C matta_jax && cd matta_jax
       command -v "$HOME/.local/bin/uv" > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
       "$HOME/.local/bin/uv" venv --quiet --clear --python 3.12 .venv
-      "$HOME/.local/bin/uv" pip install --quiet --python .venv -e ".[tpu,tokenizers]"'
+      "$HOME/.local/bin/uv" pip install --quiet --python .venv -e ".[tpu,tokenizers,gcs]"'
     ;;
   start)
     shift

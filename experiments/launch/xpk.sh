@@ -2,9 +2,9 @@
 # A run on a GKE cluster that xpk (pip install xpk) has made; the image is that of the Dockerfile beside this file:
 #
 #   export CLUSTER=my-cluster TPU_TYPE=v5litepod-16 IMAGE=us-docker.pkg.dev/my-project/images/matta_jax
-#   experiments/launch/xpk.sh gpt2-medium matta-train --config=configs/gpt2_medium.py --workdir=/shared/runs/gpt2_medium
+#   experiments/launch/xpk.sh gpt2-medium matta-train --config=configs/gpt2_medium.py --workdir=gs://my-bucket/runs/gpt2_medium
 #
-# The workdir must be one folder that all workers see: `xpk storage attach` mounts Filestore or a bucket.
+# The workdir must be one that all workers see: in a bucket, or on Filestore (`xpk storage attach`).
 # Restarted after the end of a worker (exit code 3, or a signal), not after a mistake (exit code 2).
 set -euo pipefail
 : "${CLUSTER:?set CLUSTER to the name of the cluster}" "${TPU_TYPE:?set TPU_TYPE, such as v5litepod-16}"

@@ -19,6 +19,7 @@ from matta_jax.checkpoints._source import load_opt_state as load_opt_state
 from matta_jax.checkpoints._source import open_source as open_source
 from matta_jax.checkpoints._source import weights_fingerprint as weights_fingerprint
 from matta_jax.checkpoints._steps import check_free as check_free
+from matta_jax.checkpoints._steps import check_writable as check_writable
 from matta_jax.checkpoints._steps import locate as locate
 from matta_jax.checkpoints._steps import saved_steps as saved_steps
 from matta_jax.checkpoints._steps import step_number as step_number

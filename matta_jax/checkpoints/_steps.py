@@ -48,6 +48,17 @@ def _is_saved(folder: storage.Path) -> bool:
     return any((folder / mark).exists() for mark in _MARKS)
 
 
+def check_writable(workdir: storage.Path) -> None:
+    """Raises UserError for a workdir in which Orbax cannot save: in a bucket that it has no driver
+    for.
+    """
+    if storage.in_bucket(workdir) and workdir.scheme != "gs":
+        raise UserError(
+            f"workdir={str(workdir)!r}: Orbax saves checkpoints on local disks and in gs:// alone; "
+            "name one of these, and extract models to the bucket"
+        )
+
+
 def check_free(directory: storage.Path, steps: Iterable[int]) -> None:
     """Refuses a file or folder that has the place of a step to come, and is no checkpoint.
 

@@ -277,7 +277,9 @@ def _fill(
         # A folder in which not even an empty one can be made is the wrong one, not a full one.
         with storage.writing("data.cache_dir", root, "name another"):
             building = stack.enter_context(
-                storage.new_folder(folder, keep_first=not is_damaged, private=True)
+                storage.new_folder(
+                    folder, keep_first=not is_damaged, private=True, last="meta.json"
+                )
             )
         _write(building, documents, tokenizer, label=label)
 

@@ -190,7 +190,7 @@ class FolderTensors(ForeignTensors):
             hint = "; convert pytorch_model.bin first" if has_pickle else ""
             raise UserError(f"{str(path)!r} is missing; {self.mend}{hint}")
         try:
-            return require_safetensors().safe_open(path, "np")
+            return require_safetensors().safe_open(storage.local_copy(path), "np")
         except UserError:
             raise
         except Exception as error:  # As in `open_tensors`.

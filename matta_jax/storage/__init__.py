@@ -26,10 +26,12 @@ from matta_jax.storage._files import replace_text as replace_text
 from matta_jax.storage._files import share_file as share_file
 from matta_jax.storage._folders import free_bytes as free_bytes
 from matta_jax.storage._folders import glob as glob
+from matta_jax.storage._folders import grown_folder as grown_folder
 from matta_jax.storage._folders import make_folder as make_folder
 from matta_jax.storage._folders import match as match
 from matta_jax.storage._folders import move_folder as move_folder
 from matta_jax.storage._folders import new_folder as new_folder
+from matta_jax.storage._folders import publish_files as publish_files
 from matta_jax.storage._folders import remove_folder as remove_folder
 from matta_jax.storage._json import is_number as is_number
 from matta_jax.storage._json import is_whole as is_whole

@@ -210,6 +210,30 @@ def _exchange(building: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def grown_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder for a library whose files grow: this one; or of a bucket, whose objects do
+    not, a local one, from which `publish_files` writes them.
+    """
+    if not in_bucket(folder):
+        yield folder
+        return
+    local = pathlib.Path(new_local_folder())
+    try:
+        yield local
+    finally:
+        remove_folder(local)
+
+
+def publish_files(local: Path, folder: Path) -> None:
+    """Writes the files of `grown_folder` to their place, as they are now. Raises OSError."""
+    if not in_bucket(folder):
+        return
+    for file in local.rglob("*"):
+        if file.is_file():
+            (folder / file.relative_to(local).as_posix()).upload(file)
+
+
 def free_bytes(folder: Path) -> int:
     """The bytes that the user may still write on the disk of a folder, which need not be there.
     Raises OSError.

@@ -92,7 +92,9 @@ def bundle_tokenizer(spec: str, folder: storage.Path) -> str:
     if inside == spec or digest is None:
         return spec if there is None else inside
 
-    if target.exists():
+    # In a bucket a killed process leaves a part of the files, and not the last.
+    is_part = there is None and storage.in_bucket(target)
+    if target.exists() and not is_part:
         if there != digest:
             raise UserError(
                 f"data.tokenizer={spec!r} is another tokenizer than the one that {str(folder)!r} "
@@ -101,8 +103,9 @@ def bundle_tokenizer(spec: str, folder: storage.Path) -> str:
         return inside
 
     # Several processes of a run may do the same.
-    with storage.new_folder(target, keep_first=True) as building:
-        for file in [*_files(spec), *companions(spec)]:
+    files = _files(spec)
+    with storage.new_folder(target, keep_first=True, last=files[-1].name) as building:
+        for file in [*files, *companions(spec)]:
             storage.copy_file(file, building / file.name)
     return inside
 

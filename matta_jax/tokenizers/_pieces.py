@@ -223,7 +223,7 @@ def read_spm(file: storage.Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"tokenizer={str(file)!r} is missing; name a SentencePiece .model file")
     try:
-        processor = library.SentencePieceProcessor(model_file=str(file))
+        processor = library.SentencePieceProcessor(model_proto=storage.read_bytes(file))
     except Exception as error:  # The library raises several kinds for damaged files.
         raise UserError(
             f"tokenizer={str(file)!r} is not a SentencePiece model ({first_line(error)}); name "

@@ -44,17 +44,26 @@ class _JsonLines:
 
 
 class _TensorBoard:
-    """Scalars of tensorboardX's `SummaryWriter`."""
+    """Scalars of tensorboardX's `SummaryWriter`, in a folder that may lie in a bucket."""
 
-    def __init__(self, summary_writer: Any):
-        self._writer = summary_writer
+    def __init__(self, folder: storage.Path):
+        library = _extra(*_TENSORBOARD)
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._local = self._stack.enter_context(storage.grown_folder(folder))
+        self._writer = library.SummaryWriter(str(self._local))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        if storage.in_bucket(self._folder):
+            self._writer.flush()
+            storage.publish_files(self._local, self._folder)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._stack:
+            self._writer.close()
+            storage.publish_files(self._local, self._folder)
 
 
 class _WandB:
@@ -92,7 +101,7 @@ def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iter
     # Metrics are the same on every process, and files are written by one.
     if jax.process_index() == 0:
         if config.train.tensorboard:
-            writers.append(_open_tensorboard(workdir / "tensorboard"))
+            writers.append(_TensorBoard(workdir / "tensorboard"))
         if config.train.wandb_project:
             writers.append(_open_wandb(config.train.wandb_project, workdir))
         writers.append(_open_json_lines(workdir / "metrics.jsonl", start_step))
@@ -117,14 +126,13 @@ def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
     return _JsonLines(path)
 
 
-def _open_tensorboard(folder: storage.Path) -> _TensorBoard:
-    return _TensorBoard(_extra(*_TENSORBOARD).SummaryWriter(str(folder)))
-
-
 def _open_wandb(project: str, folder: storage.Path) -> _WandB:
+    # It writes files that grow, which a bucket has not.
+    local = storage.home_cache() / "wandb" if storage.in_bucket(folder) else folder
+    storage.make_folder(local)
     # The folder's name as the id, so that a resumed run goes on in the same W&B run.
     wandb_run = _extra(*_WANDB).init(
-        project=project, dir=str(folder), resume="allow", id=folder.name
+        project=project, dir=str(local), resume="allow", id=folder.name
     )
     return _WandB(wandb_run)
 

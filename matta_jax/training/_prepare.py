@@ -8,7 +8,7 @@ from absl import logging
 
 from matta_jax import config as config_lib
 from matta_jax import storage
-from matta_jax.checkpoints import Source
+from matta_jax.checkpoints import Source, check_writable
 from matta_jax.config import Config
 from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_both
 from matta_jax.errors import UserError
@@ -97,6 +97,7 @@ def check_start(
     config = with_own_tokenizer(config, workdir, log)
     check_samples(config)
     check_writers(config)
+    check_writable(workdir)
     check_workdir_place(workdir)
     check_workdir(config, workdir, resume, extend)
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)

@@ -135,7 +135,7 @@ def test_tpu_vm_starts_the_same_command_on_every_worker(stand_in, tmp_path):
     assert launch("tpu_vm.sh", "stop", **slice_).returncode == 0
     copy, install, start, stop = stand_in.calls()
     assert copy[1:5] == ["compute", "tpus", "tpu-vm", "scp"] and "--worker=all" in copy
-    assert ".[tpu,tokenizers]" in install[-1]
+    assert ".[tpu,tokenizers,gcs]" in install[-1]
     assert (
         start[4:7] == ["ssh", "mine", "--zone=here"]
         and "--worker=all" in start
