@@ -3,7 +3,8 @@
 Clients have images of their own, a private network, projection and header, and a copy of a small
 model that all of them share; the server sees that model alone, and takes its mean (FedMRL,
 arXiv 2406.00488). `federate` runs it in one process; `client_update`, `aggregate` and
-`sample_clients` are what it is made of.
+`sample_clients` are what it is made of. `extract_client` makes a model of a client, which
+`load_client` reads.
 """
 
 from matta_jax.federated._client import ClientData as ClientData
@@ -11,6 +12,7 @@ from matta_jax.federated._client import PrivateState as PrivateState
 from matta_jax.federated._client import accuracy as accuracy
 from matta_jax.federated._client import client_update as client_update
 from matta_jax.federated._client import head_logits as head_logits
+from matta_jax.federated._client import inference_logits as inference_logits
 from matta_jax.federated._client import init_private as init_private
 from matta_jax.federated._client import init_theta as init_theta
 from matta_jax.federated._config import METHODS as METHODS
@@ -32,6 +34,10 @@ from matta_jax.federated._networks import SHARED as SHARED
 from matta_jax.federated._networks import Architecture as Architecture
 from matta_jax.federated._networks import Weights as Weights
 from matta_jax.federated._networks import extract_features as extract_features
+from matta_jax.federated._package import ClientModel as ClientModel
+from matta_jax.federated._package import extract_client as extract_client
+from matta_jax.federated._package import is_client as is_client
+from matta_jax.federated._package import load_client as load_client
 from matta_jax.federated._partition import ClientParts as ClientParts
 from matta_jax.federated._partition import partition as partition
 from matta_jax.federated._partition import split_client as split_client

@@ -216,15 +216,36 @@ def _batches(data: ClientData, order: np.ndarray, size: int) -> list[_Batch]:
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
-def _predicted(method: str, theta: Weights, weights: Weights, images: jax.Array) -> jax.Array:
-    return head_logits(method, theta, weights, images)[-1].argmax(axis=1)
+def _inference(method: str, theta: Weights, weights: Weights, images: np.ndarray) -> jax.Array:
+    return head_logits(method, theta, weights, images)[-1]
+
+
+def inference_logits(
+    method: str, theta: Weights, weights: Weights, images_BHWC: np.ndarray
+) -> np.ndarray:
+    """The logits [B, K] by which a client classifies images, float32.
+
+    They are computed in batches of one size, so that one program takes any number of images: a run
+    and an extracted client have the same bits.
+
+    Args:
+      method: of `METHODS`.
+      theta: the client's copy of the shared small model, or the server's.
+      weights: the private ones.
+      images_BHWC: uint8.
+    """
+    count = len(images_BHWC)
+    parts = []
+    # Of no images one batch too: it tells how many classes there are.
+    for start in range(0, max(count, 1), _EVAL_BATCH):
+        batch = images_BHWC[start : start + _EVAL_BATCH]
+        missing = _EVAL_BATCH - len(batch)
+        filled = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        parts.append(np.asarray(_inference(method, theta, weights, filled)))
+    return np.concatenate(parts)[:count]
 
 
 def accuracy(method: str, theta: Weights, weights: Weights, data: ClientData) -> float:
     """The share of images whose class the inference gives, from 0 to 1."""
-    right = 0.0
-    order = np.arange(len(data.labels))
-    for batch in _batches(data, order, _EVAL_BATCH):
-        predicted = np.asarray(_predicted(method, theta, weights, batch.images))
-        right += float(((predicted == batch.labels) * batch.weights).sum())
-    return right / len(data.labels)
+    predicted = inference_logits(method, theta, weights, data.images).argmax(axis=1)
+    return int((predicted == data.labels).sum()) / len(data.labels)

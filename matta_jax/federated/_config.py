@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from matta_jax.config import Section, field, unknown_field
+from matta_jax.config import Section, VitConfig, field, unknown_field
 from matta_jax.errors import UserError, did_you_mean, shorten
 from matta_jax.federated._networks import ARCHITECTURES, POOLED
 
@@ -41,6 +41,18 @@ class ImagesConfig(Section):
                 f"images.image_size={self.image_size} must be a multiple of {POOLED}, as networks "
                 "halve it; scale the images"
             )
+
+    @property
+    def classifier_section(self) -> VitConfig:
+        """The section of a classifier of such images: what reads images takes their sizes from
+        that.
+        """
+        return VitConfig(
+            image_size=self.image_size,
+            patch_size=self.image_size,
+            num_channels=self.num_channels,
+            image_classes=self.num_classes,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from matta_jax import stops, storage
-from matta_jax.config import DataConfig, VitConfig
+from matta_jax.config import DataConfig
 from matta_jax.data import read_images
 from matta_jax.errors import DamageError, UserError
 from matta_jax.federated._client import ClientData, init_theta
@@ -99,14 +99,8 @@ def read_clients(config: FederatedConfig) -> tuple[list[ClientParts], str]:
       UserError: they cannot be read, or leave a client without any.
     """
     fields = config.images
-    # What reads images takes the sizes of them from the section of a classifier.
-    model = VitConfig(
-        image_size=fields.image_size,
-        patch_size=fields.image_size,
-        num_channels=fields.num_channels,
-        image_classes=fields.num_classes,
-    )
-    images = read_images(fields.source, DataConfig(source=fields.source), model)
+    data = DataConfig(source=fields.source)
+    images = read_images(fields.source, data, fields.classifier_section)
     everything = ClientData(images.images, images.classes.astype(np.int32))
     rows_by_client = partition(everything.labels, config)
     parts = [

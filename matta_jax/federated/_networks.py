@@ -18,6 +18,8 @@ Weights = dict[str, Any]
 _KERNEL = 3
 # Pixels are whole numbers up to 255; networks read numbers from -1 to 1.
 _HALF_RANGE = 127.5
+SCALING = f"pixel / {_HALF_RANGE} - 1"
+"""What networks make of a pixel, in words for those who read a model's folder."""
 
 
 @dataclasses.dataclass(frozen=True)

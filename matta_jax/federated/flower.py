@@ -13,6 +13,9 @@ A Flower app is a folder whose pyproject.toml names both:
 `config` holds sections as JSON. A SuperNode is a client: `--node-config "client=3"` says which. It
 keeps what is private under `workdir` of its machine, and the server what it writes under that of
 its own. The bits are those of `federate`: clients and server call the same functions.
+
+A client's model is extracted on its machine, when the run has ended: `matta-federate --extract`
+wants config.json, state.json and metrics.jsonl of the server's folder beside the client's files.
 """
 
 import functools

@@ -3,10 +3,14 @@
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from matta_jax import federated
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -229,6 +233,28 @@ FEDMRL = "--config=configs/fedmrl.py"
             [FEDMRL, "--workdir=W", "--config.images.source=images:/nowhere.npz"],
             ["/nowhere.npz", "does not exist"],
         ),
+        ("federate", ["--workdir=/nowhere", "--extract=0"], ["--output is missing"]),
+        ("federate", ["--extract=0", "--output=W"], ["--workdir is missing"]),
+        (
+            "federate",
+            ["--workdir=/nowhere", "--extract=0", "--output=W"],
+            ["workdir='/nowhere' holds no federated run"],
+        ),
+        (
+            "federate",
+            ["--workdir=/nowhere", "--extract=one", "--output=W"],
+            ["--extract=one", "must be a whole number"],
+        ),
+        (
+            "federate",
+            [FEDMRL, "--workdir=/nowhere", "--extract=0", "--output=W"],
+            ["--config is of no use with --extract", "leave it out"],
+        ),
+        (
+            "federate",
+            [FEDMRL, "--workdir=W", "--output=models/x"],
+            ["output='models/x' is of use with --extract alone"],
+        ),
         ("federate", [QUICK, "--workdir=W"], ["unknown config section 'data'", "images, clients"]),
         ("federate", ["--config=configs/fedmrl.py:clases", "--workdir=W"], ["did you mean 'cla"]),
     ],
@@ -285,6 +311,26 @@ def test_a_federated_run_goes_on_from_flags(call, images, tmp_path):
     code, output = call("federate", *flags, "--config.training.rounds=2")
     assert code == 0 and "round 2/2" in output and "round 1/" not in output, output
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+    # A client's model, which classifies without the run.
+    model, classes = tmp_path / "model", tmp_path / "classes.jsonl"
+    extract = [f"--workdir={tmp_path / 'run'}", f"--output={model}"]
+    code, output = call("federate", *extract, "--extract=2")
+    assert code == 2 and "client=2 must be a whole number from 0 to 1" in output, output
+    code, output = call("federate", *extract, "--extract=1")
+    assert code == 0 and "client 1 after round 2, " in output and "accuracy" in output, output
+    shutil.rmtree(tmp_path / "run")
+    classify = [f"--model={model}", f"--input={images}", f"--output={classes}"]
+    code, output = call("classify", *classify)
+    lines = [json.loads(line) for line in classes.read_text().splitlines()]
+    assert code == 0 and len(lines) == 60, output
+    with np.load(images) as arrays:
+        logits = federated.load_client(model).logits(arrays["x"])
+    assert [line["class"] for line in lines] == logits.argmax(axis=1).tolist()
+    (model / "weights.npz").write_bytes(b"PK")
+    code, output = call("classify", *classify)
+    assert code == 2 and output.startswith("error: ") and "extract it again" in output, output
+
     file = tmp_path / "none.py"
     file.write_text("def get_config():\n    return {}\n")
     code, output = call("federate", f"--config={file}", "--workdir=W")

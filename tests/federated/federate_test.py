@@ -197,8 +197,8 @@ def test_a_crash_at_any_write_goes_on_to_the_same_bits(
     config = make_config(training__clients_per_round=2)
     run_quietly(config, tmp_path / "whole")
     expected = bits_of(tmp_path / "whole")
-    write_tree = _state._write_tree
-    writes = [("_write_tree", _state), ("replace_text", _state.storage)]
+    write_tree = _state.write_tree
+    writes = [("write_tree", _state), ("replace_text", _state.storage)]
     writes.append(("append_line", _state.storage))
 
     def is_killed_at(limit):

@@ -87,3 +87,33 @@ def test_lines_of_rounds_that_were_not_whole_are_taken_off(folder, tmp_path):
     path.write_text("3\n")
     with pytest.raises(DamageError, match="metrics.jsonl is damaged"):
         folder.drop_metrics_after(2)
+
+
+def test_metrics_are_read_without_a_change_to_the_file(folder, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(DamageError, match="metrics.jsonl is damaged or missing"):
+        folder.read_metrics(1)
+    text = '{"round": 1}\n{"round": 2}\n{"round": 3}\n{"rou'
+    path.write_text(text)
+    assert folder.read_metrics(2) == [{"round": 1}, {"round": 2}]
+    assert path.read_text() == text
+    for damaged in ("3\n", "{}\n", "\udcff\n"):
+        path.write_bytes(damaged.encode(errors="surrogateescape"))
+        with pytest.raises(DamageError, match="metrics.jsonl is damaged"):
+            folder.read_metrics(2)
+
+
+def test_a_client_whose_files_are_elsewhere_is_not_here(folder, make_config):
+    theta = federated.init_theta(make_config())
+    folder.write_client(1, federated.init_private(make_config(), 1, theta), "a")
+    assert folder.has_client(1) and not folder.has_client(0)
+
+
+def test_arrays_that_cannot_be_read_are_told_with_their_mend(tmp_path):
+    path = tmp_path / "x" / "weights.npz"
+    _state.write_tree(path, {"a": {"b": np.ones(2, np.float32)}, "c": np.zeros(3, np.int32)})
+    arrays = _state.read_arrays(path, "extract it again")
+    assert sorted(arrays) == ["a/b", "c"] and arrays["c"].dtype == np.int32
+    path.unlink()
+    with pytest.raises(DamageError, match=r"weights.npz is damaged or missing \(.*\); mend it$"):
+        _state.read_arrays(path, "mend it")
