@@ -12,7 +12,9 @@ A Flower app is a folder whose pyproject.toml names both:
 
 `config` holds sections as JSON. A SuperNode is a client: `--node-config "client=3"` says which. It
 keeps what is private under `workdir` of its machine, and the server what it writes under that of
-its own. The bits are those of `federate`: clients and server call the same functions.
+its own. The bits are those of `federate`: clients and server call the same functions. Whichever
+process is killed, `flwr run` goes on from the last round that is whole; a SuperNode is started
+again before it, with its client's number and the same workdir.
 
 A client's model is extracted on its machine, when the run has ended: `matta-federate --extract`
 wants config.json, state.json and metrics.jsonl of the server's folder beside the client's files.
@@ -128,19 +130,29 @@ def main(grid: Grid, context: Context) -> None:
     run_rounds(config, folder, ClientsOfGrid(grid, config.clients.count), print)
 
 
+def _check_answered(failures: Mapping[int, str]) -> None:
+    """Raises UserError for the first node that has failed."""
+    for node, reason in failures.items():
+        raise UserError(f"the SuperNode {node} failed ({reason}); mend that, and start again")
+
+
 class ClientsOfGrid:
     """Clients that are SuperNodes."""
 
     def __init__(self, grid: Grid, count: int):
         self._grid = grid
         nodes = self._joined(count)
-        replies = self._replies({node: ("query", RecordDict()) for node in nodes})
+        # For a minute a node that was killed still counts as joined. It fails, which is no matter
+        # where another has taken its place.
+        replies, failures = self._answers({node: ("query", RecordDict()) for node in nodes})
         about = {node: reply["about"] for node, reply in replies.items()}
         self._nodes = {int(facts["client"]): node for node, facts in about.items()}
-        if sorted(self._nodes) != list(range(count)):
+        clients = sorted(int(facts["client"]) for facts in about.values())
+        if clients != list(range(count)):
+            _check_answered(failures)
             raise UserError(
-                f"SuperNodes are clients {sorted(self._nodes)} of clients.count={count}; start one "
-                "for each, from 0"
+                f"SuperNodes are clients {clients} of clients.count={count}; start one for each, "
+                "from 0"
             )
         fingerprints = {str(facts["fingerprint"]) for facts in about.values()}
         if len(fingerprints) > 1:
@@ -159,20 +171,37 @@ class ClientsOfGrid:
             time.sleep(_LOOK_SECONDS)
         return nodes
 
-    def _replies(self, asks: Mapping[int, tuple[str, RecordDict]]) -> dict[int, RecordDict]:
-        """What nodes answer, by node: each is asked by a kind of message and its content."""
+    def _answers(
+        self, asks: Mapping[int, tuple[str, RecordDict]]
+    ) -> tuple[dict[int, RecordDict], dict[int, str]]:
+        """What nodes answer, and why others do not, both by node.
+
+        Args:
+          asks: a kind of message and its content for each node.
+        """
         messages = [
             Message(content, dst_node_id=node, message_type=kind)
             for node, (kind, content) in asks.items()
         ]
+        answers = list(self._grid.send_and_receive(messages))
+        # Messages get their ids as they are sent. For a node that is gone the SuperLink answers, so
+        # that not the source of an answer says whose it is, but what it is an answer to.
+        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         replies: dict[int, RecordDict] = {}
-        for reply in self._grid.send_and_receive(messages):
-            node = reply.metadata.src_node_id
+        failures = dict.fromkeys(asks, "it did not answer")
+        for reply in answers:
+            node = nodes[reply.metadata.reply_to_message_id]
             if reply.has_error():
-                raise UserError(f"the SuperNode {node} failed ({reply.error.reason})")
-            replies[node] = reply.content
-        if len(replies) < len(asks):
-            raise UserError(f"{len(asks) - len(replies)} of {len(asks)} SuperNodes did not answer")
+                failures[node] = reply.error.reason
+            else:
+                del failures[node]
+                replies[node] = reply.content
+        return replies, failures
+
+    def _replies(self, asks: Mapping[int, tuple[str, RecordDict]]) -> dict[int, RecordDict]:
+        """What nodes answer, each of which must."""
+        replies, failures = self._answers(asks)
+        _check_answered(failures)
         return replies
 
     def _ask(self, kind: str, theta: Weights, asks: Mapping[int, dict[str, Any]]) -> list[Any]:
