@@ -163,11 +163,19 @@ def _check_kinds(config: Config) -> None:
         ("data.score_field", data.score_field, None, model.reads_pairs, "pairs"),
         ("data.crop", data.crop, 0, model.reads_images, "images"),
         ("data.flips", data.flips, False, model.reads_images, "images"),
+        ("data.mixup", data.mixup, 0.0, model.reads_images, "images"),
+        ("data.cutmix", data.cutmix, 0.0, model.reads_images, "images"),
     ):
         if value != default and not is_read:
             raise UserError(
                 f"{field}={shorten(value)} is without effect on model.name={model.name!r}, which "
                 f"reads no {kind}; leave it out"
+            )
+    for name in ("mixup", "cutmix"):
+        if getattr(data, name) and data.stream:
+            raise UserError(
+                f"data.{name}={getattr(data, name)} mixes images with any of the source, and "
+                "data.stream=True scores each before it is trained on; leave one out"
             )
 
 

@@ -200,6 +200,12 @@ class DataConfig(Section):
         maximum=2**14,
     )
     flips: bool = field(False, "Whether half of the images that are trained on are mirrored.")
+    mixup: float = field(
+        0.0, "Alpha of the shares in which images are blended; 0: none.", minimum=0.0, maximum=1e3
+    )
+    cutmix: float = field(
+        0.0, "Alpha of the shares that cuts of others leave; 0: none.", minimum=0.0, maximum=1e3
+    )
     stream: bool = field(
         False,
         "Feed the source once, in its order; each evaluation is on the batches up to the next one, "

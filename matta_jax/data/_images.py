@@ -13,6 +13,7 @@ import numpy as np
 
 from matta_jax import storage
 from matta_jax.config import DataConfig, VitConfig
+from matta_jax.data._blends import blend
 from matta_jax.data._corpora import Document, is_held_out
 from matta_jax.data._examples import ExampleSet, no_example
 from matta_jax.data._jsonl import read_data
@@ -34,6 +35,8 @@ class ImageSet(ExampleSet):
       classes: of each image [n].
       crop: pixels by which an image that is trained on may move, to any side.
       flips: whether half of these are mirrored.
+      mixup: alpha of the shares in which these are blended with others; 0: none.
+      cutmix: alpha of the shares that cuts of others leave of these; 0: none.
       seed: of these draws.
     """
 
@@ -41,6 +44,8 @@ class ImageSet(ExampleSet):
     classes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     crop: int = 0
     flips: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
     seed: int = 0
 
     @property
@@ -62,10 +67,26 @@ class ImageSet(ExampleSet):
     def variant(self, index: int, position: int) -> dict[str, np.ndarray]:
         """As `self[index]`, moved and mirrored at random; what is drawn depends on the seed and the
         position in a run's order alone, so that a run that goes on draws what it would have.
+
+        Where images are mixed, also `label_2`, of a partner from all of them, and `label_share`,
+        the part of `label`.
         """
         variant = self[index]
         rng = np.random.default_rng((self.seed, position))
-        image = variant["image"]
+        image = self._moved(variant["image"], rng)
+        if not (self.mixup or self.cutmix):
+            return variant | {"image": image}
+
+        partner = self[int(rng.integers(len(self)))]
+        partner_image = self._moved(partner["image"], rng)
+        image, share = blend(image, partner_image, rng, mixup=self.mixup, cutmix=self.cutmix)
+        return variant | {
+            "image": image,
+            "label_2": partner["label"],
+            "label_share": np.array(share, np.float32),
+        }
+
+    def _moved(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.crop:
             height, width, _ = image.shape
             padded = np.pad(image, [(self.crop, self.crop), (self.crop, self.crop), (0, 0)])
@@ -73,7 +94,7 @@ class ImageSet(ExampleSet):
             image = padded[row : row + height, column : column + width]
         if self.flips and rng.random() < 0.5:
             image = image[:, ::-1]
-        return variant | {"image": image}
+        return image
 
     def part(self, start: int, stop: int | None = None) -> "ImageSet":
         """The images from `start` to `stop`."""
@@ -130,6 +151,8 @@ def read_images(
         classes=classes,
         crop=data.crop,
         flips=data.flips,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
         seed=seed,
     )
 

@@ -9,6 +9,7 @@ from matta_jax.distill._objective import mix_stream as mix_stream
 from matta_jax.distill._pairs import PAIR_LOSSES as PAIR_LOSSES
 from matta_jax.distill._plan import LossPlan as LossPlan
 from matta_jax.distill._plan import OnlineTeacher as OnlineTeacher
+from matta_jax.distill._plan import SoftLabels as SoftLabels
 from matta_jax.distill._plan import Teacher as Teacher
 from matta_jax.distill._plan import Term as Term
 from matta_jax.distill._plan import TopKTeacher as TopKTeacher

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.config import ObjectiveConfig, TeacherConfig
-from matta_jax.distill._plan import LossPlan, Teacher, Term
+from matta_jax.distill._plan import LossPlan, SoftLabels, Teacher, Term
 from matta_jax.distill.fused import nested_loss
 from matta_jax.nesting import STUDENT, TA
 from matta_jax.sharding import Layout
@@ -42,7 +42,7 @@ class Objective:
         self,
         outputs: Sequence[jax.Array],
         table_VD: jax.Array | None,
-        labels_N: jax.Array,
+        labels_N: jax.Array | SoftLabels,
         weights_N: jax.Array,
         *,
         ramp: jax.Array,
@@ -56,7 +56,7 @@ class Objective:
             (sigmoid) [N].
           table_VD: the table of the output, of which each stream uses its first d_k columns; None:
             outputs are logits.
-          labels_N: target ids.
+          labels_N: target ids, or several of each token with their shares.
           weights_N: weight of each token; 0 leaves it out.
           ramp: w(t)/w_max in [0, 1], of the terms that distil from the TA.
           total: sum of the weights over the *whole* batch, all hosts and microbatches, so that
@@ -91,8 +91,11 @@ class Objective:
         return losses.loss, metrics
 
     def rows(
-        self, outputs: Sequence[jax.Array], labels_N: jax.Array, weights_N: jax.Array
-    ) -> tuple[Sequence[jax.Array], jax.Array, jax.Array]:
+        self,
+        outputs: Sequence[jax.Array],
+        labels_N: jax.Array | SoftLabels,
+        weights_N: jax.Array,
+    ) -> tuple[Sequence[jax.Array], jax.Array | SoftLabels, jax.Array]:
         """What terms are computed of: outputs, labels and weights as they come, or others that
         follow from them.
         """

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.distill._objective import Objective
-from matta_jax.distill._plan import Teacher
+from matta_jax.distill._plan import SoftLabels, Teacher
 
 # The logarithm of what is no pair of pairs; finite, so that its gradient is 0 and not NaN.
 _NONE = -1e30
@@ -23,8 +23,12 @@ class BothDirections(Objective):
     """Each text of a pair among those of its side: the mean of both cross-entropies."""
 
     def rows(
-        self, outputs: Sequence[jax.Array], labels_N: jax.Array, weights_N: jax.Array
-    ) -> tuple[Sequence[jax.Array], jax.Array, jax.Array]:
+        self,
+        outputs: Sequence[jax.Array],
+        labels_N: jax.Array | SoftLabels,
+        weights_N: jax.Array,
+    ) -> tuple[Sequence[jax.Array], jax.Array | SoftLabels, jax.Array]:
+        assert not isinstance(labels_N, SoftLabels), "the class of a text is its own second one"
         # Side by side, so that a pair's two rows stay on one device.
         rows_and_columns = [
             jnp.stack([logits_BB, logits_BB.T], axis=1).reshape(-1, len(logits_BB))
@@ -43,7 +47,7 @@ class Cosent(Objective):
         self,
         outputs: Sequence[jax.Array],
         table_VD: jax.Array | None,
-        labels_N: jax.Array,
+        labels_N: jax.Array | SoftLabels,
         weights_N: jax.Array,
         *,
         ramp: jax.Array,
@@ -51,6 +55,7 @@ class Cosent(Objective):
         teacher: Teacher | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As `Objective`, of similarities [B, B]; `labels_N` are the scores of the pairs."""
+        assert not isinstance(labels_N, SoftLabels), "scores are numbers"
         ranking = [term for term in self.plan.terms if term.target == "labels"]
         distillation = [term for term in self.plan.terms if term.target != "labels"]
         share = jnp.sum(weights_N) / total

@@ -65,6 +65,27 @@ class LossPlan:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class SoftLabels:
+    """Labels of examples that are of several classes: their cross-entropy is the mean by shares.
+
+    Attributes:
+      ids: [N, K].
+      shares: of each [N, K]; those of an example add up to 1.
+    """
+
+    ids: jax.Array
+    shares: jax.Array
+
+    @classmethod
+    def of_two(cls, first_N: jax.Array, second_N: jax.Array, share_N: jax.Array) -> "SoftLabels":
+        """Of the first in these shares, of the second in what they leave."""
+        return cls(
+            jnp.stack([first_N, second_N], axis=1), jnp.stack([share_N, 1 - share_N], axis=1)
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class OnlineTeacher:
     """A frozen Teacher's forward pass.
 
@@ -121,7 +142,7 @@ class Constants:
     sums, the Teacher.
     """
 
-    labels: jax.Array
+    labels: jax.Array | SoftLabels
     weights: jax.Array
     term_weights: jax.Array
     total: jax.Array

@@ -1,7 +1,7 @@
 """The softmaxes of a chunk of tokens, over a vocabulary that may be split over devices.
 
 Shape letters: C tokens of a chunk, V vocab (this device's part), K teacher's top k, R columns of
-sums that cross devices.
+sums that cross devices, L labels of a token.
 """
 
 import dataclasses
@@ -11,7 +11,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from matta_jax.distill._plan import Constants, LossPlan, OnlineTeacher, Term, TopKTeacher
+from matta_jax.distill._plan import (
+    Constants,
+    LossPlan,
+    OnlineTeacher,
+    SoftLabels,
+    Term,
+    TopKTeacher,
+)
 
 # The logit of a column that is none; finite, so that 0 · (log p - log q) is 0.
 _NO_MASS = -1e30
@@ -68,8 +75,9 @@ class Softmaxes:
     Attributes:
       z: logits [C, V] of each stream, and behind them an online Teacher's.
       z_max: their maxima [C].
-      label_columns: [C]; and of the Teacher's top k:
+      label_columns: [C, L]; and of the Teacher's top k:
       teacher_columns: [C, k], or None.
+      label_shares: [C, L]; None: each token has one label.
     """
 
     def __init__(
@@ -85,7 +93,13 @@ class Softmaxes:
         if isinstance(teacher, OnlineTeacher):
             self.z.append(vocab.mask(_teacher_logits(teacher)))
 
-        self.label_columns = vocab.columns(constants.labels, width)
+        self.label_shares: jax.Array | None = None
+        if isinstance(constants.labels, SoftLabels):
+            self._label_ids = constants.labels.ids
+            self.label_shares = constants.labels.shares
+        else:
+            self._label_ids = constants.labels[:, None]
+        self.label_columns = vocab.columns(self._label_ids, width)
         if isinstance(teacher, TopKTeacher):
             self.teacher_columns = vocab.columns(teacher.ids, width)
 
@@ -115,12 +129,16 @@ class Softmaxes:
         return self.z[index] / T - self.log_sum_exp(index, T)[:, None]
 
     def label_log_p(self, index: int) -> jax.Array:
-        """Log-probability [C] of the label; NaN where it is no id."""
-        labels_C = self.constants.labels
-        is_id_C = (labels_C >= 0) & (labels_C < self.vocab.size)
-        label_z_C = self._sums["label", index, 1.0][:, 0]
-        log_p_C = label_z_C - self.log_sum_exp(index, 1.0)
-        return jnp.where(is_id_C, log_p_C, jnp.nan)
+        """Log-probability [C] of the label, of several the mean by their shares; NaN where one is
+        no id.
+        """
+        is_id_CL = (self._label_ids >= 0) & (self._label_ids < self.vocab.size)
+        label_z_CL = self._sums["label", index, 1.0]
+        log_p_CL = label_z_CL - self.log_sum_exp(index, 1.0)[:, None]
+        log_p_CL = jnp.where(is_id_CL, log_p_CL, jnp.nan)
+        if self.label_shares is None:
+            return log_p_CL[:, 0]
+        return jnp.sum(self.label_shares * log_p_CL, axis=-1)
 
     def top_k_log_p(self, index: int, T: float) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities [C, k] of the Teacher's ids, and the log-mass [C] of all others."""
@@ -140,8 +158,8 @@ class Softmaxes:
         T = term.temperature
 
         if term.target == "labels":
-            label_z_C1 = _take(self.z[stream], self.label_columns[:, None])
-            return {("label", stream, 1.0): label_z_C1, **self._local_sum_exp(stream, 1.0)}
+            label_z_CL = _take(self.z[stream], self.label_columns)
+            return {("label", stream, 1.0): label_z_CL, **self._local_sum_exp(stream, 1.0)}
 
         if term.target == "ta" or self.teacher_columns is None:
             stream_sum = self._local_sum_exp(stream, T)

@@ -2,7 +2,7 @@
 
 With p = softmax(z / T) of the stream and q of its source, per token:
 
-    labels           -log p_label             dz = p - y
+    labels           -log p_label             dz = p - y   (of several, their mean by shares)
     forward KL       T² KL(q‖p)               dz = T (p - q)
     reverse KL       T² KL(p‖q)               dz = T p (log p/q - KL(p‖q))
     Jensen-Shannon   T² (β KL(q‖m) + (1-β) KL(p‖m))       dz = T (1-β) p (log p/m - KL(p‖m))
@@ -133,8 +133,13 @@ class _CrossEntropy(_Rule):
 
         # A comparison that the compiler fuses: the one-hot labels are never an array.
         columns_V = jnp.arange(log_p_CV.shape[-1])
-        is_label_CV = columns_V == self.softmaxes.label_columns[:, None]
-        return scale_C1 * jnp.exp(log_p_CV) - jnp.where(is_label_CV, scale_C1, 0.0)
+        gradient_CV = scale_C1 * jnp.exp(log_p_CV)
+        shares_CL = self.softmaxes.label_shares
+        for i, columns_C in enumerate(self.softmaxes.label_columns.T):
+            is_label_CV = columns_V == columns_C[:, None]
+            part_C1 = scale_C1 if shares_CL is None else scale_C1 * shares_CL[:, i, None]
+            gradient_CV -= jnp.where(is_label_CV, part_C1, 0.0)
+        return gradient_CV
 
 
 class _Divergence(_Rule):

@@ -32,7 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.distill._plan import Constants, LossPlan, OnlineTeacher, Teacher, TopKTeacher
+from matta_jax.distill._plan import (
+    Constants,
+    LossPlan,
+    OnlineTeacher,
+    SoftLabels,
+    Teacher,
+    TopKTeacher,
+)
 from matta_jax.distill._scan import Gradients, scan_chunks
 from matta_jax.distill._softmaxes import Vocab
 from matta_jax.distill._terms import chunk_terms
@@ -63,7 +70,7 @@ def nested_loss(  # noqa: PLR0913  Keyword-only: where the loss is made.
     plan: LossPlan,
     outputs: Sequence[jax.Array],
     table_VD: jax.Array | None,
-    labels_N: jax.Array,
+    labels_N: jax.Array | SoftLabels,
     weights_N: jax.Array,
     *,
     term_weights_M: jax.Array,
@@ -79,7 +86,8 @@ def nested_loss(  # noqa: PLR0913  Keyword-only: where the loss is made.
         Or, where `table_VD` is None, logits: [N, classes] of a softmax, or [N] of a sigmoid; these
         are not chunked.
       table_VD: the tied embedding, in any float type. Each stream uses its first d_k columns.
-      labels_N: target ids. An id outside the vocabulary makes the loss NaN, unless its weight is 0.
+      labels_N: target ids, or several of each token with their shares. An id outside the vocabulary
+        makes the loss NaN, unless its weight is 0.
       weights_N: weight of each token; 0 leaves it out.
       term_weights_M: weight of each term; traced, so a ramp never recompiles.
       total: what weighted sums are divided by: the sum of the weights over *all* hosts and

@@ -16,6 +16,7 @@ from matta_jax.distill import (
     PAIR_LOSSES,
     Objective,
     OnlineTeacher,
+    SoftLabels,
     Teacher,
     TopKTeacher,
     as_softmax,
@@ -218,6 +219,8 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = dict(setup.plan.schema.batch_shapes(size, length))
     if config.data.score_field is not None:
         shapes["score"] = ((size,), "float32")
+    if config.data.mixup or config.data.cutmix:
+        shapes |= {"label_2": ((size,), "int32"), "label_share": ((size,), "float32")}
     if config.teacher.labels is not None:
         top_k = Labels(config.teacher.labels).header.top_k
         shapes["teacher_ids"] = ((size, length, top_k), "int32")
@@ -263,7 +266,13 @@ class _Loss:
     ) -> tuple[jax.Array, Metrics]:
         setup, config = self._setup, self._setup.config
         targets = setup.plan.schema.targets(batch)
-        labels_N, teacher = targets.labels_N, None
+        labels_N: jax.Array | SoftLabels = targets.labels_N
+        teacher = None
+        if targets.second_labels_N is not None:
+            assert targets.shares_N is not None
+            labels_N = SoftLabels.of_two(
+                targets.labels_N, targets.second_labels_N, targets.shares_N
+            )
         if config.objective.pair_loss == "cosent":
             assert targets.scores_N is not None
             labels_N = targets.scores_N

@@ -111,9 +111,112 @@ def test_training_reads_variants_and_evaluation_does_not(vit):
     assert all(image.tobytes() in originals for image in plain["image"])
 
 
-def test_variants_are_of_images_alone(tiny):
-    with pytest.raises(UserError, match="data.crop=2 is without effect on model.name='gpt'"):
-        tiny(data__crop=2)
+MIXED = {"data__crop": 2, "data__flips": True, "data__mixup": 0.8, "data__cutmix": 1.0}
+
+
+def test_a_mixed_image_has_the_labels_of_both_and_the_first_ones_share(vit):
+    training = data.split_data(vit(data__mixup=1.0), held_out=False)
+    partners = set()
+    for at in range(60):
+        row = training.variant(3, at)
+        assert row["label"] == training[3]["label"] and row["label_share"].dtype == np.float32
+        assert row["label_2"].dtype == np.int32
+        share = float(row["label_share"])
+        matches = [
+            i
+            for i in range(len(training))
+            if np.array_equal(
+                np.rint(share * training.images[3] + (1 - share) * training.images[i]), row["image"]
+            )
+        ]
+        assert matches and row["label_2"] in training.labels[matches]
+        partners.update(matches)
+    assert len(partners) > 20
+
+
+def test_both_of_a_mixed_image_are_moved_and_mirrored(vit):
+    training = data.split_data(vit(data__crop=2, data__mixup=1e-9), held_out=False)
+    # At so small an alpha one of both is all that is seen.
+    views = {}
+    for number, image in enumerate(training.images):
+        padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
+        for i in range(5):
+            for j in range(5):
+                views[padded[i : i + 8, j : j + 8].tobytes()] = number
+    originals = {image.tobytes() for image in training.images}
+    moved = 0
+    for at in range(60):
+        row = training.variant(3, at)
+        seen = views[row["image"].tobytes()]
+        assert row["label"] == training.labels[3]
+        assert seen == 3 if row["label_share"] else training.labels[seen] == row["label_2"]
+        moved += not row["label_share"] and row["image"].tobytes() not in originals
+    assert moved > 10
+
+
+def test_what_is_mixed_depends_on_the_seed_and_the_position_alone(vit):
+    training = data.split_data(vit(**MIXED), held_out=False)
+
+    def batches(rows=None, start_step=0, count=4):
+        order = {"batch_size": 8, "seed": 0, "start_step": start_step, "rows": rows}
+        with data.training_batches(training, **order) as stream:
+            return [next(stream) for _ in range(count)]
+
+    expected = batches()
+    assert set(expected[0]) == {"image", "label", "label_2", "label_share", "weight"}
+    # A run that goes on, and each of two processes.
+    again = batches(start_step=3, count=1)[0]
+    halves = [batches(np.arange(8)[half])[3] for half in (slice(0, 4), slice(4, 8))]
+    for name, array in expected[3].items():
+        np.testing.assert_array_equal(array, again[name])
+        np.testing.assert_array_equal(array, np.concatenate([half[name] for half in halves]))
+    reseeded = data.split_data(vit(**MIXED, train__seed=1), held_out=False)
+    shares = [
+        [float(part.variant(0, at)["label_share"]) for at in range(9)]
+        for part in (training, reseeded)
+    ]
+    assert len({*shares[0], *shares[1]}) > 12
+    # Evaluation reads images as they are.
+    assert set(next(data.sequential_batches(training, batch_size=8))) == {
+        "image",
+        "label",
+        "weight",
+    }
+
+
+def test_what_is_moved_and_mirrored_stays_so_where_nothing_is_mixed(vit):
+    fields = {"data__crop": 2, "data__flips": True}
+    plain = data.split_data(vit(**fields), held_out=False)
+    mixed = data.split_data(vit(**fields, data__mixup=1e-9), held_out=False)
+    for at in range(40):
+        row, twin = plain.variant(1, at), mixed.variant(1, at)
+        assert set(row) == {"image", "label", "weight"}
+        if twin["label_share"] == 1:
+            np.testing.assert_array_equal(row["image"], twin["image"])
+
+
+@pytest.mark.parametrize("field", ["crop=2", "mixup=0.5", "cutmix=1.0"])
+def test_variants_are_of_images_alone(tiny, field):
+    name, _, value = field.partition("=")
+    words = f"data.{field} is without effect on model.name='gpt', which reads no images; leave it"
+    with pytest.raises(UserError, match=words) as error:
+        tiny(**{f"data__{name}": float(value) if "." in value else int(value)})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"data__mixup": -0.1}, "data.mixup=-0.1 must be at least 0"),
+        ({"data__cutmix": 1e4}, "data.cutmix=10000.0 must be at most 1000"),
+        ({"data__mixup": 0.2, "data__stream": True}, "data.mixup=0.2 mixes images with any of the"),
+        ({"data__cutmix": 1, "data__stream": True}, "data.cutmix=1.0 mixes images with any of the"),
+    ],
+)
+def test_alphas_that_are_none_are_one_line(vit, fields, words):
+    with pytest.raises(UserError, match=words) as error:
+        vit(**fields)
+    assert "\n" not in str(error.value)
 
 
 _BUILDER = """

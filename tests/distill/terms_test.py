@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax.distill import TopKTeacher
+from matta_jax.distill import SoftLabels, TopKTeacher, nested_loss
 
 N, V = 37, 51  # Of the cases in conftest.py.
 
@@ -153,3 +153,68 @@ def test_a_label_that_is_no_id_poisons_the_loss_unless_it_is_masked(make_case, m
     assert np.isfinite(case.value_and_gradients(make_plan(2))[0])
     case.weights[3] = 1.0
     assert np.isnan(case.value_and_gradients(make_plan(2))[0])
+
+
+def soft_value_and_gradients(case, plan, labels, table=True):
+    """The loss of a case with other labels, and its gradients, compiled."""
+
+    def loss(outputs):
+        table_VD = jnp.float32(case.table) if table else None
+        return nested_loss(
+            plan,
+            outputs,
+            table_VD,
+            labels,
+            case.weights,
+            term_weights_M=case.term_weights[: len(plan.terms)],
+            total=jnp.sum(case.weights),
+        ).loss
+
+    outputs = [jnp.float32(h if table else h @ case.table.T) for h in case.hidden]
+    return jax.jit(jax.value_and_grad(loss))(outputs)
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["hidden states", "logits"])
+def test_the_loss_of_soft_labels_is_the_mean_of_their_cross_entropies(make_case, make_plan, table):
+    case, plan = make_case((12, 12)), make_plan(2, temperature=2.0)
+    rng = np.random.default_rng(7)
+    second, share = rng.integers(0, V, N), rng.random(N).astype(np.float32)
+    soft = SoftLabels.of_two(*map(jnp.asarray, (case.labels, second, share)))
+    value, gradients = soft_value_and_gradients(case, plan, soft, table)
+
+    # In float64, by formula: dz = p - y of each label's share y, and T (p - q) from the TA.
+    expected = 0.0
+    logits = [h @ case.table.T for h in case.hidden]
+    y = np.zeros((N, V))
+    np.add.at(y, (np.arange(N), case.labels), np.float64(share))
+    np.add.at(y, (np.arange(N), second), 1 - np.float64(share))
+    weights = np.float64(case.weights) / np.float64(case.weights).sum()
+    log_p = [np.asarray(jax.nn.log_softmax(z)) for z in logits]
+    log_q = [np.asarray(jax.nn.log_softmax(z / 2)) for z in logits]
+    d_logits = []
+    for k in (0, 1):
+        a = np.float64(case.term_weights[k])
+        expected += a * (weights * -(y * log_p[k]).sum(-1)).sum()
+        d_logits.append(a * weights[:, None] * (np.exp(log_p[k]) - y))
+    a = np.float64(case.term_weights[2])
+    divergence = (np.exp(log_q[1]) * (log_q[1] - log_q[0])).sum(-1)
+    expected += a * 4 * (weights * divergence).sum()
+    d_logits[0] += a * weights[:, None] * 2 * (np.exp(log_q[0]) - np.exp(log_q[1]))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    for gradient, dz in zip(gradients, d_logits, strict=True):
+        dz = dz @ case.table if table else dz
+        np.testing.assert_allclose(gradient, dz, atol=1e-5 * np.abs(dz).max())
+
+
+@pytest.mark.parametrize("table", [True, False], ids=["hidden states", "logits"])
+def test_a_label_that_has_all_of_the_share_is_a_plain_one_bit_for_bit(make_case, make_plan, table):
+    case, plan = make_case((12, 12)), make_plan(2)
+    second = np.random.default_rng(7).integers(0, V, N)
+    ones = jnp.ones(N)
+    plain = soft_value_and_gradients(case, plan, jnp.asarray(case.labels), table)
+    for labels in (
+        SoftLabels.of_two(jnp.asarray(case.labels), jnp.asarray(second), ones),
+        SoftLabels.of_two(jnp.asarray(second), jnp.asarray(case.labels), 1 - ones),
+    ):
+        soft = soft_value_and_gradients(case, plan, labels, table)
+        jax.tree.map(np.testing.assert_array_equal, soft, plain)

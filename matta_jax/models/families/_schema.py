@@ -47,12 +47,16 @@ class Targets:
       labels_N: the next token of each, or the class of each example.
       weights_N: 1 for targets that count, 0 for those that fill up the batch.
       scores_N: of pairs, where they have some.
+      second_labels_N: of examples that are made of two, and
+      shares_N: the part of `labels_N` in these.
     """
 
     inputs: Inputs
     labels_N: jax.Array
     weights_N: jax.Array
     scores_N: jax.Array | None = None
+    second_labels_N: jax.Array | None = None
+    shares_N: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,14 @@ class Schema:
             weights_N = batch["weight"]
             is_pairs = self.kind == "pairs"
             labels_N = jnp.arange(len(weights_N)) if is_pairs else batch["label"]
-            return Targets(inputs, labels_N, weights_N, batch.get("score"))
+            return Targets(
+                inputs,
+                labels_N,
+                weights_N,
+                scores_N=batch.get("score"),
+                second_labels_N=batch.get("label_2"),
+                shares_N=batch.get("label_share"),
+            )
 
         # Windows are filled up to one shape; what fills them is read, but no target.
         tokens_BT = batch["tokens"]

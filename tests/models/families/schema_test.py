@@ -33,6 +33,16 @@ def test_labels_are_the_targets_of_examples():
     assert targets.labels_N is batch["label"] and targets.weights_N is batch["weight"]
 
 
+def test_examples_of_two_have_a_second_label_and_a_share():
+    batch = {name: np.ones(3) for name in (*EXAMPLES.inputs, "label", "weight")}
+    assert EXAMPLES.targets(batch).shares_N is None
+    batch |= {"label_2": np.zeros(3), "label_share": np.full(3, 0.25)}
+    targets = EXAMPLES.targets(batch)
+    assert targets.labels_N is batch["label"]
+    assert targets.second_labels_N is batch["label_2"]
+    assert targets.shares_N is batch["label_share"]
+
+
 def test_shapes_of_batches():
     assert TEXT.batch_shapes(2, 5) == {"tokens": ((2, 6), "int32"), "length": ((2,), "int32")}
     assert EXAMPLES.batch_shapes(2, 5) == {

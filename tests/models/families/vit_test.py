@@ -16,7 +16,8 @@ from matta_jax.selection import Budget, Workload
 from matta_jax.sharding import make_mesh, place_batch
 from matta_jax.starts import teacher
 from matta_jax.starts._grow import grow
-from matta_jax.training import make_setup, make_train_step
+from matta_jax.training import make_setup, make_train_step, static_members
+from matta_jax.training._step import abstract_batch
 
 # A TA that thinks twice, first as the Student does.
 THINKING = {"model__thinking_heads": [2], "nest__thoughts": 1}
@@ -259,6 +260,29 @@ def test_a_step_is_the_same_on_every_mesh(vit, optimizer, thinking):
         _, metrics = step(state, place_batch(batch, setup.mesh))
         losses.append(float(metrics["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_each_member_learns_the_labels_of_both_of_a_mixed_image_by_their_shares(vit):
+    config = vit(data__mixup=1.0, data__cutmix=1.0, nest__members={"middle": "d_ff=32"})
+    setup = make_setup(config, make_mesh((1, 1, 1)))
+    images = data.split_data(config, held_out=False)
+    with data.training_batches(images, batch_size=8, seed=0) as batches:
+        batch = next(batches)
+    shapes = {name: (array.shape, array.dtype) for name, array in abstract_batch(setup).items()}
+    assert shapes == {name: (array.shape, array.dtype) for name, array in batch.items()}
+
+    state = setup.init()
+    expected = {}
+    for name, member in static_members(setup).items():
+        logits = models.sub_model_apply(setup.plan, state.params, {"image": batch["image"]}, member)
+        log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), -1)
+        first, second = (log_p[np.arange(8), batch[label]] for label in ("label", "label_2"))
+        share = batch["label_share"].astype(np.float64)
+        expected[name] = -np.mean(share * first + (1 - share) * second)
+    _, metrics = make_train_step(setup)(state, place_batch(batch, setup.mesh))
+    assert len(expected) == 3 and len(set(batch["label_share"])) > 4
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-5)
 
 
 def test_what_reads_text_refuses_it(vit, trained, tmp_path):
