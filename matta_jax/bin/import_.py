@@ -13,7 +13,9 @@ from matta_jax.errors import UserError
 from matta_jax.nesting import word_of
 from matta_jax.packages import DTYPES, FORMATS, Packaging
 
-_HF = flags.DEFINE_string("hf", None, "Folder with config.json and safetensors.")
+_HF = flags.DEFINE_string(
+    "hf", None, "Folder with config.json and safetensors, of a ViT timm's too."
+)
 _GGUF = flags.DEFINE_string("gguf", None, "GGUF file of a Llama, Qwen 2.5 or Qwen 3.")
 _LLAMA2C = flags.DEFINE_string("llama2c", None, "File of llama2.c.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the model.")

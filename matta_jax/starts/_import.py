@@ -51,10 +51,11 @@ def import_hf(
     packaging: Packaging | None = None,
 ) -> Package:
     """Makes a model of ours from a Hugging Face folder: config.json and safetensors; no torch, no
-    network. GPT-2, Llama, Qwen 2.5, Qwen 3 and Gemma 3 text are known.
+    network. GPT-2, Llama, Qwen 2.5, Qwen 3, Gemma 3 text, BERT and ViT are known, the last by
+    timm's names too.
 
     Args:
-      folder: the Hugging Face model.
+      folder: the Hugging Face model, or a ViT or DeiT of timm.
       output: the folder of the model.
       tokenizer: as `data.tokenizer`; None for that in the folder (tokenizer.json, or vocab.json and
         merges.txt).

@@ -22,6 +22,7 @@ from matta_jax.packages.hf._layout import Layout
 from matta_jax.packages.hf._llama import LlamaLayout
 from matta_jax.packages.hf._qwen import Qwen2Layout, Qwen3Layout
 from matta_jax.packages.hf._tensors import Reader, tensor_readers, tensor_shapes, to_tensors
+from matta_jax.packages.hf._timm import TimmVitLayout
 from matta_jax.packages.hf._vit import VitLayout
 from matta_jax.tokenizers import TextIds
 
@@ -159,7 +160,9 @@ def open_hf(folder: storage.Path, *, mend: str = _MEND) -> Foreign:
             raise UserError(
                 f"{str(folder)!r} is not a Hugging Face model (no config.json); {mend}"
             ) from None
-        layout = layout_of_type(config["model_type"])
+        # A config of timm has no type, but the name of an architecture.
+        is_timm = "architecture" in config and "model_type" not in config
+        layout = TimmVitLayout() if is_timm else layout_of_type(config["model_type"])
         config = layout.with_more(folder, config)
     tensors = functools.partial(FolderTensors, folder, layout.prefix, mend)
     return Foreign(layout, config, file, tensors, mend)
