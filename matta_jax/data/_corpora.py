@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from matta_jax import storage
 from matta_jax.data._jsonl import decode_utf8, read_data, read_json_lines, read_text, text_of
+from matta_jax.data._parquet import read_column
 from matta_jax.data._tfds import tfds_texts, tfds_version
 from matta_jax.errors import UserError, did_you_mean
 
@@ -27,7 +28,12 @@ _STDLIB_SKIPPED = frozenset(
         "_bundled",
     ]
 )
-_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+_SUFFIXES = {
+    # C4 calls its JSON lines .json.gz.
+    "text": (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"),
+    "parquet": (".parquet",),
+}
+"""Of files, by the kind of source that names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +49,9 @@ class Corpus:
     """A source of documents, in a fixed order.
 
     Attributes:
-      source: as the config names it: `stdlib`, `text:GLOB` or `tfds:NAME[:SPLIT]`.
-      text_field: field of a JSON line or TFDS example that holds the text.
+      source: as the config names it: `stdlib`, `text:GLOB`, `parquet:GLOB` or
+        `tfds:NAME[:SPLIT]`.
+      text_field: field of a JSON line or TFDS example, or column, that holds the text.
       tfds_dir: where prepared TFDS sets lie.
       known_fingerprint: of what it holds; None: `fingerprint` reads all of it.
     """
@@ -87,18 +94,20 @@ class Corpus:
         """As errors call it."""
         return f"data source {self.source!r}"
 
-    def files(self, suffixes: tuple[str, ...] = _SUFFIXES) -> list[storage.Path]:
-        """The files of a `stdlib` or `text:` source, sorted. Raises UserError when
-        there are none.
+    def files(self, suffixes: tuple[str, ...] = ()) -> list[storage.Path]:
+        """The files of a `stdlib`, `text:` or `parquet:` source, sorted, of these suffixes or of
+        those that its kind reads. Raises UserError when there are none.
         """
         kind, _, pattern = self.source.partition(":")
         if kind == "stdlib":
             return _stdlib_files()
-        if kind != "text":
-            hint = did_you_mean(kind, ("stdlib", "text", "tfds"))
+        if kind not in _SUFFIXES:
+            hint = did_you_mean(kind, ("stdlib", *_SUFFIXES, "tfds"))
             raise UserError(
-                f"data.source={self.source!r} must be stdlib, text:GLOB or tfds:NAME{hint}"
+                f"data.source={self.source!r} must be stdlib, text:GLOB, parquet:GLOB or "
+                f"tfds:NAME{hint}"
             )
+        suffixes = suffixes or _SUFFIXES[kind]
 
         try:
             paths = [path for path in storage.glob(pattern) if path.is_file()]
@@ -110,7 +119,7 @@ class Corpus:
         if is_folder:
             raise UserError(
                 f"{self._described} matches no file: {pattern} is a folder; name "
-                f"text:{pattern.rstrip('/')}/*.txt"
+                f"{kind}:{pattern.rstrip('/')}/*{suffixes[0]}"
             )
         if not paths:
             raise UserError(
@@ -202,6 +211,9 @@ def _stdlib_files() -> list[storage.Path]:
 def _texts(path: storage.Path, field: str, what: str) -> Iterator[str]:
     if path.suffix == ".txt":
         yield read_text(path, what)
+        return
+    if path.suffix == ".parquet":
+        yield from read_column(path, field, what)
         return
     for number, value in read_json_lines(path, what):
         yield text_of(value, field, f"{what}: {path} line {number}", "set data.text_field")

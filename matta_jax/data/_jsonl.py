@@ -24,10 +24,12 @@ def read_data(path: storage.Path, what: str) -> bytes:
 
 
 def read_text(path: storage.Path, what: str) -> str:
-    """Returns the text of a file, unpacked where it ends in .gz. Raises UserError, with `what`
-    asked for it.
+    """Returns the text of a file, unpacked where it ends in .gz or .zst. Raises UserError, with
+    `what` asked for it.
     """
     data = read_data(path, what)
+    if path.suffix == ".zst":
+        data = _unpacked_zst(data, path, what)
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
@@ -37,6 +39,29 @@ def read_text(path: storage.Path, what: str) -> str:
                 f"{what}: {path} cannot be read as gzip ({error}); mend or remove it"
             ) from None
     return decode_utf8(data, str(path), what)
+
+
+def _unpacked_zst(data: bytes, path: storage.Path, what: str) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(
+            f"{what}: {path} needs the package zstandard: pip install 'matta_jax[corpora]'"
+        ) from None
+    parts = []
+    reason = None
+    # Of any number of frames: each tells by itself whether it came to its end.
+    while data and reason is None:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(data))
+            data = frame.unused_data
+            reason = None if frame.eof else "it is cut"
+        except zstandard.ZstdError as error:
+            reason = str(error)
+    if reason is not None:
+        raise UserError(f"{what}: {path} cannot be read as zstd ({reason}); mend or remove it")
+    return b"".join(parts)
 
 
 def decode_utf8(data: bytes, where: str, what: str) -> str:
@@ -57,7 +82,7 @@ def read_json_lines(
     """Yields the number and the object of each line that is not blank.
 
     Args:
-      path: a .jsonl or .jsonl.gz file.
+      path: a file of JSON lines, packed or not.
       what: asked for it, as errors say it.
       form: of a line, as errors say it.
 

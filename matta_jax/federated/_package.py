@@ -119,7 +119,10 @@ def extract_client(
 
     tree = {"theta": served.state.copy, "weights": served.state.weights}
     manifest = _sealed(_describe(served, folder, client, flatten(tree)))
-    with storage.writing("output", target, "name another"), storage.new_folder(target) as building:
+    with (
+        storage.writing("output", target, "name another"),
+        storage.new_folder(target, last=_MANIFEST) as building,
+    ):
         write_tree(building / _WEIGHTS, tree)
         storage.replace_text(building / _CARD, client_card(manifest))
         text = storage.json_text(manifest, indent=1)
