@@ -10,6 +10,7 @@ from typing import Any
 
 from matta_jax import config as config_lib
 from matta_jax import stops, storage
+from matta_jax.checkpoints import saved_steps
 from matta_jax.config import Config
 from matta_jax.errors import DivergenceError, UnsavedError, UserError
 from matta_jax.reporting import markdown_table
@@ -109,6 +110,7 @@ def sweep(
     overrides: Sequence[Overrides],
     workdir: str | storage.Path,
     *,
+    index: int | None = None,
     log: Callable[[str], None] = print,
 ) -> SweepResult:
     """Trains one run after another in folders of their own, and gathers a table.
@@ -121,14 +123,22 @@ def sweep(
       config: what all runs share.
       overrides: for each run `section.field` -> value.
       workdir: folder of the sweep.
+      index: of the run to train alone, from 0, where others train the rest; the table is then of
+        what is there.
       log: takes progress lines.
 
     Raises:
-      UserError: as `plan_sweep` does.
+      UserError: as `plan_sweep` does, or no run has this index.
     """
     runs = plan_sweep(config, overrides, workdir)
+    if index is not None and not 0 <= index < len(runs):
+        raise UserError(
+            f"index={index} must be from 0 to {len(runs) - 1}: the sweep has {len(runs)} runs"
+        )
     endings: dict[str, str] = {}
     for i, run in enumerate(runs, 1):
+        if index not in (None, i - 1):
+            continue
         line = f"sweep {i}/{len(runs)}: {run.name}"
         if is_finished(run):
             log(f"{line}, is finished")
@@ -149,20 +159,24 @@ def sweep(
             if not result.finished:
                 endings[run.name] = "stopped"
                 break
-            if i < len(runs):
+            if index is None and i < len(runs):
                 stops.raise_remembered()
-    return gather_sweep(runs, endings)
+    # What others train at the same time they tell by their own folders.
+    return gather_sweep(runs, endings, writes=index is None)
 
 
-def gather_sweep(runs: Sequence[SweepRun], endings: Mapping[str, str] | None = None) -> SweepResult:
+def gather_sweep(
+    runs: Sequence[SweepRun],
+    endings: Mapping[str, str] | None = None,
+    *,
+    writes: bool = True,
+) -> SweepResult:
     """Makes the table of a sweep from the folders of its runs, wherever they were trained.
 
     Args:
       runs: of `plan_sweep`.
       endings: by name how runs ended that did not finish, where that is known.
-
-    Returns:
-      The rows; they are written into the sweep's folder too.
+      writes: whether the rows are written into the sweep's folder too.
 
     Raises:
       UnsavedError: they cannot be written; it holds the table.
@@ -180,6 +194,8 @@ def gather_sweep(runs: Sequence[SweepRun], endings: Mapping[str, str] | None = N
         rows.append(row)
 
     table = _table(rows)
+    if not writes:
+        return SweepResult(rows, table)
     try:
         with storage.writing("workdir", folder, "make room, and gather again by --gather"):
             # The folder is absent where no run was trained here yet.
@@ -209,10 +225,10 @@ def _row(run: SweepRun, ending: str | None) -> dict[str, Any]:
 
     if scores is None:
         scores = {"step": None, "student": None, "ta": None}
-    return {"name": run.name, "overrides": _json_overrides(run), "status": status} | scores
+    return {"name": run.name, "overrides": json_overrides(run), "status": status} | scores
 
 
-def _json_overrides(run: SweepRun) -> dict[str, Any]:
+def json_overrides(run: SweepRun) -> dict[str, Any]:
     """The overrides as the config took them: a user's function may yield what JSON has not."""
     nested = config_lib.to_dict(run.config)
     values = {}
@@ -263,9 +279,10 @@ def is_finished(run: SweepRun) -> bool:
     """Whether this very run has ended. One of another config in its folder is not this one, as
     `train` then says.
     """
-    # The last step is always saved, and a checkpoint's folder is there once it is whole.
-    last_checkpoint = run.workdir / "checkpoints" / str(run.config.train.num_steps)
-    return _is_config_of(run, _stored_config(run)) and last_checkpoint.is_dir()
+    if not _is_config_of(run, _stored_config(run)):
+        return False
+    # The last step is always saved.
+    return run.config.train.num_steps in saved_steps(run.workdir / "checkpoints")
 
 
 def last_evaluation(workdir: storage.Path) -> dict[str, Any] | None:

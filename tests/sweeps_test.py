@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from matta_jax import config as c
-from matta_jax import sweep
+from matta_jax import sweep, sweeps
 from matta_jax.errors import UnsavedError, UserError
 from matta_jax.sweeps import gather_sweep, plan_sweep
 
@@ -125,6 +125,28 @@ def test_a_stopped_run_stops_the_sweep(tiny, tmp_path):
     assert not (tmp_path / "sweep" / "train.seed=1").exists()
 
 
+def test_one_run_of_an_array_trains_alone_and_leaves_the_table_to_gather(
+    tiny, tmp_path, monkeypatch
+):
+    trained = []
+    overrides = [{"train.seed": seed} for seed in range(3)]
+
+    class Finished:
+        finished = True
+
+    def train(config, workdir, log):
+        trained.append(workdir.name)
+        return Finished
+
+    monkeypatch.setattr(sweeps, "train", train)
+    result = sweep(tiny(), overrides, tmp_path, index=1, log=lambda _: None)
+    assert trained == ["train.seed=1"] and len(result.rows) == 3
+    assert not (tmp_path / "sweep.json").exists()
+    for index in (-1, 3):
+        with pytest.raises(UserError, match=f"index={index} must be from 0 to 2"):
+            sweep(tiny(), overrides, tmp_path, index=index)
+
+
 def test_a_long_name_is_cut_and_told_apart_by_a_hash(tiny, tmp_path):
     overrides = [{"data.source": f"text:{'é' * 200}/{name}"} for name in "ab"]
     names = [run.name for run in plan_sweep(tiny(), overrides, tmp_path)]
@@ -138,7 +160,8 @@ LAST = {"step": 6, "eval/student": 2.5, "eval/ta": 2.25}
 
 
 def folder_of(run, *lines, config=None):
-    (run.workdir / "checkpoints" / str(run.config.train.num_steps)).mkdir(parents=True)
+    step = str(run.config.train.num_steps)
+    (run.workdir / "checkpoints" / step / "params").mkdir(parents=True)
     text = json.dumps(c.to_dict(run.config)) if config is None else config
     (run.workdir / "config.json").write_text(text)
     (run.workdir / "metrics.jsonl").write_bytes(b"\n".join(lines))

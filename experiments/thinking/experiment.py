@@ -26,6 +26,8 @@ NESTS = (NEST, RECYCLED)
 TUNING_SEED = 100
 RATES = (0.0025, 0.005, 0.01)
 """Tried first; where the best is at an end, the grid goes on beyond it."""
+TUNED_AS = {RECYCLED: NEST, TWICE: SMALL}
+"""These start as those, for whose pass nothing is recycled yet, and take their rates."""
 VALIDATION = 2000
 """CIFAR-10's images of ten thousand that choose rates and thresholds."""
 _STEPS = 1000
@@ -79,10 +81,11 @@ class Thinking(Experiment):
         return override(shipped_config("vit"), overrides)
 
     def measure(self, lab: Lab) -> Results:
-        """Tunes each condition on the validation images with a seed of its own, trains all seeds
-        with its best rate, and scores the test images.
+        """Tunes conditions on the validation images with a seed of its own, trains all seeds with
+        the best rate, and scores the test images.
         """
         rows = []
+        rates: dict[str, float] = {}
         for condition, overrides in conditions().items():
 
             def tuning_loss(rate: float, name: str = condition, base: Any = overrides) -> float:
@@ -90,7 +93,9 @@ class Thinking(Experiment):
                 (run,) = lab.train({name: fields}, [TUNING_SEED]).values()
                 return sum(run.figures.values())
 
-            rate = best_of_grid(tuning_loss, RATES)
+            tuned = TUNED_AS.get(condition)
+            rate = rates[tuned] if tuned else best_of_grid(tuning_loss, RATES)
+            rates[condition] = rate
             fields = {**overrides, "optimizer.learning_rate": rate}
             for (_, seed), run in lab.train({condition: fields}, self.seeds).items():
                 about = {"condition": condition, "seed": seed, "learning_rate": rate}

@@ -2,6 +2,7 @@
 
 matta-sweep --config=configs/quickstart.py --workdir=runs/rates [--config.train.num_steps=100]
 matta-sweep --config=configs/quickstart.py --workdir=runs/rates --print   (a launch command a line)
+matta-sweep --config=configs/quickstart.py --workdir=runs/rates --index=2 (that run alone, from 0)
 matta-sweep --config=configs/quickstart.py --workdir=runs/rates --gather  (the table of all)
 
 In the config file, beside `get_config`:
@@ -19,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import matta_jax
-from matta_jax import sweeps
+from matta_jax import storage, sweeps
 from matta_jax.bin import _app
 from matta_jax.errors import UserError
 
@@ -27,6 +28,15 @@ _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep; each run has its own in it.")
 _PRINT = flags.DEFINE_bool(
     "print", False, "Print the command of each run, for a pod's launcher, and run nothing."
+)
+_JSON = flags.DEFINE_bool(
+    "json", False, "With --print: a JSON list of index, name, overrides, workdir and command."
+)
+_INDEX = flags.DEFINE_integer(
+    "index",
+    None,
+    "Train this run alone, from 0, as of an array of jobs: --index=$SLURM_ARRAY_TASK_ID. Make the "
+    "table by --gather when all have ended.",
 )
 _GATHER = flags.DEFINE_bool(
     "gather", False, "Make the table of the runs that are there, and run nothing."
@@ -37,9 +47,14 @@ def _main() -> None:
     config = _app.checked_config(_CONFIG)
     workdir = _app.required(_WORKDIR, "runs/sweep")
     overrides = _overrides()
+    _check_flags()
 
     if _PRINT.value:
-        for run in sweeps.plan_sweep(config, overrides, workdir):
+        runs = sweeps.plan_sweep(config, overrides, workdir)
+        if _JSON.value:
+            print(storage.json_text([_described(i, run) for i, run in enumerate(runs)], indent=2))
+            return
+        for run in runs:
             print(_command(run))
         return
     if _GATHER.value:
@@ -47,7 +62,7 @@ def _main() -> None:
         print(sweeps.gather_sweep(runs).table)
         return
 
-    result = matta_jax.sweep(config, overrides, workdir, log=_app.say)
+    result = matta_jax.sweep(config, overrides, workdir, index=_INDEX.value, log=_app.say)
     print(f"\n{result.table}")
 
     # After the table: the runs that ended well are worth seeing.
@@ -57,6 +72,27 @@ def _main() -> None:
         raise UserError(f"{len(failures)} of {len(result.rows)} runs failed; {name} {status}")
     if any(row["status"] == "stopped" for row in result.rows):
         raise UserError("the sweep was stopped; start the same command again to go on")
+
+
+def _check_flags() -> None:
+    """Raises UserError for flags that have no effect together."""
+    if _JSON.value and not _PRINT.value:
+        raise UserError("--json is without effect without --print; add that, or leave it out")
+    chosen = [flag.name for flag in (_PRINT, _GATHER) if flag.value]
+    if _INDEX.value is not None:
+        chosen.append("index")
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]} and --{chosen[1]} do different things; give one of them")
+
+
+def _described(index: int, run: sweeps.SweepRun) -> dict[str, Any]:
+    return {
+        "index": index,
+        "name": run.name,
+        "overrides": sweeps.json_overrides(run),
+        "workdir": str(run.workdir),
+        "command": _command(run),
+    }
 
 
 def _overrides() -> list[Any]:

@@ -357,6 +357,18 @@ def test_a_sweep_prints_the_commands_that_it_runs(call, tmp_path):
     code, output = call("sweep", *flags, f"--workdir={workdir}", "--print")
     commands = [shlex.split(line) for line in output.splitlines() if line.startswith("matta-train")]
     assert code == 0 and len(commands) == 2 and not workdir.exists(), output
+    code, output = call("sweep", *flags, f"--workdir={workdir}", "--print", "--json")
+    described = json.loads(output[output.index("[") :])
+    assert [shlex.split(run["command"]) for run in described] == commands
+    assert [run["index"] for run in described] == [0, 1]
+    assert described[1]["overrides"]["optimizer.clip_norm"] == 2.0
+    for more, words in (
+        (["--json"], "--json is without effect without --print"),
+        (["--print", "--index=0"], "--print and --index do different things"),
+        (["--index=7"], "index=7 must be from 0 to 1"),
+    ):
+        code, output = call("sweep", *flags, f"--workdir={workdir}", *more)
+        assert code == 2 and words in output, output
     code, output = call("train", *commands[1][1:])
     assert code == 0, output
     code, output = call("sweep", *flags, f"--workdir={workdir}")

@@ -16,7 +16,8 @@ def trained(monkeypatch):
 
     def train(config, workdir, log):
         names.append(workdir.name)
-        (workdir / "checkpoints" / str(config.train.num_steps)).mkdir(parents=True)
+        step = str(config.train.num_steps)
+        (workdir / "checkpoints" / step / "params").mkdir(parents=True)
         (workdir / "config.json").write_text(json.dumps(c.to_dict(config)))
         row = {"step": 4, "eval/student": 3.0, "eval/ta": 2.0 if config.nest.d_ff else None}
         (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
