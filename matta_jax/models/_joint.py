@@ -80,7 +80,8 @@ def joint_apply(
             # Each by itself: a norm's statistics are those of its own width.
             if i < len(members):
                 results[i] = joint.leave(stream.sub_model, x_ND, context)
-            if stream.choice is None:
+            # Choices of a random mix are data, and no pass goes on from one.
+            if isinstance(passes[i], SubModel):
                 ends[stream.sub_model] = x_ND
     return results[: len(members)]
 

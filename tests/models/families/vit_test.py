@@ -141,6 +141,17 @@ def test_with_nothing_recycled_it_is_the_plain_nest_bit_for_bit(vit):
         np.testing.assert_array_equal(run(plan, params, IMAGES, member), once)
 
 
+def test_an_earlier_pass_may_change_its_sizes_in_every_layer(vit):
+    """So often that a joint pass runs it by data, and not as scans."""
+    many = "num_heads=3,1,3,1,3,1"
+    plan, params = setup_of(vit(**THINKING, model__num_layers=6, nest__members={"many": many}))
+    member = plan.nest.members["many"]
+    assert len(plan.earlier(member).runs) == 6
+    in_place = models.sub_model_apply(plan, params, IMAGES, member)
+    plain = models.apply(plan.architecture_of(member), plan.slice(params, member), IMAGES)
+    np.testing.assert_allclose(in_place, plain, atol=1e-5)
+
+
 def test_a_pass_counts_as_what_it_multiplies(vit):
     plan, params = setup_of(
         vit(
