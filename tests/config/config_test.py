@@ -106,6 +106,8 @@ def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, image
     if model.name == "vit":
         corpus = f"images:{images}"
         values["model"] |= {"image_size": 8, "image_classes": 3}
+        # The Student's, where a TA thinks twice.
+        values["model"]["thinking_heads"] = [2] * len(model.thinking_heads)
     values["data"].update(source=corpus, eval_source=None, cache_dir=cache)
     result = train(c.from_dict(values), tmp_path / "run", log=lambda line: None)
     assert result.finished and result.metrics["eval/student"] > 0
