@@ -126,21 +126,40 @@ class BucketPath(gpath.PosixGPath):
         return sorted(bucket_path(f"{self.scheme}://{name}") for name in names)
 
     def _file_info(self) -> Mapping[str, Any]:
-        info = _done(self, lambda: filesystem(self.scheme).info(str(self)))
+        info = self._told()
         if info["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self))
         return info
 
+    def check(self) -> None:
+        """Raises UserError unless it is there. Who may not ask for a bucket may yet use what lies
+        in it, so that a refusal to tell counts as there.
+        """
+        try:
+            self._told()
+        except FileNotFoundError:
+            raise UserError(f"{self} does not exist; make it, or name another") from None
+        except OSError as error:
+            if error.errno != errno.EACCES:
+                raise self._unreachable(error) from None
+
     def _info(self) -> Mapping[str, Any] | None:
         try:
-            return _done(self, lambda: filesystem(self.scheme).info(str(self)))
+            return self._told()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(
-                f"{str(self)!r} cannot be reached ({error.strerror or error}); mend the network, "
-                "the credentials or the address"
-            ) from None
+            raise self._unreachable(error) from None
+
+    def _told(self) -> Mapping[str, Any]:
+        info: Mapping[str, Any] = _done(self, lambda: filesystem(self.scheme).info(str(self)))
+        return info
+
+    def _unreachable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{str(self)!r} cannot be reached ({error.strerror or error}); mend the network, the "
+            "credentials or the address"
+        )
 
 
 def bucket_path(address: str) -> BucketPath:
@@ -171,7 +190,13 @@ def _done(path: BucketPath, request: Any) -> Any:
     # Each library has errors of its own, of which few are OSErrors.
     except Exception as error:
         words = " ".join(str(error).split())[:160] or type(error).__name__
-        raise OSError(errno.EIO, words, str(path)) from None
+        # gcsfs has the status of HTTP as a number or a text.
+        is_refused = isinstance(error, PermissionError) or str(getattr(error, "code", "")) in (
+            "401",
+            "403",
+        )
+        code = errno.EACCES if is_refused else errno.EIO
+        raise OSError(code, words, str(path)) from None
 
 
 def _escaped(text: str) -> str:

@@ -33,6 +33,10 @@ def make_folder(folder: Path) -> None:
     but in names. Raises OSError.
     """
     if in_bucket(folder):
+        # A bucket would take both, and readers would find the one or the other.
+        for place in (folder, *folder.parents[:-1]):
+            if place.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -74,24 +74,8 @@ def _bucket_path(text: str, scheme: str, rest_of_address: str) -> BucketPath:
 
 @functools.cache
 def _check_bucket(scheme: str, bucket: str) -> None:
-    """Raises UserError for a bucket that is not there. Who may not ask for it may yet use what
-    lies in it.
-    """
-    where = bucket_path(f"{scheme}://{bucket}")
-    try:
-        is_there = where.exists()
-    except UserError:
-        # Listing what is below asks for another permission than looking at the bucket.
-        try:
-            where.children()
-            return
-        except OSError as error:
-            raise UserError(
-                f"{scheme}://{bucket} cannot be reached ({error.strerror}); mend the network, the "
-                "credentials or the address"
-            ) from None
-    if not is_there:
-        raise UserError(f"{scheme}://{bucket} does not exist; make it, or name another")
+    """Raises UserError for a bucket that is not there or cannot be reached."""
+    bucket_path(f"{scheme}://{bucket}").check()
 
 
 def _expanded(text: str) -> Path:

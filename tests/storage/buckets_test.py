@@ -210,6 +210,33 @@ def test_a_bucket_that_is_not_there_is_one_line(bucket):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_is_not_made_below_an_object(bucket):
+    file = storage.path(f"{bucket}/an object")
+    storage.replace_text(file, "x")
+    for folder in (file, file / "in it" / "deeper"):
+        with pytest.raises(NotADirectoryError, match="an object"):
+            storage.make_folder(folder)
+    storage.make_folder(storage.path(f"{bucket}/free/folder"))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(PermissionError("no"), None), (ConnectionError("no route"), "cannot be reached .no route.")],
+)
+def test_a_bucket_that_one_may_not_ask_for_is_used_all_the_same(monkeypatch, error, words):
+    class Closed:
+        def info(self, where):
+            raise error
+
+    monkeypatch.setattr(_buckets, "filesystem", lambda scheme: Closed())
+    name = f"gs://{type(error).__name__.lower()}"
+    if words is None:
+        assert str(storage.path(f"{name}/run")) == f"{name}/run"
+        return
+    with pytest.raises(UserError, match=words):
+        storage.path(f"{name}/run")
+
+
 def test_a_missing_package_names_its_extra(monkeypatch):
     def missing(scheme):
         raise ImportError(scheme)
