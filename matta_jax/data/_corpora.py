@@ -61,11 +61,15 @@ class Corpus:
     tfds_dir: str | None = None
     known_fingerprint: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """Of its source: what stands before the colon."""
+        return self.source.partition(":")[0]
+
     def __iter__(self) -> Iterator[Document]:
-        kind = self.source.partition(":")[0]
-        if kind == "tfds":
+        if self.kind == "tfds":
             yield from self._tfds_documents()
-        elif kind == "stdlib":
+        elif self.kind == "stdlib":
             yield from self._stdlib_documents()
         else:
             yield from self._text_documents()

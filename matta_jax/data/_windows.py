@@ -16,15 +16,13 @@ from absl import logging
 from matta_jax import storage
 from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
+from matta_jax.data._encoding import DTYPES, encode_documents, token_dtype
 from matta_jax.errors import UserError, shorten
 from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
 
 # Raise it when the files of a cache change their meaning.
-_FORMAT = 3
-
-# What tokens are stored as, by the number of ids.
-_DTYPES = ("uint16", "uint32")
+_FORMAT = 4
 
 # Tokens that are hashed at once.
 _PIECE = 2**22
@@ -151,8 +149,9 @@ def cached_windows(
     A stream is written beside its place and moved there when whole, so a crash leaves no half
     cache.
     """
-    # Whatever changes the stream is in its name, so that a cache is never out of date.
-    key_parts = [str(_FORMAT), corpus.source, corpus.fingerprint(), tokenizer.fingerprint, side]
+    # Whatever changes the stream is in its name, so that a cache is never out of date; what a
+    # corpus holds, and not where it lies, so that a copy of both fits.
+    key_parts = [str(_FORMAT), corpus.kind, corpus.fingerprint(), tokenizer.fingerprint, side]
     key = hashlib.blake2b("\n".join(key_parts).encode(), digest_size=16).hexdigest()
     root = storage.resolve(cache_dir or storage.home_cache())
     folder = root / key
@@ -226,7 +225,7 @@ class _Meta:
             # By `type`: true and false are ints to isinstance.
             if type(value.get(name)) is not kind or (kind is int and value[name] < 0):
                 raise ValueError(f"{name} of {file.name} is {shorten(value.get(name))}")
-        if value["dtype"] not in _DTYPES:
+        if value["dtype"] not in DTYPES:
             raise ValueError(f"dtype of {file.name} is {shorten(value['dtype'])}")
         meta = cls(**{name: value[name] for name in _Meta.__annotations__})
         if meta.sealed() != meta:
@@ -288,38 +287,22 @@ def _write(
     folder: storage.Path, documents: Iterable[Document], tokenizer: Tokenizer, *, label: str
 ) -> None:
     """Tokenises documents into `tokens.bin`, and describes it in `meta.json`."""
-    meta = _Meta(_DTYPES[0] if tokenizer.vocab_size <= 2**16 else _DTYPES[1])
-    dtype = np.dtype(meta.dtype)
-    separator = tokenizer.separator
+    dtype = token_dtype(tokenizer)
     digest = hashlib.blake2b(digest_size=16)
 
     with storage.open_new(folder / "tokens.bin") as file:
 
         def put(ids: np.ndarray) -> None:
-            if len(ids) and not 0 <= ids.min() <= ids.max() <= np.iinfo(dtype).max:
-                raise UserError(
-                    f"data.tokenizer={tokenizer.name!r} makes id {ids.max()}, beyond its "
-                    f"{tokenizer.vocab_size} ids; mend or replace its file"
-                )
-            data = np.ascontiguousarray(ids, dtype).tobytes()
+            data = ids.tobytes()
             digest.update(data)
             file.write(data)
-            meta.num_tokens += len(ids)
 
+        separator = tokenizer.separator.astype(dtype)
         put(separator)
-        for document in progress(documents, desc=label, unit="documents", delay=1.0):
-            ids = tokenizer.encode(document.text)
-            survives = tokenizer.survives(document.text, ids)
-            if document.text and not survives:
-                meta.first_lossy = meta.first_lossy or document.text[:60]
-                meta.num_lossy += 1
-            if not len(ids):
-                continue
-            put(ids)
-            put(separator)
-            meta.num_bytes += tokenizer.count_bytes(document.text, ids, survives=survives)
-            meta.num_documents += 1
+        shown = progress(documents, desc=label, unit="documents", delay=1.0)
+        tally = encode_documents(shown, tokenizer, put)
 
-    meta.fingerprint = digest.hexdigest()
+    meta = _Meta(str(dtype), **dataclasses.asdict(tally), fingerprint=digest.hexdigest())
+    meta.num_tokens += len(separator)
     described = dataclasses.asdict(meta.sealed())
     storage.replace_text(folder / "meta.json", storage.json_text(described))

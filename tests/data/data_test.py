@@ -371,6 +371,18 @@ def test_a_text_of_the_same_size_and_time_is_another_cache(tmp_path):
     assert same_time("hello " * 20).fingerprint == first.fingerprint
 
 
+def test_a_corpus_that_was_moved_finds_its_cache(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    first = windows_of("hello " * 20, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+
+    def refuse(*arguments, **named):
+        raise AssertionError("it was tokenised again")
+
+    monkeypatch.setattr(_windows, "_fill", refuse)
+    assert windows_of("hello " * 20, tmp_path / "there").fingerprint == first.fingerprint
+
+
 CACHE_DAMAGE = {
     "cut tokens": ("tokens.bin", lambda content: content[:-40]),
     "odd tokens": ("tokens.bin", lambda content: content[:-1]),
