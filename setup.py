@@ -79,6 +79,7 @@ setup(
         "gguf": [*_GGUF, *_TOKENIZERS],
         "hf": _HF,
         "corpora": _CORPORA,  # Parquet, and JSON lines in .zst.
+        "beam": ["apache-beam>=2.60,<3"],  # Corpora beyond one machine; its test skips.
         "gcs": _GCS,  # Workdirs and data in gs://.
         "s3": _S3,
         "scorers": _SCORERS,
@@ -112,6 +113,7 @@ setup(
             "matta-import = matta_jax.bin.import_:run",
             "matta-heal = matta_jax.bin.heal:run",
             "matta-label = matta_jax.bin.label:run",
+            "matta-prepare = matta_jax.bin.prepare:run",
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-generate = matta_jax.bin.generate:run",

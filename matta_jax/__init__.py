@@ -6,6 +6,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.extract(checkpoint, sub_models, output)
     matta_jax.heal(model, output, training.Healing(steps=...))
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
+    matta_jax.prepare(config, output)
     matta_jax.label(config, teacher, output)
     matta_jax.search(checkpoint, output, budget=selection.Budget(max_params=...))
     matta_jax.evaluate(model=..., tasks=[...]), matta_jax.compare(models=[...], tasks=[...])
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from matta_jax._quickstart import quickstart as quickstart
     from matta_jax.checkpoints import open_source as open_source
     from matta_jax.config import Config as Config
+    from matta_jax.data import prepare as prepare
     from matta_jax.elastic import extract as extract
     from matta_jax.elastic import verify as verify
     from matta_jax.errors import UserError as UserError
@@ -82,6 +84,7 @@ _HOMES = {
     "load_model": "packages",
     "open_model": "packages",
     "open_source": "checkpoints",
+    "prepare": "data",
     "report": "evaluation",
     "search": "selection",
     "train": "training",

@@ -205,7 +205,7 @@ def _baselines(config: Config) -> dict[str, float]:
     windows = split_data(config, tokenizer, held_out=True)
     assert isinstance(windows, Windows)
     # Decoded from the windows, so that it is the very text that models are scored on.
-    text = tokenizer.decode(windows.tokens).encode()
+    text = tokenizer.decode(windows.tokens[:]).encode()
 
     shares = [count / len(text) for count in collections.Counter(text).values()]
     entropy = -sum(share * math.log2(share) for share in shares)

@@ -170,7 +170,8 @@ class DataConfig(Section):
     section = "data"
     source: str = field(
         "stdlib",
-        "stdlib, text:GLOB (.txt .jsonl, and .gz .zst), parquet:GLOB or tfds:NAME[:SPLIT]; a vit: "
+        "stdlib, text:GLOB (.txt .jsonl, and .gz .zst), parquet:GLOB, tfds:NAME[:SPLIT], or "
+        "prepared:FOLDER, which matta-prepare made of one of these; a vit: "
         "images:FILE.npz, images:FOLDER, of a folder for each class, or tfds:NAME[:SPLIT].",
     )
     tokenizer: str = field("byte", "byte, gpt2:FOLDER (vocab.bpe, encoder.json), or hf:FILE.json.")

@@ -27,9 +27,15 @@ from matta_jax.data._pipeline import Batch as Batch
 from matta_jax.data._pipeline import Examples as Examples
 from matta_jax.data._pipeline import sequential_batches as sequential_batches
 from matta_jax.data._pipeline import training_batches as training_batches
+from matta_jax.data._prepared import Manifest as Manifest
+from matta_jax.data._preparing import Preparation as Preparation
+from matta_jax.data._preparing import prepare as prepare
 from matta_jax.data._split import glob_data as glob_data
 from matta_jax.data._split import split_both as split_both
 from matta_jax.data._split import split_data as split_data
 from matta_jax.data._windows import Windows as Windows
 from matta_jax.data._windows import corpus_windows as corpus_windows
+from matta_jax.data._windows import overlap as overlap
 from matta_jax.data._windows import split_windows as split_windows
+from matta_jax.data._workers import RUNNERS as RUNNERS
+from matta_jax.data._workers import Runner as Runner

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from matta_jax import storage
 from matta_jax.data._jsonl import decode_utf8, read_data, read_json_lines, read_text, text_of
 from matta_jax.data._parquet import read_column
-from matta_jax.data._tfds import tfds_texts, tfds_version
+from matta_jax.data._parts import Part, example_parts, file_parts
+from matta_jax.data._tfds import tfds_count, tfds_texts, tfds_version
 from matta_jax.errors import UserError, did_you_mean
 
 # Folders in the standard library that are not its code: tests, tables, installed packages.
@@ -67,31 +68,44 @@ class Corpus:
         return self.source.partition(":")[0]
 
     def __iter__(self) -> Iterator[Document]:
-        if self.kind == "tfds":
-            yield from self._tfds_documents()
-        elif self.kind == "stdlib":
-            yield from self._stdlib_documents()
-        else:
-            yield from self._text_documents()
+        files = () if self.kind == "tfds" else tuple(str(file) for file in self.files())
+        yield from self.documents(Part(files))
 
-    def _tfds_documents(self) -> Iterator[Document]:
-        for data in tfds_texts(self.source, self.text_field, self.tfds_dir):
+    def parts(self) -> list[Part]:
+        """Divides it: the documents of all parts, one part after the other, are its documents.
+        Raises UserError as `files` does, and for a file that cannot be read.
+        """
+        if self.kind == "tfds":
+            return example_parts(tfds_count(self.source, self.text_field, self.tfds_dir))
+        try:
+            return file_parts(self.files())
+        except OSError as error:
+            raise UserError(
+                f"{self._described} cannot be read ({error}); name files that may be read"
+            ) from None
+
+    def documents(self, part: Part) -> Iterator[Document]:
+        """Yields the documents of a part, in order. Raises UserError for what cannot be read."""
+        if self.kind == "tfds":
+            yield from self._tfds_documents(part.within)
+        for file in part.files:
+            path = storage.path(file)
+            if self.kind == "stdlib":
+                yield self._stdlib_document(path)
+                continue
+            for text in _texts(path, self.text_field, self._described, part.within):
+                yield Document(hashlib.blake2b(text.encode()).hexdigest(), text)
+
+    def _tfds_documents(self, within: tuple[int, int] | None) -> Iterator[Document]:
+        for data in tfds_texts(self.source, self.text_field, self.tfds_dir, within):
             text = decode_utf8(data, "an example", self._described)
             yield Document(hashlib.blake2b(data).hexdigest(), text)
 
-    def _stdlib_documents(self) -> Iterator[Document]:
-        root = _stdlib_root()
-        for path in self.files():
-            # By its path within the library, a file falls on one side on every machine.
-            key = path.relative_to(root).as_posix()
-            yield Document(
-                key, decode_utf8(read_data(path, self._described), str(path), self._described)
-            )
-
-    def _text_documents(self) -> Iterator[Document]:
-        for path in self.files():
-            for text in _texts(path, self.text_field, self._described):
-                yield Document(hashlib.blake2b(text.encode()).hexdigest(), text)
+    def _stdlib_document(self, path: storage.Path) -> Document:
+        # By its path within the library, a file falls on one side on every machine.
+        key = path.relative_to(_stdlib_root()).as_posix()
+        text = decode_utf8(read_data(path, self._described), str(path), self._described)
+        return Document(key, text)
 
     @property
     def _described(self) -> str:
@@ -106,10 +120,10 @@ class Corpus:
         if kind == "stdlib":
             return _stdlib_files()
         if kind not in _SUFFIXES:
-            hint = did_you_mean(kind, ("stdlib", *_SUFFIXES, "tfds"))
+            hint = did_you_mean(kind, ("stdlib", *_SUFFIXES, "tfds", "prepared"))
             raise UserError(
-                f"data.source={self.source!r} must be stdlib, text:GLOB, parquet:GLOB or "
-                f"tfds:NAME{hint}"
+                f"data.source={self.source!r} must be stdlib, text:GLOB, parquet:GLOB, tfds:NAME "
+                f"or prepared:FOLDER{hint}"
             )
         suffixes = suffixes or _SUFFIXES[kind]
 
@@ -212,12 +226,16 @@ def _stdlib_files() -> list[storage.Path]:
     ]
 
 
-def _texts(path: storage.Path, field: str, what: str) -> Iterator[str]:
+def _texts(
+    path: storage.Path, field: str, what: str, within: tuple[int, int] | None
+) -> Iterator[str]:
     if path.suffix == ".txt":
         yield read_text(path, what)
         return
     if path.suffix == ".parquet":
-        yield from read_column(path, field, what)
+        yield from read_column(path, field, what, within)
         return
-    for number, value in read_json_lines(path, what):
+    if within is not None:
+        what = f"{what}, lines from byte {within[0]}"
+    for number, value in read_json_lines(path, what, within=within):
         yield text_of(value, field, f"{what}: {path} line {number}", "set data.text_field")

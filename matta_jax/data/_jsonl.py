@@ -11,10 +11,12 @@ from matta_jax import storage
 from matta_jax.errors import UserError, shorten
 
 
-def read_data(path: storage.Path, what: str) -> bytes:
-    """Returns the bytes of a file. Raises UserError, with `what` asked for it."""
+def read_data(path: storage.Path, what: str, within: tuple[int, int] | None = None) -> bytes:
+    """Returns the bytes of a file, or those `within` start and stop. Raises UserError, with `what`
+    asked for it.
+    """
     try:
-        return storage.read_bytes(path)
+        return storage.read_bytes(path) if within is None else storage.read_piece(path, *within)
     except FileNotFoundError:
         raise UserError(
             f"{what}: {path} does not exist; check the path, from {storage.working_folder()}"
@@ -23,11 +25,18 @@ def read_data(path: storage.Path, what: str) -> bytes:
         raise UserError(f"{what}: {path} cannot be read ({error}); mend or remove it") from None
 
 
-def read_text(path: storage.Path, what: str) -> str:
-    """Returns the text of a file, unpacked where it ends in .gz or .zst. Raises UserError, with
-    `what` asked for it.
+def read_text(path: storage.Path, what: str, within: tuple[int, int] | None = None) -> str:
+    """Returns the text of a file, unpacked where it ends in .gz or .zst.
+
+    Args:
+      path: of the file.
+      what: asked for it, as errors say it.
+      within: start and stop of the bytes to read, of one that is not packed; None: all.
+
+    Raises:
+      UserError: it cannot be read, or is no UTF-8.
     """
-    data = read_data(path, what)
+    data = read_data(path, what, within)
     if path.suffix == ".zst":
         data = _unpacked_zst(data, path, what)
     if path.suffix == ".gz":
@@ -77,7 +86,7 @@ def decode_utf8(data: bytes, where: str, what: str) -> str:
 
 
 def read_json_lines(
-    path: storage.Path, what: str, form: str = ""
+    path: storage.Path, what: str, form: str = "", within: tuple[int, int] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number and the object of each line that is not blank.
 
@@ -85,12 +94,13 @@ def read_json_lines(
       path: a file of JSON lines, packed or not.
       what: asked for it, as errors say it.
       form: of a line, as errors say it.
+      within: start and stop of the bytes of whole lines; None: all. Lines are counted from start.
 
     Raises:
       UserError: the file cannot be read, or a line is no JSON object.
     """
     ending = f"; it must be {form}" if form else ""
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, what, within).split("\n"), start=1):
         if not line.strip():
             continue
         try:

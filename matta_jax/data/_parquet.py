@@ -10,13 +10,30 @@ _ROWS = 1024
 """That exist as Python texts at once."""
 
 
-def read_column(path: storage.Path, column: str, what: str) -> Iterator[str]:
+def row_group_bytes(path: storage.Path) -> list[int]:
+    """The size of each row group of a Parquet file, of which only the end is read; of one that
+    cannot be read, none: `read_column` says why.
+    """
+    library = _pyarrow(f"{path}")
+    try:
+        with storage.open_old(path) as data:
+            told = library.ParquetFile(data).metadata
+            return [told.row_group(i).total_byte_size for i in range(told.num_row_groups)]
+    # The reader raises many kinds for damaged files.
+    except Exception:
+        return []
+
+
+def read_column(
+    path: storage.Path, column: str, what: str, row_groups: tuple[int, int] | None = None
+) -> Iterator[str]:
     """Yields the texts of a column, in order.
 
     Args:
       path: of the file, which is read whole where it lies in a bucket.
       column: its name.
       what: asked for it, as errors say it.
+      row_groups: start and stop of those to read; None: all.
 
     Raises:
       UserError: the file is no Parquet file or damaged, has no such column of texts, or a row has
@@ -27,8 +44,10 @@ def read_column(path: storage.Path, column: str, what: str) -> Iterator[str]:
         with storage.open_old(path) as data:
             file = library.ParquetFile(data)
             _check_column(file.schema_arrow, column, f"{what}: {path}")
-            row = 0
-            for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+            told = file.metadata
+            groups = list(range(*(row_groups or (0, told.num_row_groups))))
+            row = sum(told.row_group(i).num_rows for i in range(groups[0] if groups else 0))
+            for batch in file.iter_batches(_ROWS, groups, [column]):
                 for text in batch.column(0).to_pylist():
                     if text is None:
                         raise UserError(

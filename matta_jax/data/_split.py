@@ -9,6 +9,7 @@ from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
 from matta_jax.data._images import read_images
 from matta_jax.data._pairs import read_pairs
+from matta_jax.data._prepared import KIND, prepared_windows
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
 from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
@@ -21,8 +22,8 @@ def split_both(config: Config, tokenizer: Tokenizer) -> tuple[Windows | ExampleS
     _check_max_windows(config)
     data = config.data
     corpus = None
-    # Examples have no cache to be found by a fingerprint.
-    if not config.model.reads_examples:
+    # Examples have no cache to be found by a fingerprint, and what is prepared tells its own.
+    if not config.model.reads_examples and not _is_prepared(data.source):
         corpus = Corpus(data.source, data.text_field, data.tfds_dir).fingerprinted()
     return tuple(
         split_data(config, tokenizer, held_out=held_out, corpus=corpus)
@@ -61,6 +62,7 @@ def split_data(
     assert source is not None
 
     if data.stream and not from_eval_source:
+        _check_streamed(source)
         stream = _read_all(source, config, tokenizer, corpus)
         _check_stream(stream, config)
         return _after_training(stream, config, tokenizer) if held_out else stream
@@ -68,8 +70,15 @@ def split_data(
         # Each of two sources is a side by itself; one source is split by its examples.
         side = None if has_eval_source else held_out
         return _read_examples(source, config, tokenizer, held_out=side)
-    windows = split_windows(data, tokenizer, held_out=held_out, corpus=corpus)
+    if _is_prepared(source):
+        windows = prepared_windows(source, data, tokenizer, held_out=held_out)
+    else:
+        windows = split_windows(data, tokenizer, held_out=held_out, corpus=corpus)
     return windows if held_out else _first(windows, data.max_windows, tokenizer)
+
+
+def _is_prepared(source: str) -> bool:
+    return source.partition(":")[0] == KIND
 
 
 def _check_max_windows(config: Config) -> None:
@@ -136,6 +145,14 @@ def _read_all(
         return _read_examples(source, config, tokenizer)
     corpus = corpus or Corpus(source, data.text_field, data.tfds_dir)
     return corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
+
+
+def _check_streamed(source: str) -> None:
+    if _is_prepared(source):
+        raise UserError(
+            f"data.source={source!r} has two sides, and data.stream=True reads one source once; "
+            "name the corpus itself, or set data.stream=False"
+        )
 
 
 def _check_stream(stream: Windows | ExampleSet, config: Config) -> None:

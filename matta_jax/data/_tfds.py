@@ -26,20 +26,30 @@ def tfds_version(source: str, text_field: str, tfds_dir: str | None) -> str:
     return "\n".join(parts)
 
 
-def tfds_texts(source: str, text_field: str, tfds_dir: str | None) -> Iterator[bytes]:
+def tfds_count(source: str, text_field: str, tfds_dir: str | None) -> int:
+    """How many examples a set has. Raises UserError as `tfds_texts` does."""
+    builder, split = _open(source, text_field, tfds_dir)
+    return len(builder.as_data_source(split=split))
+
+
+def tfds_texts(
+    source: str, text_field: str, tfds_dir: str | None, within: tuple[int, int] | None = None
+) -> Iterator[bytes]:
     """Yields the UTF-8 text of each example.
 
     Args:
       source: `tfds:NAME[:SPLIT]`; the split is `train` by default.
       text_field: feature that holds the text.
       tfds_dir: where prepared sets lie; None for the place that TFDS has for them.
+      within: start and stop of the examples to read; None: all.
 
     Raises:
       UserError: the set is unknown, not prepared as ArrayRecord, or without this split or field.
     """
     builder, split = _open(source, text_field, tfds_dir)
-    for example in builder.as_data_source(split=split):
-        value = example[text_field]
+    examples = builder.as_data_source(split=split)
+    for number in range(*(within or (0, len(examples)))):
+        value = examples[number][text_field]
         yield value if isinstance(value, bytes) else str(value).encode()
 
 

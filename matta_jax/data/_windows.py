@@ -8,7 +8,8 @@ so each token but the first is predicted exactly once; the last window may be sh
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import numpy as np
 from absl import logging
@@ -16,7 +17,15 @@ from absl import logging
 from matta_jax import storage
 from matta_jax.config import DataConfig
 from matta_jax.data._corpora import Corpus, Document, split_documents
-from matta_jax.data._encoding import DTYPES, encode_documents, token_dtype
+from matta_jax.data._encoding import DTYPES, Encoder, token_dtype, warn_of_cost
+from matta_jax.data._grams import (
+    Grams,
+    GramSampler,
+    near_duplicates,
+    read_grams,
+    write_grams,
+)
+from matta_jax.data._seal import seal_of
 from matta_jax.errors import UserError, shorten
 from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
@@ -24,8 +33,18 @@ from matta_jax.tokenizers import Tokenizer
 # Raise it when the files of a cache change their meaning.
 _FORMAT = 4
 
+_GRAMS = "grams.npz"
+
 # Tokens that are hashed at once.
 _PIECE = 2**22
+
+
+class Tokens(Protocol):
+    """A token stream: an array, or what reads like one from the disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Windows:
     """The windows of one split, for random access.
 
     Attributes:
-      tokens: the token stream, memory-mapped.
+      tokens: the token stream, on the disk.
       seq_len: T, predicted tokens of a window.
       eos_id: the separator's id.
       num_bytes: UTF-8 bytes of the documents, without those that their tokens do not hold.
@@ -41,9 +60,12 @@ class Windows:
       fingerprint: hash of the token stream.
       num_lossy: documents that do not survive encode and decode.
       start_id: what a document begins with; None: the separator.
+      grams: reads the sampled stretches of the documents; None where they are not at hand.
+      near_duplicates: of a held-out side, the documents that stand in what is trained on too, where
+        that is known already.
     """
 
-    tokens: np.ndarray
+    tokens: Tokens
     seq_len: int
     eos_id: int
     num_bytes: int
@@ -51,6 +73,8 @@ class Windows:
     fingerprint: str
     num_lossy: int = 0
     start_id: int | None = None
+    grams: Callable[[], Grams] | None = None
+    near_duplicates: int | None = None
 
     @property
     def separators(self) -> tuple[int, ...]:
@@ -159,6 +183,7 @@ def cached_windows(
 
     cache = _open(folder) if folder.exists() else None
     if cache is None:
+        warn_of_cost(corpus, tokenizer)
         _fill(folder, documents, tokenizer, label=label)
         cache = _open(folder)
     if cache is None:
@@ -185,7 +210,20 @@ def cached_windows(
         fingerprint=meta.fingerprint,
         num_lossy=meta.num_lossy,
         start_id=tokenizer.start_id,
+        grams=lambda: read_grams(folder / _GRAMS, "hashes", "documents"),
     )
+
+
+def overlap(windows: Windows, held_out: Windows) -> int | None:
+    """How many held-out documents have at least half of their text in what is trained on, as the
+    stretches of 64 bytes tell that are sampled; None where these are not at hand.
+    """
+    if held_out.near_duplicates is not None or held_out.grams is None or windows.grams is None:
+        return held_out.near_duplicates
+    try:
+        return near_duplicates(held_out.grams(), [windows.grams()])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 @dataclasses.dataclass
@@ -209,10 +247,8 @@ class _Meta:
     seal: str = ""
 
     def sealed(self) -> "_Meta":
-        """With the hash of all that it says: a count that was changed would change a score."""
-        content = storage.json_text(dataclasses.asdict(self) | {"seal": ""})
-        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        return dataclasses.replace(self, seal=digest)
+        """With the hash of all that it says."""
+        return dataclasses.replace(self, seal=seal_of(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, file: storage.Path) -> "_Meta":
@@ -299,10 +335,16 @@ def _write(
 
         separator = tokenizer.separator.astype(dtype)
         put(separator)
-        shown = progress(documents, desc=label, unit="documents", delay=1.0)
-        tally = encode_documents(shown, tokenizer, put)
+        encoder, sampler = Encoder(tokenizer, put), GramSampler()
+        for document in progress(documents, desc=label, unit="documents", delay=1.0):
+            encoder.add(document)
+            sampler.add(document.text)
 
-    meta = _Meta(str(dtype), **dataclasses.asdict(tally), fingerprint=digest.hexdigest())
+    grams = sampler.grams()
+    write_grams(folder / _GRAMS, {"hashes": grams.hashes, "documents": grams.documents})
+
+    tally = dataclasses.asdict(encoder.tally)
+    meta = _Meta(str(dtype), **tally, fingerprint=digest.hexdigest())
     meta.num_tokens += len(separator)
     described = dataclasses.asdict(meta.sealed())
     storage.replace_text(folder / "meta.json", storage.json_text(described))

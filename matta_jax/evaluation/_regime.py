@@ -1,6 +1,9 @@
-"""Whether a run has read enough for its sizes to differ: tokens for each parameter."""
+"""Whether the losses of a run say what they seem to: it has read enough for its sizes to differ,
+and not what is held out.
+"""
 
 from matta_jax.config import Config
+from matta_jax.evaluation._curves import Metrics
 from matta_jax.models import plan_of
 from matta_jax.nesting import SubModel
 
@@ -14,6 +17,14 @@ def tokens_per_parameter(config: Config, sub_model: SubModel, step: int) -> floa
     """Tokens that a run has read after so many steps, for each parameter of a sub-model."""
     tokens = step * config.data.batch_size * config.data.seq_len
     return tokens / plan_of(config).count(sub_model).parameters
+
+
+def overlap_text(metrics: Metrics) -> str | None:
+    """How many of the held-out documents a run trains on too; None where it is not known."""
+    for row in metrics:
+        if "data/near_duplicates" in row:
+            return f"{row['data/near_duplicates']:,.0f} of {row['data/held_out_documents']:,.0f}"
+    return None
 
 
 def regime_remarks(config: Config, step: int) -> list[str]:

@@ -19,7 +19,7 @@ from matta_jax.evaluation._preconditioners import (
     plot_blocks,
     preconditioner_blocks,
 )
-from matta_jax.evaluation._regime import regime_remarks, tokens_per_parameter
+from matta_jax.evaluation._regime import overlap_text, regime_remarks, tokens_per_parameter
 from matta_jax.evaluation._regret import regret_table, regrets
 from matta_jax.evaluation._scored import scored_models
 from matta_jax.evaluation._sizes import (
@@ -220,6 +220,10 @@ def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
     optimizer = config.optimizer
     lines.append(["optimiser", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}"])
     lines.append(["data", f"{config.data.source}, tokenizer {config.data.tokenizer}"])
+
+    overlap = overlap_text(metrics)
+    if overlap is not None:
+        lines.append(["held-out documents that stand in what is trained on too", overlap])
 
     num_steps = config.train.num_steps
     lines.append(["steps", f"{_last_step(metrics):,} of {num_steps:,}, of {_batch(config)}"])

@@ -20,6 +20,7 @@ from matta_jax.storage._files import open_new as open_new
 from matta_jax.storage._files import open_old as open_old
 from matta_jax.storage._files import read_bytes as read_bytes
 from matta_jax.storage._files import read_json as read_json
+from matta_jax.storage._files import read_piece as read_piece
 from matta_jax.storage._files import read_text as read_text
 from matta_jax.storage._files import recover_lines as recover_lines
 from matta_jax.storage._files import replace_text as replace_text
@@ -32,6 +33,7 @@ from matta_jax.storage._folders import match as match
 from matta_jax.storage._folders import move_folder as move_folder
 from matta_jax.storage._folders import new_folder as new_folder
 from matta_jax.storage._folders import publish_files as publish_files
+from matta_jax.storage._folders import remove_file as remove_file
 from matta_jax.storage._folders import remove_folder as remove_folder
 from matta_jax.storage._json import is_number as is_number
 from matta_jax.storage._json import is_whole as is_whole

@@ -21,6 +21,15 @@ def read_bytes(path: Path) -> bytes:
     return path.read() if in_bucket(path) else path.read_bytes()
 
 
+def read_piece(path: Path, start: int, stop: int) -> bytes:
+    """Returns bytes `start` to `stop` of a file, of a bucket's object after it is read whole.
+    Raises OSError.
+    """
+    with open_old(path) as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
 def num_bytes(path: Path) -> int:
     """How many bytes a file has. Raises OSError."""
     return path.num_bytes() if in_bucket(path) else path.stat().st_size

@@ -261,6 +261,14 @@ def move_folder(source: Path, target: Path) -> None:
     os.rename(source, target)
 
 
+def remove_file(file: Path) -> None:
+    """Removes a file, where it is there. Raises OSError."""
+    if in_bucket(file):
+        file.remove()
+    else:
+        file.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder and all in it, as far as the system lets it; also what threads of a library
     that was broken off still write there.

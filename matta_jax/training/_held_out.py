@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from matta_jax.config import Config
-from matta_jax.data import Batch, ExampleSet, Windows, sequential_batches
+from matta_jax.data import Batch, ExampleSet, Windows, overlap, sequential_batches
 from matta_jax.nesting import Tree
 from matta_jax.sharding import own_rows, place_batch
 from matta_jax.training._metrics import Writer
@@ -79,6 +79,29 @@ class HeldOut:
             return sequential_batches(self._windows, batch_size=batch_size, within=within)
         return sequential_batches(
             self._eval_windows, batch_size=batch_size, limit=train.eval_batches
+        )
+
+
+def report_overlap(
+    windows: Windows | ExampleSet,
+    held_out: Windows | ExampleSet,
+    writer: Writer,
+    log: Callable[[str], None],
+) -> None:
+    """Writes how many of the held-out documents are trained on too, where that is known, and logs
+    it where there are some.
+    """
+    if not isinstance(windows, Windows) or not isinstance(held_out, Windows):
+        return
+    count = overlap(windows, held_out)
+    if count is None:
+        return
+    documents = held_out.num_documents
+    writer.write(0, {"data/near_duplicates": count, "data/held_out_documents": documents})
+    if count:
+        log(
+            f"{count} of the {documents} held-out documents have at least half of their text in "
+            "what is trained on: the held-out loss is too low"
         )
 
 

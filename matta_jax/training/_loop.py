@@ -19,7 +19,7 @@ from matta_jax.nesting import Tree
 from matta_jax.sharding import is_first, own_rows, place_batch, wait_for_all
 from matta_jax.tokenizers import bundle_tokenizer
 from matta_jax.training._cosines import make_cosines
-from matta_jax.training._held_out import HeldOut, report_evaluation
+from matta_jax.training._held_out import HeldOut, report_evaluation, report_overlap
 from matta_jax.training._meter import Meter, SkippedSteps, cost_of
 from matta_jax.training._metrics import Writer, open_writers
 from matta_jax.training._prepare import Prepared, check_start, config_text
@@ -109,6 +109,8 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
             state = _first_state(prepared, checkpoints, log, fallback=fallback, extend=extend)
             # After the state, whose step says which lines of an earlier process count.
             with open_writers(config, workdir, int(state.step)) as writer:
+                if int(state.step) == 0:
+                    report_overlap(prepared.windows, prepared.eval_windows, writer, log)
                 run = _make_run(prepared, checkpoints, writer, log, on_step, on_eval)
                 if prepared.scores_first(int(state.step)):
                     _evaluate(run, state, int(state.step), saves=False)

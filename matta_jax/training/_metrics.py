@@ -1,6 +1,7 @@
 """Where metrics go: a file of JSON lines, and TensorBoard or W&B where the config asks for them."""
 
 import contextlib
+import hashlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 import jax
 
 from matta_jax import storage
-from matta_jax.config import Config
+from matta_jax.config import Config, to_dict
 from matta_jax.errors import UserError
 
 # The field that asks for it, the package, and the extra that installs it.
@@ -103,7 +104,7 @@ def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iter
         if config.train.tensorboard:
             writers.append(_TensorBoard(workdir / "tensorboard"))
         if config.train.wandb_project:
-            writers.append(_open_wandb(config.train.wandb_project, workdir))
+            writers.append(_open_wandb(config, workdir))
         writers.append(_open_json_lines(workdir / "metrics.jsonl", start_step))
 
     writer = _EachOf(writers)
@@ -126,13 +127,20 @@ def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
     return _JsonLines(path)
 
 
-def _open_wandb(project: str, folder: storage.Path) -> _WandB:
+def _open_wandb(config: Config, folder: storage.Path) -> _WandB:
     # It writes files that grow, which a bucket has not.
     local = storage.home_cache() / "wandb" if storage.in_bucket(folder) else folder
     storage.make_folder(local)
-    # The folder's name as the id, so that a resumed run goes on in the same W&B run.
+    # By the folder, so that a resumed run goes on in the same W&B run, and no other one does: of
+    # two sweeps the folders have the same names.
+    place = hashlib.blake2b(str(folder).encode(), digest_size=8).hexdigest()
     wandb_run = _extra(*_WANDB).init(
-        project=project, dir=str(local), resume="allow", id=folder.name
+        project=config.train.wandb_project,
+        dir=str(local),
+        resume="allow",
+        id=place,
+        name=folder.name,
+        config=to_dict(config),
     )
     return _WandB(wandb_run)
 

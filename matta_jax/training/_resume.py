@@ -312,6 +312,9 @@ def _forbidden_changes(
     """
     # The length of a run is judged by what it changes.
     free_fields = config_lib.free_fields() | {"train.num_steps"}
+    if step:
+        # Its checkpoints know the text itself, wherever it lies, prepared or not.
+        free_fields |= {"data.source"}
     named = files_digest(config.data.tokenizer)
     if digest is not None and named == digest:
         # One tokenizer, wherever its files lie.

@@ -16,7 +16,7 @@ import pytest
 
 from matta_jax import data, tokenizers
 from matta_jax.config import Config, DataConfig, OptimizerConfig, TrainConfig
-from matta_jax.data import _corpora, _windows
+from matta_jax.data import _corpora, _encoding, _windows
 from matta_jax.errors import UserError
 
 BYTES = tokenizers.ByteTokenizer()
@@ -381,6 +381,16 @@ def test_a_corpus_that_was_moved_finds_its_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_windows, "_fill", refuse)
     assert windows_of("hello " * 20, tmp_path / "there").fingerprint == first.fingerprint
+
+
+def test_a_large_corpus_tells_its_cost_once(tmp_path, monkeypatch, caplog):
+    windows_of("hello " * 20, tmp_path)
+    assert "matta-prepare" not in caplog.text
+    monkeypatch.setattr(_encoding, "_LARGE_BYTES", 100)
+    for _ in range(2):
+        windows_of("hallo " * 20, tmp_path)
+    assert caplog.text.count("takes about 1 minutes here") == 1
+    assert caplog.text.count("matta-prepare does it once") == 1
 
 
 CACHE_DAMAGE = {

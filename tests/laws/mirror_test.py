@@ -11,9 +11,12 @@ PACKAGE = ROOT / "matta_jax"
 # Modules without a mirror, and the file that proves what they do.
 PROVED_ELSEWHERE = {
     "matta_jax/data/_corpora.py": "tests/data/data_test.py",
+    "matta_jax/data/_encoding.py": "tests/data/data_test.py",
     "matta_jax/data/_examples.py": "tests/models/families/scorer_test.py",
     "matta_jax/data/_jsonl.py": "tests/data/data_test.py",
+    "matta_jax/data/_part_jobs.py": "tests/data/preparing_test.py",
     "matta_jax/data/_pipeline.py": "tests/data/data_test.py",
+    "matta_jax/data/_seal.py": "tests/data/prepared_test.py",
     "matta_jax/data/_split.py": "tests/models/families/scorer_test.py",
     "matta_jax/data/_tfds.py": "tests/data/data_test.py",
     "matta_jax/data/_windows.py": "tests/data/data_test.py",

@@ -2,10 +2,12 @@
 
 import json
 import sys
+import types
 
 import pytest
 
 from matta_jax import train
+from matta_jax.config import to_dict
 from matta_jax.errors import UserError
 from matta_jax.training._metrics import open_writers
 
@@ -50,3 +52,23 @@ def test_a_missing_package_is_told_before_the_work(tiny, tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=f"{package}: pip install 'matta_jax"):
         train(tiny(**fields), tmp_path / "run", log=quiet)
     assert not (tmp_path / "run").exists()
+
+
+def test_wandb_has_the_config_and_an_id_of_the_folder(tiny, tmp_path, monkeypatch):
+    opened = []
+
+    def init(**settings):
+        opened.append(settings)
+        return types.SimpleNamespace(log=lambda row, step: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config = tiny(train__wandb_project="mine")
+    folders = [tmp_path / sweep / "lr=1" for sweep in ("a", "a", "b")]
+    for folder in folders:
+        with open_writers(config, folder, 0):
+            pass
+    ids = [settings["id"] for settings in opened]
+    # A run that goes on is the same one; of two sweeps the folders have the same names.
+    assert ids[0] == ids[1] != ids[2] and not set(ids[0]) & set("/\\#?%:=")
+    assert {settings["name"] for settings in opened} == {"lr=1"}
+    assert opened[0]["config"] == to_dict(config) and opened[0]["project"] == "mine"
