@@ -19,8 +19,9 @@ from matta_jax.training import train
 Overrides = Mapping[str, Any]
 """`section.field` -> value."""
 
-# Bytes of a file's name, on all file systems here.
-_LONGEST_NAME = 255
+# Of a label of Kubernetes, which jobs are found by; files may have longer names.
+_LONGEST_NAME = 63
+_LONGEST_OLDER_NAME = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      name: its overrides, fit for a folder: `optimizer.learning_rate=0.001,train.seed=1`.
+      name: its overrides, fit for a folder, a shell and a label:
+        `optimizer.learning_rate-0.001--train.seed-1`.
       overrides: as they were yielded.
       config: the run.
       workdir: its folder, of this name within the sweep's.
@@ -79,7 +81,7 @@ def plan_sweep(
                 "{'train.seed': 0}"
             )
 
-        name = _run_name(run_overrides)
+        name = _run_name(run_overrides, folder)
         try:
             run_config = config_lib.override(config, run_overrides)
         except UserError as error:
@@ -101,7 +103,7 @@ def _check_distinct(earlier: SweepRun, run: SweepRun, where: str) -> None:
     if has_same_name:
         raise UserError(
             f"{where} differ, but would both have the folder {run.name!r}, in whose name only "
-            "letters, digits and _ . + - stand as they are; make two sweeps of them"
+            "letters, digits and _ . - stand as they are; make two sweeps of them"
         )
 
 
@@ -315,27 +317,31 @@ def _number(value: Any) -> float | None:
     return value if storage.is_number(value) else None
 
 
-def _run_name(overrides: Overrides) -> str:
-    """A folder's name that tells a run's overrides."""
-    parts = [f"{_plain(field)}={_plain(value)}" for field, value in overrides.items()]
-    name = ",".join(parts) or "base"
-    data = name.encode()
-    if len(data) <= _LONGEST_NAME:
+def _run_name(overrides: Overrides, folder: storage.Path) -> str:
+    """A folder's name that tells a run's overrides; of a sweep that an older version began, the
+    name that it gave.
+    """
+    pairs = [(_plain(field), _plain(value)) for field, value in overrides.items()]
+    older_name = ",".join(f"{field}={value}" for field, value in pairs)
+    is_short = len(older_name.encode()) <= _LONGEST_OLDER_NAME
+    if pairs and is_short and (folder / older_name).exists():
+        return older_name
+    name = "--".join(f"{field}-{value}" for field, value in pairs) or "base"
+    if len(name) <= _LONGEST_NAME and name[-1].isalnum():
         return name
     # Told apart by a hash of all of it: what is cut off may be all that differs.
-    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
-    beginning = data[: _LONGEST_NAME - len(digest) - 1].decode(errors="ignore")
-    return f"{beginning}-{digest}"
+    digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+    return f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
 def _plain(value: Any) -> str:
-    """A value in characters that every file system and shell takes."""
+    """A value in characters that every file system, shell and label takes."""
     try:
         text = "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     except ValueError:
         # Of more digits than Python writes; the config refuses it, by its own words.
         text = "number"
-    return re.sub(r"[^\w.+-]+", "_", text)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -373,7 +373,7 @@ def test_a_sweep_prints_the_commands_that_it_runs(call, tmp_path):
     assert code == 0, output
     code, output = call("sweep", *flags, f"--workdir={workdir}")
     assert (
-        code == 0 and "sweep 2/2: nest.widths=16-32,optimizer.clip_norm=2.0, is finished" in output
+        code == 0 and "sweep 2/2: nest.widths-16-32--optimizer.clip_norm-2.0, is finished" in output
     ), output
     code, output = call("sweep", *flags, f"--workdir={workdir}", "--gather")
     assert code == 0 and output.count("finished |") == 2, output

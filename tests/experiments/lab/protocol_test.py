@@ -12,7 +12,9 @@ def test_every_experiment_is_loaded_by_its_name(load):
     assert "ladder" in names and "lab" not in names
     for name in names:
         experiment = protocol.load_experiment(name)
-        assert experiment.name == name and len(experiment.seeds) >= 3
+        assert experiment.name == name
+        # Of LAMBADA the passages, not the seeds, make the interval.
+        assert len(experiment.seeds) >= 3 or name == "lambada"
 
 
 def test_what_is_no_experiment_is_told(load, monkeypatch):
