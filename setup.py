@@ -16,6 +16,7 @@ _HF = ["safetensors>=0.5,<1"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
 _CORPORA = ["pyarrow>=18,<27", "zstandard>=0.23,<1"]
+_HUB = ["datasets>=3,<6"]
 _GCS = ["gcsfs>=2026.4,<2027"]
 _S3 = ["s3fs>=2026.4,<2027"]
 _VISION = ["pillow>=11,<14"]
@@ -35,6 +36,7 @@ _TEST = [
     *_GCS,
     *_GGUF,
     *_HF,
+    *_HUB,
     *_PLOTS,
     *_S3,
     *_SCORERS,
@@ -80,6 +82,7 @@ setup(
         "hf": _HF,
         "corpora": _CORPORA,  # Parquet, and JSON lines in .zst.
         "beam": ["apache-beam>=2.60,<3"],  # Corpora beyond one machine; its test skips.
+        "hub": _HUB,  # Sets of texts by the library datasets.
         "gcs": _GCS,  # Workdirs and data in gs://.
         "s3": _S3,
         "scorers": _SCORERS,

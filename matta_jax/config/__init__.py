@@ -19,11 +19,17 @@ from matta_jax.config._convert import state_fields as state_fields
 from matta_jax.config._convert import to_config_dict as to_config_dict
 from matta_jax.config._convert import to_dict as to_dict
 from matta_jax.config._convert import unknown_field as unknown_field
+from matta_jax.config._data import DataConfig as DataConfig
 from matta_jax.config._describe import describe_fields as describe_fields
 from matta_jax.config._embedder import EmbedderConfig as EmbedderConfig
 from matta_jax.config._fields import Section as Section
 from matta_jax.config._fields import field as field
 from matta_jax.config._llama import LlamaConfig as LlamaConfig
+from matta_jax.config._mixture import MIXTURE as MIXTURE
+from matta_jax.config._mixture import Component as Component
+from matta_jax.config._mixture import parse_component as parse_component
+from matta_jax.config._mixture import phases as phases
+from matta_jax.config._mixture import same_until as same_until
 from matta_jax.config._model import ModelConfig as ModelConfig
 from matta_jax.config._model import NestConfig as NestConfig
 from matta_jax.config._model import ScorerConfig as ScorerConfig
@@ -32,7 +38,6 @@ from matta_jax.config._model import register_model as register_model
 from matta_jax.config._model import section_of as section_of
 from matta_jax.config._objective import ObjectiveConfig as ObjectiveConfig
 from matta_jax.config._objective import TeacherConfig as TeacherConfig
-from matta_jax.config._training import DataConfig as DataConfig
 from matta_jax.config._training import InitConfig as InitConfig
 from matta_jax.config._training import MeshConfig as MeshConfig
 from matta_jax.config._training import OptimizerConfig as OptimizerConfig

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 import re
 
+from matta_jax.config._data import DataConfig
 from matta_jax.config._fields import item_name
 from matta_jax.config._model import ModelConfig, NestConfig
 from matta_jax.config._objective import ObjectiveConfig, TeacherConfig
 from matta_jax.config._training import (
-    DataConfig,
     InitConfig,
     MeshConfig,
     OptimizerConfig,
@@ -44,6 +44,7 @@ class Config:
         _check_teacher(self.teacher, self.model, self.data)
         _check_kinds(self)
         _check_pairs(self)
+        _check_mixture(self)
         _check_lengths(self)
         _check_weights(self)
 
@@ -192,6 +193,20 @@ def _check_pairs(config: Config) -> None:
             "teacher.task_labels='teacher' is for classes and tokens, and "
             "objective.pair_loss='cosent' learns scores; leave one out"
         )
+
+
+def _check_mixture(config: Config) -> None:
+    """A mixture is of windows in an order of its own."""
+    if not config.data.mixture:
+        return
+    for is_set, field in (
+        (config.model.reads_examples, f"model.name={config.model.name!r}, which reads examples"),
+        (config.data.stream, "data.stream=True, which reads one source once"),
+        (config.data.max_windows is not None, f"data.max_windows={config.data.max_windows}"),
+        (config.teacher.labels is not None, f"teacher.labels={shorten(config.teacher.labels)}"),
+    ):
+        if is_set:
+            raise UserError(f"data.mixture is not for {field}; leave one out")
 
 
 def _check_lengths(config: Config) -> None:

@@ -17,6 +17,8 @@ from matta_jax.data._labels import LabelledWindows as LabelledWindows
 from matta_jax.data._labels import Labels as Labels
 from matta_jax.data._labels import write_header as write_header
 from matta_jax.data._labels import write_labels as write_labels
+from matta_jax.data._mixture import MixedWindows as MixedWindows
+from matta_jax.data._mixture import shares as shares
 from matta_jax.data._pair_lines import PairFields as PairFields
 from matta_jax.data._pair_lines import PairLine as PairLine
 from matta_jax.data._pair_lines import read_pair_lines as read_pair_lines

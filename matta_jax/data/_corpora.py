@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 
 from matta_jax import storage
+from matta_jax.data._hub import hub_count, hub_texts, hub_version
 from matta_jax.data._jsonl import decode_utf8, read_data, read_json_lines, read_text, text_of
 from matta_jax.data._parquet import read_column
 from matta_jax.data._parts import Part, example_parts, file_parts
@@ -50,8 +51,8 @@ class Corpus:
     """A source of documents, in a fixed order.
 
     Attributes:
-      source: as the config names it: `stdlib`, `text:GLOB`, `parquet:GLOB` or
-        `tfds:NAME[:SPLIT]`.
+      source: as the config names it: `stdlib`, `text:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
+        `hf:NAME[@CONFIG][:SPLIT]`.
       text_field: field of a JSON line or TFDS example, or column, that holds the text.
       tfds_dir: where prepared TFDS sets lie.
       known_fingerprint: of what it holds; None: `fingerprint` reads all of it.
@@ -63,12 +64,17 @@ class Corpus:
     known_fingerprint: str | None = None
 
     @property
+    def is_set(self) -> bool:
+        """Whether it is read by number, and not from files that it names."""
+        return self.kind in ("tfds", "hf")
+
+    @property
     def kind(self) -> str:
         """Of its source: what stands before the colon."""
         return self.source.partition(":")[0]
 
     def __iter__(self) -> Iterator[Document]:
-        files = () if self.kind == "tfds" else tuple(str(file) for file in self.files())
+        files = () if self.is_set else tuple(str(file) for file in self.files())
         yield from self.documents(Part(files))
 
     def parts(self) -> list[Part]:
@@ -77,6 +83,8 @@ class Corpus:
         """
         if self.kind == "tfds":
             return example_parts(tfds_count(self.source, self.text_field, self.tfds_dir))
+        if self.kind == "hf":
+            return example_parts(hub_count(self.source, self.text_field))
         try:
             return file_parts(self.files())
         except OSError as error:
@@ -88,13 +96,16 @@ class Corpus:
         """Yields the documents of a part, in order. Raises UserError for what cannot be read."""
         if self.kind == "tfds":
             yield from self._tfds_documents(part.within)
+        if self.kind == "hf":
+            for text in hub_texts(self.source, self.text_field, part.within):
+                yield _text_document(text)
         for file in part.files:
             path = storage.path(file)
             if self.kind == "stdlib":
                 yield self._stdlib_document(path)
                 continue
             for text in _texts(path, self.text_field, self._described, part.within):
-                yield Document(hashlib.blake2b(text.encode()).hexdigest(), text)
+                yield _text_document(text)
 
     def _tfds_documents(self, within: tuple[int, int] | None) -> Iterator[Document]:
         for data in tfds_texts(self.source, self.text_field, self.tfds_dir, within):
@@ -120,10 +131,11 @@ class Corpus:
         if kind == "stdlib":
             return _stdlib_files()
         if kind not in _SUFFIXES:
-            hint = did_you_mean(kind, ("stdlib", *_SUFFIXES, "tfds", "prepared"))
+            kinds = ("stdlib", *_SUFFIXES, "tfds", "hf", "prepared", "mixture")
+            hint = did_you_mean(kind, kinds)
             raise UserError(
-                f"data.source={self.source!r} must be stdlib, text:GLOB, parquet:GLOB, tfds:NAME "
-                f"or prepared:FOLDER{hint}"
+                f"data.source={self.source!r} must be stdlib, text:GLOB, parquet:GLOB, tfds:NAME, "
+                f"hf:NAME, prepared:FOLDER or mixture{hint}"
             )
         suffixes = suffixes or _SUFFIXES[kind]
 
@@ -157,8 +169,10 @@ class Corpus:
         """
         if self.known_fingerprint is not None:
             return self.known_fingerprint
-        if self.source.startswith("tfds:"):
+        if self.kind == "tfds":
             parts = [self.source, tfds_version(self.source, self.text_field, self.tfds_dir)]
+        elif self.kind == "hf":
+            parts = [hub_version(self.source, self.text_field)]
         else:
             parts = [self._version(path) for path in self.files()]
 
@@ -179,6 +193,10 @@ class Corpus:
         read_as = path.relative_to(_stdlib_root()).as_posix() if is_stdlib else path.suffix
         data = read_data(path, self._described)
         return f"{read_as} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+
+
+def _text_document(text: str) -> Document:
+    return Document(hashlib.blake2b(text.encode()).hexdigest(), text)
 
 
 def split_documents(corpus: Corpus, eval_fraction: float, *, held_out: bool) -> Iterator[Document]:

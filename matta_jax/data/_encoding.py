@@ -46,7 +46,7 @@ def warn_of_cost(corpus: Corpus, tokenizer: Tokenizer) -> None:
     """Tells how long a large corpus takes, which every host tokenises by itself before its first
     step.
     """
-    if corpus.kind == "tfds":
+    if corpus.is_set:
         return
     num_bytes = sum(storage.num_bytes(path) for path in corpus.files())
     first = next(iter(corpus), None)

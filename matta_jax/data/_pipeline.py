@@ -29,6 +29,23 @@ class Augmented(Protocol):
         ...
 
 
+class Order(Protocol):
+    """Numbers of examples by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> int: ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """Examples that have an order of their own."""
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """The endless order of a run, by its seed and the examples of its steps."""
+        ...
+
+
 class _Batches:
     """A random-access source: this process's rows of each batch, of examples in an order.
 
@@ -36,9 +53,7 @@ class _Batches:
     microseconds an element.
     """
 
-    def __init__(
-        self, examples: Examples, order: grain.MapDataset, batch_size: int, rows: np.ndarray
-    ):
+    def __init__(self, examples: Examples, order: Order, batch_size: int, rows: np.ndarray):
         self._examples = examples
         self._order = order
         self._batch_size = batch_size
@@ -96,9 +111,10 @@ def training_batches(  # noqa: PLR0913  Keyword-only: the order of a stream.
     if rows is None:
         rows = np.arange(batch_size)
 
-    order = grain.MapDataset.range(len(windows))
-    if not in_order:
-        order = order.seed(seed).shuffle().repeat()
+    numbers = grain.MapDataset.range(len(windows))
+    order: Order = numbers if in_order else numbers.seed(seed).shuffle().repeat()
+    if isinstance(windows, Ordered):
+        order = windows.order(seed, batch_size)
 
     dataset = grain.MapDataset.source(_Batches(windows, order, batch_size, rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)

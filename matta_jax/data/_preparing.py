@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from matta_jax import storage
-from matta_jax.config import Config
+from matta_jax.config import MIXTURE, Config
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._encoding import Tally, token_dtype
 from matta_jax.data._grams import Grams, near_duplicates
@@ -99,6 +99,11 @@ def _check_settings(config: Config) -> None:
         raise UserError(
             "data.stream=True reads a corpus once, in its order, and a prepared one has two sides; "
             "set it to False"
+        )
+    if data.source == MIXTURE:
+        raise UserError(
+            "data.source='mixture' is prepared source by source: set data.source to each of them, "
+            "and data.mixture={}; then name prepared:FOLDER in the mixture"
         )
     if data.source.startswith(f"{KIND}:"):
         raise UserError(f"data.source={data.source!r} is prepared already; name the corpus itself")

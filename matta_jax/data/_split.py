@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from matta_jax.config import Config, ScorerConfig, VitConfig
+from matta_jax.config import MIXTURE, Config, ScorerConfig, VitConfig
 from matta_jax.data._corpora import Corpus
 from matta_jax.data._examples import ExampleSet, read_examples
 from matta_jax.data._images import read_images
+from matta_jax.data._mixture import MixedWindows, check_epochs, join_windows
 from matta_jax.data._pairs import read_pairs
 from matta_jax.data._prepared import KIND, prepared_windows
 from matta_jax.data._windows import Windows, corpus_windows, split_windows
@@ -15,12 +16,16 @@ from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
 
 
-def split_both(config: Config, tokenizer: Tokenizer) -> tuple[Windows | ExampleSet, ...]:
+def split_both(
+    config: Config, tokenizer: Tokenizer
+) -> tuple[Windows | MixedWindows | ExampleSet, ...]:
     """Returns the training side and the held-out side, as `split_data` does each; what they share
     is read once for its fingerprint.
     """
     _check_max_windows(config)
     data = config.data
+    if data.mixture:
+        return tuple(split_data(config, tokenizer, held_out=side) for side in (False, True))
     corpus = None
     # Examples have no cache to be found by a fingerprint, and what is prepared tells its own.
     if not config.model.reads_examples and not _is_prepared(data.source):
@@ -37,7 +42,7 @@ def split_data(
     *,
     held_out: bool,
     corpus: Corpus | None = None,
-) -> Windows | ExampleSet:
+) -> Windows | MixedWindows | ExampleSet:
     """Returns the training or the held-out windows of a language model, or examples of a scorer.
 
     A stream's training side is its whole, in order; what the run leaves over is held out.
@@ -60,6 +65,8 @@ def split_data(
     from_eval_source = held_out and has_eval_source
     source = data.eval_source if from_eval_source else data.source
     assert source is not None
+    if source == MIXTURE:
+        return _split_mixture(config, tokenizer, held_out=held_out)
 
     if data.stream and not from_eval_source:
         _check_streamed(source)
@@ -75,6 +82,26 @@ def split_data(
     else:
         windows = split_windows(data, tokenizer, held_out=held_out, corpus=corpus)
     return windows if held_out else _first(windows, data.max_windows, tokenizer)
+
+
+def _split_mixture(
+    config: Config, tokenizer: Tokenizer, *, held_out: bool
+) -> Windows | MixedWindows:
+    """A side of all sources of a mixture, each split by itself."""
+    data = config.data
+    sides = {}
+    for component in data.components:
+        settings = dataclasses.replace(data, source=component.source, mixture={})
+        part = dataclasses.replace(config, data=settings)
+        windows = split_data(part, tokenizer, held_out=held_out)
+        assert isinstance(windows, Windows)
+        sides[component.name] = windows
+    if held_out:
+        return join_windows(sides)
+    mixed = MixedWindows(sides, data.components)
+    order = mixed.order(config.train.seed, data.batch_size)
+    check_epochs(mixed, order, config.train.num_steps)
+    return mixed
 
 
 def _is_prepared(source: str) -> bool:

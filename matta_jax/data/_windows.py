@@ -8,7 +8,7 @@ so each token but the first is predicted exactly once; the last window may be sh
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -61,6 +61,7 @@ class Windows:
       num_lossy: documents that do not survive encode and decode.
       start_id: what a document begins with; None: the separator.
       grams: reads the sampled stretches of the documents; None where they are not at hand.
+      parts: of a mixture's held-out side, its sources by name.
       near_duplicates: of a held-out side, the documents that stand in what is trained on too, where
         that is known already.
     """
@@ -75,6 +76,7 @@ class Windows:
     start_id: int | None = None
     grams: Callable[[], Grams] | None = None
     near_duplicates: int | None = None
+    parts: Mapping[str, "Windows"] = dataclasses.field(default_factory=dict)
 
     @property
     def separators(self) -> tuple[int, ...]:

@@ -14,7 +14,14 @@ import scipy.stats
 
 from matta_jax.checkpoints import Source
 from matta_jax.config import Config
-from matta_jax.data import ExampleSet, Windows, glob_data, sequential_batches, split_data
+from matta_jax.data import (
+    ExampleSet,
+    MixedWindows,
+    Windows,
+    glob_data,
+    sequential_batches,
+    split_data,
+)
 from matta_jax.distill import PAIR_LOSSES, make_objective
 from matta_jax.errors import UserError
 from matta_jax.models import Plan, candidate_apply
@@ -73,7 +80,11 @@ def task_data(config: Config, where: str) -> Windows | ExampleSet:
     """The windows of a language model, or the examples of others: of a glob (of an image classifier
     a file or a folder), or those that a run holds out.
     """
-    return split_data(config, held_out=True) if where == HELD_OUT else glob_data(config, where)
+    if where != HELD_OUT:
+        return glob_data(config, where)
+    windows = split_data(config, held_out=True)
+    assert not isinstance(windows, MixedWindows), "a mixture is joined where it is held out"
+    return windows
 
 
 def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> Loss:

@@ -6,7 +6,15 @@ import jax
 from jax.sharding import Mesh
 
 from matta_jax.config import Config
-from matta_jax.data import Batch, ExampleSet, Windows, overlap, sequential_batches
+from matta_jax.data import (
+    Batch,
+    ExampleSet,
+    MixedWindows,
+    Windows,
+    overlap,
+    sequential_batches,
+    shares,
+)
 from matta_jax.nesting import Tree
 from matta_jax.sharding import own_rows, place_batch
 from matta_jax.training._metrics import Writer
@@ -39,7 +47,7 @@ class HeldOut:
         mesh: Mesh,
         eval_step: Callable[[Tree, dict[str, jax.Array]], Mapping[str, jax.Array]],
         *,
-        windows: Windows | ExampleSet,
+        windows: Windows | MixedWindows | ExampleSet,
         eval_windows: Windows | ExampleSet,
     ):
         self._config = config
@@ -52,23 +60,47 @@ class HeldOut:
         """Means over held-out targets of Student's and TA's terms, by name with `eval/` before it.
 
         Of a stream: over what training reads until the next evaluation; at the end, over what is
-        left.
+        left. Of a mixture, those of Student and TA for each source too, as `eval/NAME/student`,
+        and what has been read of it.
         """
+        step = int(state.step)
+        parts = getattr(self._eval_windows, "parts", {})
+        if not parts:
+            sums = self._sums(state, self._batches(step))
+            return {f"eval/{name}": value for name, value in _means(sums).items()}
+
+        limit = self._config.train.eval_batches
+        totals: dict[str, float] = {}
+        metrics: dict[str, float] = {}
+        for name, windows in parts.items():
+            share = limit * len(windows) / len(self._eval_windows)
+            batches = sequential_batches(
+                windows, batch_size=self._config.data.batch_size, limit=max(round(share), 1)
+            )
+            sums = self._sums(state, batches)
+            totals = {term: totals.get(term, 0.0) + value for term, value in sums.items()}
+            means = _means(sums)
+            for model in ("student", "ta"):
+                if model in means:
+                    metrics[f"eval/{name}/{model}"] = means[model]
+        if isinstance(self._windows, MixedWindows):
+            data = self._config.data
+            order = self._windows.order(self._config.train.seed, data.batch_size)
+            metrics |= shares(self._windows, order, step)
+        return {f"eval/{name}": value for name, value in _means(totals).items()} | metrics
+
+    def _sums(self, state: TrainState, batches: Iterator[Batch]) -> dict[str, float]:
+        """Sums of the terms over batches, not means: the last batch may have fewer targets."""
         rows = own_rows(self._mesh, self._config.data.batch_size)
         sums: dict[str, float] = {}
-        for batch in self._batches(int(state.step)):
+        for batch in batches:
             # Every process reads all of a batch, and places the rows of its own devices.
             process_batch = {name: values[rows] for name, values in batch.items()}
             placed = place_batch(process_batch, self._mesh, len(next(iter(batch.values()))))
-
-            # Sums, not means: the last batch may have fewer targets.
             batch_sums = jax.device_get(self._eval_step(state.params, placed))
             for name, value in batch_sums.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-
-        targets = sums.pop("targets")
-        # The loss is but the weighted sum of the terms, each of which is told.
-        return {f"eval/{name}": value / targets for name, value in sums.items() if name != "loss"}
+        return sums
 
     def _batches(self, step: int) -> Iterator[Batch]:
         train = self._config.train
@@ -82,8 +114,16 @@ class HeldOut:
         )
 
 
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Of the terms; the loss is but their weighted sum, and each of them is told."""
+    targets = sums["targets"]
+    return {
+        name: value / targets for name, value in sums.items() if name not in ("targets", "loss")
+    }
+
+
 def report_overlap(
-    windows: Windows | ExampleSet,
+    windows: Windows | MixedWindows | ExampleSet,
     held_out: Windows | ExampleSet,
     writer: Writer,
     log: Callable[[str], None],
@@ -91,11 +131,15 @@ def report_overlap(
     """Writes how many of the held-out documents are trained on too, where that is known, and logs
     it where there are some.
     """
-    if not isinstance(windows, Windows) or not isinstance(held_out, Windows):
+    if isinstance(windows, ExampleSet) or isinstance(held_out, ExampleSet):
         return
-    count = overlap(windows, held_out)
-    if count is None:
+    sources = windows.sources if isinstance(windows, MixedWindows) else {"": windows}
+    parts = held_out.parts or {"": held_out}
+    # Each source is split by itself.
+    counts = [overlap(source, parts[name]) for name, source in sources.items() if name in parts]
+    if not counts or None in counts:
         return
+    count = sum(filter(None, counts))
     documents = held_out.num_documents
     writer.write(0, {"data/near_duplicates": count, "data/held_out_documents": documents})
     if count:
@@ -110,5 +154,7 @@ def report_evaluation(
 ) -> None:
     """Writes and logs what `HeldOut.evaluate` returned."""
     writer.write(step, evaluation)
-    losses = " ".join(f"{name} {value:.4f}" for name, value in evaluation.items())
+    losses = " ".join(
+        f"{name} {value:.4f}" for name, value in evaluation.items() if name.startswith("eval/")
+    )
     log(f"step {step}: {losses}")

@@ -10,7 +10,15 @@ from matta_jax import config as config_lib
 from matta_jax import storage
 from matta_jax.checkpoints import Source, check_writable
 from matta_jax.config import Config
-from matta_jax.data import Examples, ExampleSet, LabelledWindows, Labels, Windows, split_both
+from matta_jax.data import (
+    Examples,
+    ExampleSet,
+    LabelledWindows,
+    Labels,
+    MixedWindows,
+    Windows,
+    split_both,
+)
 from matta_jax.errors import UserError
 from matta_jax.optim import shampoo_advice
 from matta_jax.packages import Package, check_workdir_place
@@ -41,7 +49,7 @@ class Prepared:
     setup: Setup
     package: Package | None
     source: Source | None
-    windows: Windows | ExampleSet
+    windows: Windows | MixedWindows | ExampleSet
     eval_windows: Windows | ExampleSet
     labels: Labels | None
 
@@ -109,6 +117,7 @@ def check_start(
     _advise(setup)
 
     windows, eval_windows = split_both(config, tokenizer)
+    assert not isinstance(eval_windows, MixedWindows), "a mixture is joined where it is held out"
     labels = _check_teacher(setup, windows)
     if isinstance(windows, ExampleSet) and windows.truncated:
         end = "end" if config.model.reads_pairs else "start"
@@ -152,7 +161,7 @@ def _check_origin(config: Config) -> tuple[Package | None, Source | None]:
     return None, check_checkpoint(config)
 
 
-def _check_teacher(setup: Setup, windows: Windows | ExampleSet) -> Labels | None:
+def _check_teacher(setup: Setup, windows: Windows | MixedWindows | ExampleSet) -> Labels | None:
     """Checks the Teacher against the run; returns its labels, where it teaches by these."""
     config = setup.config
     if setup.teacher is not None:

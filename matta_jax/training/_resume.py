@@ -298,6 +298,13 @@ def _trees_of(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _reads_same(stored_config: Mapping[str, Any], config: Config, step: int) -> bool:
+    """Whether two mixtures are the same as far as a run has come."""
+    texts = stored_config["data"].get("mixture", {})
+    before = tuple(config_lib.parse_component(name, text) for name, text in texts.items())
+    return config_lib.same_until(before, config.data.components, step)
+
+
 def _forbidden_changes(
     stored_config: Mapping[str, Any],
     config: Config,
@@ -315,6 +322,8 @@ def _forbidden_changes(
     if step:
         # Its checkpoints know the text itself, wherever it lies, prepared or not.
         free_fields |= {"data.source"}
+        if _reads_same(stored_config, config, step):
+            free_fields |= {"data.mixture"}
     named = files_digest(config.data.tokenizer)
     if digest is not None and named == digest:
         # One tokenizer, wherever its files lie.

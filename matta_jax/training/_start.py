@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from matta_jax.checkpoints import Checkpoints, Source
-from matta_jax.data import ExampleSet, Windows, sequential_batches
+from matta_jax.data import ExampleSet, MixedWindows, Windows, sequential_batches
 from matta_jax.packages import Package
 from matta_jax.sharding import place
 from matta_jax.starts import initial_opt_state, initial_params
@@ -14,7 +14,10 @@ from matta_jax.training._state import Setup, TrainState
 
 
 def start_from(
-    setup: Setup, package: Package, windows: Windows | ExampleSet, log: Callable[[str], None]
+    setup: Setup,
+    package: Package,
+    windows: Windows | MixedWindows | ExampleSet,
+    log: Callable[[str], None],
 ) -> TrainState:
     """Makes the state of a run out of a model; of a plain run that goes on, with its step.
 

@@ -105,7 +105,7 @@ def test_a_folder_and_another_kind_of_file_say_what_to_name(tmp_path):
         (f"parquet:{tmp_path}/*", "matches .*a.txt, which is none of .parquet"),
         (
             "parqet:x",
-            "must be stdlib, .*, tfds:NAME or prepared.*did you mean 'parquet'",
+            "must be stdlib, .*, prepared:FOLDER or.*did you mean 'parquet'",
         ),
     ):
         with pytest.raises(UserError, match=words):

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "matta_jax"
 
 # Modules without a mirror, and the file that proves what they do.
 PROVED_ELSEWHERE = {
+    "matta_jax/config/_data.py": "tests/config/mixture_test.py",
     "matta_jax/data/_corpora.py": "tests/data/data_test.py",
     "matta_jax/data/_encoding.py": "tests/data/data_test.py",
     "matta_jax/data/_examples.py": "tests/models/families/scorer_test.py",
