@@ -12,7 +12,7 @@ import numpy as np
 from matta_jax import storage
 from matta_jax.data._parquet import row_group_bytes
 
-_LEAST_BYTES = 2**22
+_LEAST_BYTES = 2**20
 _LEAST_EXAMPLES = 2**12
 _MOST_PARTS = 256
 """Each leaves two files, which training holds open."""
