@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from matta_jax import config as c
-from matta_jax import data, train
+from matta_jax import data, storage, train
 from matta_jax.checkpoints import Checkpoints, open_source
 from matta_jax.tokenizers import make_tokenizer
 
@@ -89,7 +89,7 @@ class Launch:
 
 
 def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return list(map(json.loads, storage.read_text(workdir / "metrics.jsonl").splitlines()))
 
 
 def steps_of(workdir):
@@ -285,35 +285,58 @@ def test_mistakes_of_processes_end_in_one_line_each(wide, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_twenty_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tmp_path):
+@pytest.fixture(params=[("folder", 1, 20), ("bucket", 2, 6)], ids=lambda param: param[0])
+def killed(request, tmp_path):
+    """Where a run is killed, by how many processes it runs, and how often it is killed.
+
+    Twenty kills of two processes take a quarter of an hour; they were tried by hand.
+    """
+    place, processes, kills = request.param
+    if place == "folder":
+        return tmp_path / "killed", processes, kills
+    make = request.getfixturevalue("make_bucket")
+    return storage.path(f"{make('killed')}/a run@1"), processes, kills
+
+
+def unfinished_of(workdir, steps):
+    """Checkpoints that are being written."""
+    places = storage.match(workdir / "checkpoints", "*")
+    return [place.name for place in places if place.name not in map(str, steps)]
+
+
+def test_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tmp_path, killed):
     """Half of them in mid-save."""
+    workdir, processes, kills = killed
     fields = {
         "train__num_steps": 90,
         "train__checkpoint_every": 3,
         "train__eval_every": 90,
         "train__eval_batches": 1,
     }
-    config = tiny(**fields)
-    whole, workdir = tmp_path / "whole", tmp_path / "killed"
-    train(config, whole, log=QUIET)
+    if processes == 2:
+        fields |= {"mesh__data": 2, "mesh__fsdp": 4, "data__batch_size": 8}
+    config, whole = tiny(**fields), tmp_path / "whole"
+    launch = Launch(config, whole, tmp_path / "logs", processes=processes)
+    assert launch.wait() == [0] * processes
     rng, committed, half_written = random.Random(0), 0, 0
-    for i in range(20):
-        launch = Launch(config, workdir, tmp_path / f"logs_{i}", processes=1)
+    for i in range(kills):
+        launch = Launch(config, workdir, tmp_path / f"logs_{i}", processes=processes)
         launch.read_until("step ")
         if i % 2:  # In mid-save.
-            while not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir()):
+            while not unfinished_of(workdir, steps_of(workdir)):
                 assert launch.processes[0].poll() is None, launch.err()
         else:
             time.sleep(rng.uniform(0, 0.25))
         launch.kill()
-        half_written += any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
         steps = steps_of(workdir)
+        half_written += bool(unfinished_of(workdir, steps))
         newest = steps[-1] if steps else 0
         assert newest >= committed, f"kill {i} lost step {committed}"
         assert newest < 90, "the run finished before it was killed often enough"
         committed = newest
-    assert half_written >= 5
-    train(config, workdir, log=QUIET)
+    assert half_written >= kills // 4
+    launch = Launch(config, workdir, tmp_path / "logs_last", processes=processes)
+    assert launch.wait() == [0] * processes
     for a, b in zip(
         jax.tree.leaves(final_params(workdir, 90)),
         jax.tree.leaves(final_params(whole, 90)),
