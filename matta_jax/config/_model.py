@@ -81,6 +81,13 @@ class ModelConfig(Section):
         "or float32.",
         choices=("compute", "float32"),
     )
+    attention: str = field(
+        "auto",
+        "What attends: auto (a fused kernel where the devices have one), splash (TPUs; lengths "
+        "that are multiples of 128), cudnn (GPUs, bfloat16), or blocks, of queries, on any device.",
+        choices=("auto", "blocks", "splash", "cudnn"),
+        is_free=True,
+    )
     remat: str = field(
         "dots",
         "What a layer keeps for its backward pass: dots (matmul outputs), none (everything kept), "

@@ -3,6 +3,7 @@
 from matta_jax.sharding._collectives import KINDS as KINDS
 from matta_jax.sharding._collectives import Collective as Collective
 from matta_jax.sharding._collectives import collectives as collectives
+from matta_jax.sharding._engine import engine_of as engine_of
 from matta_jax.sharding._mesh import batch_sharding as batch_sharding
 from matta_jax.sharding._mesh import check_mesh as check_mesh
 from matta_jax.sharding._mesh import loss_layout as loss_layout
@@ -14,6 +15,7 @@ from matta_jax.sharding._mesh import place_batch as place_batch
 from matta_jax.sharding._mesh import placement as placement
 from matta_jax.sharding._mesh import replicated as replicated
 from matta_jax.sharding._placement import ONE_DEVICE as ONE_DEVICE
+from matta_jax.sharding._placement import Engine as Engine
 from matta_jax.sharding._placement import Layout as Layout
 from matta_jax.sharding._placement import Placement as Placement
 from matta_jax.sharding._processes import any_process as any_process

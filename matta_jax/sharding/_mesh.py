@@ -24,7 +24,7 @@ from matta_jax.nesting import (
     mesh_axis,
     table_view,
 )
-from matta_jax.sharding._placement import Layout, Placement
+from matta_jax.sharding._placement import Engine, Layout, Placement
 
 AXES = ("data", "fsdp", "tensor")
 _BATCH_AXES = ("data", "fsdp")
@@ -113,6 +113,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes over which rows of a batch are split."""
+    return tuple(axis for axis in _BATCH_AXES if mesh.shape[axis] > 1)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over the data-parallel axes."""
     return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
@@ -175,12 +180,17 @@ def _uneven(names: Names, position: int, size: int, axis: str, parts: int) -> st
     return f"mesh.{axis}={parts} must divide {what}, over which it is sharded; {mend}"
 
 
-def placement(mesh: Mesh) -> Placement:
-    """Returns where weights lie: gathered over fsdp while they are used; tensor shards stay."""
+def placement(mesh: Mesh, engine: Engine | None = None) -> Placement:
+    """Returns where weights lie: gathered over fsdp while they are used; tensor shards stay.
+
+    Args:
+      mesh: the devices.
+      engine: what attends on them.
+    """
     is_tpu = mesh.devices.flat[0].platform == "tpu"
     joins = mesh.shape["tensor"] == 1 and not is_tpu
     if mesh.size == 1:
-        return Placement(joins=joins)
+        return Placement(joins=joins, engine=engine)
 
     def place(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
@@ -198,7 +208,7 @@ def placement(mesh: Mesh) -> Placement:
             gradient = gather(gradient, names)
         return place(gradient, _spec(names, mesh))
 
-    return Placement(gather=gather, scatter=scatter, joins=joins)
+    return Placement(gather=gather, scatter=scatter, joins=joins, engine=engine)
 
 
 def _is_sharded_table(names: Names) -> bool:
@@ -214,7 +224,7 @@ def loss_layout(mesh: Mesh) -> Layout | None:
     """Returns how the loss lies on the mesh: tokens as batches, the table as its weight."""
     if mesh.size == 1:
         return None
-    tokens = tuple(axis for axis in _BATCH_AXES if mesh.shape[axis] > 1)
+    tokens = batch_axes(mesh)
     vocab, columns = _spec(("vocab", RESIDUAL), mesh)
     return Layout(mesh, tokens=tokens, columns=columns, vocab=vocab)
 

@@ -10,6 +10,25 @@ from matta_jax.nesting import Names
 
 
 @dataclasses.dataclass(frozen=True)
+class Engine:
+    """What attends within sequences.
+
+    Attributes:
+      name: splash (TPUs) or cudnn (GPUs).
+      mesh: the devices; None: there is one.
+      batch_axes: mesh axes over which rows are split.
+      heads_axis: mesh axis over which the heads of a granule are split; None: nowhere.
+      interpret: whether a kernel is run by plain operations, on devices that lack it; for tests.
+    """
+
+    name: str
+    mesh: Mesh | None = None
+    batch_axes: tuple[str, ...] = ()
+    heads_axis: str | None = None
+    interpret: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Placement:
     """Where a weight lies; by default there is one device.
 
@@ -20,11 +39,13 @@ class Placement:
         products on a CPU or GPU move their operands about (a layer takes 1.2 times as long); but
         shards of each granule must stay apart, and on a TPU joining keeps the compiler from
         rounding weights before it gathers them.
+      engine: what attends; None: blocks of queries, on any device.
     """
 
     gather: Callable[[jax.Array, Names], jax.Array] = lambda weight, names: weight
     scatter: Callable[[jax.Array, Names], jax.Array] = lambda gradient, names: gradient
     joins: bool = True
+    engine: Engine | None = None
 
 
 ONE_DEVICE = Placement()

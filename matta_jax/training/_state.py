@@ -13,7 +13,14 @@ from matta_jax.config import Config
 from matta_jax.models import Plan, init_params, plan_of
 from matta_jax.nesting import Nest, Tree, flatten, unflatten, units
 from matta_jax.optim import optimizer_of, state_shardings, weights_of
-from matta_jax.sharding import param_shardings, place, replicated
+from matta_jax.sharding import (
+    Placement,
+    engine_of,
+    param_shardings,
+    place,
+    placement,
+    replicated,
+)
 from matta_jax.starts.teacher import Teacher, open_teacher
 
 
@@ -63,6 +70,11 @@ class Setup:
     def axes(self) -> Tree:
         """Axis names of the TA's weights."""
         return self.plan.axes
+
+    @property
+    def placement(self) -> Placement:
+        """Where weights lie, and what attends."""
+        return placement(self.mesh, engine_of(self.config.model.attention, self.mesh))
 
     @property
     def abstract_teacher(self) -> Tree:
@@ -122,6 +134,8 @@ def make_setup(config: Config, mesh: Mesh) -> Setup:
     """Derives everything but the arrays from a config. Raises UserError when the mesh does not fit
     the model, or its Teacher is missing.
     """
+    # A kernel that is not there is told before anything is made.
+    engine_of(config.model.attention, mesh)
     plan = plan_of(config)
     optimizer = optimizer_of(config, plan, mesh)
     shardings = param_shardings(plan.abstract, plan.axes, mesh)

@@ -28,7 +28,7 @@ from matta_jax.distill import (
 from matta_jax.models import Compute, Targets, apply, joint_apply, table_of
 from matta_jax.nesting import STUDENT, TA, SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
-from matta_jax.sharding import batch_sharding, loss_layout, placement, replicated
+from matta_jax.sharding import batch_sharding, loss_layout, replicated
 from matta_jax.training._state import Setup, TrainState
 
 Batch = dict[str, jax.Array]
@@ -310,7 +310,7 @@ class _Loss:
             reduce_dtype=model.reduce_dtype,
             remat=model.remat if self._is_training else "none",
             dropout=model.dropout,
-            placement=placement(self._setup.mesh),
+            placement=self._setup.placement,
         )
 
 
@@ -355,7 +355,7 @@ def _teacher_of(setup: Setup, batch: Batch, targets: Targets, weights: tuple[Tre
         weights[0],
         targets.inputs,
         dtype=config.model.compute_dtype,
-        placement=placement(setup.mesh),
+        placement=setup.placement,
     )
     table = table_of(setup.teacher.architecture, weights[0])
     if table is not None:

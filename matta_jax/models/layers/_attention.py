@@ -7,7 +7,6 @@ Shape letters: B batch, T new positions, S positions attended to, N tokens (= BÂ
   K head granules, H heads of a granule, Q queries of a head, E head_dim, C q, k and v.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -15,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from matta_jax.models.layers._build import Build
-from matta_jax.models.layers._context import Context
+from matta_jax.models.layers._context import Context, Window
+from matta_jax.models.layers._engines import fused, serves
 from matta_jax.models.layers._linear import project
 
 Cache = tuple[jax.Array, jax.Array]
@@ -24,23 +24,6 @@ Cache = tuple[jax.Array, jax.Array]
 # Blocks of causal attention's queries: how many at most, and the fewest queries of one.
 _MOST_BLOCKS = 4
 _SMALLEST_BLOCK = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """How far back a layer's positions attend.
-
-    Attributes:
-      size: positions, the own among them.
-      is_local: whether the layer is bound by it; may be traced.
-    """
-
-    size: int
-    is_local: jax.Array
-
-    def sees(self, distance: jax.Array) -> jax.Array:
-        """Whether a position attends to one so far before it."""
-        return ~self.is_local | (distance < self.size)
 
 
 def attend(
@@ -64,7 +47,9 @@ def attend(
     # Before the product: a query has E numbers, but S scores.
     head_dim = q.shape[-1]
     q = q / math.sqrt(head_dim)
-    if context.seen_BS is not None:
+    if context.engine is not None and serves(context.engine, q):
+        gathered = fused(q, k, v, context, window)
+    elif context.seen_BS is not None:
         # [B, 1, 1, 1, S]: alike for all heads and queries of a row.
         batch_size, seen_len = context.seen_BS.shape
         may_see = context.seen_BS.reshape(batch_size, *[1] * (q.ndim - 2), seen_len)

@@ -9,12 +9,31 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from matta_jax.sharding import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How far back a layer's positions attend.
+
+    Attributes:
+      size: positions, the own among them.
+      is_local: whether the layer is bound by it; may be traced.
+    """
+
+    size: int
+    is_local: jax.Array
+
+    def sees(self, distance: jax.Array) -> jax.Array:
+        """Whether a position attends to one so far before it."""
+        return ~self.is_local | (distance < self.size)
+
 
 # `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["seen_BS", "start", "layer", "read_BS"],
-    meta_fields=["seq_len"],
+    meta_fields=["seq_len", "engine"],
 )
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -30,6 +49,7 @@ class Context:
         nest; None: beside the layers.
       read_BS: the positions that a text's output is made of, at least one; None: as the family
         says.
+      engine: what attends within sequences; None: blocks of queries.
     """
 
     seq_len: int
@@ -37,6 +57,11 @@ class Context:
     start: jax.Array | None = None
     layer: jax.Array | int | None = None
     read_BS: jax.Array | None = None
+    engine: Engine | None = None
+
+    def by(self, engine: Engine | None) -> "Context":
+        """The same, with attention by an engine."""
+        return dataclasses.replace(self, engine=engine)
 
     def at(self, layer: jax.Array | int) -> "Context":
         """The same in a layer."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from matta_jax.models.layers._attention import Cache, Window, attend, extend_cache
+from matta_jax.models.layers._attention import Cache, attend, extend_cache
 from matta_jax.models.layers._build import Build
-from matta_jax.models.layers._context import Context
+from matta_jax.models.layers._context import Context, Window
 from matta_jax.models.layers._linear import project
 from matta_jax.models.layers._norms import RMSNorm
 from matta_jax.models.layers._rotary import Rotary, rotate
