@@ -45,6 +45,7 @@ class Config:
         _check_kinds(self)
         _check_pairs(self)
         _check_mixture(self)
+        _check_documents(self)
         _check_lengths(self)
         _check_weights(self)
 
@@ -162,6 +163,7 @@ def _check_kinds(config: Config) -> None:
     for field, value, default, is_read, kind in (
         ("objective.pair_loss", config.objective.pair_loss, "in_batch", model.reads_pairs, "pairs"),
         ("data.score_field", data.score_field, None, model.reads_pairs, "pairs"),
+        ("data.documents", data.documents, "joined", not model.reads_examples, "windows"),
         ("data.crop", data.crop, 0, model.reads_images, "images"),
         ("data.flips", data.flips, False, model.reads_images, "images"),
         ("data.mixup", data.mixup, 0.0, model.reads_images, "images"),
@@ -207,6 +209,15 @@ def _check_mixture(config: Config) -> None:
     ):
         if is_set:
             raise UserError(f"data.mixture is not for {field}; leave one out")
+
+
+def _check_documents(config: Config) -> None:
+    """What a Teacher was asked must be what its pupils are."""
+    if config.data.documents == "apart" and config.teacher.labels is not None:
+        raise UserError(
+            f"teacher.labels={shorten(config.teacher.labels)} are of joined documents, and "
+            "data.documents='apart'; name teacher.model, or leave one out"
+        )
 
 
 def _check_lengths(config: Config) -> None:

@@ -25,6 +25,12 @@ class DataConfig(Section):
     )
     tokenizer: str = field("byte", "byte, gpt2:FOLDER (vocab.bpe, encoder.json), or hf:FILE.json.")
     seq_len: int = field(256, "Tokens of a training window.", minimum=1, maximum=2**24)
+    documents: str = field(
+        "joined",
+        "Documents that share a window: joined (each reads what stands before it), or apart (none "
+        "sees another, and positions begin anew).",
+        choices=("joined", "apart"),
+    )
     batch_size: int = field(16, "Windows of a step, over all devices.", minimum=1, maximum=2**24)
     eval_source: str | None = field(
         None, "Held-out documents; None: eval_fraction of the source is held out."

@@ -189,6 +189,7 @@ def join_windows(sources: Mapping[str, Windows]) -> Windows:
         fingerprint=hashlib.blake2b(told.encode(), digest_size=16).hexdigest(),
         num_lossy=sum(windows.num_lossy for windows in sources.values()),
         start_id=first.start_id,
+        apart=first.apart,
         parts=dict(sources),
     )
 

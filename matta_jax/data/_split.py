@@ -81,6 +81,7 @@ def split_data(
         windows = prepared_windows(source, data, tokenizer, held_out=held_out)
     else:
         windows = split_windows(data, tokenizer, held_out=held_out, corpus=corpus)
+    windows = dataclasses.replace(windows, apart=data.documents == "apart")
     return windows if held_out else _first(windows, data.max_windows, tokenizer)
 
 
@@ -171,7 +172,8 @@ def _read_all(
     if config.model.reads_examples:
         return _read_examples(source, config, tokenizer)
     corpus = corpus or Corpus(source, data.text_field, data.tfds_dir)
-    return corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
+    windows = corpus_windows(corpus, tokenizer, seq_len=data.seq_len, cache_dir=data.cache_dir)
+    return dataclasses.replace(windows, apart=data.documents == "apart")
 
 
 def _check_streamed(source: str) -> None:

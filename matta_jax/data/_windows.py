@@ -61,6 +61,7 @@ class Windows:
       num_lossy: documents that do not survive encode and decode.
       start_id: what a document begins with; None: the separator.
       grams: reads the sampled stretches of the documents; None where they are not at hand.
+      apart: whether rows tell their documents apart.
       parts: of a mixture's held-out side, its sources by name.
       near_duplicates: of a held-out side, the documents that stand in what is trained on too, where
         that is known already.
@@ -76,6 +77,7 @@ class Windows:
     start_id: int | None = None
     grams: Callable[[], Grams] | None = None
     near_duplicates: int | None = None
+    apart: bool = False
     parts: Mapping[str, "Windows"] = dataclasses.field(default_factory=dict)
 
     @property
@@ -88,14 +90,24 @@ class Windows:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Returns `tokens` [T + 1] int32, padded with eos, and `length`, the number of targets that
-        count.
+        count; where documents are apart, also `documents` [T] int32: which of its documents each
+        token is of, -1 for one between two, whose target does not count.
         """
         start = int(index) * self.seq_len
         # The last token of a window is the first of the next: it is predicted here, read there.
         piece = self.tokens[start : start + self.seq_len + 1]
         window = np.full(self.seq_len + 1, self.eos_id, np.int32)
         window[: len(piece)] = piece
-        return {"tokens": window, "length": np.array(len(piece) - 1, np.int32)}
+        row = {"tokens": window, "length": np.array(len(piece) - 1, np.int32)}
+        return row | {"documents": self._documents_of(window[:-1])} if self.apart else row
+
+    def _documents_of(self, tokens: np.ndarray) -> np.ndarray:
+        """A document begins with its start, which may be the end of the one before."""
+        start_id = self.eos_id if self.start_id is None else self.start_id
+        documents = np.cumsum(tokens == start_id, dtype=np.int32)
+        if start_id != self.eos_id:
+            documents[tokens == self.eos_id] = -1
+        return documents
 
 
 def split_windows(

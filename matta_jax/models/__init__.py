@@ -34,6 +34,7 @@ from matta_jax.models._plan import plan_of as plan_of
 from matta_jax.models._streams import goes_along as goes_along
 from matta_jax.models._streams import layers_apart as layers_apart
 from matta_jax.models._streams import waves_of as waves_of
+from matta_jax.models.families import DOCUMENTS as DOCUMENTS
 from matta_jax.models.families import Block as Block
 from matta_jax.models.families import Family as Family
 from matta_jax.models.families import Input as Input

@@ -24,7 +24,7 @@ from matta_jax.data import (
 )
 from matta_jax.distill import PAIR_LOSSES, make_objective
 from matta_jax.errors import UserError
-from matta_jax.models import Plan, candidate_apply
+from matta_jax.models import DOCUMENTS, Plan, candidate_apply
 from matta_jax.nesting import Sizes, SubModel
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
@@ -132,7 +132,10 @@ def _batch_loss(
     ) -> tuple[jax.Array, jax.Array]:
         tokens_BT, length_B = batch["tokens"], batch["length"]
         # Each token is predicted from those before it: labels are the inputs, one further.
-        hidden_ND = apply(params, {"tokens": tokens_BT[:, :-1]}, *operands)
+        inputs = {"tokens": tokens_BT[:, :-1]}
+        if DOCUMENTS in batch:
+            inputs[DOCUMENTS] = batch[DOCUMENTS]
+        hidden_ND = apply(params, inputs, *operands)
         labels_BT = tokens_BT[:, 1:]
 
         # What fills up a window or a batch is not text, nor is a separator.

@@ -221,6 +221,8 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         shapes["score"] = ((size,), "float32")
     if config.data.mixup or config.data.cutmix:
         shapes |= {"label_2": ((size,), "int32"), "label_share": ((size,), "float32")}
+    if config.data.documents == "apart":
+        shapes["documents"] = ((size, length), "int32")
     if config.teacher.labels is not None:
         top_k = Labels(config.teacher.labels).header.top_k
         shapes["teacher_ids"] = ((size, length, top_k), "int32")

@@ -11,6 +11,7 @@ from matta_jax.models.families._family import Modules as Modules
 from matta_jax.models.families._family import families as families
 from matta_jax.models.families._family import family_of as family_of
 from matta_jax.models.families._family import register as register
+from matta_jax.models.families._schema import DOCUMENTS as DOCUMENTS
 from matta_jax.models.families._schema import Input as Input
 from matta_jax.models.families._schema import Inputs as Inputs
 from matta_jax.models.families._schema import Schema as Schema

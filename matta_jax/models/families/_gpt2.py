@@ -12,7 +12,7 @@ from flax import nnx
 from matta_jax.config import ModelConfig
 from matta_jax.models.families._blocks import PreNormBlock
 from matta_jax.models.families._family import Family, Modules, register
-from matta_jax.models.families._schema import Input, Inputs, Schema
+from matta_jax.models.families._schema import DOCUMENTS, Input, Inputs, Schema
 from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm
 from matta_jax.nesting import BLOCKS
 
@@ -24,14 +24,13 @@ class Embed(nnx.Module):
         self.tokens = build.weight("vocab", "d_model")
         self.positions = build.weight("positions", "d_model")
 
-    def __call__(self, tokens_BT: jax.Array, start: jax.Array | None = None) -> jax.Array:
-        """Returns the embedded tokens [B·T, D], whose rows start at these positions."""
-        seq_len = tokens_BT.shape[1]
-        if start is None:
-            positions = self.positions[...][:seq_len]
+    def __call__(self, tokens_BT: jax.Array, context: Context) -> jax.Array:
+        """Returns the embedded tokens [B·T, D]."""
+        if context.start is None and context.documents_BT is None:
+            positions = self.positions[...][: context.seq_len]
         else:
-            positions = self.positions[...][Context(seq_len, start=start).positions]
-        # Positions are [T, D], or [B, T, D] where rows start at different ones.
+            positions = self.positions[...][context.positions]
+        # Positions are [T, D], or [B, T, D] where rows have different ones.
         x_BTD = self.tokens[...][tokens_BT] + positions
         return x_BTD.reshape(-1, x_BTD.shape[-1])
 
@@ -74,8 +73,9 @@ class GPT2(Family):
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Context]:
         tokens_BT = inputs["tokens"]
-        context = Context(tokens_BT.shape[1], start=start)
-        return modules["embed"](tokens_BT, start), context
+        documents_BT = inputs.get(DOCUMENTS)
+        context = Context(tokens_BT.shape[1], start=start, documents_BT=documents_BT)
+        return modules["embed"](tokens_BT, context), context
 
     def leave(
         self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]

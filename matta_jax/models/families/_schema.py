@@ -14,6 +14,10 @@ Inputs = Mapping[str, jax.Array]
 """What a model reads, by name; `tokens` [B, T] among them."""
 
 _LENGTH = "length"
+DOCUMENTS = "documents"
+"""Of windows whose documents are apart: which of them each position [B, T] belongs to; -1 for one
+whose target does not count.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +117,12 @@ class Schema:
         # Windows are filled up to one shape; what fills them is read, but no target.
         tokens_BT = batch["tokens"]
         counted_BT = jnp.arange(tokens_BT.shape[1] - 1) < batch[_LENGTH][:, None]
+        inputs = {"tokens": tokens_BT[:, :-1]}
+        if DOCUMENTS in batch:
+            inputs[DOCUMENTS] = batch[DOCUMENTS]
+            counted_BT &= batch[DOCUMENTS] >= 0
         return Targets(
-            {"tokens": tokens_BT[:, :-1]},
+            inputs,
             tokens_BT[:, 1:].reshape(-1),
             counted_BT.reshape(-1).astype(jnp.float32),
         )

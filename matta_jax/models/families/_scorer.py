@@ -125,7 +125,7 @@ class Scorer(Family):
         features_BD = _features(modules, inputs)
         seen_BS = _seen_positions(inputs, has_features=features_BD is not None)
 
-        x_ND = modules["embed"](tokens_BT)
+        x_ND = modules["embed"](tokens_BT, Context(tokens_BT.shape[1]))
         if features_BD is not None:
             x_BTD = x_ND.reshape(*tokens_BT.shape, -1)
             first_B1D = features_BD[:, None].astype(x_BTD.dtype)

@@ -32,7 +32,7 @@ class Window:
 # `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["seen_BS", "start", "layer", "read_BS"],
+    data_fields=["seen_BS", "start", "layer", "read_BS", "documents_BT"],
     meta_fields=["seq_len", "engine"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Context:
         nest; None: beside the layers.
       read_BS: the positions that a text's output is made of, at least one; None: as the family
         says.
+      documents_BT: which document of its row each position belongs to: it attends to no other one,
+        and its place is counted from the document's first position; None: a row is of one.
       engine: what attends within sequences; None: blocks of queries.
     """
 
@@ -57,6 +59,7 @@ class Context:
     start: jax.Array | None = None
     layer: jax.Array | int | None = None
     read_BS: jax.Array | None = None
+    documents_BT: jax.Array | None = None
     engine: Engine | None = None
 
     def by(self, engine: Engine | None) -> "Context":
@@ -69,8 +72,14 @@ class Context:
 
     @property
     def positions(self) -> jax.Array:
-        """The positions of the new tokens: [T], or [B, T] where rows start at different ones."""
+        """The positions of the new tokens: [T], or [B, T] where rows start at different ones, or
+        are of several documents.
+        """
         new = jnp.arange(self.seq_len)
+        if self.documents_BT is not None:
+            before = jnp.roll(self.documents_BT, 1, axis=1)
+            is_first = (self.documents_BT != before) | (new == 0)
+            return new - jax.lax.cummax(jnp.where(is_first, new, 0), axis=1)
         if self.start is None:
             return new
         # A scalar start gives [1] + [T], and [B] gives [B, 1] + [T].

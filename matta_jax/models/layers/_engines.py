@@ -74,12 +74,14 @@ def fused(
     kernel = _KERNELS[engine.name]
     is_causal = context.seen_BS is None
     grouped = q if q.ndim == k.ndim + 1 else q[:, :, :, None]
-    seen = () if is_causal else (context.seen_BS,)
+    # Positions see those of their own segment alone.
+    segments = context.documents_BT if is_causal else context.seen_BS
+    operands = (grouped, k, v) if segments is None else (grouped, k, v, segments)
 
     def run(window_size: int | None) -> jax.Array:
         pattern = _Pattern(is_causal, window_size, engine.interpret)
         attend = functools.partial(kernel, pattern)
-        return _on_devices(engine, attend)(grouped, k, v, *seen)
+        return _on_devices(engine, attend)(*operands)
 
     if window is None:
         gathered = run(None)
@@ -95,11 +97,11 @@ def _on_devices(engine: Engine, attend: Attend) -> Attend:
     rows = PartitionSpec(engine.batch_axes, None, engine.heads_axis)
 
     def run(*operands: jax.Array) -> jax.Array:
-        seen_specs = [PartitionSpec(engine.batch_axes)] * (len(operands) - 3)
+        segment_specs = [PartitionSpec(engine.batch_axes)] * (len(operands) - 3)
         return jax.shard_map(
             attend,
             mesh=engine.mesh,
-            in_specs=(rows, rows, rows, *seen_specs),
+            in_specs=(rows, rows, rows, *segment_specs),
             out_specs=rows,
             check_vma=False,
         )(*operands)
@@ -112,7 +114,7 @@ def _splash(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen_BS: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """The splash kernel, for the rows of one device."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
@@ -122,11 +124,10 @@ def _splash(
     kernel = _splash_kernel(pattern, num_queries, seq_len)
     queries = q.reshape(batch_size, num_queries, seq_len, head_dim)
     keys, values = (x.reshape(batch_size, heads[0] * heads[1], seq_len, -1) for x in (k, v))
-    if seen_BS is None:
+    if segments_BT is None:
         return jax.vmap(kernel)(queries, keys, values).reshape(q.shape)
 
-    # Seen positions are one segment, and see each other; the others are another.
-    segments = seen_BS.astype(jnp.int32)
+    segments = segments_BT.astype(jnp.int32)
     ids = splash_attention_kernel.SegmentIds(segments, segments)
     return jax.vmap(kernel)(queries, keys, values, ids).reshape(q.shape)
 
@@ -173,7 +174,7 @@ def _cudnn(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen_BS: jax.Array | None = None,
+    segments_BT: jax.Array | None = None,
 ) -> jax.Array:
     """cuDNN's kernel, for the rows of one device; interpreted, what XLA makes of the same call."""
     batch_size, seq_len, head_dim = q.shape[0], *q.shape[-2:]
@@ -186,7 +187,7 @@ def _cudnn(
         tokens_first(q),
         tokens_first(k),
         tokens_first(v),
-        mask=None if seen_BS is None else seen_BS[:, None, None, :],
+        mask=None if segments_BT is None else _same_segment(segments_BT),
         # Queries are scaled already.
         scale=1.0,
         is_causal=pattern.is_causal,
@@ -194,6 +195,11 @@ def _cudnn(
         implementation="xla" if pattern.interpret else "cudnn",
     )
     return jnp.swapaxes(gathered, 1, 2).reshape(q.shape)
+
+
+def _same_segment(segments_BT: jax.Array) -> jax.Array:
+    """Which positions are of one segment [B, 1, T, S]."""
+    return (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
 
 
 _KERNELS: dict[str, Attend] = {"splash": _splash, "cudnn": _cudnn}

@@ -15,11 +15,13 @@ from matta_jax.models.layers._engines import serves
 from matta_jax.sharding import Engine, engine_of, make_mesh
 
 SEQ_LEN = 256
+PATTERNS = ("window", "is_padded", "has_documents")
 CASES = {
     "causal": {},
     "grouped": {"queries": 2},
     "window": {"window": 100},
     "padded": {"is_padded": True},
+    "documents": {"queries": 2, "has_documents": True},
     "odd heads": {"heads": (3, 1), "head_dim": 32, "queries": 3},
 }
 
@@ -34,12 +36,19 @@ def operands_of(dtype, *, heads=(2, 2), queries=None, head_dim=64, batch_size=2)
     ]
 
 
-def values_and_gradients(engine, operands, *, window=None, is_padded=False):
+def values_and_gradients(engine, operands, *, window=None, is_padded=False, has_documents=False):
     """What is gathered where it counts, and the gradients of a fixed sum of it."""
     batch_size = len(operands[0])
     lengths = jnp.full(batch_size, SEQ_LEN).at[0].set(SEQ_LEN - 50)
     seen_BS = jnp.arange(SEQ_LEN) < lengths[:, None]
-    context = Context(SEQ_LEN, seen_BS if is_padded else None, engine=engine)
+    ends = jnp.array([30, 31, 200])[:, None] + jnp.arange(batch_size)
+    documents_BT = jnp.sum(jnp.arange(SEQ_LEN) >= ends[..., None], axis=0)
+    context = Context(
+        SEQ_LEN,
+        seen_BS if is_padded else None,
+        documents_BT=documents_BT if has_documents else None,
+        engine=engine,
+    )
     # Traced, as in a scan over layers of two kinds.
     bound = None if window is None else Window(window, jnp.asarray(True))
     counted_N = seen_BS.reshape(-1) if is_padded else jnp.ones(batch_size * SEQ_LEN)
@@ -69,7 +78,7 @@ def assert_close(arrays, expected, atol):
 @pytest.mark.parametrize("case", CASES)
 def test_a_kernel_gives_what_blocks_give(name, dtype, atol, case):
     settings = dict(CASES[case])
-    pattern = {key: settings.pop(key) for key in ("window", "is_padded") if key in settings}
+    pattern = {key: settings.pop(key) for key in PATTERNS if key in settings}
     operands = operands_of(dtype, **settings)
     engine = Engine(name, interpret=True)
     assert serves(engine, operands[0])
@@ -80,10 +89,10 @@ def test_a_kernel_gives_what_blocks_give(name, dtype, atol, case):
         assert np.abs(wide[0] - fused[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("case", ["grouped", "padded"])
+@pytest.mark.parametrize("case", ["grouped", "padded", "documents"])
 def test_each_device_attends_for_its_rows_and_heads(case):
     settings = dict(CASES[case])
-    pattern = {key: settings.pop(key) for key in ("is_padded",) if key in settings}
+    pattern = {key: settings.pop(key) for key in PATTERNS if key in settings}
     operands = operands_of(jnp.float32, batch_size=4, **settings)
     expected = values_and_gradients(None, operands, **pattern)
     mesh = make_mesh((2, 2, 2))
@@ -108,6 +117,7 @@ def test_shapes_and_types_that_a_kernel_lacks_are_for_blocks():
     np.testing.assert_array_equal(*both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt", "llama"])
 def test_a_nest_learns_the_same_by_a_kernel(tiny, family, monkeypatch):
     """Of streams of several widths, in scans that are differentiated again."""
