@@ -13,6 +13,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app, _processes
+from matta_jax.training import profile_steps
 
 _CONFIG = _app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -32,6 +33,11 @@ _EXTEND = flags.DEFINE_bool(
     False,
     "Go on to another train.num_steps even where the learning rate or the distillation jumps.",
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "Write a trace of these steps into workdir/profile: 10:13 for the three after step 10.",
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print sizes and memory, compile one step, and stop."
 )
@@ -48,6 +54,8 @@ def _main() -> None:
         return
 
     workdir = _app.required(_WORKDIR, "runs/mine")
+    steps = _PROFILE_STEPS.value
+    profile = range(0) if steps is None else profile_steps(steps)
     # A wrong flag is told before this, and starts no child.
     _processes.join("train")
     matta_jax.train(
@@ -57,6 +65,7 @@ def _main() -> None:
         fallback=_FALLBACK.value,
         extend=_EXTEND.value,
         log=_app.say,
+        profile=profile,
     )
 
 

@@ -210,7 +210,8 @@ class TrainConfig(Section):
     )
     peak_tflops: float | None = field(
         None,
-        "Peak of one device, for MFU. None: measured by a matmul at the start.",
+        "Peak of one device, for MFU. None: the published one in bfloat16, where the device is "
+        "known, else what a matmul reaches at the start.",
         above=0.0,
         smallest=1e-6,
         is_free=True,

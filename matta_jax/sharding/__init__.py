@@ -20,12 +20,15 @@ from matta_jax.sharding._placement import Layout as Layout
 from matta_jax.sharding._placement import Placement as Placement
 from matta_jax.sharding._processes import any_process as any_process
 from matta_jax.sharding._processes import check_agreement as check_agreement
+from matta_jax.sharding._processes import check_shared as check_shared
 from matta_jax.sharding._processes import is_first as is_first
 from matta_jax.sharding._processes import join_processes as join_processes
 from matta_jax.sharding._processes import part as part
+from matta_jax.sharding._processes import together as together
 from matta_jax.sharding._processes import wait_for_all as wait_for_all
 from matta_jax.sharding._processes import wait_for_verdict as wait_for_verdict
 from matta_jax.sharding._topologies import CHIPS as CHIPS
 from matta_jax.sharding._topologies import Chip as Chip
 from matta_jax.sharding._topologies import collective_seconds as collective_seconds
+from matta_jax.sharding._topologies import published_tflops as published_tflops
 from matta_jax.sharding._topologies import topology_devices as topology_devices

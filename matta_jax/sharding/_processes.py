@@ -5,7 +5,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -13,8 +14,13 @@ from jax.experimental import multihost_utils
 
 from matta_jax.errors import UserError
 
+T = TypeVar("T")
+
 # How long a process that fails waits for the others to fail alike.
 _PARTING_SECONDS = 3.0
+# How long a process looks for what another wrote, and how often.
+_SEEN_SECONDS = 40.0
+_LOOK_SECONDS = 2.0
 # How many characters of a runtime's error, and how many processes, a message shows.
 _SHOWN_CHARACTERS = 200
 _SHOWN_PROCESSES = 8
@@ -94,30 +100,85 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(flags))
 
 
+def together(check: Callable[[], T]) -> T:
+    """Runs a check on every process, and returns its own result; where one process fails, all do.
+
+    A scheduler starts a run again whose processes end by different codes, and a mistake is there
+    again.
+
+    Raises:
+      UserError: that of the check, or a line that names the processes on which it failed.
+    """
+    error = None
+    result = None
+    try:
+        result = check()
+    except UserError as raised:
+        error = raised
+    failed = [0] * (error is not None)
+    if jax.process_count() > 1:
+        verdicts = multihost_utils.process_allgather(np.array(error is not None))
+        failed = np.flatnonzero(verdicts).tolist()
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError(
+            f"process {_listed(failed)} of this run found a mistake, which its own output tells; "
+            "mend that"
+        )
+    return cast(T, result)
+
+
+def check_shared(workdir: str, read: Callable[[], str]) -> None:
+    """Raises UserError where a process does not see in a workdir what the first one wrote there,
+    however long it looks: file systems of networks remember for a while that a file is missing.
+
+    Args:
+      workdir: for the error.
+      read: reads what the first process wrote.
+    """
+    odd_processes = _odd_processes([read()])[0]
+    deadline = time.monotonic() + _SEEN_SECONDS
+    # Each process has the same answer, so that all ask again or none.
+    while odd_processes and not any_process(time.monotonic() > deadline):
+        time.sleep(_LOOK_SECONDS)
+        odd_processes = _odd_processes([read()])[0]
+    if odd_processes:
+        raise UserError(
+            f"workdir={workdir!r} is not one folder for all processes: process "
+            f"{_listed(odd_processes)} does not see what process 0 wrote there; name a folder, or "
+            "an address such as gs://BUCKET/…, that all of them see"
+        )
+
+
 def check_agreement(facts: Mapping[str, str]) -> None:
     """Compares what every process must see alike. Raises UserError that names the first fact that
     differs.
     """
+    for name, odd_processes in zip(facts, _odd_processes(list(facts.values())), strict=True):
+        if odd_processes:
+            raise UserError(
+                f"{name} differs between process 0 and process {_listed(odd_processes)}; give all "
+                "processes the same"
+            )
+
+
+def _odd_processes(texts: Sequence[str]) -> list[list[int]]:
+    """The processes on which each text is not that of process 0."""
     if jax.process_count() == 1:
-        return
-
+        return [[] for _ in texts]
     # Digests have one length on every process, which a gather needs.
-    digests = b"".join(_digest(text) for text in facts.values())
+    digests = b"".join(_digest(text) for text in texts)
     digests_of_all = multihost_utils.process_allgather(
-        np.frombuffer(digests, np.uint8).reshape(len(facts), _DIGEST_BYTES)
+        np.frombuffer(digests, np.uint8).reshape(len(texts), _DIGEST_BYTES)
     )
+    differs = np.any(digests_of_all != digests_of_all[0], axis=-1)
+    return [np.flatnonzero(differs[:, i]).tolist() for i in range(len(texts))]
 
-    for i, name in enumerate(facts):
-        differs = np.any(digests_of_all[:, i] != digests_of_all[0, i], axis=-1)
-        odd_processes = np.flatnonzero(differs)
-        if not len(odd_processes):
-            continue
-        numbers = ", ".join(str(process) for process in odd_processes[:_SHOWN_PROCESSES])
-        if len(odd_processes) > _SHOWN_PROCESSES:
-            numbers += ", …"
-        raise UserError(
-            f"{name} differs between process 0 and process {numbers}; give all processes the same"
-        )
+
+def _listed(processes: Sequence[int]) -> str:
+    numbers = ", ".join(str(process) for process in processes[:_SHOWN_PROCESSES])
+    return f"{numbers}, …" if len(processes) > _SHOWN_PROCESSES else numbers
 
 
 def _digest(text: str) -> bytes:

@@ -30,11 +30,33 @@ class Chip:
 # How many characters of libtpu's error a message shows.
 _SHOWN_CHARACTERS = 160
 
+# Dense bfloat16 matmuls, in 10¹² FLOP/s, by a part of the name that a device calls itself; from the
+# pages of Google Cloud and the data sheets of NVIDIA. The first that fits counts.
+_PEAKS = {
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5": 459,
+    "TPU v6 lite": 918,
+    "TPU v6e": 918,
+    "TPU7x": 2307,
+    "TPU v4": 275,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "B200": 2250,
+    "A100": 312,
+}
+
 CHIPS = {
     "v5e": Chip(hbm_gb=16, tflops=197, ici_gb_per_second=200),
     "v5p": Chip(hbm_gb=95, tflops=459, ici_gb_per_second=600),
     "v6e": Chip(hbm_gb=32, tflops=918, ici_gb_per_second=400),
 }
+
+
+def published_tflops(device_kind: str) -> float | None:
+    """The dense bfloat16 peak of a device, in 10¹² FLOP/s; None where it is not known."""
+    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
 
 
 def topology_devices(topology: str) -> Sequence[Any]:

@@ -13,16 +13,17 @@ from matta_jax import config as config_lib
 from matta_jax import stops, storage
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
-from matta_jax.data import Batch, Examples, training_batches
+from matta_jax.data import Batch
 from matta_jax.errors import UserError
 from matta_jax.nesting import Tree
-from matta_jax.sharding import is_first, own_rows, place_batch, wait_for_all
+from matta_jax.sharding import check_shared, is_first, place_batch, together
 from matta_jax.tokenizers import bundle_tokenizer
 from matta_jax.training._cosines import make_cosines
 from matta_jax.training._held_out import HeldOut, report_evaluation, report_overlap
 from matta_jax.training._meter import Meter, SkippedSteps, cost_of
 from matta_jax.training._metrics import Writer, open_writers
 from matta_jax.training._prepare import Prepared, check_start, config_text
+from matta_jax.training._profile import Profile
 from matta_jax.training._resume import restore_state, save_state
 from matta_jax.training._samples import samples
 from matta_jax.training._signals import stop_requests
@@ -64,6 +65,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     log: Log = print,
     on_step: OnMetrics | None = None,
     on_eval: OnMetrics | None = None,
+    profile: range = range(0),
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
@@ -85,6 +87,8 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       on_step: called with each step and its metrics, one step late: the device does not wait for
         it. What it raises ends the run.
       on_eval: called with each evaluation, such as `eval/student`.
+      profile: steps of which a trace is written into `workdir/profile`; `range(10, 13)`: the three
+        after step 10.
 
     Raises:
       UserError: the config does not fit the devices, the data or the run in `workdir`; or nothing
@@ -101,8 +105,12 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 
     mend = "make room or name another, and start again: the run goes on from its last checkpoint"
     writing = storage.writing("workdir", workdir, mend, wrapped=True)
-    with writing, _locked(workdir), stops.unfinished():
-        _write_config(config, workdir, log)
+    with writing, contextlib.ExitStack() as stack, stops.unfinished():
+        # On the first process alone, and told to all.
+        together(lambda: _take(config, workdir, stack))
+        # Else they would train to the end, and then wait for each other's files.
+        check_shared(str(workdir), lambda: storage.owner_token(workdir))
+        _tell_config(config, workdir, log)
         with Checkpoints(
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         ) as checkpoints:
@@ -114,7 +122,8 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
                 run = _make_run(prepared, checkpoints, writer, log, on_step, on_eval)
                 if prepared.scores_first(int(state.step)):
                     _evaluate(run, state, int(state.step), saves=False)
-                return _run_steps(run, state, workdir)
+                with contextlib.closing(Profile(profile, workdir, log)) as traced:
+                    return _run_steps(run, state, workdir, traced)
 
 
 def train_whole(config: Config, workdir: str | storage.Path, log: Log = print) -> TrainResult:
@@ -138,7 +147,7 @@ class _Run:
 
     Attributes:
       setup: all that is known before an array exists.
-      examples: what training reads.
+      open_batches: of `Prepared`.
       fingerprint: of the training data.
       teacher: the weights of one that runs along, alone in a list; empty without.
       train_step_at: of `make_train_steps`.
@@ -152,7 +161,7 @@ class _Run:
     """
 
     setup: Setup
-    examples: Examples
+    open_batches: Callable[[int], AbstractContextManager[Iterator[Batch]]]
     fingerprint: str
     teacher: list[Tree]
     train_step_at: Callable[[int], TrainStep]
@@ -165,23 +174,23 @@ class _Run:
     on_eval: OnMetrics | None
 
 
-def _locked(workdir: storage.Path) -> AbstractContextManager[None]:
-    """Makes the folder of a run, and keeps the processes of another one out of it."""
+def _take(config: Config, workdir: storage.Path, stack: contextlib.ExitStack) -> None:
+    """Makes the folder of a run with its config, and keeps the processes of another run out of it
+    until the stack ends.
+    """
     if not is_first():
-        return contextlib.nullcontext()
-    storage.make_folder(workdir)
-    return storage.locked("workdir", workdir)
-
-
-def _write_config(config: Config, workdir: storage.Path, log: Log) -> None:
-    """Writes the config into the folder of a run, and tells what it sets."""
-    if is_first():
+        return
+    with storage.writing("workdir", workdir, "name another"):
+        storage.make_folder(workdir)
+        stack.enter_context(storage.locked("workdir", workdir))
+        stack.enter_context(storage.owned("workdir", workdir))
         # A file at the tokenizer's path may be another one by the time that a model is extracted.
         bundle_tokenizer(config.data.tokenizer, workdir)
         storage.replace_text(workdir / "config.json", config_text(config))
-    # The others open their checkpoints in the folder, which must be there.
-    wait_for_all("matta_jax/workdir")
 
+
+def _tell_config(config: Config, workdir: storage.Path, log: Log) -> None:
+    """Tells what a config sets."""
     # Most of the fields have their defaults, and the whole stands in the file.
     defaults = config_lib.to_dict(Config())
     log(f"config ({workdir / 'config.json'} has the whole of it), where it differs from defaults:")
@@ -241,7 +250,7 @@ def _make_run(
     )
     return _Run(
         setup=setup,
-        examples=prepared.examples,
+        open_batches=prepared.open_batches,
         fingerprint=prepared.windows.fingerprint,
         teacher=teacher,
         train_step_at=make_train_steps(setup),
@@ -255,10 +264,11 @@ def _make_run(
     )
 
 
-def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResult:
+def _run_steps(
+    run: _Run, state: TrainState, workdir: storage.Path, profile: Profile
+) -> TrainResult:
     """Steps from a state to the last step of the config, or to one at which a signal stops it."""
     train = run.setup.config.train
-    batch_size = run.setup.config.data.batch_size
     # Read once; the loop counts on the host.
     step = int(state.step)
     last = step >= train.num_steps
@@ -272,23 +282,21 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
     stall = Stall(train.stall_seconds, logging.warning)
     with (
         stop_requests() as asked_to_stop,
-        _open_batches(run, step) as batches,
+        run.open_batches(step) as batches,
         stall.watched(),
     ):
         while not last:
+            profile.before(step)
             before = time.perf_counter()
             stall.enter(f"the data of step {step + 1}")
             rows = next(batches)
             waited = time.perf_counter() - before
 
             stall.enter(f"the device, which computes step {step + 1}, or compiles it")
-            # The step takes the old state's memory, and no name holds the batch: each would be
-            # a copy more on the device.
-            state, metrics = run.train_step_at(step)(
-                state, place_batch(rows, run.setup.mesh, batch_size), *run.teacher
-            )
+            state, metrics = _advance(run, state, step, rows)
             # To read `state.step` would wait for the device.
             step += 1
+            profile.after(step, state)
 
             # The previous step is read while this one runs, so that the device never waits.
             if pending is not None:
@@ -312,6 +320,26 @@ def _run_steps(run: _Run, state: TrainState, workdir: storage.Path) -> TrainResu
                 run.meter.restart_clock()
             _tell(run, state, step, rows)
 
+    return _ended(run, step, workdir, evaluation)
+
+
+def _advance(
+    run: _Run, state: TrainState, step: int, rows: Batch
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """Takes the step after so many, which takes the old state's memory. No name holds the batch: it
+    would be a copy more on the device.
+    """
+    batch_size = run.setup.config.data.batch_size
+    return run.train_step_at(step)(
+        state, place_batch(rows, run.setup.mesh, batch_size), *run.teacher
+    )
+
+
+def _ended(
+    run: _Run, step: int, workdir: storage.Path, evaluation: dict[str, float]
+) -> TrainResult:
+    """Tells how a run ended."""
+    train = run.setup.config.train
     finished = step >= train.num_steps
     ending = "finished" if finished else "stopped, to be continued by the same command,"
     run.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
@@ -346,22 +374,6 @@ def _tell_cosines(run: _Run, state: TrainState, step: int, rows: Batch) -> None:
         told = " ".join(f"{name} {value:.3f}" for name, value in values.items())
         run.log(f"step {step}: {told}")
     run.meter.restart_clock()
-
-
-def _open_batches(run: _Run, step: int) -> AbstractContextManager[Iterator[Batch]]:
-    """Opens this process's rows of the batches from a step on."""
-    config = run.setup.config
-    return training_batches(
-        run.examples,
-        batch_size=config.data.batch_size,
-        seed=config.train.seed,
-        # The order depends on seed and step alone: a resumed run reads what it would have read.
-        start_step=step,
-        rows=own_rows(run.setup.mesh, config.data.batch_size),
-        prefetch=config.data.prefetch_batches,
-        num_threads=config.data.read_threads,
-        in_order=config.data.stream,
-    )
 
 
 def _evaluate(run: _Run, state: TrainState, step: int, *, saves: bool) -> dict[str, float]:

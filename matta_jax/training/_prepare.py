@@ -1,7 +1,8 @@
 """All that may speak against a run, found before anything is written."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import jax
 from absl import logging
@@ -11,6 +12,7 @@ from matta_jax import storage
 from matta_jax.checkpoints import Source, check_writable
 from matta_jax.config import Config
 from matta_jax.data import (
+    Batch,
     Examples,
     ExampleSet,
     LabelledWindows,
@@ -18,11 +20,20 @@ from matta_jax.data import (
     MixedWindows,
     Windows,
     split_both,
+    training_batches,
 )
 from matta_jax.errors import UserError
 from matta_jax.optim import shampoo_advice
 from matta_jax.packages import Package, check_workdir_place
-from matta_jax.sharding import check_agreement, check_mesh, is_first, make_mesh, wait_for_all
+from matta_jax.sharding import (
+    check_agreement,
+    check_mesh,
+    is_first,
+    make_mesh,
+    own_rows,
+    together,
+    wait_for_all,
+)
 from matta_jax.starts import check_checkpoint, check_init
 from matta_jax.starts.teacher import check_labels, check_teacher
 from matta_jax.tokenizers import fitting_tokenizer
@@ -62,6 +73,21 @@ class Prepared:
         assert isinstance(self.windows, Windows)
         return LabelledWindows(self.windows, self.labels)
 
+    def open_batches(self, step: int) -> AbstractContextManager[Iterator[Batch]]:
+        """Opens this process's rows of the batches from a step on."""
+        config = self.setup.config
+        return training_batches(
+            self.examples,
+            batch_size=config.data.batch_size,
+            seed=config.train.seed,
+            # The order depends on seed and step alone: a resumed run reads what it would have read.
+            start_step=step,
+            rows=own_rows(self.setup.mesh, config.data.batch_size),
+            prefetch=config.data.prefetch_batches,
+            num_threads=config.data.read_threads,
+            in_order=config.data.stream,
+        )
+
     def scores_first(self, step: int) -> bool:
         """Whether the run is evaluated before its first step.
 
@@ -92,6 +118,31 @@ def check_start(
     Raises:
       UserError: something speaks against the run.
     """
+    prepared = together(lambda: _checked(config, workdir, resume, log, extend=extend))
+
+    # Processes may see other files, or flags; they would train on without a word.
+    check_agreement(
+        {
+            "the config": config_text(prepared.setup.config),
+            "workdir": str(workdir),
+            "the text of data.source": prepared.windows.fingerprint,
+            "the held-out text": prepared.eval_windows.fingerprint,
+        }
+    )
+    # Nothing is written before every process has found all in order.
+    wait_for_all("matta_jax/checked")
+    return prepared
+
+
+def _checked(
+    config: Config,
+    workdir: storage.Path,
+    resume: str,
+    log: Callable[[str], None],
+    *,
+    extend: bool,
+) -> Prepared:
+    """What `check_start` finds on this process, for itself."""
     if resume not in ("auto", "must", "never"):
         raise UserError(f"resume={resume!r} must be auto, must or never")
 
@@ -125,18 +176,6 @@ def check_start(
             f"{windows.truncated} of {len(windows)} examples are longer than data.seq_len, and "
             f"lost their {end}"
         )
-
-    # Processes may see other files, or flags; they would train on without a word.
-    check_agreement(
-        {
-            "the config": config_text(config),
-            "workdir": str(workdir),
-            "the text of data.source": windows.fingerprint,
-            "the held-out text": eval_windows.fingerprint,
-        }
-    )
-    # Nothing is written before every process has found all in order.
-    wait_for_all("matta_jax/checked")
     return Prepared(setup, package, source, windows, eval_windows, labels)
 
 

@@ -47,7 +47,6 @@ PROVED_ELSEWHERE = {
     "matta_jax/storage/_files.py": "tests/storage/storage_test.py",
     "matta_jax/storage/_folders.py": "tests/storage/storage_test.py",
     "matta_jax/storage/_json.py": "tests/storage/storage_test.py",
-    "matta_jax/storage/_locks.py": "tests/storage/storage_test.py",
     "matta_jax/storage/_paths.py": "tests/storage/storage_test.py",
     "matta_jax/tokenizers/_base.py": "tests/tokenizers/tokenizers_test.py",
     "matta_jax/tokenizers/_byte.py": "tests/tokenizers/tokenizers_test.py",

@@ -6,7 +6,16 @@ import pytest
 from jax.experimental import multihost_utils
 
 from matta_jax.errors import UserError
-from matta_jax.sharding import any_process, check_agreement, is_first, join_processes, wait_for_all
+from matta_jax.sharding import (
+    _processes,
+    any_process,
+    check_agreement,
+    check_shared,
+    is_first,
+    join_processes,
+    together,
+    wait_for_all,
+)
 
 
 @pytest.fixture
@@ -37,6 +46,39 @@ def test_a_flag_of_any_process_is_seen_by_all(gathered):
     assert any_process(False)
     gathered(lambda flag, process: flag, 3)
     assert not any_process(False)
+
+
+def test_a_check_that_fails_on_one_process_fails_on_all(gathered):
+    def fail():
+        raise UserError("data.source='x' is missing")
+
+    assert together(lambda: 5) == 5
+    gathered(lambda flag, process: flag, 3)
+    assert together(lambda: 5) == 5
+    with pytest.raises(UserError, match="data.source='x' is missing"):
+        together(fail)
+    gathered(lambda flag, process: flag | (process in (1, 2)), 3)
+    with pytest.raises(UserError, match="process 1, 2 of this run found a mistake, which its own"):
+        together(lambda: 5)
+
+
+def test_a_workdir_that_a_process_does_not_see_is_named_after_a_while(gathered, monkeypatch):
+    monkeypatch.setattr(_processes, "_SEEN_SECONDS", 0.1)
+    monkeypatch.setattr(_processes, "_LOOK_SECONDS", 0.01)
+    check_shared("w", lambda: "a")
+    gathered(lambda digests, process: digests, 3)
+    check_shared("w", lambda: "a")
+    seen_after = iter(range(100))
+
+    def late(digests, process):
+        is_late = process == 2 and digests.dtype == np.uint8 and next(seen_after) < 3
+        return digests + np.uint8(1) if is_late else digests
+
+    gathered(late, 3)
+    check_shared("w", lambda: "a")
+    gathered(lambda digests, process: digests ^ digests.dtype.type(process == 2), 3)
+    with pytest.raises(UserError, match="workdir='w' is not one folder for all .*: process 2 does"):
+        check_shared("w", lambda: "a")
 
 
 def test_the_first_fact_that_differs_is_named_with_its_processes(gathered):

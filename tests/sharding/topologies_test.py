@@ -1,7 +1,13 @@
 import pytest
 
 from matta_jax.errors import UserError
-from matta_jax.sharding import CHIPS, Collective, collective_seconds, topology_devices
+from matta_jax.sharding import (
+    CHIPS,
+    Collective,
+    collective_seconds,
+    published_tflops,
+    topology_devices,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,3 +27,17 @@ def test_collectives_take_at_least_the_time_of_what_is_sent_over_all_links():
     gather = Collective("all-gather", ((25,),), 100, times=7, in_loop=True, group=4)
     seconds = collective_seconds(chip, [gather, gather])
     assert seconds == pytest.approx(2 * 7 * 75 / (chip.ici_gb_per_second * 1e9))
+
+
+def test_the_peak_of_a_device_is_known_by_its_name():
+    for kind, peak in (
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+        ("TPU v6 lite", 918),
+        ("TPU v4", 275),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("cpu", None),
+    ):
+        assert published_tflops(kind) == peak, kind
