@@ -19,7 +19,7 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax import data, storage, train
-from matta_jax.checkpoints import Checkpoints, open_source
+from matta_jax.checkpoints import Checkpoints, open_source, saved_steps
 from matta_jax.tokenizers import make_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -336,6 +336,11 @@ def killed(request, tmp_path):
     return storage.path(f"{make('killed')}/a run@1"), processes, kills
 
 
+def committed_of(workdir):
+    """A bucket has no folder before it has a step."""
+    return sorted(saved_steps(workdir / "checkpoints"))
+
+
 def unfinished_of(workdir, steps):
     """Checkpoints that are being written."""
     places = storage.match(workdir / "checkpoints", "*")
@@ -361,12 +366,12 @@ def test_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tmp_path,
         launch = Launch(config, workdir, tmp_path / f"logs_{i}", processes=processes)
         launch.read_until("step ")
         if i % 2:  # In mid-save.
-            while not unfinished_of(workdir, steps_of(workdir)):
+            while not unfinished_of(workdir, committed_of(workdir)):
                 assert launch.processes[0].poll() is None, launch.err()
         else:
             time.sleep(rng.uniform(0, 0.25))
         launch.kill()
-        steps = steps_of(workdir)
+        steps = committed_of(workdir)
         half_written += bool(unfinished_of(workdir, steps))
         newest = steps[-1] if steps else 0
         assert newest >= committed, f"kill {i} lost step {committed}"
