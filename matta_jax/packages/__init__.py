@@ -29,6 +29,7 @@ from matta_jax.packages._package import load_model as load_model
 from matta_jax.packages._package import open_model as open_model
 from matta_jax.packages._packaging import DTYPES as DTYPES
 from matta_jax.packages._packaging import FORMATS as FORMATS
+from matta_jax.packages._packaging import HF_FORMATS as HF_FORMATS
 from matta_jax.packages._packaging import Packaging as Packaging
 from matta_jax.packages._packaging import at_dtype as at_dtype
 from matta_jax.packages._plain import plain_config as plain_config
@@ -38,5 +39,7 @@ from matta_jax.packages._weights import in_memory as in_memory
 from matta_jax.packages.hf import Foreign as Foreign
 from matta_jax.packages.hf import Reader as Reader
 from matta_jax.packages.hf import hf_config as hf_config
+from matta_jax.packages.hf import hf_shapes as hf_shapes
+from matta_jax.packages.hf import layout_of as layout_of
 from matta_jax.packages.hf import open_hf as open_hf
 from matta_jax.packages.hf import to_hf as to_hf

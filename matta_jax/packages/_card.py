@@ -1,11 +1,14 @@
 """The model card: what a folder holds, where it came from, how good it is and how to load it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
-from matta_jax.packages.hf import hf_usage, stock_room
+from matta_jax.packages._engines import engine_parts
+from matta_jax.packages._packaging import HF_FORMATS
+from matta_jax.packages.hf import Layout, hf_shapes, open_hf
 from matta_jax.tokenizers import companions
 
 _SAFETENSORS = """import safetensors.numpy  # Names and axes: manifest.json
@@ -26,8 +29,9 @@ _TOKENIZER_FILES = {
 def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     """Returns the README.md of the model in a folder."""
     architecture = architecture_from_json(manifest["architecture"])
-    is_hf = manifest["format"] == "hf"
-    library = "transformers" if is_hf else "matta_jax"
+    # As it was written: its config.json tells whether it is padded.
+    layout = open_hf(folder).layout if manifest["format"] in HF_FORMATS else None
+    library = "matta_jax" if layout is None else "transformers"
     tags = f"matta_jax, matryoshka, {architecture.family_name}"
     parts = [
         f"---\nlibrary_name: {library}\ntags: [{tags}]\n---",
@@ -35,9 +39,9 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
         _origin(manifest["parent"]),
         _figures(manifest, architecture),
     ]
-    if is_hf:
-        parts += _padding(architecture)
-    if is_hf and not _has_tokenizer(folder):
+    if layout is not None and not layout.is_unpadded:
+        parts += _padding(layout, architecture, manifest["counts"]["parameters"])
+    if layout is not None and not _has_tokenizer(folder):
         parts.append("The tokenizer is not among these files; the table names it.")
     if manifest["scores"]:
         parts.append(_scores(manifest["scores"]))
@@ -48,16 +52,19 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
         )
     if "certificate" in manifest:
         parts.append(_certificate(manifest))
-    parts += [f"```python\n{code}\n```" for code in _usage(manifest["format"], architecture)]
+    parts += [f"```python\n{code}\n```" for code in _usage(manifest, architecture, layout)]
+    parts += engine_parts(manifest, layout)
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(form: str, architecture: Architecture) -> list[str]:
+def _usage(
+    manifest: dict[str, Any], architecture: Architecture, layout: Layout | None
+) -> list[str]:
     """How a model is loaded and run, in Python."""
-    usage = _OURS + architecture.family.usage
-    if form == "hf":
-        return [hf_usage(architecture), usage]
-    return [_SAFETENSORS, usage] if form == "safetensors" else [usage]
+    usage = [_OURS + architecture.family.usage]
+    if layout is not None:
+        return [layout.usage, *usage]
+    return [_SAFETENSORS, *usage] if manifest["format"] == "safetensors" else usage
 
 
 def _origin(parent: dict[str, Any]) -> str:
@@ -105,21 +112,24 @@ def _listed(sizes: Sequence[int]) -> str:
     return str(sizes[0]) if len(set(sizes)) == 1 else " ".join(map(str, sizes))
 
 
-def _padding(architecture: Architecture) -> list[str]:
+def _padding(layout: Layout, architecture: Architecture, parameters: int) -> list[str]:
     """What a stock model needs to have layers of one size, in words."""
     padded = []
     widths, heads = architecture.along("d_ff"), architecture.along(architecture.family.heads)
-    title, room = stock_room(architecture)
+    room = layout.room(architecture)
     if len(set(widths)) > 1:
         padded.append(f"narrower layers with zero neurons to d_ff {max(widths)}")
     if min(heads) < room[architecture.family.heads]:
         padded.append(f"each layer with zero heads to {room[architecture.family.heads]}")
     if not padded:
         return []
+    shapes = hf_shapes(architecture)
+    stored = sum(math.prod(shape) for shape in shapes.values())
     return [
-        f"**Padded.** Stock {title} has layers of one size: filled up are {', and '.join(padded)}. "
-        "The function is the same, and the figures above are the model's own; this format stores "
-        "and computes the padding too."
+        f"**Padded.** Stock {layout.title} has layers of one size: filled up are "
+        f"{', and '.join(padded)}. The function is the same, and the figures above are the model's "
+        f"own; this format stores and computes the padding too: {stored:,} parameters in place of "
+        f"{parameters:,}, {100 * (stored / parameters - 1):.1f} % more."
     ]
 
 

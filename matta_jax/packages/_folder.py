@@ -8,6 +8,7 @@ from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.packages._card import CARD, copy_tokenizer, model_card
 from matta_jax.packages._manifest import MANIFEST, sealed
+from matta_jax.packages._packaging import HF_FORMATS
 from matta_jax.tokenizers import (
     TextIds,
     bundle_tokenizer,
@@ -104,11 +105,11 @@ def bundled_config(config: dict[str, Any], building: storage.Path) -> dict[str, 
 
 
 def finish_package(building: storage.Path, manifest: dict[str, Any]) -> None:
-    """Writes what stands beside the weights: manifest, model card, and for `hf` the tokenizer's
-    files where transformers looks for them.
+    """Writes what stands beside the weights: manifest, model card, and in Hugging Face's folders
+    the tokenizer's files where transformers looks for them.
     """
     tokenizer = resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building)
-    if manifest["format"] == "hf":
+    if manifest["format"] in HF_FORMATS:
         copy_tokenizer(tokenizer, building)
     manifest = sealed(manifest | {"tokenizer": files_digest(tokenizer)})
     # After the tokenizer's files: the card says whether they are there.

@@ -1,5 +1,5 @@
-"""The files of a plain model's weights: `orbax`, `safetensors` (our own names) or `hf` (stock
-models).
+"""The files of a plain model's weights: `orbax`, `safetensors` (our own names), `hf` or `vllm`
+(Hugging Face's).
 """
 
 import math
@@ -19,7 +19,7 @@ from matta_jax.checkpoints import (
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import Tree, flatten, unflatten
-from matta_jax.packages._packaging import DTYPES, Packaging
+from matta_jax.packages._packaging import DTYPES, HF_FORMATS, Packaging
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
 from matta_jax.packages._weights import Recorded, Weight, described
 from matta_jax.packages.hf import hf_companions, hf_config, hf_shapes, open_hf, to_hf
@@ -38,8 +38,8 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     units: Mapping[str, Units],
     text_ids: TextIds | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Writes a model's weights into a folder that is there. Each is read once; with `safetensors`
-    and `hf` no more than a file of them is in memory.
+    """Writes a model's weights into a folder that is there. Each is read once; with all formats but
+    `orbax` no more than a file of them is in memory.
 
     Args:
       folder: of the model.
@@ -48,7 +48,7 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
       architecture: of the model.
       config: of its run.
       units: how each weight is cut into pieces, by path.
-      text_ids: of its tokenizer, for `hf`.
+      text_ids: of its tokenizer, for `hf` and `vllm`.
 
     Returns:
       For each tensor `shape`, `dtype`, `fingerprint`, `units`.
@@ -66,11 +66,12 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     require_safetensors()
     recorded = {path: Recorded(weight, units[path]) for path, weight in weights.items()}
     to_write = {path: record.weight for path, record in recorded.items()}
-    if packaging.format == "hf":
-        described_model = hf_config(architecture, DTYPES[packaging.dtype], text_ids)
-        _write_documents(folder, described_model, architecture)
-        tensors = to_hf(to_write, flatten(logical_axes(architecture)), architecture)
-        shapes = hf_shapes(architecture)
+    style = packaging.style
+    if style is not None:
+        described_model = hf_config(architecture, DTYPES[packaging.dtype], text_ids, style)
+        _write_documents(folder, described_model, architecture, style)
+        tensors = to_hf(to_write, flatten(logical_axes(architecture)), architecture, style)
+        shapes = hf_shapes(architecture, style)
     else:
         tensors = ((path, weight.assembled(units[path])) for path, weight in to_write.items())
         shapes = {path: weight.shape for path, weight in weights.items()}
@@ -82,13 +83,17 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
 
 
 def _write_documents(
-    folder: storage.Path, described_model: Mapping[str, Any], architecture: Architecture
+    folder: storage.Path,
+    described_model: Mapping[str, Any],
+    architecture: Architecture,
+    style: str,
 ) -> None:
     """Writes a config.json, and what libraries read beside it."""
-    documents, tensors = hf_companions(architecture)
-    for name, document in {"config.json": described_model, **documents}.items():
+    texts, tensors = hf_companions(architecture, style)
+    texts = {"config.json": storage.json_text(described_model, indent=2) + "\n", **texts}
+    for name, text in texts.items():
         storage.make_folder((folder / name).parent)
-        storage.replace_text(folder / name, storage.json_text(document, indent=2) + "\n")
+        storage.replace_text(folder / name, text)
     for name, parts in tensors.items():
         sizes = {part: array.nbytes for part, array in parts.items()}
         save_tensors(folder / name, parts.items(), sizes, sum(sizes.values()))
@@ -148,7 +153,7 @@ def _readers(
             raise UserError(f"model={str(folder)!r} is damaged: its weights are missing; {_MEND}")
         stored = stored_arrays(place, "params", read_meta(place), mend=_MEND)
         return {path: array.read for path, array in stored.items()}
-    if format == "hf":
+    if format in HF_FORMATS:
         foreign = open_hf(folder, mend=_MEND)
         if foreign.architecture != architecture:
             raise UserError(

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import Counts
 
-FORMATS = ("orbax", "safetensors", "hf")
+FORMATS = ("orbax", "safetensors", "hf", "vllm")
+# Folders of Hugging Face's layout.
+HF_FORMATS = ("hf", "vllm")
+STOCK, MIXED, VLLM = "stock", "mixed", "vllm"
+"""Styles of such folders: padded where layers differ; with code for layers that differ; vLLM's."""
+
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -17,12 +22,14 @@ class Packaging:
     """How models are written.
 
     Attributes:
-      format: `orbax`, `safetensors` or `hf`.
+      format: `orbax`, `safetensors`, `hf` or `vllm`.
       dtype: `fp32` or `bf16`.
       with_optimizer: whether the sub-model's part of the optimiser state goes along (orbax).
       overwrite: whether an extracted model may be replaced.
       max_shard_gb: GB (1e9 bytes) that a file of `safetensors` or `hf` has at most; a model of more
         is split into several, with an index. A tensor is never split.
+      pad: whether layers of `hf` that differ are padded to one size, for stock classes; else the
+        folder has a few lines of code that give each its own.
     """
 
     format: str = "orbax"
@@ -30,6 +37,7 @@ class Packaging:
     with_optimizer: bool = False
     overwrite: bool = False
     max_shard_gb: float = 5.0
+    pad: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
@@ -44,10 +52,22 @@ class Packaging:
                 "with_optimizer needs format=orbax and dtype=fp32: training goes on from these "
                 "alone"
             )
+        if self.pad and self.format != "hf":
+            raise UserError(
+                f"pad=True is for format=hf, not {self.format!r}, whose layers have their own "
+                "sizes; leave it out"
+            )
         if not (self.max_shard_gb > 0 and math.isfinite(self.max_shard_gb)):
             raise UserError(
                 f"max_shard_gb={self.max_shard_gb!r} must be above 0 and finite, such as 5"
             )
+
+    @property
+    def style(self) -> str | None:
+        """Of a folder of Hugging Face's layout, as `hf_config` takes it; None: it is of another."""
+        if self.format == "hf":
+            return STOCK if self.pad else MIXED
+        return VLLM if self.format == "vllm" else None
 
     @property
     def shard_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """The model card says what the folder holds."""
 
 import pytest
+import safetensors.numpy
 
 import matta_jax
 from matta_jax import packages
@@ -14,14 +15,29 @@ ONE_DTYPE_EACH = [("orbax", "fp32"), ("safetensors", "bf16"), ("hf", "fp32")]
 
 def test_the_card_mentions_padding_exactly_where_there_is_some(models, padded, tmp_path):
     for format in FORMATS:
-        for spec, folder in models(format).items():
-            card = (folder / "README.md").read_text()
-            padding = padded[spec] if format == "hf" else []
-            assert ("Padded" in card) == bool(padding)
-            for words in ("zero neurons to d_ff 48", "zero heads to 3"):
-                assert (words in card) == (words in padding), (format, spec)
-    mix = matta_jax.convert(models()["d_ff=48,16,48"], tmp_path / "mix", packaging=Packaging("hf"))
+        for pad in (False, True) if format == "hf" else (False,):
+            for spec, folder in models(format, pad=pad).items():
+                card = (folder / "README.md").read_text()
+                # Heads that are fewer in all layers are padded in stock GPT-2 in any case.
+                is_padded = format == "hf" and (pad or spec == "num_heads=2")
+                padding = padded[spec] if is_padded else []
+                assert ("Padded" in card) == bool(padding)
+                for words in ("zero neurons to d_ff 48", "zero heads to 3"):
+                    assert (words in card) == (words in padding), (format, spec)
+    packaging = Packaging("hf", pad=True)
+    mix = matta_jax.convert(models()["d_ff=48,16,48"], tmp_path / "mix", packaging=packaging)
     assert "zero neurons to d_ff 48" in (mix.path / "README.md").read_text()
+
+
+def test_the_card_counts_what_padding_costs(models):
+    folder = models("hf", pad=True)["d_ff=48,16,48"]
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    stored = sum(tensor.size for tensor in tensors.values())
+    parameters = packages.open_model(folder).counts.parameters
+    # 32 neurons of a layer: a column, a row and a bias each.
+    assert stored - parameters == 32 * (24 + 24 + 1)
+    words = f"{stored:,} parameters in place of {parameters:,}, {stored / parameters - 1:.1%} more"
+    assert words.replace("%", " %") in (folder / "README.md").read_text()
 
 
 def test_the_card_names_what_the_manifest_counts(models, padded):

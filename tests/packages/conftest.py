@@ -12,7 +12,7 @@ from matta_jax import extract, nesting, packages
 from matta_jax.errors import UserError
 from matta_jax.packages import Packaging
 
-# Each with what the model card of format hf says of its padding.
+# Each with what the model card of a padded hf says of its padding.
 PADDED = {
     "student": [],
     "ta": [],
@@ -32,20 +32,20 @@ def padded():
 
 @pytest.fixture(scope="session")
 def models(run, tmp_path_factory):
-    """`models(format, dtype)`: the folders of PADDED's models, by spec. They are shared: copy one
-    before changing it.
+    """`models(format, dtype)`: the folders of PADDED's models, by spec; with `pad` those of hf have
+    layers of one size. They are shared: copy one before changing it.
     """
     folders = {}
 
-    def get(format="orbax", dtype="fp32"):
-        if (format, dtype) not in folders:
+    def get(format="orbax", dtype="fp32", pad=False):
+        if (format, dtype, pad) not in folders:
             output = tmp_path_factory.mktemp("models") / "all"
             extracted = extract(
-                str(run[1]), list(PADDED), output, packaging=Packaging(format, dtype)
+                str(run[1]), list(PADDED), output, packaging=Packaging(format, dtype, pad=pad)
             )
             paths = [model.path for model in extracted]
-            folders[format, dtype] = dict(zip(PADDED, paths, strict=True))
-        return folders[format, dtype]
+            folders[format, dtype, pad] = dict(zip(PADDED, paths, strict=True))
+        return folders[format, dtype, pad]
 
     return get
 

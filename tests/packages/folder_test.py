@@ -104,7 +104,7 @@ NEEDS = "with_optimizer needs format=orbax and dtype=fp32"
 UNKNOWN = (
     (
         {"format": "safetensor"},
-        "format='safetensor' must be one of orbax, safetensors, hf; did you mean",
+        "format='safetensor' must be one of orbax, safetensors, hf, .*; did you mean",
     ),
     ({"format": ""}, "format='' must be one of"),
     ({"dtype": "fp16"}, "dtype='fp16' must be one of fp32, bf16"),

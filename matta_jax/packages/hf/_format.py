@@ -13,13 +13,16 @@ from matta_jax.config import ModelConfig
 from matta_jax.errors import UserError, did_you_mean, listed, shorten
 from matta_jax.models import Architecture
 from matta_jax.nesting import Names
+from matta_jax.packages._packaging import MIXED, STOCK, VLLM
 from matta_jax.packages._safetensors import FolderTensors, ForeignTensors
 from matta_jax.packages._weights import Weight
 from matta_jax.packages.hf._bert import BertLayout
+from matta_jax.packages.hf._deci import DeciLayout
 from matta_jax.packages.hf._gemma import Gemma3Layout
 from matta_jax.packages.hf._gpt2 import GPT2Layout
 from matta_jax.packages.hf._layout import Layout
 from matta_jax.packages.hf._llama import LlamaLayout
+from matta_jax.packages.hf._mixed import MixedGPT2Layout, MixedLayout, UnpaddedLayout
 from matta_jax.packages.hf._qwen import Qwen2Layout, Qwen3Layout
 from matta_jax.packages.hf._tensors import Reader, tensor_readers, tensor_shapes, to_tensors
 from matta_jax.packages.hf._timm import TimmVitLayout
@@ -35,13 +38,37 @@ _LAYOUTS: tuple[Layout, ...] = (
     Gemma3Layout(),
     VitLayout(),
 )
+# With layers of their own sizes, which stock kinds pad.
+_MIXED: tuple[UnpaddedLayout, ...] = (
+    MixedGPT2Layout(),
+    MixedLayout(LlamaLayout(), "Llama"),
+    MixedLayout(Qwen2Layout(), "Qwen2"),
+    MixedLayout(Qwen3Layout(), "Qwen3"),
+)
+_DECI = DeciLayout()
+DECI_TITLE = _DECI.title
+"""The kind of models that vLLM serves with layers of their own widths."""
 _MEND = "name the folder of a model that can be imported, or fetch it again"
 
 
-def layout_of(architecture: Architecture) -> Layout:
-    """The kind of Hugging Face models that a model of ours can be written as. Raises UserError
-    where there is none.
+def layout_of(architecture: Architecture, style: str = STOCK) -> Layout:
+    """The kind of Hugging Face models that a model of ours is written as.
+
+    Args:
+      architecture: of the model.
+      style: `stock`, padded where its layers differ; `mixed`, with code for layers that differ,
+        where there is some for its kind; or `vllm`.
+
+    Raises:
+      UserError: there is none.
     """
+    if style == VLLM:
+        _DECI.check(architecture)
+        return _DECI
+    if style == MIXED:
+        for mixed in _MIXED:
+            if mixed.fits(architecture):
+                return mixed
     for layout in _LAYOUTS:
         if layout.family_name == architecture.family_name and layout.fits(architecture):
             return layout
@@ -56,41 +83,37 @@ def layout_of(architecture: Architecture) -> Layout:
     )
 
 
-def hf_usage(architecture: Architecture) -> str:
-    """How other libraries read a model's folder, in Python."""
-    return layout_of(architecture).usage
-
-
-def hf_config(architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict[str, Any]:
-    """The config.json of a model. Raises UserError when stock models have no room for it."""
-    return layout_of(architecture).describe(architecture, dtype, text_ids)
+def hf_config(
+    architecture: Architecture, dtype: str, text_ids: TextIds | None, style: str = STOCK
+) -> dict[str, Any]:
+    """The config.json of a model, in a style of `layout_of`. Raises UserError where models of its
+    kind have no room for it.
+    """
+    return layout_of(architecture, style).describe(architecture, dtype, text_ids)
 
 
 def hf_companions(
-    architecture: Architecture,
-) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, np.ndarray]]]:
-    """What other libraries read beside config.json and the weights: JSON documents by path, and
-    tensors by folder and name.
+    architecture: Architecture, style: str = STOCK
+) -> tuple[dict[str, str], Mapping[str, Mapping[str, np.ndarray]]]:
+    """What other libraries read beside config.json and the weights: texts by path, and tensors by
+    folder and name.
     """
-    layout = layout_of(architecture)
-    return layout.more_documents(architecture), layout.more_tensors(architecture)
+    layout = layout_of(architecture, style)
+    documents = layout.more_documents(architecture).items()
+    texts = {name: storage.json_text(document, indent=2) + "\n" for name, document in documents}
+    return {**texts, **layout.more_texts()}, layout.more_tensors(architecture)
 
 
-def stock_room(architecture: Architecture) -> tuple[str, dict[str, int]]:
-    """The kind of stock models that a model is written as, and the size of each axis in one that
-    has room for all its layers. Raises UserError where there is none.
-    """
-    layout = layout_of(architecture)
-    return layout.title, layout.room(architecture)
-
-
-def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def hf_shapes(architecture: Architecture, style: str = STOCK) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a model, by name, in the order of `to_hf`."""
-    return tensor_shapes(layout_of(architecture), architecture)
+    return tensor_shapes(layout_of(architecture, style), architecture)
 
 
 def to_hf(
-    weights: Mapping[str, Weight], names: Mapping[str, Names], architecture: Architecture
+    weights: Mapping[str, Weight],
+    names: Mapping[str, Names],
+    architecture: Architecture,
+    style: str = STOCK,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors of a model with their names; each weight of a layer is read when its turn
     comes.
@@ -99,8 +122,9 @@ def to_hf(
       weights: ours, by path.
       names: their axis names, by path.
       architecture: of the model.
+      style: as of `layout_of`.
     """
-    return to_tensors(layout_of(architecture), weights, names, architecture)
+    return to_tensors(layout_of(architecture, style), weights, names, architecture)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +209,10 @@ def _explained(file: storage.Path, title: str, mend: str) -> Iterator[None]:
 
 def layout_of_type(model_type: Any) -> Layout:
     """The kind of models of a `model_type`. Raises UserError for one that is not known."""
-    types = [name for layout in _LAYOUTS for name in layout.model_types]
-    for layout in _LAYOUTS:
+    for layout in (*_LAYOUTS, *_MIXED, _DECI):
         if model_type in layout.model_types:
             return layout
+    types = [name for layout in _LAYOUTS for name in layout.model_types]
     raise UserError(
         f"model_type={shorten(model_type)} is not supported, only {listed(types)}; import one of "
         f"these{did_you_mean(model_type, types) if isinstance(model_type, str) else ''}"

@@ -53,6 +53,7 @@ class GPT2Layout(Layout):
     family_name = "gpt"
     model_types = ("gpt2",)
     prefix = "transformer."
+    serving = "vllm serve THIS_FOLDER"
     # Masks that older versions of transformers stored, and the head, which is checked to be tied.
     ignored = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight")
 

@@ -49,13 +49,19 @@ class Layout(abc.ABC):
       prefix: of its tensors' names, which a folder may leave out.
       ignored: names of tensors that are no weights of ours.
       usage: how other libraries read a folder, in Python.
+      form: the format that errors name.
+      serving: the command with which vLLM serves a folder; empty: it does not.
+      is_unpadded: whether each layer has its own sizes; a folder has code for them then.
     """
 
-    title: ClassVar[str]
-    family_name: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    prefix: ClassVar[str]
-    ignored: ClassVar[re.Pattern[str]]
+    title: str
+    family_name: str
+    model_types: tuple[str, ...]
+    prefix: str
+    ignored: re.Pattern[str]
+    form: ClassVar[str] = "hf"
+    serving: ClassVar[str] = ""
+    is_unpadded: ClassVar[bool] = False
     usage: ClassVar[str] = """from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")"""
@@ -98,6 +104,11 @@ model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")"""
         largest = {axis: sub_model.largest(axis) for axis in sub_model.axes}
         return dict(architecture.fixed) | largest
 
+    def layer_room(self, architecture: Architecture, layer: int) -> dict[str, int]:
+        """The size of each axis in a layer: in a stock model that of all others."""
+        del layer
+        return self.room(architecture)
+
     def with_more(self, folder: storage.Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """A config.json with what other files of its folder say of the model. Raises UserError
         where these say what we do not compute.
@@ -108,6 +119,10 @@ model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")"""
     def more_documents(self, architecture: Architecture) -> Mapping[str, Any]:
         """JSON documents beside config.json that libraries of this kind read, by their paths."""
         del architecture
+        return {}
+
+    def more_texts(self) -> Mapping[str, str]:
+        """Files of text beside config.json, by their names."""
         return {}
 
     def more_tensors(self, architecture: Architecture) -> Mapping[str, Mapping[str, np.ndarray]]:

@@ -40,8 +40,9 @@ class LlamaLayout(Layout):
 
     title = "Llama"
     family_name = "llama"
-    model_types: ClassVar[tuple[str, ...]] = ("llama",)
+    model_types: tuple[str, ...] = ("llama",)
     prefix = "model."
+    serving = "vllm serve THIS_FOLDER"
     # Frequencies that older versions of transformers stored.
     ignored = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|lm_head\.weight")
     architecture_name: ClassVar[str] = "LlamaForCausalLM"
@@ -119,8 +120,8 @@ class LlamaLayout(Layout):
                 is_alike = math.isclose(option, value, rel_tol=1e-6)
             if not is_alike:
                 raise UserError(
-                    f"format='hf': model.{name}={option} is not what stock {self.title} has at "
-                    f"d_model={architecture.d_model}, {value}; use format=safetensors"
+                    f"format={self.form!r}: model.{name}={option} is not what stock {self.title} "
+                    f"has at d_model={architecture.d_model}, {value}; use format=safetensors"
                 )
 
     def embed_scale(self, d_model: int) -> float:
@@ -137,9 +138,9 @@ class LlamaLayout(Layout):
                 groups += 1
                 if groups * queries > architecture.d_model:
                     raise UserError(
-                        f"format='hf': {room['kv_heads'] * queries} heads do not divide d_model="
-                        f"{architecture.d_model}, as stock {self.title} asks for; extract other "
-                        "sizes, or use format=safetensors"
+                        f"format={self.form!r}: {room['kv_heads'] * queries} heads do not divide "
+                        f"d_model={architecture.d_model}, as stock {self.title} asks for; extract "
+                        "other sizes, or use format=safetensors"
                     )
         return room | {"kv_heads": groups}
 

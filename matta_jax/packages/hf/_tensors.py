@@ -3,6 +3,7 @@
 Stock models have one size for all layers. Narrower layers are padded with zero neurons, and fewer
 heads with zero heads: the function is the same, the cost is that of the widest. What was there
 before the padding stands in config.json under `matta_jax`, so that an import takes it off again.
+A layout that gives each layer its own room (`_mixed.py`) pads nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,7 @@ def to_tensors(
     places = layout.layer(architecture)
     for i, run in enumerate(architecture.sub_model.runs):
         for j in range(len(run.layers)):
+            room = layout.layer_room(architecture, layer)
             for weight, place in places.items():
                 path = f"{BLOCKS}/{i}/{weight}"
                 part = weights[path].entry(j)[0]
@@ -61,11 +63,12 @@ def to_tensors(
 def tensor_shapes(layout: Layout, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a model, by name."""
     room = layout.room(architecture)
+    places = [(place, room) for place in layout.outer(architecture).values()]
     layers = layout.layer(architecture).values()
-    places = list(layout.outer(architecture).values())
     for layer in range(architecture.num_layers):
-        places += [place.in_layer(layer) for place in layers]
-    return {tensor: _shape_of(place.dims, room) for place in places for tensor in place.tensors}
+        room = layout.layer_room(architecture, layer)
+        places += [(place.in_layer(layer), room) for place in layers]
+    return {tensor: _shape_of(p.dims, room) for p, room in places for tensor in p.tensors}
 
 
 def _foreign(
@@ -107,17 +110,16 @@ def tensor_readers(
       UserError: tensors are missing, or of other shapes than the config says.
     """
     _check_tensors(layout, tensors, architecture)
-    room = layout.room(architecture)
 
     result: dict[str, Reader] = {}
     for path, place in layout.outer(architecture).items():
-        result[path] = _Weight(tensors, architecture, place, names[path], room).read
+        result[path] = _Weight(layout, tensors, architecture, place, names[path]).read
 
     places = layout.layer(architecture)
     for i, run in enumerate(architecture.sub_model.runs):
         for weight, place in places.items():
             path = f"{BLOCKS}/{i}/{weight}"
-            stack = _Weight(tensors, architecture, place, names[path][1:], room)
+            stack = _Weight(layout, tensors, architecture, place, names[path][1:])
             result[path] = _Stack(stack, run).read
     return result
 
@@ -147,42 +149,46 @@ class _Weight:
 
     def __init__(
         self,
+        layout: Layout,
         tensors: ForeignTensors,
         architecture: Architecture,
         place: Place,
         axes: Names,
-        room: Mapping[str, int],
     ):
-        self._tensors, self._architecture = tensors, architecture
-        self._place, self._axes, self._room = place, axes, room
+        self._layout, self._tensors, self._architecture = layout, tensors, architecture
+        self._place, self._axes = place, axes
 
     def read(self, index: tuple[Any, ...]) -> np.ndarray:
         """Returns the part of an index."""
-        return self.whole(self._place, self._architecture.sub_model.sizes)[index]
+        room = self._layout.room(self._architecture)
+        return self._unpadded(self._place, self._architecture.sub_model.sizes, room)[index]
 
     def in_layer(self, layer: int, sizes: Mapping[str, int]) -> np.ndarray:
         """Of a layer of these sizes."""
-        return self.whole(self._place.in_layer(layer), sizes)
+        room = self._layout.layer_room(self._architecture, layer)
+        return self._unpadded(self._place.in_layer(layer), sizes, room)
 
-    def whole(self, place: Place, sizes: Mapping[str, int]) -> np.ndarray:
+    def _unpadded(
+        self, place: Place, sizes: Mapping[str, int], room: Mapping[str, int]
+    ) -> np.ndarray:
         """The weight, without the padding. Raises ValueError where that is not zero."""
         logical = logical_names(self._axes)
         part_axes = logical if place.stack is None else _without(logical, place.stack)
-        parts = [self._part(tensor, place, part_axes, sizes) for tensor in place.tensors]
+        part_sizes = {**room, **sizes}
+        parts = []
+        for tensor in place.tensors:
+            order = [name for dim in place.dims for name in dim]
+            padded = self._tensors[tensor].reshape([room[axis] for axis in order])
+            part = padded[tuple(slice(0, part_sizes[axis]) for axis in order)]
+            # What is cut off must add nothing, or the import would be another function.
+            if np.count_nonzero(padded) != np.count_nonzero(part):
+                raise ValueError(f"tensor {tensor} is not zero outside the sizes of config.json")
+            parts.append(part.transpose([order.index(axis) for axis in part_axes]))
+
         weight = parts[0]
         if place.stack is not None:
             weight = np.stack(parts, axis=logical.index(place.stack))
         return split_granules(weight, self._axes, self._architecture.granules)
-
-    def _part(self, tensor: str, place: Place, axes: Names, sizes: Mapping[str, int]) -> np.ndarray:
-        order = [name for dim in place.dims for name in dim]
-        padded = self._tensors[tensor].reshape([self._room[axis] for axis in order])
-        part_sizes = {**self._room, **sizes}
-        part = padded[tuple(slice(0, part_sizes[axis]) for axis in order)]
-        # What is cut off must add nothing, or the import would be another function.
-        if np.count_nonzero(padded) != np.count_nonzero(part):
-            raise ValueError(f"tensor {tensor} is not zero outside the sizes of config.json")
-        return part.transpose([order.index(axis) for axis in axes])
 
 
 class _Stack:

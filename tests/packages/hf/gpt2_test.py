@@ -72,7 +72,8 @@ def tensors_without(name):
 def test_an_exported_model_is_imported_bit_for_bit(
     weights, assert_same_bits, models, tmp_path, format, dtype
 ):
-    for i, folder in enumerate(models("hf", dtype).values()):
+    folders = [*models("hf", dtype).values(), *models("hf", dtype, pad=True).values()]
+    for i, folder in enumerate(folders):
         package = matta_jax.import_hf(
             folder, tmp_path / str(i), tokenizer="byte", packaging=Packaging(format, dtype)
         )
@@ -237,7 +238,8 @@ def test_a_folder_that_is_not_our_gpt2_is_refused_and_nothing_is_left(
 
 
 def test_weights_where_the_config_says_padding_are_refused(refused, models, hf_folder, place):
-    shutil.copyfile(models("hf")["d_ff=48,16,48"] / "config.json", hf_folder / "config.json")
+    padded = models("hf", pad=True)["d_ff=48,16,48"]
+    shutil.copyfile(padded / "config.json", hf_folder / "config.json")
     with refused(
         "tensor transformer.h.1.mlp.c_fc.bias is not zero outside the sizes of config.json", place
     ):
@@ -273,7 +275,7 @@ def test_verify_notices_damage_in_the_padding(refused, edit_tensors, models, tmp
         ("d_ff=48,16,48", "h.1.mlp.c_fc.bias", "blocks/1/mlp/b_in"),
         ("num_heads=2", "h.2.attn.c_proj.weight", "blocks/0/attention/w_out"),
     ):
-        shutil.copytree(models("hf")[spec], folder)
+        shutil.copytree(models("hf", pad=True)[spec], folder)
         edit_tensors(
             folder, lambda tensors, name=name: tensors[f"transformer.{name}"][-1:].__iadd__(1e-30)
         )
@@ -346,7 +348,7 @@ def test_stock_transformers_computes_the_logits_of_every_exported_model(
 ):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     tokens = np.random.default_rng(1).integers(0, 256, (2, 32))
-    for folder in models("hf", dtype).values():
+    for folder in models("hf", dtype, pad=True).values():
         load = transformers.GPT2LMHeadModel.from_pretrained
         model, found = load(folder, output_loading_info=True)
         assert not any(

@@ -1,0 +1,69 @@
+"""Lines of a model card for engines that serve a folder: vLLM, and a draft beside its target."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matta_jax.packages._packaging import VLLM
+from matta_jax.packages.hf import DECI_TITLE, Layout
+
+_PAIR = """from transformers import AutoModelForCausalLM
+
+load = AutoModelForCausalLM.from_pretrained
+draft = load("THIS_FOLDER/../draft", trust_remote_code=True)
+target = load("THIS_FOLDER/../target", trust_remote_code=True)
+tokens = target.generate(prompt, assistant_model=draft, do_sample=False)"""
+
+# What the draft proposes before the target looks at it: a start, to be tuned by measuring.
+_NUM_TOKENS = 4
+
+
+def engine_parts(manifest: Mapping[str, Any], layout: Layout | None) -> list[str]:
+    """The parts of a card that tell how engines serve a folder.
+
+    Args:
+      manifest: of the model.
+      layout: of its Hugging Face folder; None: it is none, and no engine reads it.
+    """
+    if layout is None:
+        return []
+    parts = []
+    if layout.serving:
+        parts.append(f"```sh\n{layout.serving}\n```")
+    if layout.is_unpadded:
+        parts.append(_other_engines(manifest["format"], layout))
+    if "pair" in manifest:
+        parts += _pair(manifest["pair"], layout)
+    return parts
+
+
+def _other_engines(form: str, layout: Layout) -> str:
+    """What engines make of layers of several sizes, in words."""
+    if form == VLLM:
+        return (
+            "No padding: vLLM's `DeciLMForCausalLM` reads each layer's width in `block_configs`. "
+            "Where these say `ffn_mult` too, SGLang, TensorRT-LLM and MLX read the same widths; "
+            "that needs multiples of 256."
+        )
+    style = "--format=vllm" if layout.title == DECI_TITLE else "--format=hf --pad"
+    return (
+        "No padding: each layer is stored and computed at its own size. For vLLM write the model "
+        f"again: `matta-extract --model=THIS_FOLDER {style} --output=FOLDER`."
+    )
+
+
+def _pair(pair: Mapping[str, Any], layout: Layout) -> list[str]:
+    """How a draft and its target run together."""
+    parts = [
+        f"The {pair['role']} of a pair: `{pair['draft']}` proposes tokens, and `{pair['target']}` "
+        "takes those that are its own. Greedy text is that of the target alone.",
+        f"```python\n{_PAIR}\n```",
+    ]
+    if pair["has_vllm"]:
+        flag = "--trust-remote-code " if layout.is_unpadded else ""
+        speculation = (
+            '{"method": "draft_model", "model": "THIS_FOLDER/../draft", '
+            f'"num_speculative_tokens": {_NUM_TOKENS}}}'
+        )
+        serve = f"vllm serve THIS_FOLDER/../target {flag}--speculative-config '{speculation}'"
+        parts.append(f"```sh\n{serve}\n```")
+    return parts
