@@ -4,6 +4,8 @@ one.
 matta-extract --checkpoint=runs/quickstart[@STEP] --sub_model='layers=2;d_ff=256' \\
   --output=models/small
 matta-extract --model=models/small --format=hf --output=models/small_hf
+matta-extract --checkpoint=runs/quickstart --sub_model=student --as_draft_of=ta --format=hf \\
+  --output=models/pair
 matta-extract --verify=models/small
 """
 
@@ -25,13 +27,17 @@ _MODEL = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder of the model; of several, the folder that holds them."
 )
-_FORMAT = flags.DEFINE_string(
-    "format", "orbax", f"{', '.join(FORMATS)}; hf loads in stock transformers."
-)
+_FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}; hf loads in transformers.")
 _DTYPE = flags.DEFINE_string(
     "dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model."
 )
 _MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
+_PAD = flags.DEFINE_bool(
+    "pad", False, "Pad layers of hf that differ to one size, for stock classes without code."
+)
+_AS_DRAFT_OF = flags.DEFINE_string(
+    "as_draft_of", None, "Write this one too: output/draft is for speculation with output/target."
+)
 _WITH_OPTIMIZER = flags.DEFINE_bool(
     "with_optimizer", False, "Take the optimiser state along, to train on."
 )
@@ -46,9 +52,19 @@ def _main() -> None:
         return
 
     packaging = Packaging(
-        _FORMAT.value, _dtype(), _WITH_OPTIMIZER.value, _OVERWRITE.value, _MAX_SHARD_GB.value
+        _FORMAT.value,
+        _dtype(),
+        _WITH_OPTIMIZER.value,
+        _OVERWRITE.value,
+        _MAX_SHARD_GB.value,
+        _PAD.value,
     )
     if _MODEL.value is not None:
+        if _AS_DRAFT_OF.value is not None:
+            raise matta_jax.UserError(
+                f"as_draft_of={_AS_DRAFT_OF.value!r} is of use with --checkpoint alone; name that "
+                "in place of --model"
+            )
         output = _app.required(_OUTPUT, "models/student_hf")
         package = matta_jax.convert(_MODEL.value, output, packaging=packaging)
         spec = package.manifest["spec"]
@@ -60,6 +76,7 @@ def _main() -> None:
         _app.required(_SUB_MODEL, "student"),
         _app.required(_OUTPUT, "models/student"),
         packaging=packaging,
+        as_draft_of=_AS_DRAFT_OF.value,
     )
     for model in extracted:
         # A format may store more than the model has: stock GPT-2 pads, and files have heads.

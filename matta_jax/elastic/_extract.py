@@ -9,6 +9,7 @@ from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source, save_folder
 from matta_jax.elastic._opt_state import slice_opt_state
 from matta_jax.elastic._origins import origins_of
+from matta_jax.elastic._pair import ROLES, draft_and_target
 from matta_jax.elastic._proof import BACKEND, prove
 from matta_jax.errors import UserError
 from matta_jax.nesting import Counts, SubModel, Tree, format_spec, parse_spec, slug, units
@@ -62,6 +63,7 @@ def extract(
     *,
     packaging: Packaging | None = None,
     scores: Mapping[str, Scores] | None = None,
+    as_draft_of: str | None = None,
 ) -> list[Extracted]:
     """Extracts sub-models of a run's TA as plain models; each reads its own bytes of the checkpoint
     alone.
@@ -74,6 +76,8 @@ def extract(
       output: the folder of the model; with several specs, the folder that holds one for each.
       packaging: format, type, optimiser state.
       scores: known ones of each spec, for the manifest, as `record_scores` takes them.
+      as_draft_of: spec of a larger sub-model, to write with the single one of `sub_models` for
+        speculative decoding: the pair goes to `draft` and `target` in `output`.
 
     Raises:
       UserError: a bad checkpoint or spec, an output that exists, or a proof that fails.
@@ -87,11 +91,17 @@ def extract(
 
     # All are checked before anything is written.
     parsed = [parse_spec(spec, source.nest) for spec in sub_models]
-    targets = _targets(sub_models, storage.resolve(output), overwrite=packaging.overwrite)
-    if packaging.format == "hf":
+    pairs: list[Mapping[str, Any] | None] = [None] * len(parsed)
+    names = [slug(spec) for spec in sub_models] if len(sub_models) > 1 else [""]
+    if as_draft_of is not None:
+        pairs = list(draft_and_target(source, parsed, as_draft_of, packaging))
+        parsed.append(parse_spec(as_draft_of, source.nest))
+        sub_models, names = [*sub_models, as_draft_of], list(ROLES)
+    targets = _targets(sub_models, names, storage.resolve(output), overwrite=packaging.overwrite)
+    if packaging.style is not None:
         # For its errors alone: not every model has a form there.
         for sub_model in parsed:
-            hf_config(source.architecture_of(sub_model), packaging.dtype, None)
+            hf_config(source.architecture_of(sub_model), packaging.dtype, None, packaging.style)
     opt_states = [None] * len(parsed)
     if packaging.with_optimizer:
         opt_states = slice_opt_state(source, parsed)
@@ -102,7 +112,7 @@ def extract(
         params = cast(next(weights), packaging.dtype)
         spec_scores = scores.get(sub_models[i], ()) if scores else ()
         known_scores = [dict(score) for score in spec_scores]
-        part = _Part(source, sub_model, params, known_scores, opt_states[i])
+        part = _Part(source, sub_model, params, known_scores, opt_states[i], pairs[i])
         with new_folder(targets[i]) as building:
             model = part.write(building, packaging)
         # Its path was that of the folder beside its place.
@@ -110,12 +120,16 @@ def extract(
     return extracted
 
 
-def _targets(specs: Sequence[str], root: storage.Path, *, overwrite: bool) -> list[storage.Path]:
-    """The folder of each model. Raises UserError when one may not be written."""
+def _targets(
+    specs: Sequence[str], names: Sequence[str], root: storage.Path, *, overwrite: bool
+) -> list[storage.Path]:
+    """The folder of each model, by its name in `root`; of an empty one `root` itself. Raises
+    UserError when one may not be written.
+    """
     targets: list[storage.Path] = []
     check_place("output", root)
-    for spec in specs:
-        target = root / slug(spec) if len(specs) > 1 else root
+    for spec, name in zip(specs, names, strict=True):
+        target = root / name if name else root
         check_target(target, overwrite=overwrite)
         # By folder: two texts may have one slug.
         if target in targets:
@@ -134,6 +148,7 @@ class _Part:
       params: the weights, as they are to be written.
       scores: known ones.
       opt_state: the part of the optimiser state, or None.
+      pair: what its manifest says of its draft or target, or None.
     """
 
     source: Source
@@ -141,6 +156,7 @@ class _Part:
     params: Tree
     scores: list[dict[str, Any]]
     opt_state: Any
+    pair: Mapping[str, Any] | None
 
     def write(self, building: storage.Path, packaging: Packaging) -> Extracted:
         """Writes the model into a folder and proves it. Raises UserError when the proof fails."""
@@ -195,6 +211,8 @@ class _Part:
             trees = {"opt_state": self.opt_state}
             save_folder(building / "opt_state", trees, {"config": config})
             manifest["opt_state"] = {"step": source.step}
+        if self.pair is not None:
+            manifest["pair"] = dict(self.pair)
         finish_package(building, manifest)
         size = disk_bytes(building, packaging.format)
         return Extracted(building, spec, counts, difference, size)

@@ -96,7 +96,7 @@ def heads_of(num_heads):
     return matrices + 3 * width + 24, 2 * matrices + products
 
 
-@pytest.mark.parametrize("format", packages.FORMATS)
+@pytest.mark.parametrize("format", ("orbax", "safetensors", "hf"))
 def test_heads_may_vary_by_layer(run, tmp_path, format):
     packaging = packages.Packaging(format)
     [extracted] = extract(str(run[1]), ["num_heads=3,2,3"], tmp_path / "mix", packaging=packaging)
@@ -118,7 +118,7 @@ def test_heads_may_vary_by_layer(run, tmp_path, format):
 def test_heads_that_vary_are_padded_in_hf_and_an_import_takes_the_padding_off(
     run, family, tmp_path
 ):
-    packaging = packages.Packaging("hf")
+    packaging = packages.Packaging("hf", pad=True)
     [exported] = extract(str(run[1]), ["num_heads=3,2,3"], tmp_path / "hf", packaging=packaging)
     config = json.loads((exported.path / "config.json").read_text())
     assert config["n_head"] == 3 and config["matta_jax"]["num_heads"] == [3, 2, 3]
@@ -227,7 +227,7 @@ def test_a_run_whose_tokenizer_was_changed_is_refused(run, named_tokenizer):
 
 def test_the_bytes_on_disk_are_those_of_the_files(run, tmp_path):
     for format in ("orbax", "safetensors", "hf"):
-        how = packages.Packaging(format)
+        how = packages.Packaging(format, pad=format == "hf")
         [model] = extract(str(run[1]), "d_ff=48,16,48", tmp_path / format, packaging=how)
         size = packages.open_model(model.path).disk_bytes
         assert model.disk_bytes == size > 0
