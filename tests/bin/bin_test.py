@@ -185,6 +185,11 @@ FEDMRL = "--config=configs/fedmrl.py"
         ),
         ("extract", ["--sub_model=student", "--output=W"], ["--checkpoint is missing"]),
         (
+            "extract",
+            ["--checkpoint=/nowhere", "--sub_model=student", "--output=W", "--pad"],
+            ["pad=True is for format=hf, not 'orbax'", "leave it out"],
+        ),
+        (
             "evaluate",
             ["--model=/nowhere", "--tasks=perplexity:held_out"],
             ["/nowhere", "not an extracted model"],
@@ -288,6 +293,15 @@ def test_the_binaries_walk_the_road(call, tmp_path):
         "extract", f"--checkpoint={workdir}", "--sub_model=d_ff=20", f"--output={tmp_path}/bad"
     )
     assert code == 2 and "d_ff=20 is outside the nest; allowed: 16, 32" in output
+    code, output = call(
+        "extract", f"--checkpoint={workdir}", "--sub_model=student", "--as_draft_of=ta",
+        "--format=hf", f"--output={tmp_path}/pair",
+    )  # fmt: skip
+    assert code == 0 and "pair/draft: student" in output and "pair/target: ta" in output, output
+    code, output = call(
+        "extract", f"--model={model}", "--as_draft_of=ta", f"--output={tmp_path}/bad"
+    )
+    assert code == 2 and "as_draft_of='ta' is of use with --checkpoint alone" in output
     scores = tmp_path / "scores.json"
     text = tmp_path / "a.txt"
     text.write_text("def f(x): return x")

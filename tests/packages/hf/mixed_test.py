@@ -21,9 +21,14 @@ MIXES = {
 }
 CASES = [(kind, spec) for kind, specs in MIXES.items() for spec in specs]
 UNIFORM = [(kind, spec) for kind in MIXES for spec in ("student", "ta")]
-TIED = [(kind, spec, True) for kind, spec in CASES + UNIFORM]
+MIX = "num_kv_heads=1,3,1;d_ff=20,20,40"
+FIELDS = [(kind, spec, {}) for kind, spec in CASES + UNIFORM]
 # The head of our GPT-2 is tied.
-UNTIED = [(kind, spec, False) for kind, spec in CASES if kind != "gpt2"]
+FIELDS += [(kind, spec, {"tie_embeddings": False}) for kind, spec in CASES if kind != "gpt2"]
+# 9 heads do not divide d_model 24: config.json says 12, as stock Llama asks, and no layer has them.
+FIELDS += [("llama", "d_ff=40,20,40", {"num_heads": 3}), ("llama", MIX, {"num_heads": 3})]
+# A layer of each kind of attention.
+FIELDS += [("qwen3", MIX, {"window": 5, "global_layers": (0,), "local_rope_theta": 10_000.0})]
 
 
 @pytest.mark.parametrize(("kind", "spec"), CASES)
@@ -55,6 +60,20 @@ def test_a_mix_is_written_without_padding_and_read_bit_for_bit(
     assert back == architecture
     for path, weight in weights.items():
         np.testing.assert_array_equal(padded_weights[path], weight)
+
+
+def test_layers_have_their_own_heads_where_these_do_not_divide_the_width(
+    mix_of, write_folder, read_folder
+):
+    """Stock Llama asks for it, and pads each layer to 12 heads."""
+    architecture, params = mix_of("llama", "d_ff=40,20,40", num_heads=3)
+    folder = write_folder(Packaging("hf"), architecture, params)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (12, 4)
+    assert config["num_key_value_heads_by_layer"] == [3, 3, 3]
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    assert tensors["model.layers.1.self_attn.q_proj.weight"].shape == (9 * 4, 24)
+    assert read_folder(folder)[0] == architecture
 
 
 @pytest.mark.parametrize(("kind", "spec"), UNIFORM)
@@ -125,11 +144,10 @@ def test_padding_is_for_hf_alone():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "spec", "tie"), TIED + UNTIED)
+@pytest.mark.parametrize(("kind", "spec", "fields"), FIELDS)
 def test_transformers_computes_our_logits_and_writes_the_same(
-    mix_of, write_folder, read_folder, run_ours, load_trusted, run_theirs, kind, spec, tie
+    mix_of, write_folder, read_folder, run_ours, load_trusted, run_theirs, kind, spec, fields
 ):
-    fields = {} if kind == "gpt2" else {"tie_embeddings": tie}
     architecture, params = mix_of(kind, spec, **fields)
     folder = write_folder(Packaging("hf"), architecture, params)
     theirs = load_trusted(folder)
@@ -161,6 +179,13 @@ def test_with_a_cache_transformers_writes_what_it_writes_without(
     import torch
 
     model = load_trusted(write_folder(Packaging("hf"), *mix_of(kind, spec)))
+    attentions = [
+        module.config
+        for name, module in model.named_modules()
+        if name.endswith((".attn", ".self_attn"))
+    ]
+    # What is set later, such as the kernel of attention, is set for all layers.
+    assert len(attentions) == 3 and all(config is model.config for config in attentions)
     prompt = torch.arange(5)[None]
     texts = [
         model.generate(prompt, max_new_tokens=20, do_sample=False, use_cache=use_cache)

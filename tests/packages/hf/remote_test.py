@@ -1,6 +1,8 @@
 """The code that is written into folders: short, plain, and for transformers alone."""
 
 import ast
+import copy
+import json
 
 import pytest
 
@@ -51,3 +53,4 @@ def test_a_block_of_vllm_has_attributes_where_it_has_keys():
     block = names["Block"]({"ffn": {"no_op": False, "intermediate_size": 20}})
     assert block.ffn.intermediate_size == 20 and block.ffn.no_op is False
     assert not hasattr(block.ffn, "ffn_mult") and not hasattr(block, "attention")
+    assert copy.deepcopy(block) == block and json.dumps(block) == json.dumps(dict(block))
