@@ -97,6 +97,8 @@ def test_a_multiple_gives_the_width_back_or_is_none(width, d_model):
     assert (multiple is not None) == (width % 256 == 0)
     if multiple is not None:
         assert rounded_width(multiple, d_model) == width == _deci.width_of(multiple, d_model)
+        # Far from both bounds: no engine's rounding of the product matters.
+        assert abs(2 * multiple * d_model / 3 - (width - 128)) < 1
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_a_mix_is_written_without_padding_and_read_bit_for_bit(
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == f"mixed_{kind}"
     assert config["intermediate_sizes"] == list(architecture.along("d_ff"))
+    # Sizes stand once: where transformers reads them.
+    assert all(name.endswith("_granule") for name in config["matta_jax"])
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     stored = sum(tensor.size for tensor in tensors.values())
     assert stored == models.count_model(architecture, 8).parameters
