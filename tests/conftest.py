@@ -412,3 +412,99 @@ def bucket(request) -> str:
     if request.param == "gs":
         return request.getfixturevalue("make_bucket")(f"tests-{os.getpid()}")
     return request.getfixturevalue("s3_bucket")
+
+
+@pytest.fixture
+def save_words(tmp_path):
+    """`save_words(size)`: a tokenizer of words, of so many ids."""
+
+    def save(size):
+        from tokenizers import Tokenizer, models
+
+        words = {"<|endoftext|>": 0} | {f"word{i}": i for i in range(1, size)}
+        file = tmp_path / "words.json"
+        Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>")).save(str(file))
+        return f"hf:{file}"
+
+    return save
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+    """`tokenizer_file(kind)`: the spec of a tokenizer that llama.cpp has too: byte, gpt2 (two
+    files), a name of its splits, or spm.
+    """
+
+    def make(kind):
+        if kind == "byte":
+            return kind
+        pytest.importorskip("tokenizers")
+        text = TEXT * 20 + "Ünïcode: é, 中文, 🙂 12 123 1234 I'll don't WE'RE DON'T\r\n\n" * 30
+        folder = tmp_path / f"tokenizer_{kind}"
+        folder.mkdir()
+        if kind == "gpt2":
+            _save_gpt2(folder, text)
+            return f"gpt2:{folder}"
+        tokenizer = _spm(text) if kind == "spm" else _byte_level(kind, text)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        return f"hf:{folder}/tokenizer.json"
+
+    return make
+
+
+def _byte_level(split, text):
+    """A byte-level BPE that is trained on a text."""
+    import tokenizers
+    from tokenizers import pre_tokenizers, trainers
+
+    from matta_jax.tokenizers import Piece, merges_tokenizer
+
+    rules = merges_tokenizer([Piece("a"), Piece("b"), Piece("ab")], ["a b"], split)
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(rules))
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+def _save_gpt2(folder, text):
+    """The two files of OpenAI's."""
+    from matta_jax.tokenizers._gpt2 import byte_of_character
+
+    model = json.loads(_byte_level("gpt-2", text).to_str())["model"]
+    ids = {letter: i for i, letter in enumerate(byte_of_character())}
+    for first, second in model["merges"]:
+        ids.setdefault(first + second, len(ids))
+    ids["<|endoftext|>"] = len(ids)
+    (folder / "encoder.json").write_text(json.dumps(ids))
+    lines = ["#version: 0.2", *(f"{first} {second}" for first, second in model["merges"])]
+    (folder / "vocab.bpe").write_text("\n".join(lines) + "\n")
+
+
+def _spm(text):
+    """A BPE of pieces with a mark for spaces, as of SentencePiece."""
+    import tokenizers
+    from tokenizers import models, normalizers, processors, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    stages = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(stages)
+    names = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=[*names, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    rules = json.loads(tokenizer.to_str())
+    rules["added_tokens"] = rules["added_tokens"][: len(names)]
+    rules["model"]["fuse_unk"] = True
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(rules))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer

@@ -27,6 +27,7 @@ from matta_jax.config import (
     unknown_field,
 )
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
+from matta_jax.packages import QUANTIZATIONS
 
 _USAGE_ERROR = 2
 
@@ -108,6 +109,15 @@ def define_max_shard_gb(default: float) -> Any:
     """Defines `--max_shard_gb`; returns its holder."""
     return flags.DEFINE_float(
         "max_shard_gb", default, "GB of a file of safetensors or hf, at most."
+    )
+
+
+def define_quantize() -> Any:
+    """Defines `--quantize`; returns its holder."""
+    return flags.DEFINE_string(
+        "quantize",
+        None,
+        f"Of matrices in a gguf file: {', '.join(QUANTIZATIONS)}; None: that of --dtype.",
     )
 
 
@@ -302,3 +312,9 @@ def _plain_words(message: str) -> str:
 def say(line: str) -> None:
     """Prints a progress line at once."""
     print(line, flush=True)
+
+
+def say_all(lines: Sequence[str]) -> None:
+    """Prints several lines at once, such as what a model's files cannot do."""
+    for line in lines:
+        say(line)

@@ -6,6 +6,7 @@ matta-extract --checkpoint=runs/quickstart[@STEP] --sub_model='layers=2;d_ff=256
 matta-extract --model=models/small --format=hf --output=models/small_hf
 matta-extract --checkpoint=runs/quickstart --sub_model=student --as_draft_of=ta --format=hf \\
   --output=models/pair
+matta-extract --model=models/small --format=gguf --quantize=q8_0 --output=models/small_gguf
 matta-extract --verify=models/small
 """
 
@@ -27,7 +28,11 @@ _MODEL = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder of the model; of several, the folder that holds them."
 )
-_FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}; hf loads in transformers.")
+_FORMAT = flags.DEFINE_string(
+    "format",
+    "orbax",
+    f"{', '.join(FORMATS)}; hf loads in transformers, vllm in vLLM, gguf in llama.cpp.",
+)
 _DTYPE = flags.DEFINE_string(
     "dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model."
 )
@@ -38,6 +43,7 @@ _PAD = flags.DEFINE_bool(
 _AS_DRAFT_OF = flags.DEFINE_string(
     "as_draft_of", None, "Write this one too: output/draft is for speculation with output/target."
 )
+_QUANTIZE = _app.define_quantize()
 _WITH_OPTIMIZER = flags.DEFINE_bool(
     "with_optimizer", False, "Take the optimiser state along, to train on."
 )
@@ -58,6 +64,7 @@ def _main() -> None:
         _OVERWRITE.value,
         _MAX_SHARD_GB.value,
         _PAD.value,
+        _QUANTIZE.value,
     )
     if _MODEL.value is not None:
         if _AS_DRAFT_OF.value is not None:
@@ -68,7 +75,8 @@ def _main() -> None:
         output = _app.required(_OUTPUT, "models/student_hf")
         package = matta_jax.convert(_MODEL.value, output, packaging=packaging)
         spec = package.manifest["spec"]
-        _app.say(f"{package.path}: {spec} as {packaging.format}, {packaging.dtype}")
+        _app.say(f"{package.path}: {spec} as {packaging.format}, {packaging.numbers}")
+        _app.say_all(package.manifest.get("notes", ()))
         return
 
     extracted = matta_jax.extract(
@@ -85,6 +93,7 @@ def _main() -> None:
             f"{model.counts.bytes / 1e6:.2f} MB ({model.disk_bytes / 1e6:.2f} MB of files), "
             f"difference to the TA's slice {model.max_difference}"
         )
+        _app.say_all(model.notes)
 
 
 def _dtype() -> str:
@@ -93,7 +102,8 @@ def _dtype() -> str:
         return _DTYPE.value or "fp32"
     # Read in any case: a folder that is none is told before anything is written.
     stored_dtype = matta_jax.open_model(_MODEL.value).manifest["dtype"]
-    return _DTYPE.value or stored_dtype
+    # Numbers of a quantised file are of float32.
+    return _DTYPE.value or ("fp32" if _QUANTIZE.value else stored_dtype)
 
 
 def run() -> None:

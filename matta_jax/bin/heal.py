@@ -30,6 +30,7 @@ _EVAL_SOURCE = flags.DEFINE_string("eval_source", None, "And held-out text, as d
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}.")
 _DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
 _MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
+_QUANTIZE = _app.define_quantize()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an extracted model that is there.")
 
 
@@ -46,10 +47,12 @@ def _main() -> None:
             _DTYPE.value,
             overwrite=_OVERWRITE.value,
             max_shard_gb=_MAX_SHARD_GB.value,
+            quantize=_QUANTIZE.value,
         ),
         log=_app.say,
     )
     _app.say(f"{model.path}: {model.spec}, {model.counts.parameters:,} parameters")
+    _app.say_all(model.notes)
 
 
 def run() -> None:

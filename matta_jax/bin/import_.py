@@ -16,7 +16,7 @@ from matta_jax.packages import DTYPES, FORMATS, Packaging
 _HF = flags.DEFINE_string(
     "hf", None, "Folder with config.json and safetensors, of a ViT timm's too."
 )
-_GGUF = flags.DEFINE_string("gguf", None, "GGUF file of a Llama, Qwen 2.5 or Qwen 3.")
+_GGUF = flags.DEFINE_string("gguf", None, "GGUF file of a GPT-2, Llama, Qwen 2.5 or Qwen 3.")
 _LLAMA2C = flags.DEFINE_string("llama2c", None, "File of llama2.c.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the model.")
 _TOKENIZER = flags.DEFINE_string(
@@ -27,6 +27,7 @@ _TOKENIZER = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_string("format", "orbax", f"{', '.join(FORMATS)}.")
 _DTYPE = flags.DEFINE_string("dtype", "fp32", f"{' or '.join(DTYPES)}.")
 _MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
+_QUANTIZE = _app.define_quantize()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a model that is there.")
 
 
@@ -54,6 +55,7 @@ def _main() -> None:
             _DTYPE.value,
             overwrite=_OVERWRITE.value,
             max_shard_gb=_MAX_SHARD_GB.value,
+            quantize=_QUANTIZE.value,
         ),
     )
     architecture = package.architecture
@@ -63,6 +65,7 @@ def _main() -> None:
         f"{sizes.largest(heads)} {word_of(heads)}, d_ff {sizes.largest('d_ff')}, "
         f"{package.counts.parameters:,} parameters"
     )
+    _app.say_all(package.manifest.get("notes", ()))
 
 
 def run() -> None:

@@ -62,6 +62,7 @@ _EVALUATIONS = flags.DEFINE_integer(
 )
 _EXTRACT_BEST = flags.DEFINE_integer("extract_best", 0, "How many models to write, best first.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.join(FORMATS)}.")
+_QUANTIZE = _app.define_quantize()
 _MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
 
 
@@ -93,7 +94,12 @@ def _main() -> None:
         evaluations=_EVALUATIONS.value,
         workload=workload,
         extract_best=_EXTRACT_BEST.value,
-        packaging=Packaging(_FORMAT.value, _DTYPE.value, max_shard_gb=_MAX_SHARD_GB.value),
+        packaging=Packaging(
+            _FORMAT.value,
+            _DTYPE.value,
+            max_shard_gb=_MAX_SHARD_GB.value,
+            quantize=_QUANTIZE.value,
+        ),
         log=_app.say,
     )
 
@@ -102,6 +108,7 @@ def _main() -> None:
         _app.say(note)
     for model in result.extracted:
         _app.say(f"extracted {model.spec} to {model.path}")
+        _app.say_all(model.notes)
     _app.say(f"pick: {result.pick.spec}")
 
 

@@ -17,18 +17,18 @@ from matta_jax.packages import (
     VERSION,
     Package,
     Packaging,
-    at_dtype,
     bundled_config,
-    cast,
+    check_format,
     check_place,
     check_target,
+    counts_in,
     disk_bytes,
     finish_package,
-    hf_config,
     in_memory,
     new_folder,
     open_model,
     open_weights,
+    rounded,
     text_ids_of,
     write_weights,
 )
@@ -47,6 +47,7 @@ class Extracted:
       max_difference: largest |extracted - in place| over all activations of the certificate; 0, or
         extraction fails.
       disk_bytes: of the weights' files, the zeros of `hf` among them.
+      notes: what the files cannot do, a line each.
     """
 
     path: storage.Path
@@ -54,6 +55,7 @@ class Extracted:
     counts: Counts
     max_difference: float
     disk_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def extract(
@@ -98,10 +100,9 @@ def extract(
         parsed.append(parse_spec(as_draft_of, source.nest))
         sub_models, names = [*sub_models, as_draft_of], list(ROLES)
     targets = _targets(sub_models, names, storage.resolve(output), overwrite=packaging.overwrite)
-    if packaging.style is not None:
-        # For its errors alone: not every model has a form there.
-        for sub_model in parsed:
-            hf_config(source.architecture_of(sub_model), packaging.dtype, None, packaging.style)
+    for sub_model in parsed:
+        # Not every model has a form in each.
+        check_format(packaging, source.architecture_of(sub_model))
     opt_states = [None] * len(parsed)
     if packaging.with_optimizer:
         opt_states = slice_opt_state(source, parsed)
@@ -109,7 +110,7 @@ def extract(
     extracted = []
     weights = source.read_many(parsed)
     for i, sub_model in enumerate(parsed):
-        params = cast(next(weights), packaging.dtype)
+        params = rounded(next(weights), packaging, source.architecture_of(sub_model))
         spec_scores = scores.get(sub_models[i], ()) if scores else ()
         known_scores = [dict(score) for score in spec_scores]
         part = _Part(source, sub_model, params, known_scores, opt_states[i], pairs[i])
@@ -187,17 +188,16 @@ class _Part:
             )
 
         # The run's counts are of float32; the model's bytes are those of the type written.
-        counts = at_dtype(source.count(sub_model), packaging.dtype)
+        counts = counts_in(packaging, source.count(sub_model), architecture)
         described = {path: about | origins[path] for path, about in tensors.items()}
         certificate = {
             "max_difference": difference,
             "batch": list(batch),
             "backend": BACKEND,
         }
-        manifest = {
+        manifest: dict[str, Any] = {
             "version": VERSION,
-            "format": packaging.format,
-            "dtype": packaging.dtype,
+            **packaging.about,
             "parent": self._parent(),
             "spec": spec,
             "architecture": architecture.to_json(),
@@ -213,9 +213,10 @@ class _Part:
             manifest["opt_state"] = {"step": source.step}
         if self.pair is not None:
             manifest["pair"] = dict(self.pair)
-        finish_package(building, manifest)
+        manifest = finish_package(building, manifest)
         size = disk_bytes(building, packaging.format)
-        return Extracted(building, spec, counts, difference, size)
+        notes = tuple(manifest.get("notes", ()))
+        return Extracted(building, spec, counts, difference, size, notes)
 
     def _units(self, origins: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
         """The steps in which each tensor is cut into pieces, by path."""
@@ -247,7 +248,8 @@ def verify(folder: str | storage.Path) -> Package:
         about = package.manifest["tensors"][path]
         parent_print = about.get("parent_fingerprint")
         # What was rounded has other bits than the TA.
-        if package.manifest["dtype"] != "fp32" or parent_print is None:
+        numbers = package.manifest.get("numbers", package.manifest["dtype"])
+        if numbers != "fp32" or parent_print is None:
             continue
         if parent_print != about["fingerprint"]:
             raise UserError(

@@ -30,9 +30,9 @@ def draft_and_target(
     field = f"as_draft_of={target!r}"
     if len(drafts) != 1:
         raise UserError(f"{field} needs one sub_model as the draft, not {len(drafts)}; name one")
-    if packaging.style is None:
+    if packaging.format not in (*HF_FORMATS, "gguf"):
         raise UserError(
-            f"{field} needs format={' or '.join(HF_FORMATS)}, whose engines read pairs, not "
+            f"{field} needs format={', '.join(HF_FORMATS)} or gguf, whose engines read pairs, not "
             f"{packaging.format!r}; name one of these"
         )
     if source.plan.architecture.table_path is None:
@@ -45,10 +45,11 @@ def draft_and_target(
     layouts = [
         layout_of(source.architecture_of(sub_model), packaging.style)
         for sub_model in (draft, target_model)
+        if packaging.style is not None
     ]
     pair = {
         "draft": format_spec(draft, source.nest),
         "target": format_spec(target_model, source.nest),
-        "has_vllm": all(layout.serving for layout in layouts),
+        "has_vllm": bool(layouts) and all(layout.serving for layout in layouts),
     }
     return tuple({"role": role, **pair} for role in ROLES)

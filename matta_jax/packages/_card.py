@@ -8,12 +8,14 @@ from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
 from matta_jax.packages._engines import engine_parts
 from matta_jax.packages._packaging import HF_FORMATS
+from matta_jax.packages.gguf import kind_of
 from matta_jax.packages.hf import Layout, hf_shapes, open_hf
 from matta_jax.tokenizers import companions
 
 _SAFETENSORS = """import safetensors.numpy  # Names and axes: manifest.json
 
 weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")"""
+_GGUF = "llama-cli --model THIS_FOLDER/model.gguf --prompt 'Once upon a time'"
 _OURS = """import matta_jax
 
 model = matta_jax.load_model("THIS_FOLDER")
@@ -32,6 +34,8 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     # As it was written: its config.json tells whether it is padded.
     layout = open_hf(folder).layout if manifest["format"] in HF_FORMATS else None
     library = "matta_jax" if layout is None else "transformers"
+    if manifest["format"] == "gguf":
+        library = "llama.cpp"
     tags = f"matta_jax, matryoshka, {architecture.family_name}"
     parts = [
         f"---\nlibrary_name: {library}\ntags: [{tags}]\n---",
@@ -41,6 +45,8 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     ]
     if layout is not None and not layout.is_unpadded:
         parts += _padding(layout, architecture, manifest["counts"]["parameters"])
+    if manifest["format"] == "gguf":
+        parts += _llama_cpp(manifest, architecture)
     if layout is not None and not _has_tokenizer(folder):
         parts.append("The tokenizer is not among these files; the table names it.")
     if manifest["scores"]:
@@ -55,6 +61,27 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     parts += [f"```python\n{code}\n```" for code in _usage(manifest, architecture, layout)]
     parts += engine_parts(manifest, layout)
     return "\n\n".join(parts) + "\n"
+
+
+def _llama_cpp(manifest: dict[str, Any], architecture: Architecture) -> list[str]:
+    """How llama.cpp loads a model, and what it pads."""
+    kind = kind_of(architecture)
+    padding = []
+    if not kind.has_layer_sizes:
+        padding = _padding(kind.layout, architecture, manifest["counts"]["parameters"])
+    return [
+        *padding,
+        f"`model.gguf` is of llama.cpp's architecture `{kind.name}`, with matrices in "
+        f"{_numbers(manifest)}. An engine of llama.cpp, its servers and its bindings load it as it "
+        "is:",
+        f"```sh\n{_GGUF}\n```",
+        *manifest.get("notes", ()),
+    ]
+
+
+def _numbers(manifest: dict[str, Any]) -> str:
+    """The type of most numbers."""
+    return manifest.get("numbers", manifest["dtype"])
 
 
 def _usage(
@@ -83,7 +110,7 @@ def _figures(manifest: dict[str, Any], architecture: Architecture) -> str:
     counts = manifest["counts"]
     rows = {
         "parameters": f"{counts['parameters']:,}",
-        f"bytes ({manifest['dtype']})": f"{counts['bytes']:,}",
+        f"bytes ({_numbers(manifest)})": f"{counts['bytes']:,}",
         "FLOPs per token, forward": f"{counts['flops_per_token']:,}",
         "layers": str(architecture.num_layers),
         "d_model": str(architecture.d_model),
@@ -159,7 +186,7 @@ def _certificate(manifest: dict[str, Any]) -> str:
     return (
         "Certificate: the largest difference to the TA's own slice is "
         f"{certificate['max_difference']}, over all activations of a batch of {rows} x {length} "
-        f"positions ({certificate['backend']}, weights in {manifest['dtype']})."
+        f"positions ({certificate['backend']}, weights in {_numbers(manifest)})."
     )
 
 

@@ -9,7 +9,7 @@ from matta_jax import storage
 from matta_jax.checkpoints import StoredArray
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, count_model, logical_axes
-from matta_jax.nesting import LAYERS, flatten
+from matta_jax.nesting import LAYERS, flatten, unflatten
 from matta_jax.packages._folder import (
     bundled_config,
     check_target,
@@ -17,11 +17,17 @@ from matta_jax.packages._folder import (
     new_folder,
     text_ids_of,
 )
-from matta_jax.packages._formats import open_weights, write_weights
+from matta_jax.packages._formats import (
+    check_format,
+    counts_in,
+    open_weights,
+    rounded,
+    write_weights,
+)
 from matta_jax.packages._manifest import VERSION
 from matta_jax.packages._package import Package, open_model
-from matta_jax.packages._packaging import Packaging, at_dtype
-from matta_jax.packages._weights import Weight
+from matta_jax.packages._packaging import Packaging
+from matta_jax.packages._weights import Weight, in_memory
 from matta_jax.tokenizers import TextIds
 
 # What stays when a model is written again.
@@ -42,6 +48,7 @@ def convert(
             "with_optimizer: an optimiser state stays with its model; extract it again from the "
             "checkpoint"
         )
+    check_format(packaging, package.architecture)
     weights = {path: _stored(array) for path, array in package.stored.items()}
     about = {name: package.manifest[name] for name in _LINEAGE}
     # Its tokenizer's files lie in the old folder, and are copied from there.
@@ -72,6 +79,10 @@ def write_package(
         path: tuple(int(name == LAYERS) for name in names)
         for path, names in flatten(logical_axes(architecture)).items()
     }
+    if packaging.numbers != packaging.dtype:
+        # Blocks are of rows of llama.cpp's tensors, which are several of our axes.
+        params = unflatten({path: weight.whole() for path, weight in weights.items()})
+        weights = in_memory(rounded(params, packaging, architecture))
     tensors = write_weights(
         building,
         packaging,
@@ -87,11 +98,10 @@ def write_package(
 
     seq_len = config_lib.from_dict(about["config"]).seq_len
     names = flatten(logical_axes(architecture))
-    counts = at_dtype(count_model(architecture, seq_len), packaging.dtype)
+    counts = counts_in(packaging, count_model(architecture, seq_len), architecture)
     manifest = {
         "version": VERSION,
-        "format": packaging.format,
-        "dtype": packaging.dtype,
+        **packaging.about,
         "architecture": architecture.to_json(),
         "counts": dataclasses.asdict(counts),
         "tensors": {path: tensor | {"axes": list(names[path])} for path, tensor in tensors.items()},

@@ -25,7 +25,7 @@ def engine_parts(manifest: Mapping[str, Any], layout: Layout | None) -> list[str
       layout: of its Hugging Face folder; None: it is none, and no engine reads it.
     """
     if layout is None:
-        return []
+        return _gguf_pair(manifest)
     parts = []
     if layout.serving:
         parts.append(f"```sh\n{layout.serving}\n```")
@@ -51,13 +51,27 @@ def _other_engines(form: str, layout: Layout) -> str:
     )
 
 
+def _gguf_pair(manifest: Mapping[str, Any]) -> list[str]:
+    """How llama.cpp runs a draft and its target together, where a file is of a pair."""
+    if "pair" not in manifest:
+        return []
+    command = (
+        "llama-server --model THIS_FOLDER/../target/model.gguf --model-draft "
+        f"THIS_FOLDER/../draft/model.gguf --draft-max {_NUM_TOKENS}"
+    )
+    return [_told(manifest["pair"]), f"```sh\n{command}\n```"]
+
+
+def _told(pair: Mapping[str, Any]) -> str:
+    return (
+        f"The {pair['role']} of a pair: `{pair['draft']}` proposes tokens, and `{pair['target']}` "
+        "takes those that are its own. Greedy text is that of the target alone."
+    )
+
+
 def _pair(pair: Mapping[str, Any], layout: Layout) -> list[str]:
     """How a draft and its target run together."""
-    parts = [
-        f"The {pair['role']} of a pair: `{pair['draft']}` proposes tokens, and `{pair['target']}` "
-        "takes those that are its own. Greedy text is that of the target alone.",
-        f"```python\n{_PAIR}\n```",
-    ]
+    parts = [_told(pair), f"```python\n{_PAIR}\n```"]
     if pair["has_vllm"]:
         flag = "--trust-remote-code " if layout.is_unpadded else ""
         speculation = (

@@ -7,6 +7,7 @@ from typing import Any
 from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.packages._card import CARD, copy_tokenizer, model_card
+from matta_jax.packages._formats import notes_of
 from matta_jax.packages._manifest import MANIFEST, sealed
 from matta_jax.packages._packaging import HF_FORMATS
 from matta_jax.tokenizers import (
@@ -104,17 +105,21 @@ def bundled_config(config: dict[str, Any], building: storage.Path) -> dict[str, 
     return config | {"data": config["data"] | {"tokenizer": spec}}
 
 
-def finish_package(building: storage.Path, manifest: dict[str, Any]) -> None:
+def finish_package(building: storage.Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Writes what stands beside the weights: manifest, model card, and in Hugging Face's folders
-    the tokenizer's files where transformers looks for them.
+    the tokenizer's files where transformers looks for them. Returns the manifest with its seal.
     """
     tokenizer = resolved_tokenizer(manifest["config"]["data"]["tokenizer"], building)
     if manifest["format"] in HF_FORMATS:
         copy_tokenizer(tokenizer, building)
+    notes = notes_of(building, manifest["format"])
+    if notes:
+        manifest = manifest | {"notes": notes}
     manifest = sealed(manifest | {"tokenizer": files_digest(tokenizer)})
     # After the tokenizer's files: the card says whether they are there.
     storage.replace_text(building / CARD, model_card(manifest, building))
     storage.replace_text(building / MANIFEST, storage.json_text(manifest, indent=2) + "\n")
+    return manifest
 
 
 def text_ids_of(tokenizer: str) -> TextIds | None:

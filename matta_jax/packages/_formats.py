@@ -1,12 +1,14 @@
 """The files of a plain model's weights: `orbax`, `safetensors` (our own names), `hf` or `vllm`
-(Hugging Face's).
+(Hugging Face's), or `gguf` (llama.cpp's).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from matta_jax import storage
 from matta_jax.checkpoints import (
@@ -18,14 +20,52 @@ from matta_jax.checkpoints import (
 )
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
-from matta_jax.nesting import Tree, flatten, unflatten
-from matta_jax.packages._packaging import DTYPES, HF_FORMATS, Packaging
+from matta_jax.nesting import Counts, Tree, flatten, unflatten
+from matta_jax.packages._packaging import DTYPES, HF_FORMATS, Packaging, at_dtype
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
-from matta_jax.packages._weights import Recorded, Weight, described
-from matta_jax.packages.hf import hf_companions, hf_config, hf_shapes, open_hf, to_hf
-from matta_jax.tokenizers import TextIds
+from matta_jax.packages._weights import Recorded, Weight, cast, described
+from matta_jax.packages.gguf import (
+    FILE_NAME,
+    check_gguf,
+    gguf_note,
+    open_written,
+    rounded_params,
+    weight_bytes,
+    write_gguf,
+)
+from matta_jax.packages.hf import Reader, hf_companions, hf_config, hf_shapes, open_hf, to_hf
+from matta_jax.tokenizers import TextIds, resolved_tokenizer
 
 _MEND = "extract it again"
+
+
+def check_format(packaging: Packaging, architecture: Architecture) -> None:
+    """Raises UserError where the format has no room for a model."""
+    if packaging.style is not None:
+        hf_config(architecture, DTYPES[packaging.dtype], None, packaging.style)
+    if packaging.format == "gguf":
+        check_gguf(architecture, packaging.gguf_type)
+
+
+def rounded(params: Tree, packaging: Packaging, architecture: Architecture) -> Tree:
+    """The weights of a model in memory as its files give them back."""
+    params = cast(params, packaging.dtype)
+    if packaging.format != "gguf" or packaging.numbers == packaging.dtype:
+        return params
+    return rounded_params(params, architecture, packaging.gguf_type)
+
+
+def counts_in(packaging: Packaging, counts: Counts, architecture: Architecture) -> Counts:
+    """The counts of a model that is stored so."""
+    if packaging.numbers == packaging.dtype:
+        return at_dtype(counts, packaging.dtype)
+    return dataclasses.replace(counts, bytes=weight_bytes(architecture, packaging.gguf_type))
+
+
+def notes_of(folder: storage.Path, format: str) -> list[str]:
+    """What a folder's files cannot do, a line each."""
+    note = gguf_note(folder / FILE_NAME) if format == "gguf" else None
+    return [] if note is None else [note]
 
 
 def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
@@ -44,7 +84,7 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     Args:
       folder: of the model.
       packaging: format, type and size of the files.
-      weights: by path.
+      weights: by path; for a quantised `gguf` as `rounded` has made them.
       architecture: of the model.
       config: of its run.
       units: how each weight is cut into pieces, by path.
@@ -63,9 +103,15 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
         )
         return described(weights, units, _write_orbax(folder, params, config, units))
 
-    require_safetensors()
     recorded = {path: Recorded(weight, units[path]) for path, weight in weights.items()}
     to_write = {path: record.weight for path, record in recorded.items()}
+    if packaging.format == "gguf":
+        tokenizer = resolved_tokenizer(config["data"]["tokenizer"], folder)
+        write_gguf(folder, to_write, architecture, packaging.gguf_type, tokenizer)
+        prints = {path: record.fingerprint for path, record in recorded.items()}
+        return described(weights, units, prints)
+
+    require_safetensors()
     style = packaging.style
     if style is not None:
         described_model = hf_config(architecture, DTYPES[packaging.dtype], text_ids, style)
@@ -134,10 +180,15 @@ def open_weights(
             units=tuple(about["units"]),
             fingerprint=about["fingerprint"],
             mend=_MEND,
-            read=reads[path],
+            read=_read_as(jnp.dtype(about["dtype"]), reads[path]),
         )
         for path, about in tensors.items()
     }
+
+
+def _read_as(dtype: np.dtype, read: Reader) -> Reader:
+    """A reader of a type, which a GGUF file of bfloat16 has only in part."""
+    return lambda index: read(index).astype(dtype, copy=False)
 
 
 def _readers(
@@ -162,10 +213,12 @@ def _readers(
             )
         names = flatten(logical_axes(architecture))
         return dict(foreign.readers(names))
+    if format == "gguf":
+        return dict(open_written(folder, architecture, _MEND))
     return open_tensors(folder, shapes, _MEND)
 
 
 def disk_bytes(folder: storage.Path, format: str) -> int:
     """Bytes of the files of a model's weights, the zeros of `hf` among them."""
-    pattern = "weights/**/*" if format == "orbax" else "*.safetensors"
+    pattern = {"orbax": "weights/**/*", "gguf": FILE_NAME}.get(format, "*.safetensors")
     return sum(storage.num_bytes(file) for file in storage.match(folder, pattern) if file.is_file())

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import Counts
 
-FORMATS = ("orbax", "safetensors", "hf", "vllm")
+FORMATS = ("orbax", "safetensors", "hf", "vllm", "gguf")
 # Folders of Hugging Face's layout.
 HF_FORMATS = ("hf", "vllm")
 STOCK, MIXED, VLLM = "stock", "mixed", "vllm"
 """Styles of such folders: padded where layers differ; with code for layers that differ; vLLM's."""
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
+_GGUF_TYPES = {"fp32": "f32", "bf16": "bf16"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Packaging:
     """How models are written.
 
     Attributes:
-      format: `orbax`, `safetensors`, `hf` or `vllm`.
+      format: `orbax`, `safetensors`, `hf`, `vllm` or `gguf`.
       dtype: `fp32` or `bf16`.
       with_optimizer: whether the sub-model's part of the optimiser state goes along (orbax).
       overwrite: whether an extracted model may be replaced.
@@ -30,6 +32,7 @@ class Packaging:
         is split into several, with an index. A tensor is never split.
       pad: whether layers of `hf` that differ are padded to one size, for stock classes; else the
         folder has a few lines of code that give each its own.
+      quantize: of `gguf`, the type of matrices, one of `QUANTIZATIONS`; None: that of dtype.
     """
 
     format: str = "orbax"
@@ -38,6 +41,7 @@ class Packaging:
     overwrite: bool = False
     max_shard_gb: float = 5.0
     pad: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
@@ -47,6 +51,7 @@ class Packaging:
                     f"{name}={value!r} must be one of "
                     f"{', '.join(allowed)}{did_you_mean(value, allowed)}"
                 )
+        self._check_quantize()
         if self.with_optimizer and (self.format, self.dtype) != ("orbax", "fp32"):
             raise UserError(
                 "with_optimizer needs format=orbax and dtype=fp32: training goes on from these "
@@ -61,6 +66,47 @@ class Packaging:
             raise UserError(
                 f"max_shard_gb={self.max_shard_gb!r} must be above 0 and finite, such as 5"
             )
+
+    def _check_quantize(self) -> None:
+        if self.quantize is None:
+            return
+        if self.quantize not in QUANTIZATIONS:
+            raise UserError(
+                f"quantize={self.quantize!r} must be one of {', '.join(QUANTIZATIONS)}"
+                f"{did_you_mean(self.quantize, QUANTIZATIONS)}"
+            )
+        if self.format != "gguf":
+            raise UserError(
+                f"quantize={self.quantize!r} needs format=gguf, and format is {self.format!r}; "
+                "leave it out, or give --format=gguf"
+            )
+        if self.dtype != "fp32" and self.quantize != self.gguf_type_of_dtype:
+            raise UserError(
+                f"quantize={self.quantize!r} needs dtype=fp32, and dtype is {self.dtype!r}: it "
+                "rounds by itself; leave dtype out"
+            )
+
+    @property
+    def gguf_type_of_dtype(self) -> str:
+        """The type of matrices in a GGUF file where no other is asked for."""
+        return _GGUF_TYPES[self.dtype]
+
+    @property
+    def gguf_type(self) -> str:
+        """The type of matrices in a GGUF file."""
+        return self.quantize or self.gguf_type_of_dtype
+
+    @property
+    def numbers(self) -> str:
+        """The type of most numbers in the files, as a manifest and a card name it."""
+        is_rounded = self.quantize not in (None, self.gguf_type_of_dtype)
+        return self.gguf_type if is_rounded else self.dtype
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a manifest says of it."""
+        fields = {"format": self.format, "dtype": self.dtype}
+        return fields if self.numbers == self.dtype else fields | {"numbers": self.numbers}
 
     @property
     def style(self) -> str | None:

@@ -264,7 +264,7 @@ def _extract(
         counts = model.counts
         cost = Cost(counts.parameters, counts.bytes / 1e6, counts.flops_per_token)
         # Written in another type than the budget counts, a model has other megabytes.
-        if packaging.dtype == budget.dtype and cost.exceeds(budget):
+        if packaging.numbers == budget.dtype and cost.exceeds(budget):
             raise UserError(
                 f"{model.path}: {model.spec} breaks its budget as written; this is a defect, "
                 "please report it"

@@ -19,6 +19,7 @@ from matta_jax.packages import (
     Packaging,
     Reader,
     Weight,
+    check_format,
     check_target,
     gguf_tokenizer,
     new_folder,
@@ -76,8 +77,8 @@ def import_gguf(
     tokenizer: str | None = None,
     packaging: Packaging | None = None,
 ) -> Package:
-    """Makes a model of ours from a GGUF file of a Llama, Qwen 2.5 or Qwen 3; quantised weights
-    become float32. Arguments and errors as of `import_hf`.
+    """Makes a model of ours from a GGUF file of a GPT-2, Llama, Qwen 2.5 or Qwen 3; quantised
+    weights become float32. Arguments and errors as of `import_hf`.
     """
     source = storage.resolve(file)
     tokens = _Tokens(source, tokenizer, _keep_gguf_tokenizer)
@@ -171,6 +172,7 @@ def _import(
             "with_optimizer: a model from elsewhere has no optimiser state; import without it"
         )
 
+    check_format(packaging, architecture)
     weights = _weights(tokens.source, architecture, reads)
     with new_folder(target) as building:
         # What reads images has no texts, and its config's tokenizer no effect.

@@ -21,3 +21,5 @@ from matta_jax.tokenizers._pieces import Spaces as Spaces
 from matta_jax.tokenizers._pieces import merges_tokenizer as merges_tokenizer
 from matta_jax.tokenizers._pieces import read_spm as read_spm
 from matta_jax.tokenizers._pieces import spm_tokenizer as spm_tokenizer
+from matta_jax.tokenizers._tables import Tables as Tables
+from matta_jax.tokenizers._tables import tables_of as tables_of

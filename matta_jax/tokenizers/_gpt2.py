@@ -69,7 +69,7 @@ def _read_ranks(merges: storage.Path, ids: storage.Path, spec: str) -> tuple[dic
     """The id of each token, by its bytes; and the end token's."""
     # Read here: the library's own reader keeps a copy of each file by its path, and returns that
     # when another file lies there.
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     encoder = read_vocabulary(ids, spec)
     with reading(merges, spec):
         lines = storage.read_text(merges).splitlines()
@@ -96,7 +96,7 @@ def _read_ranks(merges: storage.Path, ids: storage.Path, spec: str) -> tuple[dic
     return ranks, end_id
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The byte that each character of the files stands for, in the order of ids: those that can be
     printed stand for themselves.
     """

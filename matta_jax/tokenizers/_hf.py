@@ -18,7 +18,7 @@ from matta_jax.tokenizers._base import (
 )
 
 # Names of the token that ends a text, the likeliest first.
-_END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
 class HFTokenizer(Tokenizer):
@@ -43,11 +43,10 @@ class HFTokenizer(Tokenizer):
             # Of no text: what is there is what the file's template puts around one.
             framing_ids = self._tokenizer.encode("", add_special_tokens=True).ids
 
-        end_ids = [vocabulary[token] for token in _END_TOKENS if token in vocabulary]
+        end_ids = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
         if not end_ids:
             raise UserError(
-                f"data.tokenizer='hf:{file}' has no end-of-text token; it needs one of "
-                f"{_END_TOKENS}"
+                f"data.tokenizer='hf:{file}' has no end-of-text token; it needs one of {END_TOKENS}"
             )
 
         self.eos_id = end_ids[0]
@@ -102,7 +101,7 @@ def _without_call_options(rules: dict[str, Any]) -> dict[str, Any]:
         # Found in a text, an end token that is not special would end the document.
         rules["added_tokens"] = [
             token | {"special": True}
-            if isinstance(token, dict) and token.get("content") in _END_TOKENS
+            if isinstance(token, dict) and token.get("content") in END_TOKENS
             else token
             for token in added
         ]

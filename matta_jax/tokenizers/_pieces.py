@@ -22,7 +22,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS: dict[str, list[dict[str, Any]]] = {
+SPLITS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [{"type": "ByteLevel", "use_regex": True}],
     "smollm": [
         {"type": "Digits", "individual_digits": True},
@@ -37,7 +37,7 @@ _SPLITS: dict[str, list[dict[str, Any]]] = {
         {"type": "ByteLevel", "use_regex": False},
     ],
 }
-_NORMALIZED = {"qwen2": {"type": "NFC"}}
+NORMALIZED = {"qwen2": {"type": "NFC"}}
 
 
 class PieceKind(enum.IntEnum):
@@ -155,13 +155,14 @@ def merges_tokenizer(
     Raises:
       UserError: a split that is not known.
     """
-    if split not in _SPLITS:
+    if split not in SPLITS:
         raise UserError(
-            f"tokenizer.ggml.pre={shorten(split)} is not known, only {', '.join(_SPLITS)}; name "
+            f"tokenizer.ggml.pre={shorten(split)} is not known, only {', '.join(SPLITS)}; name "
             "the model's tokenizer.json by --tokenizer=hf:FILE"
         )
+    vocabulary = {piece.text: i for i, piece in enumerate(pieces)}
     stages = []
-    for stage in _SPLITS[split]:
+    for stage in SPLITS[split]:
         defaults: dict[str, dict[str, Any]] = {
             "ByteLevel": {"add_prefix_space": False, "trim_offsets": True},
             "Split": {"behavior": "Isolated", "invert": False},
@@ -170,7 +171,7 @@ def merges_tokenizer(
     return {
         "version": "1.0",
         "added_tokens": _added(pieces),
-        "normalizer": _NORMALIZED.get(split),
+        "normalizer": NORMALIZED.get(split),
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": stages},
         "post_processor": _template(pieces, start_id),
         "decoder": {
@@ -181,8 +182,11 @@ def merges_tokenizer(
         },
         "model": {
             "type": "BPE",
-            "vocab": {piece.text: i for i, piece in enumerate(pieces)},
-            "merges": [merge.split(" ") for merge in merges],
+            "vocab": vocabulary,
+            # llama.cpp undoes a merge that makes no token, and the library refuses it.
+            "merges": [
+                merge.split(" ") for merge in merges if merge.replace(" ", "", 1) in vocabulary
+            ],
             # A word that is a token by itself needs no merges, as in Llama 3's.
             "ignore_merges": split == "llama-bpe",
         },

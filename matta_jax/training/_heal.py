@@ -11,7 +11,7 @@ from matta_jax.elastic import Extracted, extract
 from matta_jax.errors import UserError
 from matta_jax.nesting import STUDENT
 from matta_jax.optim import make_schedule
-from matta_jax.packages import Package, Packaging, check_target, open_model
+from matta_jax.packages import Package, Packaging, check_format, check_target, open_model
 from matta_jax.starts import plain_run
 from matta_jax.training._loop import train_whole
 
@@ -110,6 +110,7 @@ def heal(
     workdir = target.with_name(f"{target.name}.run") if workdir is None else workdir
 
     package = open_model(model)
+    check_format(packaging, package.architecture)
     if "opt_state" in package.manifest:
         config, spec = plain_run(package), STUDENT
         first_step = package.manifest["opt_state"]["step"]

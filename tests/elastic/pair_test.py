@@ -37,6 +37,18 @@ def test_a_pair_is_two_models_in_folders_of_their_roles(run, tmp_path):
     assert "pair" not in json.loads((again.path / "manifest.json").read_text())
 
 
+def test_a_pair_of_files_is_for_llama_cpp(run, tmp_path):
+    pytest.importorskip("gguf")
+    extracted = matta_jax.extract(
+        str(run[1]), "student", tmp_path / "pair", packaging=Packaging("gguf"), as_draft_of="ta"
+    )
+    for model, role in zip(extracted, ("draft", "target"), strict=True):
+        assert model.path == tmp_path / "pair" / role and (model.path / "model.gguf").is_file()
+        card = (model.path / "README.md").read_text()
+        assert f"The {role} of a pair: `student` proposes tokens" in card
+        assert "--model-draft THIS_FOLDER/../draft/model.gguf" in card and "vllm" not in card
+
+
 def test_a_pair_that_vllm_does_not_serve_has_no_line_for_it(run, tmp_path):
     extracted = matta_jax.extract(
         str(run[1]), [MIX], tmp_path / "pair", packaging=Packaging("hf"), as_draft_of="ta"
@@ -52,7 +64,12 @@ def test_a_pair_that_vllm_does_not_serve_has_no_line_for_it(run, tmp_path):
         (["student", MIX], "ta", Packaging("hf"), "as_draft_of='ta' needs one sub_model .*, not 2"),
         ("ta", "ta", Packaging("hf"), "as_draft_of='ta' is the draft itself; name a larger"),
         ("student", "tta", Packaging("hf"), "tta"),
-        ("student", "ta", Packaging(), "as_draft_of='ta' needs format=hf or vllm, .* not 'orbax'"),
+        (
+            "student",
+            "ta",
+            Packaging(),
+            "as_draft_of='ta' needs format=hf, vllm or gguf, .* 'orb",
+        ),
     ],
 )
 def test_what_is_no_pair_is_refused_and_nothing_is_written(

@@ -63,12 +63,15 @@ def to_tensors(
 def tensor_shapes(layout: Layout, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a model, by name."""
     room = layout.room(architecture)
-    places = [(place, room) for place in layout.outer(architecture).values()]
-    layers = layout.layer(architecture).values()
+    places = layout.layer(architecture).values()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in layout.outer(architecture).values():
+        shapes |= dict.fromkeys(place.tensors, _shape_of(place.dims, room))
     for layer in range(architecture.num_layers):
         room = layout.layer_room(architecture, layer)
-        places += [(place.in_layer(layer), room) for place in layers]
-    return {tensor: _shape_of(p.dims, room) for p, room in places for tensor in p.tensors}
+        for place in places:
+            shapes |= dict.fromkeys(place.in_layer(layer).tensors, _shape_of(place.dims, room))
+    return shapes
 
 
 def _foreign(
@@ -161,34 +164,45 @@ class _Weight:
     def read(self, index: tuple[Any, ...]) -> np.ndarray:
         """Returns the part of an index."""
         room = self._layout.room(self._architecture)
-        return self._unpadded(self._place, self._architecture.sub_model.sizes, room)[index]
+        return self.whole(self._place, self._architecture.sub_model.sizes, room)[index]
 
     def in_layer(self, layer: int, sizes: Mapping[str, int]) -> np.ndarray:
         """Of a layer of these sizes."""
         room = self._layout.layer_room(self._architecture, layer)
-        return self._unpadded(self._place.in_layer(layer), sizes, room)
+        return self.whole(self._place.in_layer(layer), sizes, room)
 
-    def _unpadded(
-        self, place: Place, sizes: Mapping[str, int], room: Mapping[str, int]
-    ) -> np.ndarray:
+    def whole(self, place: Place, sizes: Mapping[str, int], room: Mapping[str, int]) -> np.ndarray:
         """The weight, without the padding. Raises ValueError where that is not zero."""
         logical = logical_names(self._axes)
         part_axes = logical if place.stack is None else _without(logical, place.stack)
-        part_sizes = {**room, **sizes}
         parts = []
         for tensor in place.tensors:
-            order = [name for dim in place.dims for name in dim]
-            padded = self._tensors[tensor].reshape([room[axis] for axis in order])
-            part = padded[tuple(slice(0, part_sizes[axis]) for axis in order)]
-            # What is cut off must add nothing, or the import would be another function.
-            if np.count_nonzero(padded) != np.count_nonzero(part):
-                raise ValueError(f"tensor {tensor} is not zero outside the sizes of config.json")
-            parts.append(part.transpose([order.index(axis) for axis in part_axes]))
-
+            padded = self._tensors[tensor]
+            parts.append(_without_padding(tensor, padded, place, sizes, room))
+        order = [name for dim in place.dims for name in dim]
+        parts = [part.transpose([order.index(axis) for axis in part_axes]) for part in parts]
         weight = parts[0]
         if place.stack is not None:
             weight = np.stack(parts, axis=logical.index(place.stack))
         return split_granules(weight, self._axes, self._architecture.granules)
+
+
+def _without_padding(
+    tensor: str,
+    padded: np.ndarray,
+    place: Place,
+    sizes: Mapping[str, int],
+    room: Mapping[str, int],
+) -> np.ndarray:
+    """A foreign tensor by our axes. Raises ValueError where its padding is not zero."""
+    order = [name for dim in place.dims for name in dim]
+    padded = padded.reshape([room[axis] for axis in order])
+    part_sizes = {**room, **sizes}
+    part = padded[tuple(slice(0, part_sizes[axis]) for axis in order)]
+    # What is cut off must add nothing, or the import would be another function.
+    if np.count_nonzero(padded) != np.count_nonzero(part):
+        raise ValueError(f"tensor {tensor} is not zero outside the sizes of config.json")
+    return part
 
 
 class _Stack:

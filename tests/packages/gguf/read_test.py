@@ -14,7 +14,7 @@ from matta_jax import models, nesting, packages, storage
 from matta_jax.errors import UserError
 from matta_jax.models.layers import Rotary
 from matta_jax.nesting import flatten
-from matta_jax.packages import _gguf
+from matta_jax.packages.gguf import _fields, _tensors
 
 gguf = pytest.importorskip("gguf")
 TOKENS = ["<|endoftext|>", "<s>", *"abcdefghijklmnopqrstuvwxyz", "ab"]
@@ -83,10 +83,10 @@ def written(tmp_path, model):
         writer.add_token_types([3, 3] + [1] * 27)
         writer.add_token_merges(["a b"])
         writer.add_chat_template("{{ messages }}")
-        names = {f"model.{ours}": theirs for ours, theirs in _gguf._OUTER.items()}
+        names = {f"model.{ours}": theirs for ours, theirs in _tensors._LLAMA_OUTER.items()}
         names["lm_head.weight"] = "output.weight"
         for layer in range(2):
-            for ours, theirs in _gguf._LAYER.items():
+            for ours, theirs in _tensors._LLAMA_LAYER.items():
                 names[f"model.layers.{layer}.{ours}"] = f"blk.{layer}.{theirs}"
         for name, tensor in tensors.items():
             if kind == "llama" and ("q_proj" in name or "k_proj" in name):
@@ -136,7 +136,7 @@ def test_quantised_weights_are_those_of_the_package(written, model, tmp_path):
 
 
 def test_llama3s_frequencies_are_recognised(written, tmp_path):
-    factors = dict(_gguf._LLAMA3[1])
+    factors = dict(_fields.LLAMA3[1])
     rotary = Rotary(5e5, factors.pop("rope_type"), tuple(factors.items()))
     plain, _ = Rotary(5e5, "default").frequencies(8)
     ratios = plain / rotary.frequencies(8)[0]

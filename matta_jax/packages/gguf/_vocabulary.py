@@ -1,0 +1,108 @@
+"""The tokenizer of a GGUF file, both ways: its tables, and the rules of a tokenizer.json."""
+
+from typing import Any
+
+from matta_jax import storage
+from matta_jax.errors import UserError, shorten
+from matta_jax.packages.gguf._file import GGUFFile
+from matta_jax.tokenizers import (
+    Piece,
+    PieceKind,
+    Spaces,
+    companions,
+    files_digest,
+    merges_tokenizer,
+    spm_tokenizer,
+    tables_of,
+)
+
+_NOTE = "matta_jax.note"
+_TEMPLATE = "chat_template.jinja"
+
+
+def vocabulary_fields(spec: str, vocab_size: int) -> dict[str, Any]:
+    """The fields of a file that tell a tokenizer; where llama.cpp has none that cuts texts as this
+    one does, a vocabulary without texts, and a line that says so.
+
+    Args:
+      spec: as `data.tokenizer`.
+      vocab_size: of the model.
+    """
+    # A model can be written without the files of its tokenizer.
+    has_files = files_digest(spec) is not None
+    tables = tables_of(spec, vocab_size) if has_files else None
+    if tables is None:
+        reason = "llama.cpp has none that cuts texts as this model's does"
+        note = (
+            f"model.gguf holds no tokenizer: {reason if has_files else 'its files are missing'}. "
+            "Programs that give llama.cpp ids run it, its server and its command line do not."
+        )
+        return {"tokenizer.ggml.model": "none", _NOTE: note}
+
+    fields: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2" if tables.spaces is None else "llama",
+        "tokenizer.ggml.pre": tables.split if tables.spaces is None else "default",
+        "tokenizer.ggml.tokens": [piece.text for piece in tables.pieces],
+        "tokenizer.ggml.token_type": [int(piece.kind) for piece in tables.pieces],
+        "tokenizer.ggml.bos_token_id": tables.start_id,
+        "tokenizer.ggml.eos_token_id": tables.end_id,
+        # As here, where a model reads its start before each text.
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+    if tables.spaces is None:
+        fields["tokenizer.ggml.merges"] = list(tables.merges)
+        fields["tokenizer.ggml.add_space_prefix"] = False
+    else:
+        fields["tokenizer.ggml.scores"] = [float(piece.score) for piece in tables.pieces]
+        fields["tokenizer.ggml.add_space_prefix"] = tables.spaces.adds_first
+        unknown = [i for i, piece in enumerate(tables.pieces) if piece.kind is PieceKind.UNKNOWN]
+        if unknown:
+            fields["tokenizer.ggml.unknown_token_id"] = unknown[0]
+    if tables.composes:
+        fields[_NOTE] = (
+            "llama.cpp does not compose characters (NFC) before it cuts a text, as this model's "
+            "tokenizer does: texts in another form have other ids there."
+        )
+    for file in companions(spec):
+        if file.name == _TEMPLATE:
+            fields["tokenizer.chat_template"] = storage.read_text(file)
+    return fields
+
+
+def gguf_note(file: storage.Path) -> str | None:
+    """What a file that was written here cannot do, in a line; None: it does all."""
+    return GGUFFile(file).fields.get(_NOTE)
+
+
+def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
+    """The rules of a file's tokenizer, as tokenizer.json has them, and its chat template. Raises
+    UserError for a kind that is not known.
+    """
+    fields = GGUFFile(file).fields
+    kind = fields.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama") or "tokenizer.ggml.tokens" not in fields:
+        raise UserError(
+            f"gguf={str(file)!r}: tokenizer.ggml.model={shorten(kind)} is not supported, only gpt2 "
+            "and llama; name the model's tokenizer by --tokenizer"
+        )
+    tokens = fields["tokenizer.ggml.tokens"]
+    scores = fields.get("tokenizer.ggml.scores", [0.0] * len(tokens))
+    kinds = fields.get("tokenizer.ggml.token_type", [PieceKind.NORMAL] * len(tokens))
+    pieces = [
+        Piece(text, score, PieceKind(number))
+        for text, score, number in zip(tokens, scores, kinds, strict=True)
+    ]
+    template = fields.get("tokenizer.chat_template")
+    start_id = None
+    if fields.get("tokenizer.ggml.add_bos_token", kind == "llama"):
+        start_id = fields.get("tokenizer.ggml.bos_token_id")
+    if kind == "gpt2":
+        split = fields.get("tokenizer.ggml.pre", "gpt-2")
+        merges = fields["tokenizer.ggml.merges"]
+        return merges_tokenizer(pieces, merges, split, start_id), template
+    spaces = Spaces(
+        adds_first=fields.get("tokenizer.ggml.add_space_prefix", True),
+        collapses=fields.get("tokenizer.ggml.remove_extra_whitespaces", False),
+    )
+    return spm_tokenizer(pieces, spaces, start_id), template
