@@ -1,0 +1,118 @@
+"""LAMBADA's last words, by the sizes of one run of the ladder's largest nest on novels."""
+
+import itertools
+import pathlib
+
+from lab.books import REPORTED_ON, TUNED_ON, json_lines, read_books, write_once
+from lab.protocol import Experiment, Results
+from lab.rungs import RUNGS, rung_config
+from lab.runs import Lab, stored
+
+import matta_jax
+from matta_jax.config import Config, override
+from matta_jax.errors import UserError
+from matta_jax.evaluation import Evaluation
+from matta_jax.reporting import markdown_table
+
+_RUNG = RUNGS[-1]
+_LENGTH = 8
+"""Tokens for each parameter of the TA: an hour and a half of one core."""
+_SEQ_LEN = 256
+"""Bytes: the end of a passage, of which the half is 180 bytes or more."""
+_SHARDS = 12
+_CHARACTERS = 60_000
+"""Of each held-out book."""
+_SPECS = ("student", *(f"d_ff={width}" for width in _RUNG.widths[1:-1]), "ta")
+_WORDS, _LAST, _PERPLEXITY, _BITS = "words", "last_byte", "perplexity", "bits"
+
+
+class WholeWords(Experiment):
+    """One run, and all of its sizes on LAMBADA's test passages."""
+
+    name = "lambada"
+    seeds = (0,)
+
+    def write_data(self, data: pathlib.Path, workdir: pathlib.Path) -> None:
+        """Writes the novels to train on, to choose by and to report on."""
+        shards = (read_books(data, f"train-{shard:05}-*.jsonl.gz") for shard in range(_SHARDS))
+        texts = {_file(workdir, "train"): list(itertools.chain.from_iterable(shards))}
+        for side in (TUNED_ON, REPORTED_ON):
+            novels = read_books(data, f"{side}.jsonl.gz")
+            texts[_file(workdir, side)] = [novel[:_CHARACTERS] for novel in novels]
+        for path, documents in texts.items():
+            write_once(path, json_lines(documents))
+
+    def config(self, data: pathlib.Path, workdir: pathlib.Path) -> Config:
+        """The rung's nest, on longer windows of novels, as many tokens in a step."""
+        del data
+        sources = {
+            "source": f"text:{_file(workdir, 'train')}",
+            "eval_source": f"text:{_file(workdir, TUNED_ON)}",
+        }
+        overrides = {
+            "model.max_len": _SEQ_LEN,
+            "data.seq_len": _SEQ_LEN,
+            "data.batch_size": _RUNG.batch_size // 2,
+            "train.checkpoint_every": 100,
+        }
+        return override(rung_config(_RUNG, _LENGTH, sources), overrides)
+
+    def measure(self, lab: Lab) -> Results:
+        """Trains the run, and scores its sizes."""
+        passages = lab.data / "lambada" / "lambada_test.jsonl"
+        if not passages.is_file():
+            raise UserError(f"{str(passages)!r} is missing; name the folder of it as --data_dir")
+        (trained,) = lab.train({"nest": {}}, self.seeds).values()
+        novels = _file(lab.workdir, REPORTED_ON)
+
+        def rows() -> list[dict[str, object]]:
+            tasks = {f"lambada:{passages}": _WORDS, f"bits_per_byte:{novels}": _BITS}
+            compared = matta_jax.compare(
+                checkpoint=str(trained.workdir), sub_models=list(_SPECS), tasks=list(tasks)
+            )
+            more = {f"lambada_{name}:{passages}": short for name, short in _MORE.items()}
+            return [_row(each, tasks | more) for each in compared.evaluations]
+
+        return {"rows": stored(trained.workdir / "scores.json", rows)}
+
+    def show(self, results: Results, folder: pathlib.Path) -> str:
+        """A line for each size."""
+        del folder
+        header = ["model", "parameters", "whole words", "95 % interval", "last byte", "perplexity"]
+        lines = [
+            [
+                row["spec"],
+                f"{row['parameters']:,}",
+                f"{row[_WORDS]:.2%}",
+                "{:.2%} to {:.2%}".format(*row["interval"]),
+                f"{row[_LAST]:.1%}",
+                f"{row[_PERPLEXITY]:,.0f}",
+                f"{row[_BITS]:.4f}",
+            ]
+            for row in results["rows"]
+        ]
+        examples = results["rows"][0]["examples"]
+        return (
+            f"{markdown_table([*header, 'novels, bits per byte'], lines)}\n\n{examples:,} passages."
+        )
+
+
+_MORE = {"last_token": _LAST, "perplexity": _PERPLEXITY}
+
+
+def _file(workdir: pathlib.Path, side: str) -> pathlib.Path:
+    return workdir / f"novels_{side}.jsonl"
+
+
+def _row(evaluation: Evaluation, tasks: dict[str, str]) -> dict[str, object]:
+    (words,) = (task for task, short in tasks.items() if short == _WORDS)
+    return {
+        "spec": evaluation.spec,
+        "parameters": evaluation.counts["parameters"],
+        "interval": evaluation.intervals[words],
+        "examples": evaluation.examples[words],
+        **{short: evaluation.scores[task] for task, short in tasks.items()},
+    }
+
+
+EXPERIMENT = WholeWords()
