@@ -49,7 +49,17 @@ def lines(folder, count=50):
     return f"text:{folder}/a.jsonl"
 
 
-@pytest.mark.parametrize("kind", ["files", "lines", "one document", "two sources", "stdlib"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "files",
+        "lines",
+        "one document",
+        "two sources",
+        # Ten million tokens, read three times.
+        pytest.param("stdlib", marks=pytest.mark.slow),
+    ],
+)
 def test_its_windows_are_those_of_the_corpus(tiny, prepared, tmp_path, kind):
     (tmp_path / "one.txt").write_text("0123456789" * 30)
     fields = {
@@ -147,11 +157,14 @@ def test_parts_whose_text_or_files_changed_are_written_again(prepared, tmp_path)
     [
         ({"data__eval_fraction": 0.5}, "begun with another value of data.eval_fraction"),
         ({"data__text_field": "body"}, "another value of data.text_field"),
-        ({"data__source": "stdlib"}, "another value of the files of data.source"),
+        ({"data__source": "text:{folder}/*.jsonl"}, "another value of the files of data.source"),
     ],
 )
-def test_another_preparation_is_not_mixed_in(prepared, tiny, fields, words):
+def test_another_preparation_is_not_mixed_in(prepared, tiny, tmp_path, fields, words):
     _, made = prepared()
+    lines(tmp_path / "lines")
+    if "data__source" in fields:
+        fields = {"data__source": fields["data__source"].format(folder=tmp_path / "lines")}
     with pytest.raises(UserError, match=words):
         prepared(**fields)
     data.Manifest.read(made.folder)

@@ -9,7 +9,7 @@ import pytest
 
 from matta_jax import train
 from matta_jax.errors import DivergenceError
-from matta_jax.training import _loop, _meter
+from matta_jax.training import _meter, _prepare
 from matta_jax.training._meter import Cost, Meter, SkippedSteps
 
 
@@ -18,7 +18,7 @@ def poison(monkeypatch):
     """`poison(steps)`: batches of these steps hold ids beyond the vocabulary, which make loss and
     gradient NaN.
     """
-    real = _loop.training_batches
+    real = _prepare.training_batches
 
     def poison(steps):
         @contextlib.contextmanager
@@ -29,7 +29,7 @@ def poison(monkeypatch):
                     for step, batch in enumerate(batches, start_step + 1)
                 )
 
-        monkeypatch.setattr(_loop, "training_batches", opened)
+        monkeypatch.setattr(_prepare, "training_batches", opened)
 
     return poison
 

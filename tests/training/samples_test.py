@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from matta_jax import train
@@ -23,6 +24,9 @@ def test_student_and_ta_write_a_line_each(tiny, tmp_path):
 
 def test_several_processes_do_not_sample(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
+    # The other process finds the same mistake.
+    gather = "jax.experimental.multihost_utils.process_allgather"
+    monkeypatch.setattr(gather, lambda flag: np.stack([flag] * 2))
     with pytest.raises(UserError, match=r"train\.sample_every=1 needs a run of one process"):
         train(tiny(train__sample_every=1), tmp_path / "run", log=lambda line: None)
     assert not (tmp_path / "run").exists()
