@@ -7,12 +7,13 @@ from lab.books import REPORTED_ON, TUNED_ON, json_lines, read_books, write_once
 from lab.protocol import Experiment, Results
 from lab.rungs import RUNGS, rung_config
 from lab.runs import Lab, stored
+from lab.statistics import Row
 
 import matta_jax
 from matta_jax.config import Config, override
 from matta_jax.errors import UserError
 from matta_jax.evaluation import Evaluation
-from matta_jax.reporting import markdown_table
+from matta_jax.reporting import markdown_table, new_figure, save_figure
 
 _RUNG = RUNGS[-1]
 _LENGTH = 8
@@ -77,7 +78,7 @@ class WholeWords(Experiment):
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
         """A line for each size."""
-        del folder
+        _plot(results["rows"], folder / "lambada.png")
         header = ["model", "parameters", "whole words", "95 % interval", "last byte", "perplexity"]
         lines = [
             [
@@ -95,6 +96,20 @@ class WholeWords(Experiment):
         return (
             f"{markdown_table([*header, 'novels, bits per byte'], lines)}\n\n{examples:,} passages."
         )
+
+
+def _plot(rows: list[Row], path: pathlib.Path) -> None:
+    figure = new_figure((5.0, 3.2))
+    if figure is None:
+        return
+    axes = figure.subplots()
+    axes.semilogx(
+        [row["parameters"] for row in rows], [100 * row[_LAST] for row in rows], "o-", color="0.2"
+    )
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("last bytes that are right, %")
+    axes.set_title("No whole word, and the last byte the more often the larger")
+    save_figure(figure, path)
 
 
 _MORE = {"last_token": _LAST, "perplexity": _PERPLEXITY}
