@@ -86,7 +86,7 @@ class Corpus:
         if self.kind == "hf":
             return example_parts(hub_count(self.source, self.text_field))
         try:
-            return file_parts(self.files())
+            return file_parts(self.files(), self._described)
         except OSError as error:
             raise UserError(
                 f"{self._described} cannot be read ({error}); name files that may be read"
@@ -127,7 +127,7 @@ class Corpus:
         """The files of a `stdlib`, `text:` or `parquet:` source, sorted, of these suffixes or of
         those that its kind reads. Raises UserError when there are none.
         """
-        kind, _, pattern = self.source.partition(":")
+        kind, pattern = self.kind, self.source.partition(":")[2]
         if kind == "stdlib":
             return _stdlib_files()
         if kind not in _SUFFIXES:

@@ -1,5 +1,6 @@
 """Texts of a column of a Parquet file."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,18 +11,13 @@ _ROWS = 1024
 """That exist as Python texts at once."""
 
 
-def row_group_bytes(path: storage.Path) -> list[int]:
-    """The size of each row group of a Parquet file, of which only the end is read; of one that
-    cannot be read, none: `read_column` says why.
+def row_group_bytes(path: storage.Path, what: str) -> list[int]:
+    """The size of each row group of a Parquet file, of which only the end is read. Raises UserError
+    for a file that is none, or damaged; `what` asked for it.
     """
-    library = _pyarrow(f"{path}")
-    try:
-        with storage.open_old(path) as data:
-            told = library.ParquetFile(data).metadata
-            return [told.row_group(i).total_byte_size for i in range(told.num_row_groups)]
-    # The reader raises many kinds for damaged files.
-    except Exception:
-        return []
+    with _opened(path, what) as file:
+        told = file.metadata
+        return [told.row_group(i).total_byte_size for i in range(told.num_row_groups)]
 
 
 def read_column(
@@ -39,23 +35,29 @@ def read_column(
       UserError: the file is no Parquet file or damaged, has no such column of texts, or a row has
         none.
     """
+    with _opened(path, what) as file:
+        _check_column(file.schema_arrow, column, f"{what}: {path}")
+        told = file.metadata
+        groups = list(range(*(row_groups or (0, told.num_row_groups))))
+        row = sum(told.row_group(i).num_rows for i in range(groups[0] if groups else 0))
+        for batch in file.iter_batches(_ROWS, groups, [column]):
+            for text in batch.column(0).to_pylist():
+                if text is None:
+                    raise UserError(
+                        f"{what}: {path} row {row}: {column} is null, and must be a text; leave "
+                        "such rows out"
+                    )
+                yield text
+                row += 1
+
+
+@contextlib.contextmanager
+def _opened(path: storage.Path, what: str) -> Iterator[Any]:
+    """Opens a file, and names what is wrong with it in the block. Raises UserError."""
     library = _pyarrow(what)
     try:
         with storage.open_old(path) as data:
-            file = library.ParquetFile(data)
-            _check_column(file.schema_arrow, column, f"{what}: {path}")
-            told = file.metadata
-            groups = list(range(*(row_groups or (0, told.num_row_groups))))
-            row = sum(told.row_group(i).num_rows for i in range(groups[0] if groups else 0))
-            for batch in file.iter_batches(_ROWS, groups, [column]):
-                for text in batch.column(0).to_pylist():
-                    if text is None:
-                        raise UserError(
-                            f"{what}: {path} row {row}: {column} is null, and must be a text; "
-                            "leave such rows out"
-                        )
-                    yield text
-                    row += 1
+            yield library.ParquetFile(data)
     except UserError:
         raise
     except FileNotFoundError:

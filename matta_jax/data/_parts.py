@@ -34,13 +34,20 @@ class Part:
     within: tuple[int, int] | None = None
 
 
-def file_parts(files: Sequence[storage.Path], least_bytes: int = _LEAST_BYTES) -> list[Part]:
+def file_parts(
+    files: Sequence[storage.Path], what: str, least_bytes: int = _LEAST_BYTES
+) -> list[Part]:
     """Divides files, in order: small ones are put together, and large ones that can be read from
-    the middle are cut. Raises OSError for a file that cannot be read.
+    the middle are cut.
 
     Args:
       files: of a corpus.
+      what: asked for them, as errors say it.
       least_bytes: of a part but the last; more where there would be too many parts.
+
+    Raises:
+      OSError: a file cannot be read.
+      UserError: one that would be cut is damaged.
     """
     sizes = [storage.num_bytes(file) for file in files]
     target = max(least_bytes, sum(sizes) // _MOST_PARTS)
@@ -58,7 +65,7 @@ def file_parts(files: Sequence[storage.Path], least_bytes: int = _LEAST_BYTES) -
         cuts = _cuts_of(file)
         if cuts is not None and size >= 2 * target:
             end_group()
-            parts += [Part((str(file),), within) for within in cuts(file, target)]
+            parts += [Part((str(file),), within) for within in cuts(file, what, target)]
             continue
         group.append(str(file))
         group_bytes += size
@@ -75,7 +82,7 @@ def example_parts(count: int, least: int = _LEAST_EXAMPLES) -> list[Part]:
     return [Part(within=within) for within in _ranges(bounds)]
 
 
-_Cuts = Callable[[storage.Path, int], list[tuple[int, int]]]
+_Cuts = Callable[[storage.Path, str, int], list[tuple[int, int]]]
 
 
 def _cuts_of(file: storage.Path) -> _Cuts | None:
@@ -86,8 +93,9 @@ def _cuts_of(file: storage.Path) -> _Cuts | None:
     return {".jsonl": _line_cuts, ".parquet": _row_group_cuts}.get(file.suffix)
 
 
-def _line_cuts(file: storage.Path, target: int) -> list[tuple[int, int]]:
+def _line_cuts(file: storage.Path, what: str, target: int) -> list[tuple[int, int]]:
     """Ranges of bytes that begin and end with whole lines."""
+    del what
     size = storage.num_bytes(file)
     bounds = [0]
     while bounds[-1] < size:
@@ -108,11 +116,11 @@ def _next_line(file: storage.Path, start: int, size: int) -> int:
     return size
 
 
-def _row_group_cuts(file: storage.Path, target: int) -> list[tuple[int, int]]:
+def _row_group_cuts(file: storage.Path, what: str, target: int) -> list[tuple[int, int]]:
     """Ranges of row groups."""
     bounds = [0]
     num_bytes = 0
-    sizes = row_group_bytes(file)
+    sizes = row_group_bytes(file, what)
     for number, size in enumerate(sizes, 1):
         num_bytes += size
         if num_bytes >= target or number == len(sizes):

@@ -121,6 +121,8 @@ def _plan(config: Config, folder: storage.Path, tokenizer: Tokenizer) -> Plan:
             jobs.append(Job(corpus, Part(), CUT))
             continue
         jobs += [Job(corpus, part, rule) for part in corpus.parts()]
+    if not jobs:
+        raise _empty(SIDES[0], config)
     plan = Plan(
         str(folder), data.tokenizer, config.model.vocab_size, data.eval_fraction, tuple(jobs)
     )

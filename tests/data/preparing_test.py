@@ -19,8 +19,8 @@ HERE = data.Runner(workers=1)
 def small_parts(monkeypatch):
     """Parts of a few documents."""
 
-    def parts(files):
-        return _parts.file_parts(files, 1000 if len(files) < 100 else 2**21)
+    def parts(files, what):
+        return _parts.file_parts(files, what, 1000 if len(files) < 100 else 2**21)
 
     monkeypatch.setattr(_corpora, "file_parts", parts)
 
@@ -198,6 +198,12 @@ def test_a_folder_of_other_files_is_left_as_it_is(tiny, tmp_path, overwrite):
 def test_what_cannot_be_prepared_is_one_line(tiny, tmp_path, fields, words):
     with pytest.raises(UserError, match=words):
         data.prepare(tiny(**fields), tmp_path / "p", runner=HERE, log=lambda _: None)
+
+
+def test_a_corpus_of_no_part_is_one_line(prepared, monkeypatch):
+    monkeypatch.setattr(data.Corpus, "parts", lambda corpus: [])
+    with pytest.raises(UserError, match="has no training text at data.eval_fraction=0.2"):
+        prepared()
 
 
 def test_examples_are_not_prepared(embedder, tmp_path):
