@@ -15,7 +15,8 @@ import grain
 import numpy as np
 
 from matta_jax.config import Component, phases
-from matta_jax.data._windows import Tokens, Windows
+from matta_jax.data._tokens import JoinedTokens, LaterTokens, Tokens
+from matta_jax.data._windows import Windows
 from matta_jax.errors import UserError
 
 
@@ -34,8 +35,7 @@ class MixedWindows:
     @property
     def fingerprint(self) -> str:
         """Hash of the token streams, by name."""
-        told = "\n".join(f"{name} {windows.fingerprint}" for name, windows in self.sources.items())
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        return _fingerprint_of(self.sources)
 
     def __len__(self) -> int:
         return sum(map(len, self.sources.values()))
@@ -174,19 +174,18 @@ def join_windows(sources: Mapping[str, Windows]) -> Windows:
     """
     first, *_ = sources.values()
     # Each stream begins with the separator, with which the one before it ends.
-    lead = len(dict.fromkeys(first.separators))
+    lead = len(set(first.separators))
     streams: list[Tokens] = [
-        windows.tokens if number == 0 else _Part(windows.tokens, lead)
+        windows.tokens if number == 0 else LaterTokens(windows.tokens, lead)
         for number, windows in enumerate(sources.values())
     ]
-    told = "\n".join(f"{name} {windows.fingerprint}" for name, windows in sources.items())
     return Windows(
-        _Joined(streams),
+        JoinedTokens(streams),
         first.seq_len,
         first.eos_id,
         sum(windows.num_bytes for windows in sources.values()),
         sum(windows.num_documents for windows in sources.values()),
-        fingerprint=hashlib.blake2b(told.encode(), digest_size=16).hexdigest(),
+        fingerprint=_fingerprint_of(sources),
         num_lossy=sum(windows.num_lossy for windows in sources.values()),
         start_id=first.start_id,
         apart=first.apart,
@@ -194,36 +193,7 @@ def join_windows(sources: Mapping[str, Windows]) -> Windows:
     )
 
 
-class _Part:
-    """A token stream without its first tokens."""
-
-    def __init__(self, tokens: Tokens, start: int):
-        self._tokens = tokens
-        self._start = start
-
-    def __len__(self) -> int:
-        return len(self._tokens) - self._start
-
-    def __getitem__(self, index: slice) -> np.ndarray:
-        start, stop, _ = index.indices(len(self))
-        return self._tokens[start + self._start : max(stop, start) + self._start]
-
-
-class _Joined:
-    """Token streams, one after the other."""
-
-    def __init__(self, streams: Sequence[Tokens]):
-        self._streams = streams
-        self._starts = list(itertools.accumulate(map(len, streams), initial=0))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, index: slice) -> np.ndarray:
-        start, stop, _ = index.indices(len(self))
-        pieces = [
-            np.asarray(stream[max(start - first, 0) : max(stop - first, 0)])
-            for first, stream in zip(self._starts, self._streams, strict=False)
-            if first < stop and start < first + len(stream)
-        ]
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+def _fingerprint_of(sources: Mapping[str, Windows]) -> str:
+    """The hash of several token streams, by name."""
+    told = "\n".join(f"{name} {windows.fingerprint}" for name, windows in sources.items())
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

@@ -10,7 +10,8 @@ from matta_jax import storage
 from matta_jax.config import DataConfig
 from matta_jax.data._encoding import Tally
 from matta_jax.data._seal import seal_of
-from matta_jax.data._shards import Shard, ShardedTokens
+from matta_jax.data._shards import Shard, ShardTokens
+from matta_jax.data._tokens import JoinedTokens
 from matta_jax.data._windows import Windows
 from matta_jax.errors import UserError
 from matta_jax.tokenizers import Tokenizer
@@ -125,14 +126,14 @@ def prepared_windows(
     side = manifest.held_out if held_out else manifest.train
     _stage(folder, side)
 
-    tokens = ShardedTokens(
-        np.array(manifest.separator),
-        side.shards,
-        lambda file: storage.local_copy(folder / file),
-        np.dtype(manifest.dtype),
-    )
+    dtype = np.dtype(manifest.dtype)
+
+    def tokens_of(shard: Shard) -> ShardTokens:
+        return ShardTokens(shard, lambda: storage.local_copy(folder / shard.file), dtype)
+
+    lead = np.array(manifest.separator, dtype)
     return Windows(
-        tokens,
+        JoinedTokens([lead, *map(tokens_of, side.shards)]),
         config.seq_len,
         tokenizer.eos_id,
         side.tally.num_bytes,

@@ -4,12 +4,10 @@ A record holds so many tokens, the last of a file fewer. Files are not packed: a
 microseconds, and a record that was damaged is found by its own hash.
 """
 
-import bisect
 import dataclasses
 import hashlib
-import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,81 +73,56 @@ class ShardWriter:
         return Shard(file, self._num_tokens, self._digest.hexdigest())
 
 
-class ShardedTokens:
-    """The tokens of several files, one after the other, as one array that lies on the disk.
+class ShardTokens:
+    """The tokens of a file, as one array that lies on the disk.
 
     Args:
-      lead: tokens that stand before all files.
-      shards: the files.
-      locate: returns the local path of a file's name; asked when it is first read.
+      shard: the file.
+      locate: returns its local path; asked when it is first read.
       dtype: of tokens.
     """
 
-    def __init__(
-        self,
-        lead: np.ndarray,
-        shards: Sequence[Shard],
-        locate: Callable[[str], storage.Path],
-        dtype: np.dtype,
-    ):
-        self.dtype = dtype
-        self._lead = lead.astype(dtype)
-        self._shards = [shard for shard in shards if shard.num_tokens]
+    def __init__(self, shard: Shard, locate: Callable[[], storage.Path], dtype: np.dtype):
+        self._shard = shard
         self._locate = locate
-        counts = [len(lead), *(shard.num_tokens for shard in self._shards)]
-        # Where each file begins, and the last ends.
-        self._starts = list(itertools.accumulate(counts))
-        self._readers: dict[int, Any] = {}
+        self._dtype = dtype
+        self._opened: Any = None
         self._opening = threading.Lock()
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._shard.num_tokens
 
     def __getitem__(self, index: slice) -> np.ndarray:
         """Returns the tokens [n] of a slice without a step. Raises UserError for a file that is
         damaged or gone.
         """
-        start, stop, step = index.indices(len(self))
-        if step != 1:
-            raise IndexError("tokens are read in their order, one after the other")
-        pieces = [self._lead[start:stop]]
-        start = max(start, len(self._lead))
-        while start < stop:
-            number = bisect.bisect_right(self._starts, start) - 1
-            end = min(stop, self._starts[number + 1])
-            first = self._starts[number]
-            pieces.append(self._read(number, start - first, end - first))
-            start = end
-        return np.concatenate(pieces)
-
-    def _read(self, number: int, start: int, stop: int) -> np.ndarray:
-        """Tokens of a file."""
-        shard = self._shards[number]
+        start, stop, _ = index.indices(len(self))
+        if start >= stop:
+            return np.zeros(0, self._dtype)
         records = range(start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS + 1)
         try:
-            data = b"".join(self._reader(number).read(list(records)))
+            data = b"".join(self._reader().read(list(records)))
         # The reader raises many kinds for damaged files.
         except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise _damaged(shard, " ".join(str(error).split())[:160]) from None
-        tokens = np.frombuffer(data, self.dtype)
+            raise _damaged(self._shard, " ".join(str(error).split())[:160]) from None
+        tokens = np.frombuffer(data, self._dtype)
         first = records.start * RECORD_TOKENS
         piece = tokens[start - first : stop - first]
         if len(piece) != stop - start:
-            raise _damaged(shard, "it is cut")
+            raise _damaged(self._shard, "it is cut")
         return piece
 
-    def _reader(self, number: int) -> Any:
+    def _reader(self) -> Any:
         with self._opening:
-            if number not in self._readers:
-                path = self._locate(self._shards[number].file)
-                reader = array_record_module.ArrayRecordReader(str(path), _READER_OPTIONS)
-                self._readers[number] = reader
-            return self._readers[number]
+            if self._opened is None:
+                path = str(self._locate())
+                self._opened = array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
+            return self._opened
 
 
 def read_shard(path: storage.Path, shard: Shard, dtype: np.dtype) -> np.ndarray:
     """Returns all tokens [n] of a file. Raises UserError where they are not what was written."""
-    tokens = ShardedTokens(np.zeros(0), [shard], lambda _: storage.local_copy(path), dtype)[:]
+    tokens = ShardTokens(shard, lambda: storage.local_copy(path), dtype)[:]
     if hashlib.blake2b(tokens.tobytes(), digest_size=16).hexdigest() != shard.digest:
         raise _damaged(shard, "it is not what was written")
     return tokens

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 import numpy as np
 from absl import logging
@@ -26,6 +25,7 @@ from matta_jax.data._grams import (
     write_grams,
 )
 from matta_jax.data._seal import seal_of
+from matta_jax.data._tokens import Tokens
 from matta_jax.errors import UserError, shorten
 from matta_jax.reporting import progress
 from matta_jax.tokenizers import Tokenizer
@@ -37,14 +37,6 @@ _GRAMS = "grams.npz"
 
 # Tokens that are hashed at once.
 _PIECE = 2**22
-
-
-class Tokens(Protocol):
-    """A token stream: an array, or what reads like one from the disk."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)

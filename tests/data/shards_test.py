@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from matta_jax.data import _shards
+from matta_jax.data import _shards, _tokens
 from matta_jax.errors import UserError
 
 DTYPE = np.dtype("uint16")
@@ -27,7 +27,11 @@ def test_any_slice_is_that_of_the_array(tmp_path, sizes, drawn):
     files = [[rng.integers(0, 2**16, size).astype(DTYPE) for size in piece] for piece in sizes]
     shards = [write(tmp_path, pieces, f"{i}.array_record") for i, pieces in enumerate(files)]
     lead = np.array([7, 9])
-    tokens = _shards.ShardedTokens(lead, shards, lambda file: tmp_path / file, DTYPE)
+    files_of = [
+        _shards.ShardTokens(shard, lambda shard=shard: tmp_path / shard.file, DTYPE)
+        for shard in shards
+    ]
+    tokens = _tokens.JoinedTokens([lead.astype(DTYPE), *files_of])
     whole = np.concatenate([lead.astype(DTYPE), *(piece for each in files for piece in each)])
     assert len(tokens) == len(whole) and tokens[:].dtype == DTYPE
     np.testing.assert_array_equal(tokens[:], whole)

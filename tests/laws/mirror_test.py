@@ -20,6 +20,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/data/_seal.py": "tests/data/prepared_test.py",
     "matta_jax/data/_split.py": "tests/models/families/scorer_test.py",
     "matta_jax/data/_tfds.py": "tests/data/data_test.py",
+    "matta_jax/data/_tokens.py": "tests/data/shards_test.py",
     "matta_jax/data/_windows.py": "tests/data/data_test.py",
     "matta_jax/data/tfds_text.py": "tests/data/data_test.py",
     "matta_jax/distill/_plan.py": "tests/distill/objective_test.py",
