@@ -18,10 +18,7 @@ import sys
 import tempfile
 import time
 
-# Before harness, which leaves this process one core: its children have all of them.
-_CORES = os.sched_getaffinity(0)
-
-import harness  # noqa: E402
+import harness
 
 _PEER = """
 import sys
@@ -52,7 +49,7 @@ def timed(command, environment):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    os.sched_setaffinity(0, _CORES)
+    os.sched_setaffinity(0, harness.CORES)
     subprocess.run(command, env=os.environ | environment, check=True, **quiet)
     seconds = time.monotonic() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,6 +1,7 @@
 """LAMBADA's last words, by the sizes of one run of the ladder's largest nest on novels."""
 
 import itertools
+import json
 import pathlib
 
 from lab.books import REPORTED_ON, TUNED_ON, json_lines, read_books, write_once
@@ -10,20 +11,24 @@ from lab.runs import Lab, stored
 from lab.statistics import Row
 
 import matta_jax
+from matta_jax import packages
 from matta_jax.config import Config, override
 from matta_jax.errors import UserError
-from matta_jax.evaluation import Evaluation
+from matta_jax.evaluation import Evaluation, encode_request, likelihoods
 from matta_jax.reporting import markdown_table, new_figure, save_figure
+from matta_jax.tokenizers import make_tokenizer
 
 _RUNG = RUNGS[-1]
 _LENGTH = 8
 """Tokens for each parameter of the TA: an hour and a half of one core."""
 _SEQ_LEN = 256
-"""Bytes: the end of a passage, of which the half is 180 bytes or more."""
+"""Bytes: the end of a passage."""
 _SHARDS = 12
 _CHARACTERS = 60_000
 """Of each held-out book."""
 _SPECS = ("student", *(f"d_ff={width}" for width in _RUNG.widths[1:-1]), "ta")
+_LETTERS = 8
+"""Places in a word that the table shows."""
 _WORDS, _LAST, _PERPLEXITY, _BITS = "words", "last_byte", "perplexity", "bits"
 
 
@@ -74,7 +79,12 @@ class WholeWords(Experiment):
             more = {f"lambada_{name}:{passages}": short for name, short in _MORE.items()}
             return [_row(each, tasks | more) for each in compared.evaluations]
 
-        return {"rows": stored(trained.workdir / "scores.json", rows)}
+        return {
+            "rows": stored(trained.workdir / "scores.json", rows),
+            "letters": stored(
+                trained.workdir / "letters.json", lambda: _letters(trained.workdir, passages)
+            ),
+        }
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
         """A line for each size."""
@@ -94,8 +104,34 @@ class WholeWords(Experiment):
         ]
         examples = results["rows"][0]["examples"]
         return (
-            f"{markdown_table([*header, 'novels, bits per byte'], lines)}\n\n{examples:,} passages."
+            f"{markdown_table([*header, 'novels, bits per byte'], lines)}\n\n"
+            f"{examples:,} passages.\n\n{_letters_table(results['letters'])}"
         )
+
+
+def _letters(run: pathlib.Path, passages: pathlib.Path) -> list[list[float]]:
+    """For each place in the last word, the space before it first: how many words have a byte there,
+    and the share that the TA finds the most likely one.
+    """
+    (model,) = packages.load_in_place(str(run), ["ta"])
+    tokenizer = make_tokenizer(model.config.data.tokenizer)
+    requests = []
+    for line in passages.read_text().splitlines():
+        context, space, word = json.loads(line)["text"].strip().rpartition(" ")
+        requests.append(encode_request(tokenizer, context, space + word))
+    tops = [each.is_top.tolist() for each in likelihoods(model, requests)]
+    letters = []
+    for place in range(max(map(len, tops))):
+        there = [top[place] for top in tops if len(top) > place]
+        letters.append([len(there), sum(there) / len(there)])
+    return letters
+
+
+def _letters_table(letters: list[list[float]]) -> str:
+    header = ["place in the word", "the space", *(f"letter {i}" for i in range(1, _LETTERS))]
+    counts = ["words", *(f"{count:,.0f}" for count, _ in letters[:_LETTERS])]
+    shares = ["right by the TA", *(f"{share:.1%}" for _, share in letters[:_LETTERS])]
+    return markdown_table(header, [counts, shares])
 
 
 def _plot(rows: list[Row], path: pathlib.Path) -> None:
@@ -104,11 +140,17 @@ def _plot(rows: list[Row], path: pathlib.Path) -> None:
         return
     axes = figure.subplots()
     axes.semilogx(
-        [row["parameters"] for row in rows], [100 * row[_LAST] for row in rows], "o-", color="0.2"
+        [row["parameters"] / 1e3 for row in rows],
+        [100 * row[_LAST] for row in rows],
+        "o-",
+        color="0.2",
     )
-    axes.set_xlabel("parameters")
+    ticks = [round(row["parameters"] / 1e3) for row in rows]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("thousand parameters")
     axes.set_ylabel("last bytes that are right, %")
-    axes.set_title("No whole word, and the last byte the more often the larger")
+    axes.set_title("Larger sizes find more last bytes", fontsize=10)
     save_figure(figure, path)
 
 
