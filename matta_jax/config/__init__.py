@@ -27,7 +27,7 @@ from matta_jax.config._fields import field as field
 from matta_jax.config._llama import LlamaConfig as LlamaConfig
 from matta_jax.config._mixture import MIXTURE as MIXTURE
 from matta_jax.config._mixture import Component as Component
-from matta_jax.config._mixture import parse_component as parse_component
+from matta_jax.config._mixture import components_of as components_of
 from matta_jax.config._mixture import phases as phases
 from matta_jax.config._mixture import same_until as same_until
 from matta_jax.config._model import ModelConfig as ModelConfig

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from matta_jax.config._fields import Section, field
-from matta_jax.config._mixture import Component, check_mixture, parse_component
+from matta_jax.config._mixture import Component, check_mixture, components_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,4 +99,4 @@ class DataConfig(Section):
     @property
     def components(self) -> tuple[Component, ...]:
         """The sources of a mixture, in order; none of another source."""
-        return tuple(parse_component(name, text) for name, text in self.mixture.items())
+        return components_of(self.mixture)

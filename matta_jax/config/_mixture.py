@@ -76,7 +76,7 @@ def check_mixture(source: str, mixture: Mapping[str, str]) -> None:
             f"data.source={shorten(source)} and data.mixture of {len(mixture)} sources: a mixture "
             f"is read where data.source={MIXTURE!r}, and only there; set both"
         )
-    components = [parse_component(name, text) for name, text in mixture.items()]
+    components = components_of(mixture)
     for component in components:
         where = item_name("data.mixture", component.name)
         if not component.name.isidentifier() or len(component.name) > _LONGEST_NAME:
@@ -89,11 +89,16 @@ def check_mixture(source: str, mixture: Mapping[str, str]) -> None:
                 f"{where}={shorten(mixture[component.name])} must begin with a source, such as "
                 "text:books/*"
             )
-    for step in sorted({step for component in components for step, _ in component.weights}):
+    for step in phases(components):
         if not any(component.weight_at(step) for component in components):
             raise UserError(
                 f"data.mixture: all weights are 0 from step {step} on; give a source a weight there"
             )
+
+
+def components_of(mixture: Mapping[str, str]) -> tuple[Component, ...]:
+    """The sources of a mixture, in order. Raises UserError for what is none."""
+    return tuple(parse_component(name, text) for name, text in mixture.items())
 
 
 def phases(components: tuple[Component, ...]) -> tuple[int, ...]:

@@ -49,8 +49,10 @@ def warn_of_cost(corpus: Corpus, tokenizer: Tokenizer) -> None:
     if corpus.is_set:
         return
     num_bytes = sum(storage.num_bytes(path) for path in corpus.files())
+    if num_bytes < _LARGE_BYTES:
+        return
     first = next(iter(corpus), None)
-    if num_bytes < _LARGE_BYTES or first is None:
+    if first is None:
         return
     text = first.text[:_TRIED_CHARACTERS] or " "
     start = time.perf_counter()

@@ -190,7 +190,7 @@ def _write_grams(path: storage.Path, samplers: dict[str, GramSampler]) -> None:
     write_grams(path, {**arrays, _OWNERS: grams[SIDES[1]].documents})
 
 
-def part_grams(plan: "Plan", number: int, side: str) -> Grams:
+def part_grams(plan: Plan, number: int, side: str) -> Grams:
     """The sampled stretches of a part's side; of the training side, those of all documents are
     taken for those of one. Raises OSError.
     """
@@ -198,7 +198,7 @@ def part_grams(plan: "Plan", number: int, side: str) -> Grams:
     return read_grams(path, f"{side}_hashes", None if side == SIDES[0] else _OWNERS)
 
 
-def read_done(plan: "Plan", number: int) -> DonePart | None:
+def read_done(plan: Plan, number: int) -> DonePart | None:
     """What is known of a part of this very plan; None where it is not done."""
     try:
         content = storage.read_json(_part_file(storage.path(plan.folder), number, "json"))

@@ -64,16 +64,16 @@ class HeldOut:
         and what has been read of it.
         """
         step = int(state.step)
-        parts = getattr(self._eval_windows, "parts", {})
-        if not parts:
+        held_out = self._eval_windows
+        if not isinstance(held_out, Windows) or not held_out.parts:
             sums = self._sums(state, self._batches(step))
             return {f"eval/{name}": value for name, value in _means(sums).items()}
 
         limit = self._config.train.eval_batches
         totals: dict[str, float] = {}
         metrics: dict[str, float] = {}
-        for name, windows in parts.items():
-            share = limit * len(windows) / len(self._eval_windows)
+        for name, windows in held_out.parts.items():
+            share = limit * len(windows) / len(held_out)
             batches = sequential_batches(
                 windows, batch_size=self._config.data.batch_size, limit=max(round(share), 1)
             )

@@ -300,8 +300,7 @@ def _trees_of(state: TrainState) -> dict[str, Any]:
 
 def _reads_same(stored_config: Mapping[str, Any], config: Config, step: int) -> bool:
     """Whether two mixtures are the same as far as a run has come."""
-    texts = stored_config["data"].get("mixture", {})
-    before = tuple(config_lib.parse_component(name, text) for name, text in texts.items())
+    before = config_lib.components_of(stored_config["data"].get("mixture", {}))
     return config_lib.same_until(before, config.data.components, step)
 
 

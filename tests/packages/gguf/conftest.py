@@ -19,6 +19,7 @@ ROPE = {
     "linear": {"factor": 4.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 16.0},
 }
+GGUF = Packaging("gguf")
 # Each with the fields in which it is not a Llama.
 BLOCKS = {
     "llama": {},
@@ -90,7 +91,7 @@ def random_weights():
 def written(tmp_path, architecture_of, random_weights):
     """`written(block, spec, packaging, **fields)`: the folder of a model, and its weights."""
 
-    def write(block, spec="ta", packaging=Packaging("gguf"), **fields):  # noqa: B008
+    def write(block, spec="ta", packaging=GGUF, **fields):
         architecture = architecture_of(block, spec, **fields)
         weights = random_weights(architecture)
         config = c.to_dict(config_of(block, **fields))
