@@ -104,15 +104,13 @@ def _line_cuts(file: storage.Path, what: str, target: int) -> list[tuple[int, in
 
 
 def _next_line(file: storage.Path, start: int, size: int) -> int:
-    """Where the first line begins that does so at `start` or after it."""
-    # A line may begin at `start` itself, if the one before ends there.
-    at = start - 1
-    while at < size:
-        piece = storage.read_piece(file, at, min(at + _LINE_BYTES, size))
+    """Where the first line begins that does so after `start`."""
+    while start < size:
+        piece = storage.read_piece(file, start, min(start + _LINE_BYTES, size))
         end = piece.find(b"\n")
         if end >= 0:
-            return at + end + 1
-        at += len(piece)
+            return start + end + 1
+        start += len(piece)
     return size
 
 

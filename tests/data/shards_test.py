@@ -1,5 +1,7 @@
 """Tokens in files: read as the array that was written, or named as damaged."""
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -58,6 +60,15 @@ def test_every_flipped_byte_of_tokens_is_named(tmp_path):
         except UserError as error:
             assert "a.array_record of the prepared corpus cannot be read" in str(error)
             assert "\n" not in str(error)
+
+
+def test_a_file_of_fewer_tokens_than_it_should_have_is_named(tmp_path):
+    shard = write(tmp_path, [np.arange(50_000).astype(DTYPE)])
+    more = dataclasses.replace(shard, num_tokens=shard.num_tokens + 3)
+    tokens = _shards.ShardTokens(more, lambda: tmp_path / shard.file, DTYPE)
+    assert len(tokens[49_990:50_000]) == 10
+    with pytest.raises(UserError, match=r"a\.array_record .* cannot be read \(it is cut\)"):
+        tokens[49_990:50_003]
 
 
 @pytest.mark.parametrize("size", [0, 100, 40_000])

@@ -25,10 +25,6 @@ class _EachLayer(LlamaLayout):
         return dict(architecture.fixed) | dict(architecture.sub_model.sizes_in(layer) or {})
 
 
-class _Plain(_EachLayer, LlamaLayout):
-    pass
-
-
 class _Biased(_EachLayer, Qwen2Layout):
     pass
 
@@ -61,8 +57,8 @@ class Kind:
 
 _KINDS = (
     Kind("gpt2", GPT2Layout(), has_layer_sizes=False),
-    Kind("llama", _Plain(), turns_neighbours=True, has_factors=True),
-    Kind("deci", _Plain(), turns_neighbours=True, has_factors=True),
+    Kind("llama", _EachLayer(), turns_neighbours=True, has_factors=True),
+    Kind("deci", _EachLayer(), turns_neighbours=True, has_factors=True),
     Kind("deci", _Biased(), turns_neighbours=True, has_factors=True),
     Kind("qwen2", _Biased()),
     Kind("qwen3", _Normed()),
