@@ -398,6 +398,16 @@ def make_bucket(gs_server):
 
 
 @pytest.fixture(scope="session")
+def gs_bucket(make_bucket) -> str:
+    """The address of a bucket of Google's.
+
+    A fixture of its own: pytest sets `bucket` up again for each change between its kinds, and a
+    bucket is made once.
+    """
+    return make_bucket(f"tests-{os.getpid()}")
+
+
+@pytest.fixture(scope="session")
 def s3_bucket(s3_server) -> str:
     """The address of a bucket of Amazon's."""
     import s3fs
@@ -409,9 +419,7 @@ def s3_bucket(s3_server) -> str:
 @pytest.fixture(scope="session", params=["gs", "s3"])
 def bucket(request) -> str:
     """The address of a bucket, of each kind."""
-    if request.param == "gs":
-        return request.getfixturevalue("make_bucket")(f"tests-{os.getpid()}")
-    return request.getfixturevalue("s3_bucket")
+    return request.getfixturevalue(f"{request.param}_bucket")
 
 
 @pytest.fixture
