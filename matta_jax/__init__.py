@@ -6,6 +6,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.extract(checkpoint, sub_models, output)
     matta_jax.heal(model, output, training.Healing(steps=...))
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
+    matta_jax.certify(model, ["transformers", "llama.cpp"])
     matta_jax.prepare(config, output)
     matta_jax.label(config, teacher, output)
     matta_jax.search(checkpoint, output, budget=selection.Budget(max_params=...))
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from matta_jax.evaluation import evaluate as evaluate
     from matta_jax.evaluation import report as report
     from matta_jax.federated import federate as federate
+    from matta_jax.packages import certify as certify
     from matta_jax.packages import convert as convert
     from matta_jax.packages import load_model as load_model
     from matta_jax.packages import open_model as open_model
@@ -66,6 +68,7 @@ _HOMES = {
     "Config": "config",
     "UserError": "errors",
     "cascade_report": "evaluation",
+    "certify": "packages",
     "classify": "serving",
     "compare": "evaluation",
     "compile_check": "training",

@@ -7,6 +7,8 @@ matta-extract --model=models/small --format=hf --output=models/small_hf
 matta-extract --checkpoint=runs/quickstart --sub_model=student --as_draft_of=ta --format=hf \\
   --output=models/pair
 matta-extract --model=models/small --format=gguf --quantize=q8_0 --output=models/small_gguf
+matta-extract --model=models/small --format=gguf --certify=transformers,llama.cpp \\
+  --output=models/small_gguf
 matta-extract --verify=models/small
 """
 
@@ -14,7 +16,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
-from matta_jax.packages import DTYPES, FORMATS, Packaging
+from matta_jax.packages import DTYPES, ENGINES, FORMATS, Package, Packaging
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir of a run, with @STEP for another than the newest step."
@@ -43,6 +45,11 @@ _PAD = flags.DEFINE_bool(
 _AS_DRAFT_OF = flags.DEFINE_string(
     "as_draft_of", None, "Write this one too: output/draft is for speculation with output/target."
 )
+_CERTIFY = flags.DEFINE_list(
+    "certify",
+    [],
+    f"Engines that run the files, to compare with what we compute: {', '.join(ENGINES)}.",
+)
 _QUANTIZE = _app.define_quantize()
 _WITH_OPTIMIZER = flags.DEFINE_bool(
     "with_optimizer", False, "Take the optimiser state along, to train on."
@@ -55,6 +62,8 @@ def _main() -> None:
     if _VERIFY.value is not None:
         package = matta_jax.verify(_VERIFY.value)
         _app.say(f"{package.path}: {len(package.stored)} tensors are as they were written")
+        if _CERTIFY.value:
+            _say_engines(matta_jax.certify(_VERIFY.value, _CERTIFY.value))
         return
 
     packaging = Packaging(
@@ -73,10 +82,13 @@ def _main() -> None:
                 "in place of --model"
             )
         output = _app.required(_OUTPUT, "models/student_hf")
-        package = matta_jax.convert(_MODEL.value, output, packaging=packaging)
+        package = matta_jax.convert(
+            _MODEL.value, output, packaging=packaging, certify=_CERTIFY.value
+        )
         spec = package.manifest["spec"]
         _app.say(f"{package.path}: {spec} as {packaging.format}, {packaging.numbers}")
         _app.say_all(package.manifest.get("notes", ()))
+        _say_engines(package)
         return
 
     extracted = matta_jax.extract(
@@ -85,6 +97,7 @@ def _main() -> None:
         _app.required(_OUTPUT, "models/student"),
         packaging=packaging,
         as_draft_of=_AS_DRAFT_OF.value,
+        certify=_CERTIFY.value,
     )
     for model in extracted:
         # A format may store more than the model has: stock GPT-2 pads, and files have heads.
@@ -94,6 +107,20 @@ def _main() -> None:
             f"difference to the TA's slice {model.max_difference}"
         )
         _app.say_all(model.notes)
+        if _CERTIFY.value:
+            _say_engines(matta_jax.open_model(model.path))
+
+
+def _say_engines(package: Package) -> None:
+    """A line for each engine that ran the files."""
+    for name, certificate in package.manifest.get("engines", {}).items():
+        _app.say(
+            f"{package.path}: {name} {certificate['version']} ({certificate['format']}, "
+            f"{certificate['numbers']}) counts {certificate['parameters']:,} parameters; its "
+            f"log-probabilities differ by {certificate['max_difference']:.3g} at most, "
+            f"{certificate['mean_difference']:.3g} on average (limit {certificate['limit']:.3g}, "
+            f"{certificate['limit_of']})"
+        )
 
 
 def _dtype() -> str:

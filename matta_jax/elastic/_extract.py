@@ -18,6 +18,8 @@ from matta_jax.packages import (
     Package,
     Packaging,
     bundled_config,
+    certify_folder,
+    check_engines,
     check_format,
     check_place,
     check_target,
@@ -58,7 +60,7 @@ class Extracted:
     notes: tuple[str, ...] = ()
 
 
-def extract(
+def extract(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     checkpoint: str,
     sub_models: str | Sequence[str],
     output: str | storage.Path,
@@ -66,6 +68,7 @@ def extract(
     packaging: Packaging | None = None,
     scores: Mapping[str, Scores] | None = None,
     as_draft_of: str | None = None,
+    certify: Sequence[str] = (),
 ) -> list[Extracted]:
     """Extracts sub-models of a run's TA as plain models; each reads its own bytes of the checkpoint
     alone.
@@ -80,6 +83,8 @@ def extract(
       scores: known ones of each spec, for the manifest, as `record_scores` takes them.
       as_draft_of: spec of a larger sub-model, to write with the single one of `sub_models` for
         speculative decoding: the pair goes to `draft` and `target` in `output`.
+      certify: engines that run the files before they take their place, as `matta_jax.certify` has
+        them.
 
     Raises:
       UserError: a bad checkpoint or spec, an output that exists, or a proof that fails.
@@ -103,6 +108,7 @@ def extract(
     for sub_model in parsed:
         # Not every model has a form in each.
         check_format(packaging, source.architecture_of(sub_model))
+        check_engines(certify, packaging, source.architecture_of(sub_model))
     opt_states = [None] * len(parsed)
     if packaging.with_optimizer:
         opt_states = slice_opt_state(source, parsed)
@@ -116,6 +122,7 @@ def extract(
         part = _Part(source, sub_model, params, known_scores, opt_states[i], pairs[i])
         with new_folder(targets[i]) as building:
             model = part.write(building, packaging)
+            certify_folder(building, certify)
         # Its path was that of the folder beside its place.
         extracted.append(dataclasses.replace(model, path=targets[i]))
     return extracted

@@ -2,7 +2,6 @@
 
 from matta_jax.packages._card import CARD as CARD
 from matta_jax.packages._convert import convert as convert
-from matta_jax.packages._convert import write_package as write_package
 from matta_jax.packages._folder import bundled_config as bundled_config
 from matta_jax.packages._folder import check_place as check_place
 from matta_jax.packages._folder import check_target as check_target
@@ -38,6 +37,11 @@ from matta_jax.packages._plain import plain_config as plain_config
 from matta_jax.packages._weights import Weight as Weight
 from matta_jax.packages._weights import cast as cast
 from matta_jax.packages._weights import in_memory as in_memory
+from matta_jax.packages._write import write_package as write_package
+from matta_jax.packages.engines import ENGINES as ENGINES
+from matta_jax.packages.engines import certify as certify
+from matta_jax.packages.engines import certify_folder as certify_folder
+from matta_jax.packages.engines import check_engines as check_engines
 from matta_jax.packages.gguf import gguf_tokenizer as gguf_tokenizer
 from matta_jax.packages.gguf import open_gguf as open_gguf
 from matta_jax.packages.hf import Foreign as Foreign

@@ -6,7 +6,7 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
-from matta_jax.packages._engines import engine_parts
+from matta_jax.packages._card_engines import engine_parts
 from matta_jax.packages._packaging import HF_FORMATS
 from matta_jax.packages.gguf import kind_of
 from matta_jax.packages.hf import Layout, hf_shapes, open_hf
@@ -58,6 +58,8 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
         )
     if "certificate" in manifest:
         parts.append(_certificate(manifest))
+    if "engines" in manifest:
+        parts.append(_engines(manifest))
     parts += [f"```python\n{code}\n```" for code in _usage(manifest, architecture, layout)]
     parts += engine_parts(manifest, layout)
     return "\n\n".join(parts) + "\n"
@@ -188,6 +190,28 @@ def _certificate(manifest: dict[str, Any]) -> str:
         f"{certificate['max_difference']}, over all activations of a batch of {rows} x {length} "
         f"positions ({certificate['backend']}, weights in {_numbers(manifest)})."
     )
+
+
+def _engines(manifest: dict[str, Any]) -> str:
+    """The certificates across engines."""
+    rows = [
+        "| engine | format | log-probabilities differ at most | on average | limit | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, certificate in sorted(manifest["engines"].items()):
+        num_rows, length = certificate["batch"]
+        batch = f"{num_rows} x {length} positions, logits to {certificate['largest_logit']:.3g}"
+        cells = (
+            f"{name} {certificate['version']}",
+            f"{certificate['format']}, {certificate['numbers']}",
+            f"{certificate['max_difference']:.2g} ({batch})",
+            f"{certificate['mean_difference']:.2g}",
+            f"{certificate['limit']:.2g} ({certificate['limit_of']})",
+            f"{certificate['parameters']:,}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    told = "These engines ran the model, and were compared with it in JAX, in float32:"
+    return "\n".join([told, "", *rows])
 
 
 def copy_tokenizer(tokenizer: str, folder: storage.Path) -> None:

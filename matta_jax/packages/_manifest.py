@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from matta_jax import config as config_lib
@@ -133,8 +134,23 @@ def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> N
     manifest = read_manifest(path, str(folder)).manifest
     tasks = {score["task"] for score in scores}
     older = [score for score in manifest["scores"] if score["task"] not in tasks]
-    manifest = sealed(manifest | {"scores": older + scores})
-    with storage.writing("model", folder, "copy it first"):
+    _replace(path, manifest | {"scores": older + scores}, str(folder))
+
+
+def record_engines(folder: str | storage.Path, certificates: Mapping[str, Any]) -> None:
+    """Adds certificates to a model's manifest and card, by the engine that ran its files, in place
+    of older ones. Raises UserError as `record_scores`.
+    """
+    path = storage.path(folder)
+    manifest = read_manifest(path, str(folder)).manifest
+    engines = manifest.get("engines", {}) | dict(certificates)
+    _replace(path, manifest | {"engines": engines}, str(folder))
+
+
+def _replace(path: storage.Path, manifest: dict[str, Any], name: str) -> None:
+    """Writes a manifest in the place of another, and its card."""
+    manifest = sealed(manifest)
+    with storage.writing("model", name, "copy it first"):
         # The manifest first: the card only repeats it.
         storage.replace_text(path / MANIFEST, storage.json_text(manifest, indent=2) + "\n")
         storage.replace_text(path / CARD, model_card(manifest, path))

@@ -35,6 +35,7 @@ from matta_jax.storage._folders import new_folder as new_folder
 from matta_jax.storage._folders import publish_files as publish_files
 from matta_jax.storage._folders import remove_file as remove_file
 from matta_jax.storage._folders import remove_folder as remove_folder
+from matta_jax.storage._folders import scratch_folder as scratch_folder
 from matta_jax.storage._json import is_number as is_number
 from matta_jax.storage._json import is_whole as is_whole
 from matta_jax.storage._json import json_text as json_text

@@ -188,6 +188,16 @@ def _upload(building: Path, target: BucketPath, last: str | None) -> None:
         raise
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields an empty folder on the local disk, which is removed at the end. Raises OSError."""
+    folder = pathlib.Path(new_local_folder())
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
 def _remove_empty(folders: list[Path]) -> None:
     """Removes folders that were made, the innermost first, where nobody has put anything there."""
     for folder in folders:

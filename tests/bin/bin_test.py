@@ -302,6 +302,14 @@ def test_the_binaries_walk_the_road(call, tmp_path):
         "extract", f"--model={model}", "--as_draft_of=ta", f"--output={tmp_path}/bad"
     )
     assert code == 2 and "as_draft_of='ta' is of use with --checkpoint alone" in output
+    for arguments in (
+        [f"--checkpoint={workdir}", "--sub_model=student", f"--output={tmp_path}/bad"],
+        [f"--model={model}", "--format=hf", f"--output={tmp_path}/bad"],
+        [f"--verify={model}"],
+    ):
+        code, output = call("extract", *arguments, "--certify=tranformers")
+        assert code == 2 and "did you mean 'transformers'?" in output, output
+        assert not (tmp_path / "bad").exists()
     scores = tmp_path / "scores.json"
     text = tmp_path / "a.txt"
     text.write_text("def f(x): return x")

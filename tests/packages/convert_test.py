@@ -8,7 +8,7 @@ import pytest
 
 import matta_jax
 from matta_jax import elastic, packages
-from matta_jax.packages import Packaging, _convert
+from matta_jax.packages import Packaging, _write
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_an_import_and_a_conversion_have_no_optimiser_state_to_take_along(refuse
 def test_what_does_not_read_back_as_written_is_refused_and_nothing_is_left(
     refused, models, scaled, place, monkeypatch
 ):
-    real = _convert.write_weights
+    real = _write.write_weights
 
     def altered(folder, packaging, weights, *rest, **more):
         described = real(folder, packaging, weights, *rest, **more)
         real(folder, packaging, scaled(weights), *rest, **more)
         return described
 
-    monkeypatch.setattr(_convert, "write_weights", altered)
+    monkeypatch.setattr(_write, "write_weights", altered)
     for format in ("safetensors", "hf"):
         with refused("differs from its fingerprint", place):
             matta_jax.convert(models()["ta"], place / "model", packaging=Packaging(format))
@@ -106,7 +106,7 @@ def test_an_interrupted_import_leaves_nothing(models, place, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_convert, "finish_package", interrupt)
+    monkeypatch.setattr(_write, "finish_package", interrupt)
     with pytest.raises(KeyboardInterrupt):
         matta_jax.import_hf(models("hf")["ta"], place / "model", tokenizer="byte")
     assert not list(place.iterdir())

@@ -7,13 +7,13 @@ import pytest
 
 import matta_jax
 from matta_jax import checkpoints, packages
-from matta_jax.packages import Packaging, _convert
+from matta_jax.packages import Packaging, _write
 from matta_jax.packages._weights import Recorded
 
 
 @pytest.mark.parametrize("format", ["safetensors", "hf"])
 def test_each_number_is_read_once_and_a_stack_by_its_layers(models, tmp_path, monkeypatch, format):
-    real, reads, shapes = _convert.write_weights, {}, {}
+    real, reads, shapes = _write.write_weights, {}, {}
 
     def watched(folder, packaging, weights, *rest, **more):
         def watch(path, weight):
@@ -28,7 +28,7 @@ def test_each_number_is_read_once_and_a_stack_by_its_layers(models, tmp_path, mo
         watching = {path: watch(path, weight) for path, weight in weights.items()}
         return real(folder, packaging, watching, *rest, **more)
 
-    monkeypatch.setattr(_convert, "write_weights", watched)
+    monkeypatch.setattr(_write, "write_weights", watched)
     matta_jax.import_hf(
         models("hf")["ta"], tmp_path / "model", tokenizer="byte", packaging=Packaging(format)
     )

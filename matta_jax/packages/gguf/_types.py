@@ -49,6 +49,12 @@ def type_of_tensor(name: str, shape: tuple[int, ...], type_name: str) -> str:
     return type_name if len(shape) > 1 and name != POSITIONS else "f32"
 
 
+def num_parameters(architecture: Architecture) -> int:
+    """Numbers in a file, what pads its layers among them."""
+    shapes = gguf_shapes(kind_of(architecture), architecture)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
 def check_rows(architecture: Architecture, type_name: str) -> None:
     """Raises UserError, before anything is written, where blocks do not fit the rows of a model."""
     block = _TYPES[type_name][0]

@@ -75,6 +75,11 @@ def gguf_note(file: storage.Path) -> str | None:
     return GGUFFile(file).fields.get(_NOTE)
 
 
+def holds_texts(file: storage.Path) -> bool:
+    """Whether a file's vocabulary has texts, which llama.cpp's server needs."""
+    return GGUFFile(file).fields.get("tokenizer.ggml.model", "none") != "none"
+
+
 def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
     """The rules of a file's tokenizer, as tokenizer.json has them, and its chat template. Raises
     UserError for a kind that is not known.

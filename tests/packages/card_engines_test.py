@@ -2,14 +2,14 @@
 
 import pytest
 
-from matta_jax.packages import _engines
+from matta_jax.packages import _card_engines
 from matta_jax.packages.hf import _format
 
 
 def text_of(form, model_type, pair=None):
     """What a card says of engines for a folder of such models."""
     manifest = {"format": form} | ({} if pair is None else {"pair": pair})
-    return "\n".join(_engines.engine_parts(manifest, _format.layout_of_type(model_type)))
+    return "\n".join(_card_engines.engine_parts(manifest, _format.layout_of_type(model_type)))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_card_says_how_vllm_serves_the_folder(form, model_type, words):
 
 
 def test_no_engine_serves_what_is_none_of_theirs():
-    assert _engines.engine_parts({"format": "orbax"}, None) == []
+    assert _card_engines.engine_parts({"format": "orbax"}, None) == []
     assert text_of("hf", "vit") == text_of("hf", "bert") == ""
 
 

@@ -1,0 +1,8 @@
+"""Engines that serve models: their libraries run the files that are written here, and what they
+compute is compared with what we do.
+"""
+
+from matta_jax.packages.engines._certify import certify as certify
+from matta_jax.packages.engines._certify import certify_folder as certify_folder
+from matta_jax.packages.engines._certify import check_engines as check_engines
+from matta_jax.packages.engines._engine import ENGINES as ENGINES
