@@ -233,10 +233,9 @@ def check_commands():
             if "_processes" in source:
                 source += (ROOT / "matta_jax" / "bin" / "_processes.py").read_text()
             for flag in re.findall(r"--([a-z_]+)(?:=|\s|$)", arguments):
-                assert f'"{flag}"' in source or (flag == "config" and "define_config" in source), (
-                    name,
-                    flag,
-                )
+                # Those of several binaries are defined by a function.
+                is_real = f'"{flag}"' in source or f"define_{flag}(" in source
+                assert is_real, (name, flag)
             for config in re.findall(r"configs/\w+\.py", arguments):
                 assert (ROOT / config).is_file(), config
             for field in re.findall(r"--config\.([a-z_]+\.[a-z_0-9]+)", arguments):

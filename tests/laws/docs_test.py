@@ -59,6 +59,11 @@ def test_each_page_that_is_named_exists(pages, assert_excepted):
     assert_excepted(missing, MISSING, "names of pages that the project does not have")
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_commands_of_pages_are_real(page, check_commands):
+    check_commands(page.read_text())
+
+
 def test_what_a_text_names_is_found():
     pages = {"README.md", "docs/decisions.md", "experiments/scale/README.md"}
     text = "see architecture.md, decision 12; scale/README.md, ../README.md and report.md"

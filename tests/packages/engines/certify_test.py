@@ -6,6 +6,7 @@ In the default run an engine is a function that computes with our model of the f
 import importlib.util
 import json
 import math
+import pathlib
 import re
 import shutil
 
@@ -346,3 +347,35 @@ def test_llama_cpp_computes_quantised_files_within_their_limits(written, quantiz
     certificate = matta_jax.certify(folder, ["llama.cpp"]).manifest["engines"]["llama.cpp"]
     print(quantize, certificate)
     assert 0 < certificate["mean_difference"] < certificate["limit"] / 2
+
+
+PAGE = (pathlib.Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+# What its commands make, of which each block of Python reads a part.
+MADE = {
+    "models/mix_hf": ("hf", None),
+    "models/mix_gguf": ("gguf", None),
+    "models/pair": ("hf", "ta"),
+    "models/pair_gguf": ("gguf", "ta"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_the_page_of_serving_runs(run, tmp_path, monkeypatch, block):
+    """Speculation among it: the text of a pair is that of its target."""
+    for module in ("torch", "transformers", "xllamacpp"):
+        if re.search(rf"^(import|from) {module}\b", block, re.MULTILINE):
+            pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    if "transformers" in block:
+        hub = str(tmp_path / "hub")
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", hub)
+    places = [place for place in MADE if f'"{place}' in block]
+    for place in places:
+        format, target = MADE[place]
+        spec, packaging = MIX if target is None else "student", Packaging(format)
+        matta_jax.extract(str(run[1]), spec, place, packaging=packaging, as_draft_of=target)
+    names = {}
+    exec(block, names)
+    assert places and names.keys() & {"model", "text", "tokens"}
