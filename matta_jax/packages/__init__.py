@@ -42,6 +42,7 @@ from matta_jax.packages.engines import ENGINES as ENGINES
 from matta_jax.packages.engines import certify as certify
 from matta_jax.packages.engines import certify_folder as certify_folder
 from matta_jax.packages.engines import check_engines as check_engines
+from matta_jax.packages.gguf import file_bytes as file_bytes
 from matta_jax.packages.gguf import gguf_tokenizer as gguf_tokenizer
 from matta_jax.packages.gguf import open_gguf as open_gguf
 from matta_jax.packages.hf import Foreign as Foreign

@@ -226,6 +226,12 @@ def architecture_of():
 
 
 @pytest.fixture(scope="session")
+def plan_of_wide():
+    """`plan_of_wide(block)`: the plan of a run whose rows are of whole blocks of 32."""
+    return lambda block: models_lib.plan_of(gguf_config(block, is_wide=True))
+
+
+@pytest.fixture(scope="session")
 def random_weights():
     """`random_weights(architecture)`: far from those that training starts from."""
 

@@ -4,6 +4,7 @@ from matta_jax.packages.gguf._kinds import kind_of as kind_of
 from matta_jax.packages.gguf._read import FILE_NAME as FILE_NAME
 from matta_jax.packages.gguf._read import open_gguf as open_gguf
 from matta_jax.packages.gguf._read import open_written as open_written
+from matta_jax.packages.gguf._size import file_bytes as file_bytes
 from matta_jax.packages.gguf._types import num_parameters as num_parameters
 from matta_jax.packages.gguf._types import rounded_params as rounded_params
 from matta_jax.packages.gguf._types import weight_bytes as weight_bytes

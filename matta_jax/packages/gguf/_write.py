@@ -58,9 +58,7 @@ def write_gguf(
     check_gguf(architecture, type_name)
     kind = kind_of(architecture)
     writer = require_gguf().GGUFWriter(folder / FILE_NAME, kind.name)
-    fields = {"general.type": "model", "general.file_type": file_type(type_name)}
-    if is_blocked(type_name):
-        fields["general.quantization_version"] = _QUANTIZATION_VERSION
+    fields = general_fields(type_name)
     fields |= fields_of(kind, architecture)
     fields |= vocabulary_fields(tokenizer, architecture.vocab_size)
     for name, value in fields.items():
@@ -82,6 +80,14 @@ def write_gguf(
     finally:
         writer.close()
     storage.share_file(folder / FILE_NAME)
+
+
+def general_fields(type_name: str) -> dict[str, Any]:
+    """The fields that all files of a type have."""
+    fields = {"general.type": "model", "general.file_type": file_type(type_name)}
+    if is_blocked(type_name):
+        fields["general.quantization_version"] = _QUANTIZATION_VERSION
+    return fields
 
 
 def _add_tensor(writer: Any, name: str, shape: tuple[int, ...], tensor_type: str) -> None:
