@@ -2,6 +2,8 @@
 
 matta-search --checkpoint=runs/quickstart --max_params=600e3 --output=runs/quickstart/search \\
   --extract_best=1
+matta-search --checkpoint=runs/quickstart --max_file_mb=0.3 --quantize=q8_0,q4_0 --format=gguf \\
+  --output=runs/quickstart/files --extract_best=1
 matta-search --checkpoint=runs/big --max_mb=300 --max_ms=5 --latency_mode=decode --output=search
 """
 
@@ -10,7 +12,7 @@ from absl import flags
 import matta_jax
 from matta_jax.bin import _app
 from matta_jax.errors import UserError
-from matta_jax.packages import DTYPES, FORMATS, Packaging
+from matta_jax.packages import DTYPES, FORMATS, QUANTIZATIONS, Packaging
 from matta_jax.selection import METHODS, Budget, Workload
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -29,6 +31,9 @@ _MAX_MS = flags.DEFINE_float(
 )
 _MAX_VECTOR_BYTES = flags.DEFINE_float(
     "max_vector_bytes", None, "Most bytes of an embedder's vector, at --dtype."
+)
+_MAX_FILE_MB = flags.DEFINE_float(
+    "max_file_mb", None, "Most megabytes of the file of --format=gguf, all of it."
 )
 _LATENCY_MODE = flags.DEFINE_string(
     "latency_mode", None, "prefill (default), or decode: one token, with a cache."
@@ -62,7 +67,11 @@ _EVALUATIONS = flags.DEFINE_integer(
 )
 _EXTRACT_BEST = flags.DEFINE_integer("extract_best", 0, "How many models to write, best first.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.join(FORMATS)}.")
-_QUANTIZE = _app.define_quantize()
+_QUANTIZE = flags.DEFINE_list(
+    "quantize",
+    [],
+    f"Types of gguf files among which each model chooses: {', '.join(QUANTIZATIONS)}.",
+)
 _MAX_SHARD_GB = _app.define_max_shard_gb(Packaging.max_shard_gb)
 
 
@@ -77,6 +86,7 @@ def _main() -> None:
         _MAX_MS.value,
         _DTYPE.value,
         _MAX_VECTOR_BYTES.value,
+        _MAX_FILE_MB.value,
     )
     result = matta_jax.search(
         checkpoint,
@@ -98,8 +108,8 @@ def _main() -> None:
             _FORMAT.value,
             _DTYPE.value,
             max_shard_gb=_MAX_SHARD_GB.value,
-            quantize=_QUANTIZE.value,
         ),
+        quantize=_QUANTIZE.value,
         log=_app.say,
     )
 
@@ -109,7 +119,8 @@ def _main() -> None:
     for model in result.extracted:
         _app.say(f"extracted {model.spec} to {model.path}")
         _app.say_all(model.notes)
-    _app.say(f"pick: {result.pick.spec}")
+    numbers = "" if result.pick.numbers is None else f" in {result.pick.numbers}"
+    _app.say(f"pick: {result.pick.spec}{numbers}")
 
 
 def _workload(checkpoint: str) -> Workload | None:

@@ -1,20 +1,29 @@
 """What a user should know of a search: how it went, and how far its predictions were off."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from matta_jax.selection._ranking import Ranking
 from matta_jax.selection._rows import Row
 
 
-def notes_of(ranking: Ranking, method: str) -> list[str]:
-    """Returns a line for each thing to know."""
-    rows = list(ranking.rows.values())
+def notes_of(rankings: Sequence[Ranking], method: str) -> list[str]:
+    """Returns a line for each thing to know, of models of one type or of several."""
+    ranking = rankings[0]
+    rows = [row for part in rankings for row in part.rows.values()]
     limits = [f"{name} {limit:,g}" for name, limit in ranking.budget.limits().items()]
     budget = ", ".join(limits) or "none"
     notes = [
         f"Budget: {budget}. Method: {method}; {len(rows)} models scored on "
         f"{ranking.part} of {len(ranking.windows)} windows."
     ]
+    if ranking.numbers is not None:
+        types = ", ".join(str(part.numbers) for part in rankings)
+        notes.append(
+            f"Scored with weights as GGUF files of {types} give them back; what llama.cpp's "
+            "kernels round besides, matta-extract --certify=llama.cpp tells."
+        )
     notes += _on_predictor(rows)
     notes += _on_latency(rows)
     notes += _on_untrained_space(ranking)

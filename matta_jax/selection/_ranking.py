@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source
@@ -9,6 +10,7 @@ from matta_jax.data import ExampleSet, Windows
 from matta_jax.errors import UserError
 from matta_jax.nesting import SubModel, format_spec
 from matta_jax.reporting import progress
+from matta_jax.selection._files import FileSizes
 from matta_jax.selection._latency import LatencyModel
 from matta_jax.selection._predict import additive_candidates, evolve, probes
 from matta_jax.selection._rows import Row, ScoreFile
@@ -20,24 +22,40 @@ _SLACK = 1.5
 
 
 class Prices:
-    """The cost of a model, with its predicted latency where one is asked for."""
+    """The cost of a model, with its predicted latency and the size of its file where these are
+    asked for.
+    """
 
-    def __init__(self, space: Space, costs: Costs, latency: LatencyModel | None):
-        self._space = space
+    def __init__(
+        self,
+        space: Space,
+        costs: Costs,
+        latency: LatencyModel | None,
+        files: FileSizes | None = None,
+    ):
+        self.space = space
         self._costs = costs
         self.latency = latency
+        self.files = files
 
     def __call__(self, sub_model: SubModel) -> Cost:
         cost = self._costs(sub_model)
+        if self.files is not None:
+            cost = dataclasses.replace(cost, max_file_mb=self.files(sub_model))
         if self.latency is None:
             return cost
-        group = self._space.group_of(sub_model)
+        group = self.space.group_of(sub_model)
         milliseconds = self.latency.predicted(group, sub_model)
         return dataclasses.replace(cost, max_ms=milliseconds)
 
     def linear(self, group: Group) -> tuple[Cost, list[Cost]]:
         """The cost of a group's model without layers, and of a layer of each option."""
         base, layers = self._costs.linear(group)
+        if self.files is not None:
+            base_mb, layers_mb = self.files.linear(group)
+            base = dataclasses.replace(base, max_file_mb=base_mb)
+            pairs = zip(layers, layers_mb, strict=True)
+            layers = [dataclasses.replace(cost, max_file_mb=mb) for cost, mb in pairs]
         if self.latency is None:
             return base, layers
 
@@ -62,6 +80,7 @@ class Ranking:
     Attributes:
       rows: what is known of each.
       part: windows of the corpus that rank them.
+      numbers: the type of their matrices, as which they are scored and written; None: of the run.
     """
 
     def __init__(  # noqa: PLR0913  Keyword-only: where scores lie, and over how many windows.
@@ -84,14 +103,19 @@ class Ranking:
         self.part = min(num_windows, len(windows))
         self._proposed = with_slack(budget)
 
+        self.numbers = None if prices.files is None else prices.files.numbers
+        weights = source.fingerprint
+        if self.numbers is not None:
+            weights = f"{weights} {self.numbers}"
+
         # Fingerprints, so that scores of another checkpoint or text are not taken for these.
         self._scores = ScoreFile(
             root / "scores.jsonl",
-            source.fingerprint,
+            weights,
             windows.fingerprint,
             of_examples=source.config.model.reads_examples,
         )
-        self._scorer = InPlaceScorer(source, windows)
+        self._scorer = InPlaceScorer(source, windows, numbers=self.numbers)
 
     def score(self, sub_model: SubModel, num_windows: int) -> Loss:
         """The loss over a number of windows: from the file of scores, or computed now."""
@@ -116,6 +140,8 @@ class Ranking:
                 predicted_ms=cost.max_ms,
                 loss=loss.nats / loss.num_tokens,
                 within=not cost.exceeds(self._proposed),
+                numbers=self.numbers,
+                file_mb=cost.max_file_mb,
             )
         return self.rows[sub_model]
 
@@ -211,37 +237,42 @@ class Ranking:
         # Some are in several of these lists; the dict holds each once.
         return dict([*ranked[:count], *patterns[:count], *largest.values(), *student])
 
-    def pick(self) -> Row:
-        """Marks and returns the best verified model within the budget; marks what is dominated.
+    def forget_weights(self) -> None:
+        """Lets the TA go: models of another type come next."""
+        self._scorer = InPlaceScorer(self.source, self.windows, numbers=self.numbers)
 
-        Raises:
-          UserError: none of the verified models keeps the limit of milliseconds.
-        """
-        rows = list(self.rows.values())
-        for row in rows:
-            row.dominated = any(candidate.dominates(row) for candidate in rows)
-        verified = [row for row in rows if row.verified is not None and row.within]
-        # Other limits are exact and were kept before: only a measured time can rule out all.
-        if not verified:
-            fastest = min(row.ms for row in rows if row.ms is not None)
-            raise UserError(
-                f"max_ms={self.budget.max_ms:g} is kept by none of the verified models: the "
-                f"fastest took {fastest:.3g} ms; raise it, verify more, or time again on an idle "
-                "machine"
-            )
 
-        # Of equals the smaller.
-        best = min(verified, key=lambda row: (row.verified, row.parameters))
-        best.pick = True
-        best.dominated = False
-        return best
+def pick_of(rows: Sequence[Row], budget: Budget) -> Row:
+    """Marks and returns the best verified model within the budget; marks what is dominated.
 
-    def best(self, count: int) -> list[Row]:
-        """The best verified models that are within the budget and not dominated."""
-        verified = []
-        for row in self.rows.values():
-            if row.verified is not None and row.within and not row.dominated:
-                verified.append(row)
+    Raises:
+      UserError: none of the verified models keeps the limit of milliseconds.
+    """
+    for row in rows:
+        row.dominated = any(candidate.dominates(row) for candidate in rows)
+    verified = [row for row in rows if row.verified is not None and row.within]
+    # Other limits are exact and were kept before: only a measured time can rule out all.
+    if not verified:
+        fastest = min(row.ms for row in rows if row.ms is not None)
+        raise UserError(
+            f"max_ms={budget.max_ms:g} is kept by none of the verified models: the "
+            f"fastest took {fastest:.3g} ms; raise it, verify more, or time again on an idle "
+            "machine"
+        )
 
-        ranked = sorted(verified, key=lambda row: row.verified or 0.0)
-        return ranked[:count]
+    # Of equals the smaller.
+    best = min(verified, key=lambda row: (row.verified, row.file_mb or 0.0, row.parameters))
+    best.pick = True
+    best.dominated = False
+    return best
+
+
+def best_of(rows: Sequence[Row], count: int) -> list[Row]:
+    """The best verified models that are within the budget and not dominated."""
+    verified = []
+    for row in rows:
+        if row.verified is not None and row.within and not row.dominated:
+            verified.append(row)
+
+    ranked = sorted(verified, key=lambda row: row.verified or 0.0)
+    return ranked[:count]

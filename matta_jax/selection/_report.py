@@ -15,6 +15,7 @@ from matta_jax.selection._space import Budget
 from matta_jax.selection.scoring import ranks_by_order
 
 _GREY = "0.75"
+_MARKERS = "osD^vP"
 _DOMINATED = "grey, any shape: another model costs no more and is better"
 
 
@@ -49,6 +50,9 @@ def units_of(config: Config) -> tuple[str, str]:
 def table(rows: list[Row], units: tuple[str, str], *, timed: bool) -> str:
     """The pick, the verified models and the ends of the nest, as Markdown."""
     header = ["", "model", "found as", "parameters", "MB", "MFLOP/token"]
+    has_files = any(row.file_mb is not None for row in rows)
+    if has_files:
+        header += ["type", "file MB"]
     if timed:
         header += ["ms", "ms predicted"]
     header += [*units, "remark"]
@@ -58,11 +62,11 @@ def table(rows: list[Row], units: tuple[str, str], *, timed: bool) -> str:
         is_verified = row.verified is not None
         # All that were scored stand in search.json: people look at what may be picked.
         if is_verified or row.kind in ("student", "ta"):
-            lines.append(_cells(row, timed=timed))
+            lines.append(_cells(row, has_files=has_files, timed=timed))
     return markdown_table(header, lines)
 
 
-def _cells(row: Row, *, timed: bool) -> list[str]:
+def _cells(row: Row, *, has_files: bool, timed: bool) -> list[str]:
     cells = [
         "*" if row.pick else "",
         row.spec,
@@ -71,6 +75,8 @@ def _cells(row: Row, *, timed: bool) -> list[str]:
         f"{row.mb:.2f}",
         f"{row.flops_per_token / 1e6:.2f}",
     ]
+    if has_files:
+        cells += [str(row.numbers), "-" if row.file_mb is None else f"{row.file_mb:.3f}"]
     if timed:
         for ms in (row.ms, row.predicted_ms):
             cells.append("-" if ms is None else f"{ms:.3g}")
@@ -93,7 +99,8 @@ def plot(
     """Quality against each cost: dominated models grey, patterns marked, limits dotted; what each
     sign means stands below. None without `plots`.
     """
-    panels = _panels(budget, timed=timed)
+    has_files = any(row.file_mb is not None for row in rows)
+    panels = _panels(budget, has_files=has_files, timed=timed)
     figure = new_figure((5.2 * len(panels), 5.2))
     if figure is None:
         return None
@@ -140,7 +147,7 @@ def _legend(figure: Any, all_axes: Sequence[Any]) -> None:
     )
 
 
-def _panels(budget: Budget, *, timed: bool) -> list[_Panel]:
+def _panels(budget: Budget, *, has_files: bool, timed: bool) -> list[_Panel]:
     # Megabytes have no panel of their own: they are parameters by the bytes of a type.
     limits = [] if budget.max_params is None else [budget.max_params / 1e6]
     if budget.max_mb is not None:
@@ -151,6 +158,8 @@ def _panels(budget: Budget, *, timed: bool) -> list[_Panel]:
         _Panel("parameters, millions", lambda row: row.parameters / 1e6, max_params),
         _Panel("MFLOP per token", lambda row: row.flops_per_token / 1e6, max_flops),
     ]
+    if has_files:
+        panels.append(_Panel("MB of the file", lambda row: row.file_mb or 0.0, budget.max_file_mb))
     if timed:
         panels.append(_Panel("milliseconds", _milliseconds, budget.max_ms))
     return panels
@@ -165,6 +174,14 @@ def _groups(rows: Sequence[Row]) -> list[_Group]:
     # A pattern's kind goes on after its name with the number of wide layers, or the width.
     def of_kind(start: str) -> list[Row]:
         return [row for row in rows if row.kind.startswith(start)]
+
+    # Types share a plot: what differs is told by colour, and kinds by the table.
+    types = list(dict.fromkeys(row.numbers for row in rows))
+    if len(types) > 1:
+        return [
+            _Group(str(name), [row for row in rows if row.numbers == name], f"C{i}", _MARKERS[i])
+            for i, name in enumerate(types)
+        ]
 
     ends = [row for row in rows if row.kind in ("student", "ta")]
     return [

@@ -29,6 +29,8 @@ class Row:
       within: whether it keeps within the budget, as measured.
       dominated: whether another scored model costs no more of anything and is better.
       pick: whether it is the result.
+      numbers: the type of its matrices in a GGUF file, in which it was scored; None: the run's own.
+      file_mb: megabytes of that file.
     """
 
     spec: str
@@ -44,6 +46,8 @@ class Row:
     within: bool = True
     dominated: bool = False
     pick: bool = False
+    numbers: str | None = None
+    file_mb: float | None = None
 
     @property
     def is_pattern(self) -> bool:
@@ -64,6 +68,7 @@ class Row:
         pairs = [
             (self.parameters, row.parameters),
             (self.flops_per_token, row.flops_per_token),
+            (self.file_mb or 0.0, row.file_mb or 0.0),
             quality,
         ]
         is_no_worse = all(a <= b for a, b in pairs)

@@ -7,7 +7,7 @@ stopped goes on where it was.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
@@ -16,10 +16,11 @@ from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.nesting import slug
 from matta_jax.packages import Packaging, check_place
 from matta_jax.reporting import say_without_pictures
+from matta_jax.selection._files import FileSizes, file_sizes
 from matta_jax.selection._latency import LatencyModel, Workload
 from matta_jax.selection._notes import notes_of
 from matta_jax.selection._predict import check_evolution
-from matta_jax.selection._ranking import Prices, Ranking, with_slack
+from matta_jax.selection._ranking import Prices, Ranking, best_of, pick_of, with_slack
 from matta_jax.selection._report import plot, table, units_of
 from matta_jax.selection._rows import Row
 from matta_jax.selection._space import (
@@ -89,6 +90,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     workload: Workload | None = None,
     extract_best: int = 0,
     packaging: Packaging | None = None,
+    quantize: Sequence[str] = (),
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> SearchResult:
@@ -111,6 +113,8 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       extract_best: how many of the verified models to write, best first; dominated ones are left
         out.
       packaging: how they are written.
+      quantize: types of GGUF files among which each model chooses, scored as these give its weights
+        back; none: models are scored as they are in the run, but where the budget limits a file.
       seed: of `evolutionary`.
       log: takes progress lines.
 
@@ -133,30 +137,81 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
     latency = _latency_model(source, budget, workload)
-    prices = Prices(space, Costs(source, budget.dtype), latency)
-    check_feasible(space, prices, with_slack(budget))
+    types = file_sizes(source, space, budget, quantize, packaging)
+    prices = _feasible_prices(source, space, budget, latency, types)
 
     windows = task_data(source.config, corpus)
     with storage.writing("output", root, "name another"):
         storage.make_folder(root)
 
-    ranking = Ranking(source, space, budget, prices, windows, root=root, num_windows=num_windows)
     _announce(space, method, budget, log)
-    ranking.rank(method, count=verify, evaluations=evaluations, seed=seed)
-    ranking.verify(verify)
-    pick = ranking.pick()
+    rankings = [
+        Ranking(source, space, budget, price, windows, root=root, num_windows=num_windows)
+        for price in prices
+    ]
+    for ranking in rankings:
+        ranking.rank(method, count=verify, evaluations=evaluations, seed=seed)
+        ranking.verify(verify)
+        ranking.forget_weights()
 
-    rows = sorted(ranking.rows.values(), key=lambda row: (row.parameters, row.spec))
-    units = units_of(source.config)
-    text, notes = table(rows, units, timed=bool(latency)), notes_of(ranking, method)
+    return _finished(rankings, method, extract_best, packaging, corpus, root)
+
+
+def _finished(
+    rankings: Sequence[Ranking],
+    method: str,
+    extract_best: int,
+    packaging: Packaging | None,
+    corpus: str,
+    root: storage.Path,
+) -> SearchResult:
+    """Picks, and writes what a search found. Raises UserError as `search`."""
+    ranking = rankings[0]
+    rows = _rows_of(rankings)
+    pick = pick_of(rows, ranking.budget)
+    units = units_of(ranking.source.config)
+    text = table(rows, units, timed=ranking.prices.latency is not None)
+    notes = notes_of(rankings, method)
     try:
-        extracted = _extract(ranking, extract_best, packaging, root / "models", corpus)
+        chosen = best_of(rows, extract_best)
+        extracted = _extract(ranking, chosen, packaging, root / "models", corpus)
         result = SearchResult(pick, rows, text, notes, [], extracted)
-        files = _write(root, ranking, result, corpus)
+        written = _write(root, ranking, result, corpus)
     except UserError as error:
         # What was scored took long: people see it, whatever becomes of the files.
         raise UnsavedError(str(error), "\n".join([text, *notes])) from None
-    return dataclasses.replace(result, files=files)
+    return dataclasses.replace(result, files=written)
+
+
+def _rows_of(rankings: Sequence[Ranking]) -> list[Row]:
+    """All that was scored, by size."""
+    rows = [row for ranking in rankings for row in ranking.rows.values()]
+    return sorted(rows, key=lambda row: (row.parameters, row.spec, row.file_mb or 0.0))
+
+
+def _feasible_prices(
+    source: Source,
+    space: Space,
+    budget: Budget,
+    latency: LatencyModel | None,
+    types: Sequence[FileSizes],
+) -> list[Prices]:
+    """Prices of the types of files of which some model keeps the budget; where there is no type,
+    those of models in memory. Raises UserError where none does.
+    """
+    costs = Costs(source, budget.dtype)
+    prices = [Prices(space, costs, latency, files) for files in types]
+    feasible = []
+    for price in prices or [Prices(space, costs, latency)]:
+        try:
+            check_feasible(space, price, with_slack(budget))
+        except UserError as error:
+            refusal = error
+        else:
+            feasible.append(price)
+    if not feasible:
+        raise refusal
+    return feasible
 
 
 def _opened(checkpoint: str, budget: Budget) -> Source:
@@ -236,9 +291,13 @@ def _check_arguments(method: str, **numbers: int) -> None:
 
 
 def _extract(
-    ranking: Ranking, count: int, packaging: Packaging | None, folder: storage.Path, corpus: str
+    ranking: Ranking,
+    rows: Sequence[Row],
+    packaging: Packaging | None,
+    folder: storage.Path,
+    corpus: str,
 ) -> list[Extracted]:
-    """Writes the best models, with their scores. Raises UserError when one breaks the budget as
+    """Writes models, with their scores. Raises UserError when one breaks the budget as
     written.
     """
     source = ranking.source
@@ -251,20 +310,27 @@ def _extract(
     budget = dataclasses.replace(ranking.budget, max_ms=None)
 
     extracted = []
-    for row in ranking.best(count):
+    for row in rows:
+        place = folder / slug(row.spec)
+        if row.numbers is not None:
+            place = folder / f"{slug(row.spec)}_{row.numbers}"
+            replacing = dataclasses.replace(replacing, quantize=row.numbers)
         name = _SCORE_NAMES.get(units_of(source.config)[0], "bits_per_byte")
         score = score_record(f"{name}:{corpus}", row.verified or 0.0, ranking.windows.fingerprint)
         [model] = extract(
             checkpoint,
             [row.spec],
-            folder / slug(row.spec),
+            place,
             packaging=replacing,
             scores={row.spec: [score]},
         )
         counts = model.counts
         cost = Cost(counts.parameters, counts.bytes / 1e6, counts.flops_per_token)
+        if row.numbers is not None:
+            cost = dataclasses.replace(cost, max_file_mb=model.disk_bytes / 1e6)
         # Written in another type than the budget counts, a model has other megabytes.
-        if packaging.numbers == budget.dtype and cost.exceeds(budget):
+        is_counted = row.numbers is not None or packaging.numbers == budget.dtype
+        if is_counted and cost.exceeds(budget):
             raise UserError(
                 f"{model.path}: {model.spec} breaks its budget as written; this is a defect, "
                 "please report it"
@@ -304,6 +370,7 @@ def _write_files(
         "budget": dataclasses.asdict(ranking.budget),
         "workload": None if latency is None else dataclasses.asdict(latency.workload),
         "pick": result.pick.spec,
+        "pick_numbers": result.pick.numbers,
         "notes": result.notes,
         "rows": [dataclasses.asdict(row) for row in result.rows],
     }

@@ -29,6 +29,7 @@ class Budget:
       max_ms: milliseconds on this device (`_latency.py`).
       dtype: fp32 or bf16, of `max_mb` and `max_vector_bytes`.
       max_vector_bytes: of an embedder's vector, as an index stores it at `dtype`.
+      max_file_mb: megabytes of its GGUF file, with all that stands in it.
     """
 
     max_params: float | None = None
@@ -37,6 +38,7 @@ class Budget:
     max_ms: float | None = None
     dtype: str = "fp32"
     max_vector_bytes: float | None = None
+    max_file_mb: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
@@ -57,6 +59,7 @@ class Budget:
             "max_flops_per_token": self.max_flops_per_token,
             "max_ms": self.max_ms,
             "max_vector_bytes": self.max_vector_bytes,
+            "max_file_mb": self.max_file_mb,
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -64,7 +67,7 @@ class Budget:
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What a model costs, in the units of a `Budget`; `max_ms` where a latency was measured or
-    predicted, `max_vector_bytes` of an embedder.
+    predicted, `max_vector_bytes` of an embedder, `max_file_mb` where it is written as GGUF.
     """
 
     max_params: float
@@ -72,6 +75,7 @@ class Cost:
     max_flops_per_token: float
     max_ms: float | None = None
     max_vector_bytes: float = 0.0
+    max_file_mb: float | None = None
 
     def exceeds(self, budget: Budget) -> list[str]:
         """The limits that it breaks."""

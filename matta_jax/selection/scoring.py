@@ -26,7 +26,7 @@ from matta_jax.distill import PAIR_LOSSES, make_objective
 from matta_jax.errors import UserError
 from matta_jax.models import DOCUMENTS, Plan, candidate_apply
 from matta_jax.nesting import Sizes, SubModel
-from matta_jax.packages import Model
+from matta_jax.packages import Model, Packaging, rounded
 from matta_jax.reporting import progress
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
@@ -206,10 +206,20 @@ class InPlaceScorer:
       windows: of the corpus; or examples.
       batch_size: windows of a batch; examples come in those of the run, which a pair's loss depends
         on.
+      numbers: the type of matrices in a GGUF file, as which all weights are rounded. Blocks end
+        where a sub-model may be cut: a part of the rounded TA is the part that is rounded.
     """
 
-    def __init__(self, source: Source, windows: Windows | ExampleSet, *, batch_size: int = 16):
+    def __init__(
+        self,
+        source: Source,
+        windows: Windows | ExampleSet,
+        *,
+        batch_size: int = 16,
+        numbers: str | None = None,
+    ):
         self._source = source
+        self._numbers = numbers
         self._windows = windows
         reads_examples = source.config.model.reads_examples
         self._batch_size = source.config.data.batch_size if reads_examples else batch_size
@@ -218,7 +228,12 @@ class InPlaceScorer:
     @functools.cached_property
     def _params(self) -> Any:
         # At the first score: when all of them are in the file of scores, nothing is read.
-        return self._source.load_ta()
+        params = self._source.load_ta()
+        if self._numbers is None:
+            return params
+        packaging = Packaging("gguf", quantize=self._numbers)
+        weights = rounded(params, packaging, self._source.plan.architecture)
+        return jax.tree.map(jnp.asarray, weights)
 
     def __call__(self, sub_model: SubModel, num_windows: int) -> Loss:
         """Sums a sub-model's loss over windows taken evenly from all, in whole batches; their bytes

@@ -314,6 +314,10 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("def f(x): return x")
     tasks = f"--tasks=bits_per_byte:{text},perplexity:{text}"
+    code, output = call(
+        "search", f"--checkpoint={workdir}", "--max_file_mb=1", f"--output={tmp_path}/search"
+    )
+    assert code == 2 and "max_file_mb=1.0 is of the files of llama.cpp" in output, output
     code, output = call("evaluate", f"--model={model}", tasks, f"--output={scores}")
     assert code == 0 and len(json.loads(scores.read_text())["scores"]) == 2, output
     code, output = call("evaluate", f"--checkpoint={workdir}", "--sub_model=student", tasks)

@@ -89,7 +89,8 @@ def certify_folder(folder: storage.Path, names: Sequence[str]) -> None:
     certificates = {}
     for name in dict.fromkeys(names):
         engine = installed_engine(name)
-        length = min(engine.length, package.architecture.max_len)
+        # llama.cpp's server has no room for a prompt of all positions.
+        length = min(engine.length, max(1, package.architecture.max_len - 1))
         shape = (BATCH, length)
         ids_BT = np.random.default_rng(_SEED).integers(0, package.architecture.vocab_size, shape)
         logits_BTV = _logits(model, ids_BT)

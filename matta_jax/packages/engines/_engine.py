@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -46,6 +47,7 @@ ENGINES = {
 """By name."""
 
 _CHILD = str(storage.path(__file__).with_name("_child.py"))
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
 # What an engine says of its end.
 _MOST_LETTERS = 200
 
@@ -124,5 +126,7 @@ def _reason(completed: subprocess.CompletedProcess[bytes]) -> str:
         return f"ended by signal {-completed.returncode}"
     lines = completed.stderr.decode(errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()]
+    # A server goes on logging behind the exception that ended it.
+    raised = [line for line in said if _EXCEPTION.match(line)]
     code = f"exit code {completed.returncode}"
-    return f"{code}; {said[-1][:_MOST_LETTERS]}" if said else code
+    return f"{code}; {(raised or said)[-1][:_MOST_LETTERS]}" if said else code

@@ -88,7 +88,7 @@ def test_extraction_certifies_what_it_writes(run, tmp_path, engines):
     )
     assert [name for name, _ in asked] == list(BOTH)
     ids = np.array(asked[0][1]["ids"])
-    assert ids.shape == (2, 32) and np.array(asked[1][1]["ids"]).shape == (2, 16)
+    assert ids.shape == (2, 31) and np.array(asked[1][1]["ids"]).shape == (2, 16)
     assert ids.min() >= 0 and ids.max() < 257 and len(np.unique(ids)) > 20
     # A mix has code; and it was written for llama.cpp by the way, in a place that is gone.
     assert asked[0][1]["runs_code"] and asked[1][1]["token"] == ord("a")
@@ -99,7 +99,7 @@ def test_extraction_certifies_what_it_writes(run, tmp_path, engines):
     certificates = manifest["engines"]
     assert set(certificates) == set(BOTH)
     assert [certificates[name]["format"] for name in BOTH] == ["hf", "gguf"]
-    for name, length in zip(BOTH, (32, 16), strict=True):
+    for name, length in zip(BOTH, (31, 16), strict=True):
         certificate = certificates[name]
         assert certificate["version"] == "1.2" and certificate["batch"] == [2, length]
         assert certificate["max_difference"] < 1e-5 and certificate["numbers"] == "fp32"
@@ -111,7 +111,7 @@ def test_extraction_certifies_what_it_writes(run, tmp_path, engines):
     assert certificates["llama.cpp"]["parameters"] > own
     card = (model.path / "README.md").read_text()
     assert re.search(
-        rf"\| transformers 1.2 \| hf, fp32 \| .* \(2 x 32 .* \(max\) \| {own:,} \|\n", card
+        rf"\| transformers 1.2 \| hf, fp32 \| .* \(2 x 31 .* \(max\) \| {own:,} \|\n", card
     )
     assert "| llama.cpp 1.2 | gguf, fp32 |" in card
 
@@ -288,6 +288,15 @@ def test_the_limit_is_of_the_numbers_and_the_kind(
     assert certificates["transformers"]["max_difference"] < 1e-4
     size = max(1, certificates["transformers"]["largest_logit"])
     assert certificates["transformers"]["limit"] == pytest.approx(5e-5 * size)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_llama_cpp_runs_models_of_few_positions(written):
+    pytest.importorskip("xllamacpp")
+    folder, _ = written("llama", "student", Packaging("gguf"), max_len=16)
+    certificate = matta_jax.certify(folder, ["llama.cpp"]).manifest["engines"]["llama.cpp"]
+    assert certificate["batch"] == [2, 15]
 
 
 CASES = [

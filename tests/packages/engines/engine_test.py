@@ -13,7 +13,7 @@ from matta_jax.packages.engines import _engine
 LLAMA_CPP = packages.ENGINES["llama.cpp"]
 # What our code asks of xllamacpp. Token 2 is the likeliest after an even prompt.
 FAKE = """
-import json, os, threading, http.server
+import atexit, json, os, threading, http.server
 __version__ = "7"
 print("a banner")
 
@@ -71,7 +71,7 @@ def test_an_answer_comes_from_a_process_by_itself(xllamacpp):
     ("crash", "words"),
     [
         (
-            "raise ValueError('no such file')",
+            "atexit.register(os.write, 2, b'bye'); raise ValueError('no such file')",
             r"\(exit code 1; ValueError: no such file\); leave certify out",
         ),
         ("os.abort()", r"\(ended by signal 6\)"),
