@@ -141,6 +141,10 @@ def test_a_model_that_is_there_is_certified_in_its_place(models, tmp_path, engin
     again = matta_jax.certify(folder, ["transformers"]).manifest["engines"]
     assert list(again) == ["transformers"]
     assert again["transformers"]["max_difference"] == pytest.approx(1e-4, rel=0.1)
+    pytest.importorskip("gguf")
+    engines()
+    both = matta_jax.certify(folder, ["llama.cpp"]).manifest["engines"]
+    assert set(both) == set(BOTH) and both["transformers"] == again["transformers"]
 
 
 @pytest.mark.parametrize(
