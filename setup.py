@@ -19,6 +19,7 @@ _SCORERS = ["scikit-learn>=1.6,<2"]
 _SEARCH = ["optuna>=5,<6"]
 _CORPORA = ["pyarrow>=18,<27", "zstandard>=0.23,<1"]
 _HUB = ["datasets>=3,<6"]
+_PUSH = ["huggingface_hub>=1,<3"]
 _GCS = ["gcsfs>=2026.4,<2027"]
 _S3 = ["s3fs>=2026.4,<2027"]
 _VISION = ["pillow>=11,<14"]
@@ -40,6 +41,7 @@ _TEST = [
     *_HF,
     *_HUB,
     *_PLOTS,
+    *_PUSH,
     *_S3,
     *_SCORERS,
     *_SEARCH,
@@ -87,6 +89,7 @@ setup(
         "llama-cpp": [*_GGUF, *_TOKENIZERS, *_LLAMA_CPP],
         "beam": ["apache-beam>=2.60,<3"],  # Corpora beyond one machine; its test skips.
         "hub": _HUB,  # Sets of texts by the library datasets.
+        "push": _PUSH,  # Models to the Hugging Face hub.
         "gcs": _GCS,  # Workdirs and data in gs://.
         "s3": _S3,
         "scorers": _SCORERS,
@@ -118,6 +121,7 @@ setup(
             "matta-import = matta_jax.bin.import_:run",
             "matta-heal = matta_jax.bin.heal:run",
             "matta-label = matta_jax.bin.label:run",
+            "matta-push = matta_jax.bin.push:run",
             "matta-prepare = matta_jax.bin.prepare:run",
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",

@@ -7,6 +7,7 @@ The library calls behind the binaries, for notebooks and other programs:
     matta_jax.heal(model, output, training.Healing(steps=...))
     matta_jax.import_hf(folder, output), matta_jax.convert(model, output), matta_jax.verify(model)
     matta_jax.certify(model, ["transformers", "llama.cpp"])
+    matta_jax.push(model, repo)
     matta_jax.prepare(config, output)
     matta_jax.label(config, teacher, output)
     matta_jax.search(checkpoint, output, budget=selection.Budget(max_params=...))
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from matta_jax.packages import convert as convert
     from matta_jax.packages import load_model as load_model
     from matta_jax.packages import open_model as open_model
+    from matta_jax.packages import push as push
     from matta_jax.selection import search as search
     from matta_jax.serving import classify as classify
     from matta_jax.serving import embed as embed
@@ -88,6 +90,7 @@ _HOMES = {
     "open_model": "packages",
     "open_source": "checkpoints",
     "prepare": "data",
+    "push": "packages",
     "report": "evaluation",
     "search": "selection",
     "train": "training",

@@ -15,6 +15,8 @@ from matta_jax.packages._formats import disk_bytes as disk_bytes
 from matta_jax.packages._formats import open_weights as open_weights
 from matta_jax.packages._formats import rounded as rounded
 from matta_jax.packages._formats import write_weights as write_weights
+from matta_jax.packages._hub import Push as Push
+from matta_jax.packages._hub import push as push
 from matta_jax.packages._llama2c import open_llama2c as open_llama2c
 from matta_jax.packages._manifest import MANIFEST as MANIFEST
 from matta_jax.packages._manifest import VERSION as VERSION

@@ -195,6 +195,9 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["/nowhere", "not an extracted model"],
         ),
         ("report", ["--workdir=/nowhere"], ["/nowhere", "holds no run"]),
+        ("push", ["--repo=me/tiny"], ["--model is missing"]),
+        ("push", ["--model=/nowhere", "--repo=tiny"], ["repo='tiny' is no name on the hub"]),
+        ("push", ["--model=/nowhere", "--repo=me/tiny", "--dry_run"], ["not an extracted model"]),
         (
             "search",
             ["--checkpoint=/nowhere", "--output=W", "--latency_length=0"],
@@ -310,6 +313,8 @@ def test_the_binaries_walk_the_road(call, tmp_path):
         code, output = call("extract", *arguments, "--certify=tranformers")
         assert code == 2 and "did you mean 'transformers'?" in output, output
         assert not (tmp_path / "bad").exists()
+    code, output = call("push", f"--model={model}", "--repo=me/tiny", "--dry_run")
+    assert code == 0 and "would go to me/tiny; nothing went" in output, output
     scores = tmp_path / "scores.json"
     text = tmp_path / "a.txt"
     text.write_text("def f(x): return x")
