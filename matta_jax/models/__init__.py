@@ -31,6 +31,12 @@ from matta_jax.models._plain import silent_values as silent_values
 from matta_jax.models._plain import table_of as table_of
 from matta_jax.models._plan import Plan as Plan
 from matta_jax.models._plan import plan_of as plan_of
+from matta_jax.models._resident import Pool as Pool
+from matta_jax.models._resident import cache_in as cache_in
+from matta_jax.models._resident import init_pool as init_pool
+from matta_jax.models._resident import put_cache as put_cache
+from matta_jax.models._resident import resident_weights as resident_weights
+from matta_jax.models._resident import sub_model_weights as sub_model_weights
 from matta_jax.models._streams import goes_along as goes_along
 from matta_jax.models._streams import layers_apart as layers_apart
 from matta_jax.models._streams import waves_of as waves_of

@@ -9,8 +9,6 @@ from matta_jax import extract, models, packages, serving, tokenizers
 from matta_jax.errors import UserError
 from matta_jax.serving import Sampling, _generate
 
-EOS = 0
-
 
 @pytest.fixture(scope="module")
 def model(run, tmp_path_factory):
@@ -68,7 +66,7 @@ def test_a_longer_text_goes_on_from_half_a_sequence(model):
 
 
 def test_draws_follow_the_model(model):
-    start = np.tile([0, *b"the"], (4096, 1))
+    start = np.tile([0, *b"the"], (512, 1))
 
     def draw(sampling):
         ids = serving.generate_ids(model, start, num_tokens=1, eos_id=300, sampling=sampling)
@@ -90,22 +88,6 @@ def test_draws_follow_the_model(model):
 def nucleus(p, mass):
     order = np.argsort(-p)
     return set(order[: int(np.searchsorted(np.cumsum(p[order]), mass)) + 1])
-
-
-def test_top_p_counts_among_the_top_k():
-    z = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-
-    def kept(top_k, top_p):
-        sampling = Sampling(1.0, top_k, top_p)
-        program = _generate._Program.of(None, sampling, 1)
-        draw = _generate._Draw.of(sampling, z.shape[-1], 1, 1, EOS, jax.random.key(0))
-        return list(jnp.isfinite(_generate._cut(z, program, draw))[0])
-
-    assert kept(None, 0.4) == [True, False, False, False]
-    assert kept(None, 0.41) == [True, True, False, False]
-    assert kept(2, 0.57) == [True, False, False, False]  # 0.4 of 0.7 is 0.571.
-    assert kept(2, 0.58) == [True, True, False, False]
-    assert kept(9, None) == [True] * 4
 
 
 def test_a_text_ends_at_the_separator(model):

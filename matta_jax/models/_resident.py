@@ -1,0 +1,140 @@
+"""Many sub-models that run from one copy of the weights, and from one pool of caches.
+
+The TA's weights stay in memory once. A sub-model's program slices them when it runs: what is as
+large as the TA's own is not copied, and what is smaller lives as long as the program runs. All
+caches have the TA's sizes, and a sub-model fills the part that it has heads and layers for.
+
+Shape letters: S slots, H heads of a slot in one layer, L positions, E head_dim.
+"""
+
+import functools
+from typing import Any
+
+import jax
+
+from matta_jax.models._architecture import Architecture
+from matta_jax.models._decode import Cache, init_cache
+from matta_jax.models._plain import logical_axes
+from matta_jax.nesting import (
+    BLOCKS,
+    Names,
+    Size,
+    SubModel,
+    Tree,
+    layer_axes,
+    logical_names,
+    merge_granules,
+    narrow_array,
+    narrow_modules,
+    narrow_names,
+    outside_blocks,
+    sizes_of,
+    split_granules,
+)
+
+Pool = list[Any]
+"""What each layer of the largest sub-model caches, of all slots: keys and values [S, H, L, E]."""
+
+
+def resident_weights(architecture: Architecture, params: Tree) -> Tree:
+    """The weights as sub-models are cut from them: each layer's by themselves, without granules.
+
+    Args:
+      architecture: of the weights: a plain model's, or a run's TA.
+      params: the weights, which are copied.
+    """
+    axes = logical_axes(architecture)
+    layers: list[Tree] = []
+    for i, run in enumerate(architecture.sub_model.runs):
+        names = layer_axes(axes[BLOCKS][str(i)])
+        merged = jax.vmap(lambda layer, names=names: jax.tree.map(merge_granules, layer, names))(
+            params[BLOCKS][str(i)]
+        )
+        for j in range(len(run.layers)):
+            layers.append(jax.tree.map(lambda weight, j=j: weight[j], merged))
+    return outside_blocks(params) | {"layers": layers}
+
+
+def sub_model_weights(architecture: Architecture, weights: Tree, sub_model: SubModel) -> Tree:
+    """The weights of a sub-model as `extend` reads them.
+
+    Args:
+      architecture: of the resident weights.
+      weights: of `resident_weights`.
+      sub_model: which; its layers are indices into theirs.
+    """
+    axes = logical_axes(architecture)
+    outer = dict(weights)
+    layers = outer.pop("layers")
+    # A stack for each run of sizes, all with the same names.
+    names = layer_axes(axes[BLOCKS]["0"])
+
+    def cut(sizes: dict[str, Size], weight: jax.Array, names: Names) -> jax.Array:
+        logical = logical_names(names)
+        part = narrow_array(weight, logical, sizes)
+        lengths = dict(zip(narrow_names(logical, sizes), part.shape, strict=True))
+        return split_granules(part, narrow_names(names, sizes), lengths)
+
+    modules = narrow_modules(outer, {name: axes[name] for name in outer}, sizes_of(sub_model))
+    parts = []
+    for layer in sub_model.layers:
+        sizes = sizes_of(sub_model, sub_model.sizes_in(layer))
+        parts.append(jax.tree.map(functools.partial(cut, sizes), layers[layer], names))
+    return modules | {"layers": parts}
+
+
+def init_pool(
+    architecture: Architecture, *, slots: int, length: int, dtype: str = "float32"
+) -> Pool:
+    """Returns empty caches of all slots, each with room for `length` tokens of the largest
+    sub-model.
+    """
+    cache = init_cache(architecture, batch_size=slots, length=length, dtype=dtype)
+    return jax.tree.map(lambda leaf: leaf.reshape(slots, -1, *leaf.shape[1:]), cache)
+
+
+def cache_in(pool: Pool, architecture: Architecture, sub_model: SubModel, length: int) -> Cache:
+    """The part of a pool that a sub-model uses, as `extend` reads it, up to a length.
+
+    Args:
+      pool: of `init_pool`.
+      architecture: the plain one of the sub-model.
+      sub_model: its layers are indices into the pool's.
+      length: positions to hold, at most those of the pool.
+    """
+
+    def cut(leaf: jax.Array, shape: Any) -> jax.Array:
+        part = leaf[:, : shape.shape[0], :length]
+        return part.reshape(-1, *part.shape[2:])
+
+    shapes = _one_slot(architecture)
+    parts = []
+    for layer, layer_shapes in zip(sub_model.layers, shapes, strict=True):
+        parts.append(jax.tree.map(cut, pool[layer], layer_shapes))
+    return parts
+
+
+def put_cache(pool: Pool, cache: Cache, sub_model: SubModel) -> Pool:
+    """Undoes `cache_in`: the pool with a sub-model's part in it."""
+
+    def put(leaf: jax.Array, part: jax.Array) -> jax.Array:
+        by_slot = part.reshape(leaf.shape[0], -1, *part.shape[1:])
+        if by_slot.shape == leaf.shape:
+            return by_slot
+        return jax.lax.dynamic_update_slice(leaf, by_slot, (0, 0, 0, 0))
+
+    changed = list(pool)
+    for layer, part in zip(sub_model.layers, cache, strict=True):
+        changed[layer] = jax.tree.map(put, pool[layer], part)
+    return changed
+
+
+@functools.lru_cache(maxsize=256)
+def _one_slot(architecture: Architecture) -> Cache:
+    """The shapes of a cache of one row and one position."""
+    return jax.eval_shape(lambda: init_cache(architecture, batch_size=1, length=1))
+
+
+def cache_shapes(architecture: Architecture) -> list[Any]:
+    """What each layer caches for a position: shapes that tell whether two models' caches fit."""
+    return [jax.tree.map(lambda leaf: leaf.shape, layer) for layer in _one_slot(architecture)]

@@ -1,0 +1,56 @@
+"""How many tokens a draft proposes at once, by how many of its proposals stood so far."""
+
+import dataclasses
+
+from matta_jax.serving._speculate import MOST_PROPOSALS
+
+_COUNTS = (1, 2, 4, MOST_PROPOSALS)  # A program for each.
+_HOPE = 0.8  # The share that stands, before any was proposed.
+_MEMORY = 0.98  # Of a proposal, to the next.
+# A draft that does not pay is tried again after so many turns.
+_PATIENCE = 64
+
+
+@dataclasses.dataclass
+class Drafter:
+    """Chooses the number of proposals for a model and its draft.
+
+    Attributes:
+      cost: of a token of the draft, as a share of the model's.
+      most: proposals at most.
+      share: of the latest proposals after those that stood, how many did too.
+      is_fixed: whether `most` are proposed always.
+    """
+
+    cost: float
+    most: int
+    is_fixed: bool = False
+    share: float = _HOPE
+    _idle: int = 0
+
+    def choose(self) -> int:
+        """How many to propose in the next turn; 0 where none pay."""
+        if self.is_fixed:
+            return self.most
+        counts = [count for count in _COUNTS if count <= self.most]
+        best = max(counts, key=self._gain)
+        if self._gain(best) > 1:
+            return best
+        self._idle += 1
+        return counts[0] if self._idle % _PATIENCE == 0 else 0
+
+    def _gain(self, count: int) -> float:
+        """Tokens of a round for the time of one token without a draft, where reading several
+        tokens takes as long as reading one.
+        """
+        # The first i proposals all stand in a round with probability share ** i.
+        tokens = sum(self.share**i for i in range(count + 1))
+        return tokens / (1 + self.cost * count)
+
+    def learn(self, tried: int, accepted: int) -> None:
+        """Counts the proposals of a turn that were compared, and those of them that stood: what
+        comes after one that fell says nothing.
+        """
+        if tried:
+            weight = 1 - _MEMORY**tried
+            self.share += weight * (accepted / tried - self.share)

@@ -1,0 +1,382 @@
+"""An engine that holds the weights of one TA, and writes many texts at once by its sub-models.
+
+Requests join and leave between turns. A turn reads a piece of each text that is new, and draws a
+few tokens of all others: of those of one sub-model together.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from matta_jax.errors import UserError
+from matta_jax.packages import Model
+from matta_jax.serving._completions import CANCELLED, LENGTH, STOP, Completion, Request, Token
+from matta_jax.serving._drafts import Drafter
+from matta_jax.serving._programs import Drawn, Lane
+from matta_jax.serving._runner import LONGEST_TURN, MOST_TOPS, PIECE, Runner
+from matta_jax.serving._slots import Slot, context_length
+from matta_jax.serving._speculate import MOST_PROPOSALS
+from matta_jax.tokenizers import Tokenizer
+
+# Tokens of a turn for which a request waits.
+_SHORT_TURN = 4
+
+
+@dataclasses.dataclass
+class Usage:
+    """What a sub-model has done since the start.
+
+    Attributes:
+      tokens: that it has written.
+      read: that it has read of prompts.
+      turns: programs that drew.
+      seconds: of all its programs.
+      proposed, accepted: tokens of a draft, and how many of them stood.
+    """
+
+    tokens: int = 0
+    read: int = 0
+    turns: int = 0
+    seconds: float = 0.0
+    proposed: int = 0
+    accepted: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """Which sub-model proposes tokens.
+
+    Attributes:
+      spec: of it.
+      num_tokens: that it proposes at once, at most.
+      is_fixed: whether always so many; else fewer, or none, where fewer stand.
+    """
+
+    spec: str
+    num_tokens: int = 4
+    is_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MOST_PROPOSALS:
+            raise UserError(f"draft_tokens={self.num_tokens} must be from 1 to {MOST_PROPOSALS}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The ids of an engine's models.
+
+    Attributes:
+      eos_id: the separator, which ends a text.
+      tokenizer: makes text of tokens; None: there are tokens alone.
+      allowed: bool [V], ids that may be drawn; None: all.
+    """
+
+    eos_id: int
+    tokenizer: Tokenizer | None = None
+    allowed: np.ndarray | None = None
+
+
+class Engine:
+    """Writes texts by sub-models of one set of weights.
+
+    For one thread, but for `submit` and what a `Completion` offers.
+
+    Args:
+      models: sub-models in place of one run, or one plain model.
+      vocabulary: their ids.
+      slots: texts that are written at once.
+      draft: which of the models proposes tokens to larger ones of the same layers or more; None:
+        none does.
+      most_waiting: requests that wait for a slot at most.
+
+    Raises:
+      UserError: a model that writes no text, or models of several runs.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        vocabulary: Vocabulary,
+        *,
+        slots: int,
+        draft: Draft | None = None,
+        most_waiting: int = 1024,
+    ):
+        model = _check(models)
+        if slots < 1:
+            raise UserError(f"slots={slots} must be at least 1")
+        self.tokenizer = vocabulary.tokenizer
+        self.usage: dict[str, Usage] = collections.defaultdict(Usage)
+        self._most_waiting = most_waiting
+        self._lanes = {each.spec: _lane(each) for each in models}
+        self._draft = draft
+        self._drafters = {} if draft is None else _drafters(models, draft)
+        self._runner = Runner(
+            model.architecture if model.in_place is None else model.in_place[0].architecture,
+            model.params,
+            slots=slots,
+            limit=model.config.data.seq_len,
+            eos_id=vocabulary.eos_id,
+            allowed=vocabulary.allowed,
+        )
+        self._slots = [Slot() for _ in range(slots)]
+        self._waiting: collections.deque[Completion] = collections.deque()
+
+    @property
+    def specs(self) -> list[str]:
+        """The sub-models that it can write by."""
+        return list(self._lanes)
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the longest text that is not read anew."""
+        return self._runner.limit
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Of the weights, and of the caches."""
+        return self._runner.bytes
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Slots in use."""
+        return sum(slot.completion is not None for slot in self._slots)
+
+    @property
+    def num_slots(self) -> int:
+        """Texts that are written at once."""
+        return len(self._slots)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._waiting) or self.num_running > 0
+
+    def submit(
+        self, request: Request, on_change: Callable[[Completion], None] | None = None
+    ) -> Completion:
+        """Asks for a text; returns it, to be written by `step`.
+
+        Args:
+          request: what to write.
+          on_change: called in the engine's thread after tokens were added, and at the end.
+
+        Raises:
+          UserError: an unknown sub-model, a prompt that is too long for a text that does not slide,
+            an id that is unknown, or too many requests that wait.
+        """
+        self._check(request)
+        if len(self._waiting) >= self._most_waiting:
+            raise UserError(f"{len(self._waiting)} requests wait already; try again later")
+        completion = Completion(request, self.tokenizer, on_change)
+        self._waiting.append(completion)
+        return completion
+
+    def _check(self, request: Request) -> None:
+        if request.spec not in self._lanes:
+            raise UserError(
+                f"sub-model {request.spec!r} is not served; name one of {', '.join(self.specs)}"
+            )
+        vocab_size = self._runner.vocab_size
+        request.sampling.check_vocabulary(vocab_size)
+        if not 0 <= min(request.ids) <= max(request.ids) < vocab_size:
+            raise UserError(f"a prompt's tokens must be from 0 to {vocab_size - 1}")
+        if not 0 <= request.num_top <= MOST_TOPS:
+            raise UserError(f"num_top={request.num_top} must be from 0 to {MOST_TOPS}")
+        if request.stop and self.tokenizer is None:
+            raise UserError("stop strings need a tokenizer, which this engine has not")
+        beyond = len(request.ids) + request.num_tokens - (self.limit + 1)
+        if beyond > 0 and not request.slides:
+            raise UserError(
+                f"a prompt of {len(request.ids)} tokens and {request.num_tokens} more are "
+                f"{beyond} too many for a model that reads {self.limit}; shorten them"
+            )
+
+    def run(self) -> None:
+        """Steps until all is written."""
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """A turn: frees the slots of what was cancelled, fills them, reads, and draws. Returns
+        whether there was anything to do.
+        """
+        self._drop_cancelled()
+        if not self.is_busy:
+            return False
+        self._admit()
+        for place, slot in enumerate(self._slots):
+            if slot.is_reading:
+                self._read(place, slot)
+        for (spec, drafts), places in self._ready().items():
+            self._decode(spec, places, drafts=drafts)
+        return True
+
+    def _drop_cancelled(self) -> None:
+        for slot in self._slots:
+            if slot.completion is not None and slot.completion.is_cancelled:
+                slot.completion.finish(CANCELLED)
+                slot.completion = None
+        for completion in [each for each in self._waiting if each.is_cancelled]:
+            self._waiting.remove(completion)
+            completion.finish(CANCELLED)
+
+    def _admit(self) -> None:
+        """Gives waiting texts a free slot each, with what another slot has cached of them."""
+        source_S = np.arange(len(self._slots), dtype=np.int32)
+        admitted: dict[int, Slot] = {}
+        free = [i for i, slot in enumerate(self._slots) if slot.completion is None]
+        while free and self._waiting:
+            completion = self._waiting[0]
+            lane = self._lanes[completion.spec]
+            ids = list(completion.request.ids)
+            ids = ids[-context_length(len(ids), completion.request.num_tokens, self.limit) :]
+            # What it begins with is about to be read for another text: it waits, and copies it.
+            if any(slot.will_read(lane, ids) for slot in (*self._slots, *admitted.values())):
+                break
+            self._waiting.popleft()
+
+            commons = [slot.common(lane, ids) for slot in self._slots]
+            source = int(np.argmax(commons))
+            # Its own cache before another's, which would be copied; else the one that has least.
+            place = min(free, key=lambda i: (-commons[i], self._slots[i].num_read))
+            if commons[place] < commons[source]:
+                source_S[place] = source
+            free.remove(place)
+            num_read = max(commons[place], commons[source])
+            # A last piece that is not whole is read again, so that pieces begin where they always
+            # do: what they give does not depend on who was here before.
+            if num_read < len(ids) - 1:
+                num_read -= num_read % PIECE
+            admitted[place] = Slot(completion, lane, ids, num_read, num_read)
+
+        for place, slot in admitted.items():
+            self._slots[place] = slot
+        if (source_S != np.arange(len(source_S))).any():
+            self._runner.copy(source_S)
+
+    def _read(self, place: int, slot: Slot) -> None:
+        assert slot.completion is not None
+        start_time = time.perf_counter()
+        before = slot.length
+        self._runner.read(place, slot)
+        usage = self.usage[slot.completion.spec]
+        usage.read += slot.length - before
+        usage.seconds += time.perf_counter() - start_time
+
+    def _ready(self) -> dict[tuple[str, bool], list[int]]:
+        """The slots that a token can be drawn of, by sub-model and whether it has a draft."""
+        places: dict[tuple[str, bool], list[int]] = {}
+        for i, slot in enumerate(self._slots):
+            if not slot.is_ready:
+                continue
+            assert slot.completion is not None
+            request = slot.completion.request
+            drafts = request.drafts and request.spec in self._drafters
+            # A penalty depends on the tokens of a round itself.
+            drafts &= request.sampling.repetition_penalty == 1
+            places.setdefault((request.spec, drafts), []).append(i)
+        return places
+
+    def _decode(self, spec: str, places: list[int], *, drafts: bool) -> None:
+        """Draws tokens of the slots of a sub-model."""
+        start_time = time.perf_counter()
+        waits = bool(self._waiting) or any(slot.is_reading for slot in self._slots)
+        steps = _SHORT_TURN if waits else LONGEST_TURN
+        steps = min(steps, max(self._slots[i].remaining(self.limit) for i in places))
+        count = self._drafters[spec].choose() if drafts else 0
+        draft = None
+        if count:
+            assert self._draft is not None
+            draft = (self._lanes[self._draft.spec], count)
+            steps = -(-steps // (count + 1))
+        drawn = self._runner.draw(self._lanes[spec], self._slots, places, steps, draft)
+
+        usage = self.usage[spec]
+        usage.turns += 1
+        usage.seconds += time.perf_counter() - start_time
+        if count:
+            accepted = int(drawn.is_drafted.sum())
+            usage.proposed += int(drawn.proposed.sum())
+            usage.accepted += accepted
+            self._drafters[spec].learn(int(drawn.tried.sum()), accepted)
+        for i in places:
+            tokens = _tokens(drawn, i)
+            usage.tokens += len(tokens)
+            self._add(self._slots[i], tokens)
+
+    def _add(self, slot: Slot, tokens: list[Token]) -> None:
+        """Adds what was drawn to a text, and frees its slot at the end."""
+        completion = slot.completion
+        assert completion is not None
+        request = completion.request
+        slot.ids += [token.id for token in tokens]
+        slot.length += len(tokens)
+        reason = None
+        if tokens[-1].id == self._runner.eos_id:
+            reason = STOP
+        elif len(completion.tokens) + len(tokens) >= request.num_tokens:
+            reason = LENGTH
+        completion.add(tokens, reason=reason, eos_id=self._runner.eos_id)
+        if completion.is_done:
+            slot.completion = None
+        elif slot.length >= self.limit:
+            remaining = request.num_tokens - len(completion.tokens)
+            slot.ids = slot.ids[-context_length(len(slot.ids), remaining, self.limit) :]
+            slot.length = slot.num_read = 0
+
+
+def _tokens(drawn: Drawn, i: int) -> list[Token]:
+    """A row's tokens of a turn."""
+    tokens = []
+    for j in range(int(drawn.count[i])):
+        pairs = zip(drawn.top_ids[i, j].tolist(), drawn.top_log_p[i, j].tolist(), strict=True)
+        log_p, is_drafted = float(drawn.log_p[i, j]), bool(drawn.is_drafted[i, j])
+        tokens.append(Token(int(drawn.ids[i, j]), log_p, tuple(pairs), is_drafted))
+    return tokens
+
+
+def _lane(model: Model) -> Lane:
+    if model.in_place is None:
+        return Lane(model.architecture, model.architecture.sub_model, model.architecture)
+    plan, sub_model = model.in_place
+    return Lane(plan.architecture, sub_model, model.architecture)
+
+
+def _drafters(models: Sequence[Model], draft: Draft) -> dict[str, Drafter]:
+    """By sub-model, those that a draft proposes to: larger ones that have its layers."""
+    by_spec = {model.spec: model for model in models}
+    if draft.spec not in by_spec:
+        raise UserError(f"draft={draft.spec!r} is not served; name one of {', '.join(by_spec)}")
+    proposer = by_spec[draft.spec]
+    layers = set(_lane(proposer).sub_model.layers)
+    drafters = {}
+    for spec, model in by_spec.items():
+        cost = proposer.counts.flops_per_token / model.counts.flops_per_token
+        if cost < 1 and layers <= set(_lane(model).sub_model.layers):
+            drafters[spec] = Drafter(cost, draft.num_tokens, draft.is_fixed)
+    return drafters
+
+
+def _check(models: Sequence[Model]) -> Model:
+    """The first of an engine's models. Raises UserError where they do not go together."""
+    model = models[0]
+    if any(each.params is not model.params for each in models):
+        raise UserError(
+            "an engine serves the sub-models of one run, or one model; name one checkpoint, or one "
+            "model"
+        )
+    for each in models:
+        if each.reads_examples:
+            where = next(iter(each.origin.values()))
+            noun = each.config.model.a_noun
+            raise UserError(f"{where} is {noun}, and writes no text; name a language model")
+    return model

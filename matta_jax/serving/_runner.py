@@ -1,0 +1,172 @@
+"""The device's side of an engine: weights, caches, and the programs that run on them.
+
+Shape letters: S slots, T tokens of a piece, V vocab.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from matta_jax.models import Architecture, init_pool, resident_weights
+from matta_jax.nesting import Tree
+from matta_jax.serving import _programs
+from matta_jax.serving._completions import Completion
+from matta_jax.serving._programs import Drawn, Lane, Program, Rows
+from matta_jax.serving._sampling import Draws, Sampling, draws_of
+from matta_jax.serving._slots import Slot
+from matta_jax.serving._speculate import MOST_PROPOSALS, speculate
+
+PIECE = 64
+"""Tokens of a prompt that are read at once."""
+MOST_TOPS = 20
+"""Likeliest tokens that a program tells of each."""
+LONGEST_TURN = 32
+"""Tokens of a turn."""
+
+_SHORTEST = 64  # Positions of the shortest program.
+_GREEDY = Sampling(temperature=0)
+
+
+class Runner:
+    """Reads and draws for the slots of an engine.
+
+    Args:
+      resident: the architecture of the weights.
+      params: them, which are copied.
+      slots: texts that stand side by side.
+      limit: tokens of the longest text.
+      eos_id: the separator.
+      allowed: bool [V], ids that may be drawn; None: all.
+    """
+
+    def __init__(
+        self,
+        resident: Architecture,
+        params: Tree,
+        *,
+        slots: int,
+        limit: int,
+        eos_id: int,
+        allowed: np.ndarray | None = None,
+    ):
+        self.limit = limit
+        self.eos_id = eos_id
+        self.vocab_size = resident.vocab_size
+        self._allowed = allowed
+        self._weights = jax.jit(resident_weights, static_argnums=0)(resident, params)
+        # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
+        self._room = -(-(limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
+        self._pool = init_pool(resident, slots=slots, length=self._room)
+        self._compiled: set[tuple[str, ...]] = set()
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Of the weights, and of the caches."""
+        weights, pool = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            for tree in (self._weights, self._pool)
+        )
+        return weights, pool
+
+    def copy(self, source_S: np.ndarray) -> None:
+        """Gives each slot the cache of another one, or its own."""
+        self._pool = _programs.copy_slots(self._pool, source_S)
+
+    def read(self, place: int, slot: Slot) -> None:
+        """Reads the next piece of a slot's text."""
+        assert slot.lane is not None
+        piece = slot.ids[slot.length : min(slot.length + PIECE, len(slot.ids) - 1)]
+        tokens_T = np.zeros(PIECE, np.int32)
+        tokens_T[: len(piece)] = piece
+        program = Program(slot.lane, self._length_for(slot.length + PIECE))
+        self._tell("read", program)
+        self._pool = _programs.read(
+            program, self._weights, self._pool, tokens_T, np.int32(place), np.int32(slot.length)
+        )
+        slot.length += len(piece)
+        slot.num_read = slot.length
+
+    def draw(
+        self,
+        lane: Lane,
+        slots: Sequence[Slot],
+        places: Sequence[int],
+        steps: int,
+        draft: tuple[Lane, int] | None = None,
+    ) -> Drawn:
+        """Draws tokens for some slots, all of one sub-model.
+
+        Args:
+          lane: the sub-model.
+          slots: all of them.
+          places: which of them take part.
+          steps: most tokens, or rounds of a draft.
+          draft: a smaller model, and how many tokens it proposes in a round; None: there is none.
+
+        Returns:
+          Numpy arrays.
+        """
+        tokens_of_step = 1 if draft is None else draft[1] + 1
+        # Of all slots: what is written into a cache must not fall outside, and no row takes more
+        # than its capacity.
+        most_tokens = min(steps, LONGEST_TURN) * tokens_of_step
+        longest = max(slot.length for slot in slots) + min(most_tokens, LONGEST_TURN)
+        length = self._length_for(longest + tokens_of_step)
+        draws = self._draws(slots, places)
+        wants_tops = any(_completion(slots[i]).request.num_top for i in places)
+        program = Program(lane, length, LONGEST_TURN, MOST_TOPS if wants_tops else 0)
+        rows = self._rows(slots, places, steps)
+        settings = [name for name, value in vars(draws).items() if value is not None]
+        if draft is None:
+            self._tell("decode", program, *settings)
+            self._pool, drawn = _programs.decode(program, self._weights, self._pool, rows, draws)
+        else:
+            self._tell(f"speculate {draft[1]}", program, *settings)
+            self._pool, drawn = speculate(
+                program, draft[0], draft[1], self._weights, self._pool, (rows, draws)
+            )
+        return jax.device_get(drawn)
+
+    def _draws(self, slots: Sequence[Slot], places: Sequence[int]) -> Draws:
+        taking_part: Mapping[int, Slot] = {i: slots[i] for i in places}
+        samplings, indices, texts = [], [], []
+        for i in range(len(slots)):
+            slot = taking_part.get(i)
+            request = None if slot is None else _completion(slot).request
+            samplings.append(_GREEDY if request is None else request.sampling)
+            indices.append(0 if request is None else request.index)
+            # All of a text, whatever of it the model still reads.
+            texts.append([] if slot is None else _completion(slot).text_ids)
+        return draws_of(
+            samplings, indices, texts, vocab_size=self.vocab_size, allowed=self._allowed
+        )
+
+    def _rows(self, slots: Sequence[Slot], places: Sequence[int], steps: int) -> Rows:
+        token, step, remaining = (np.zeros(len(slots), np.int32) for _ in range(3))
+        length = np.array([slot.length for slot in slots], np.int32)
+        for i in places:
+            token[i] = slots[i].ids[-1]
+            step[i] = len(_completion(slots[i]).tokens)
+            remaining[i] = slots[i].remaining(self.limit)
+        numbers = (np.int32(steps), np.int32(self.eos_id), token, length, step, remaining)
+        return Rows(*map(jnp.asarray, numbers))
+
+    def _length_for(self, length: int) -> int:
+        """Positions that a program is compiled for: powers of two, so that they are few."""
+        return min(max(1 << (length - 1).bit_length(), _SHORTEST), self._room)
+
+    def _tell(self, name: str, program: Program, *settings: str) -> None:
+        key = (name, str(program), *settings)
+        if key in self._compiled:
+            return
+        self._compiled.add(key)
+        sizes = ", ".join(f"{axis} {size}" for axis, size in program.lane.sub_model.sizes.items())
+        logging.info("compiles %s for %d positions (%s)", name, program.length, sizes)
+
+
+def _completion(slot: Slot) -> Completion:
+    assert slot.completion is not None
+    return slot.completion

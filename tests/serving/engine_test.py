@@ -1,0 +1,221 @@
+"""An engine against the text of each model by itself, whatever joins and leaves."""
+
+import random
+
+import numpy as np
+import pytest
+
+from matta_jax import extract, packages, serving
+from matta_jax.errors import UserError
+from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary
+from matta_jax.tokenizers import ByteTokenizer
+
+SPECS = ("student", "ta", "d_ff=16,48,32")
+NEVER = 300  # No token: texts do not end at it.
+WAYS = (
+    Sampling(0),
+    Sampling(0.9, seed=3),
+    Sampling(0.8, top_k=9, top_p=0.9, seed=4),
+    Sampling(1.0, seed=5, min_p=0.05, repetition_penalty=1.3, logit_bias={104: 2.0}),
+)
+
+
+@pytest.fixture(scope="module")
+def nest(run):
+    return packages.load_in_place(str(run[1]), SPECS)
+
+
+def make(nest, slots=3, **options):
+    vocabulary = options.pop("vocabulary", Vocabulary(NEVER, ByteTokenizer()))
+    return Engine(nest, vocabulary, slots=slots, **options)
+
+
+def requests():
+    """One for each model and way to draw, of several lengths; some outgrow the sequences."""
+    prompts = ["the quick", "a", "some words that are longer than others", "the quick brown"]
+    found = []
+    for i, spec in enumerate(SPECS):
+        for j, sampling in enumerate(WAYS):
+            prompt = prompts[(i + j) % len(prompts)]
+            ids = (0, *prompt.encode())
+            found.append(Request(ids, spec, 9 + 7 * j, sampling, num_top=3 * (j == 1)))
+    return found
+
+
+def written(completion):
+    return [(token.id, token.log_p) for token in completion.tokens]
+
+
+@pytest.fixture(scope="module")
+def alone(nest):
+    """What each request gives with nothing beside it, in an engine of its own."""
+    texts = []
+    for request in requests():
+        engine = make(nest)
+        completion = engine.submit(request)
+        engine.run()
+        texts.append(written(completion))
+    return texts
+
+
+def test_a_text_is_that_of_the_extracted_model(nest, run, alone, tmp_path):
+    extracted = extract(str(run[1]), list(SPECS), tmp_path / "models")
+    models = {each.spec: packages.load_model(each.path) for each in extracted}
+    for request, expected in zip(requests(), alone, strict=True):
+        ids = serving.generate_ids(
+            models[request.spec], np.array([request.ids]), num_tokens=request.num_tokens,
+            eos_id=NEVER, sampling=request.sampling,
+        )  # fmt: skip
+        assert ids[0, len(request.ids) :].tolist() == [token for token, _ in expected]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_does_not_depend_on_what_joins_and_leaves(nest, alone, seed):
+    """To the last bit of each log-probability."""
+    rng = random.Random(seed)
+    engine = make(nest)
+    order = rng.sample(range(len(alone)), len(alone))
+    completions, leaving = {}, []
+    while order or engine.is_busy:
+        if order and rng.random() < 0.6:
+            i = order.pop()
+            completions[i] = engine.submit(requests()[i])
+        if rng.random() < 0.3:
+            leaving.append(engine.submit(rng.choice(requests())))
+        if rng.random() < 0.3 and leaving:
+            leaving.pop(rng.randrange(len(leaving))).cancel()
+        engine.step()
+    for i, completion in completions.items():
+        assert completion.finish_reason == "length"
+        assert written(completion) == alone[i]
+    assert engine.num_running == engine.num_waiting == 0
+
+
+@pytest.mark.parametrize("num_tokens", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_draft_changes_no_text(nest, alone, num_tokens):
+    engine = make(nest, draft=Draft("student", num_tokens, is_fixed=True))
+    completions = [engine.submit(request) for request in requests()]
+    engine.run()
+    for completion, expected in zip(completions, alone, strict=True):
+        assert completion.ids == [token for token, _ in expected]
+        log_p = [token.log_p for token in completion.tokens]
+        np.testing.assert_allclose(log_p, [value for _, value in expected], atol=1e-4)
+    for spec in ("ta", "d_ff=16,48,32"):
+        usage = engine.usage[spec]
+        drafted = sum(
+            token.is_drafted
+            for completion in completions
+            if completion.spec == spec
+            for token in completion.tokens
+        )
+        assert 0 < usage.accepted == drafted <= usage.proposed
+    assert engine.usage["student"].proposed == 0
+
+
+def test_a_prompt_that_was_read_is_not_read_again(nest):
+    engine = make(nest)
+    ids = (0, *b"a prompt that is shared")
+    first = engine.submit(Request(ids, "ta", 4, Sampling(0)))
+    engine.run()
+    read = engine.usage["ta"].read
+    again = [engine.submit(Request(ids, "ta", 4, Sampling(0))) for _ in range(3)]
+    other = engine.submit(Request(ids, "student", 4, Sampling(0)))
+    engine.run()
+    assert read == len(ids) - 1 == engine.usage["ta"].read == engine.usage["student"].read
+    assert all(written(each) == written(first) for each in again)
+    assert written(other) != written(first)
+
+
+def test_many_that_come_and_go_leave_no_slot_behind(nest):
+    rng = random.Random(0)
+    engine = make(nest, most_waiting=50)
+    ended = []
+    for _ in range(200):
+        request = Request((0, 1), rng.choice(SPECS), rng.randint(1, 6), Sampling(0))
+        completion = engine.submit(request, on_change=lambda each: ended.append(each.number))
+        if rng.random() < 0.3:
+            completion.cancel()
+        if engine.num_waiting > 40:
+            engine.step()
+    engine.run()
+    assert engine.num_running == engine.num_waiting == 0
+    assert len(set(ended)) == 200
+    weights, caches = engine.bytes
+    assert weights > 0 and caches > 0
+
+
+def test_five_models_are_served_by_the_weights_of_one(run):
+    models = packages.load_in_place(str(run[1]), [*SPECS, "d_ff=32", "d_ff=48,16,16"])
+    assert make(models).bytes == make(models[1:2]).bytes
+
+
+def test_text_ends_at_a_stop_string_and_at_the_separator(nest):
+    engine = make(nest)
+    going = engine.submit(Request((0, *b"the"), "ta", 20, Sampling(0)))
+    engine.run()
+    stop = going.text[4:6]
+    stopped = engine.submit(Request((0, *b"the"), "ta", 20, Sampling(0), stop=(stop,)))
+    engine.run()
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == going.text[: going.text.index(stop)]
+    assert stopped.ids == going.ids[: len(stopped.ids)]
+
+    separator = going.ids[5]
+    ending = make(nest, vocabulary=Vocabulary(separator, ByteTokenizer()))
+    ended = ending.submit(Request((0, *b"the"), "ta", 20, Sampling(0)))
+    ending.run()
+    first = going.ids.index(separator)
+    assert ended.ids == going.ids[: first + 1] and ended.finish_reason == "stop"
+    assert ended.text == going.text[:first]
+
+
+def test_log_probabilities_are_those_of_the_model(nest):
+    engine = make(nest)
+    request = Request((0, *b"the"), "student", 5, Sampling(0.7, seed=1), num_top=4)
+    completion = engine.submit(request)
+    engine.run()
+    model = nest[0].plain()
+    ids = [*request.ids, *completion.ids]
+    z = np.asarray(model.logits(model.params, np.array([ids])), np.float64)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    for i, token in enumerate(completion.tokens):
+        row = log_p[len(request.ids) + i - 1]
+        assert token.log_p == pytest.approx(row[token.id], abs=1e-4)
+        best = np.sort(row)[::-1][: len(token.top)]
+        np.testing.assert_allclose([value for _, value in token.top], best, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"spec": "d_ff=17"}, "sub-model 'd_ff=17' is not served; name one of student, ta"),
+        ({"ids": (0, 256)}, "a prompt's tokens must be from 0 to 255"),
+        ({"ids": (0, -1)}, "a prompt's tokens must be from 0 to 255"),
+        ({"num_top": 21}, "num_top=21 must be from 0 to 20"),
+        ({"num_tokens": 90, "slides": False}, "2 tokens and 90 more are 59 too many"),
+        ({"sampling": Sampling(0, logit_bias={256: 1.0})}, "logit_bias names token 256"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(nest, fields, words):
+    request = Request(**({"ids": (0, 1), "spec": "ta", "num_tokens": 4} | fields))
+    with pytest.raises(UserError, match=words):
+        make(nest).submit(request)
+
+
+def test_bad_engines_are_refused(nest, run):
+    [twin] = packages.load_in_place(str(run[1]), ["ta"])
+    with pytest.raises(UserError, match="the sub-models of one run, or one model"):
+        make([*nest, twin])
+    with pytest.raises(UserError, match="slots=0 must be at least 1"):
+        make(nest, slots=0)
+    with pytest.raises(UserError, match="draft='d_ff=1' is not served"):
+        make(nest, draft=Draft("d_ff=1"))
+    with pytest.raises(UserError, match="draft_tokens=9 must be from 1 to 8"):
+        Draft("student", 9)
+    full = make(nest, most_waiting=1)
+    full.submit(Request((0, 1), "ta", 1))
+    with pytest.raises(UserError, match="1 requests wait already"):
+        full.submit(Request((0, 1), "ta", 1))
+    bare = make(nest, vocabulary=Vocabulary(NEVER))
+    with pytest.raises(UserError, match="stop strings need a tokenizer"):
+        bare.submit(Request((0, 1), "ta", 1, stop=("x",)))
