@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -153,6 +154,13 @@ class Token:
     is_drafted: bool = False
 
 
+class Switch(NamedTuple):
+    """Which sub-model is to go on with a text, and whether from what is cached."""
+
+    spec: str
+    reuse: bool
+
+
 _numbers = itertools.count()
 
 
@@ -178,6 +186,7 @@ class Completion:
         self.stream = TextStream(tokenizer, request.stop) if tokenizer else None
         self.finish_reason: str | None = None
         self.is_cancelled = False
+        self.switch_to: Switch | None = None
         self.submitted_at = time.perf_counter()
         self.begun_at: float | None = None
         self.ended_at: float | None = None
@@ -207,6 +216,17 @@ class Completion:
     def cancel(self) -> None:
         """Asks that no more be written; the engine frees its slot before its next turn."""
         self.is_cancelled = True
+
+    def switch(self, spec: str, *, reuse: bool = False) -> None:
+        """Asks that another sub-model go on with the text, from the engine's next turn.
+
+        Args:
+          spec: of it.
+          reuse: whether it goes on from what is cached, as far as its layers and heads have a
+            cache there, though it would have made something else of the text. Else the text is read
+            anew, but where both make the same of it.
+        """
+        self.switch_to = Switch(spec, reuse)
 
     def add(self, tokens: Sequence[Token], *, reason: str | None, eos_id: int) -> None:
         """Adds tokens of a turn.

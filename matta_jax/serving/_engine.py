@@ -210,6 +210,7 @@ class Engine:
         whether there was anything to do.
         """
         self._drop_cancelled()
+        self._switch()
         if not self.is_busy:
             return False
         self._admit()
@@ -228,6 +229,23 @@ class Engine:
         for completion in [each for each in self._waiting if each.is_cancelled]:
             self._waiting.remove(completion)
             completion.finish(CANCELLED)
+
+    def _switch(self) -> None:
+        """Gives texts to the sub-models that are asked to go on with them."""
+        for slot in self._slots:
+            completion = slot.completion
+            if completion is None or completion.switch_to is None:
+                continue
+            spec, reuse = completion.switch_to
+            completion.switch_to = None
+            if spec not in self._lanes:
+                continue
+            completion.spec = spec
+            slot.give(self._lanes[spec], reuse=reuse)
+        for completion in self._waiting:
+            if completion.switch_to is not None and completion.switch_to.spec in self._lanes:
+                completion.spec = completion.switch_to.spec
+            completion.switch_to = None
 
     def _admit(self) -> None:
         """Gives waiting texts a free slot each, with what another slot has cached of them."""
@@ -280,10 +298,11 @@ class Engine:
                 continue
             assert slot.completion is not None
             request = slot.completion.request
-            drafts = request.drafts and request.spec in self._drafters
+            spec = slot.completion.spec
+            drafts = request.drafts and spec in self._drafters
             # A penalty depends on the tokens of a round itself.
             drafts &= request.sampling.repetition_penalty == 1
-            places.setdefault((request.spec, drafts), []).append(i)
+            places.setdefault((spec, drafts), []).append(i)
         return places
 
     def _decode(self, spec: str, places: list[int], *, drafts: bool) -> None:

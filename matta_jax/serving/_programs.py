@@ -44,6 +44,16 @@ class Lane:
     sub_model: SubModel
     plain: Architecture
 
+    def begins(self, larger: "Lane") -> bool:
+        """Whether it is the first layers of a larger sub-model: both then make the same of a
+        text there, and cache it.
+        """
+        layers = self.sub_model.layers
+        return (
+            layers == larger.sub_model.layers[: len(layers)]
+            and larger.sub_model.part(layers) == self.sub_model
+        )
+
     def weights(self, resident: Tree) -> Tree:
         """Its weights, as `extend` reads them."""
         return sub_model_weights(self.resident, resident, self.sub_model)

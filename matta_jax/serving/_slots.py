@@ -41,6 +41,17 @@ class Slot:
         to_end = self.completion.request.num_tokens - len(self.completion.tokens)
         return min(to_end, limit - self.length)
 
+    def give(self, lane: Lane, *, reuse: bool) -> None:
+        """Gives its text to another sub-model; `reuse` as of `Completion.switch`."""
+        assert self.lane is not None
+        has_cache = lane.sub_model.within(self.lane.sub_model)
+        goes_on = lane.begins(self.lane) or (reuse and has_cache)
+        self.lane = lane
+        # What others copy is what a model has read by itself.
+        self.num_read = 0
+        if not goes_on:
+            self.length = 0
+
     def common(self, lane: Lane, ids: Sequence[int]) -> int:
         """How many of the first tokens it has read as this lane would."""
         if self.lane != lane:

@@ -126,6 +126,41 @@ def test_a_prompt_that_was_read_is_not_read_again(nest):
     assert written(other) != written(first)
 
 
+@pytest.mark.parametrize("after", ["student", "layers=1;d_ff=48"])
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_text_that_switches_goes_on_as_the_other_model_would(run, after, reuse):
+    """`layers=1` is the TA's first layer: it goes on from what the TA has cached."""
+    models = packages.load_in_place(str(run[1]), ["ta", after])
+    before, after = (model.spec for model in models)
+    engine = make(models, slots=1)
+    beginning = []
+
+    def switch(completion):
+        if not beginning:
+            beginning.extend(completion.ids)
+            completion.switch(after, reuse=reuse)
+
+    text = engine.submit(Request((0, *b"the"), before, 20, Sampling(0)), switch)
+    # Another request waits, so that turns are short.
+    engine.submit(Request((0, 1), before, 1))
+    engine.run()
+    assert 0 < len(beginning) < 20 == len(text.ids) and text.spec == after
+    reads_anew = not reuse and after == "student"
+    assert (engine.usage[after].read > 0) == reads_anew
+
+    ids = (0, *b"the", *beginning)
+    expected = engine.submit(Request(ids, after, 20 - len(beginning), Sampling(0)))
+    engine.run()
+    log_p = [token.log_p for token in text.tokens[len(beginning) :]]
+    expected_log_p = [token.log_p for token in expected.tokens]
+    if reuse and after == "student":
+        # Of other keys and values than the Student's own.
+        assert np.abs(log_p[0] - expected_log_p[0]) > 1e-6
+        return
+    assert text.ids[len(beginning) :] == expected.ids
+    np.testing.assert_allclose(log_p, expected_log_p, atol=1e-5)
+
+
 def test_many_that_come_and_go_leave_no_slot_behind(nest):
     rng = random.Random(0)
     engine = make(nest, most_waiting=50)
