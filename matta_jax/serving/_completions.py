@@ -87,15 +87,22 @@ class TextStream:
           ids: the new tokens.
           is_last: whether no more will come.
         """
+        before = (len(self._ids), self._context_ids, self._told_ids, self._text)
+        self._ids += ids
+        self._add(is_last)
+        if not self._cut():
+            return None
+
+        # One by one now, to see which of them ends it: seldom, and most of the time is decoding's.
+        num_ids, self._context_ids, self._told_ids, self._text = before
+        del self._ids[num_ids:]
+        self.has_stopped = False
         for count, token in enumerate(ids, start=1):
             self._ids.append(token)
             self._add(is_last and count == len(ids))
             if self._cut():
                 return count
-        if not ids and is_last:
-            self._add(True)
-            self._cut()
-        return None
+        return len(ids)
 
     def _add(self, is_last: bool) -> None:
         """Adds what the tokens say since the last time, but for a character that is not whole."""
