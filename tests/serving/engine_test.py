@@ -1,5 +1,6 @@
 """An engine against the text of each model by itself, whatever joins and leaves."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from matta_jax import extract, packages, serving
 from matta_jax.errors import UserError
-from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary
+from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary, _engine, _runner
 from matta_jax.tokenizers import ByteTokenizer
 
 SPECS = ("student", "ta", "d_ff=16,48,32")
@@ -89,6 +90,34 @@ def test_a_text_does_not_depend_on_what_joins_and_leaves(nest, alone, seed):
         assert completion.finish_reason == "length"
         assert written(completion) == alone[i]
     assert engine.num_running == engine.num_waiting == 0
+
+
+def test_a_short_text_does_not_cut_a_longer_one_beside_it(nest, monkeypatch):
+    """Programs of few positions, which a slot of another sub-model must fit in too."""
+    monkeypatch.setattr(_runner, "_SHORTEST", 8)
+    long = Request((0, *b"twenty tokens or so"), "ta", 9, Sampling(0))
+    short = Request((0, 1), "student", 4, Sampling(0))
+    engine = make(nest)
+    expected = engine.submit(long)
+    engine.run()
+    text = engine.submit(long)
+    # More than there are slots: turns are short.
+    beside = [engine.submit(short) for _ in range(4)]
+    engine.step()
+    assert 0 < len(text.tokens) < 9 and beside[0].is_done
+    engine.run()
+    assert written(text) == written(expected)
+
+
+def test_what_makes_the_same_of_a_text_is_the_first_layers_with_all_their_sizes(nest):
+    ta = _engine._lane(nest[1])
+
+    def begins(sub_model):
+        return dataclasses.replace(ta, sub_model=sub_model).begins(ta)
+
+    assert begins(ta.sub_model) and begins(ta.sub_model.part((0, 1)))
+    assert not begins(ta.sub_model.part((0, 2))) and not begins(ta.sub_model.part((1, 2)))
+    assert not begins(ta.sub_model.resized(d_ff=16))
 
 
 @pytest.mark.parametrize("num_tokens", [3, pytest.param(1, marks=pytest.mark.slow)])
