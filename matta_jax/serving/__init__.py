@@ -7,8 +7,8 @@ from matta_jax.serving._classify import image_section as image_section
 from matta_jax.serving._completions import Completion as Completion
 from matta_jax.serving._completions import Request as Request
 from matta_jax.serving._completions import Token as Token
+from matta_jax.serving._drafts import Draft as Draft
 from matta_jax.serving._embed import embed as embed
-from matta_jax.serving._engine import Draft as Draft
 from matta_jax.serving._engine import Engine as Engine
 from matta_jax.serving._engine import Usage as Usage
 from matta_jax.serving._engine import Vocabulary as Vocabulary

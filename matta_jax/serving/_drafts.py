@@ -1,7 +1,8 @@
-"""How many tokens a draft proposes at once, by how many of its proposals stood so far."""
+"""Drafts: which sub-model proposes tokens, and how many at once, by how many stood so far."""
 
 import dataclasses
 
+from matta_jax.errors import UserError
 from matta_jax.serving._speculate import MOST_PROPOSALS
 
 _COUNTS = (1, 2, 4, MOST_PROPOSALS)  # A program for each.
@@ -9,6 +10,25 @@ _HOPE = 0.8  # The share that stands, before any was proposed.
 _MEMORY = 0.98  # Of a proposal, to the next.
 # A draft that does not pay is tried again after so many turns.
 _PATIENCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """Which sub-model proposes tokens.
+
+    Attributes:
+      spec: of it.
+      num_tokens: that it proposes at once, at most.
+      is_fixed: whether always so many; else fewer, or none, where fewer stand.
+    """
+
+    spec: str
+    num_tokens: int = 4
+    is_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MOST_PROPOSALS:
+            raise UserError(f"draft_tokens={self.num_tokens} must be from 1 to {MOST_PROPOSALS}")
 
 
 @dataclasses.dataclass

@@ -14,11 +14,10 @@ import numpy as np
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
 from matta_jax.serving._completions import CANCELLED, LENGTH, STOP, Completion, Request, Token
-from matta_jax.serving._drafts import Drafter
+from matta_jax.serving._drafts import Draft, Drafter
 from matta_jax.serving._programs import Drawn, Lane
 from matta_jax.serving._runner import LONGEST_TURN, MOST_TOPS, PIECE, Runner
 from matta_jax.serving._slots import Slot, context_length
-from matta_jax.serving._speculate import MOST_PROPOSALS
 from matta_jax.tokenizers import Tokenizer
 
 # Tokens of a turn for which a request waits.
@@ -43,25 +42,6 @@ class Usage:
     seconds: float = 0.0
     proposed: int = 0
     accepted: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Draft:
-    """Which sub-model proposes tokens.
-
-    Attributes:
-      spec: of it.
-      num_tokens: that it proposes at once, at most.
-      is_fixed: whether always so many; else fewer, or none, where fewer stand.
-    """
-
-    spec: str
-    num_tokens: int = 4
-    is_fixed: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_tokens <= MOST_PROPOSALS:
-            raise UserError(f"draft_tokens={self.num_tokens} must be from 1 to {MOST_PROPOSALS}")
 
 
 @dataclasses.dataclass(frozen=True)

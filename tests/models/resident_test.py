@@ -30,6 +30,7 @@ CASES = {
     "gpt, the Student's layers, heads and d_model": (GPT, "student"),
     "gpt, all": (GPT, "ta"),
     "gpt, a mix": (GPT, "d_ff=16,32,16;layers=3;d_model=32;num_heads=4"),
+    "gpt, all without a layer": (GPT, "ta"),
     "llama, a mix": (LLAMA, "d_ff=16,32,16"),
 }
 
@@ -39,6 +40,8 @@ def test_a_sub_model_of_the_pool_runs_as_its_slice_and_touches_nothing_else(case
     config, spec = CASES[case]
     plan = models.plan_of(config)
     sub_model = parse_spec(spec, plan.nest)
+    if case.endswith("without a layer"):
+        sub_model = sub_model.part((0, 2))
     plain = plan.architecture_of(sub_model)
     params = jax.jit(lambda: models.init_params(plan.architecture, jax.random.key(0), plan.nest))()
     expected = models.decoder_weights(plain, plan.slice(params, sub_model))
@@ -64,6 +67,7 @@ def test_a_sub_model_of_the_pool_runs_as_its_slice_and_touches_nothing_else(case
     heads = jax.tree.leaves(alone[0])[0].shape[0] // 2
     for layer, leaves in enumerate(changed):
         for leaf in jax.tree.leaves(leaves):
+            assert leaf.shape == jax.tree.leaves(pool[layer])[0].shape
             if layer not in sub_model.layers:
                 assert (leaf == 7).all()
                 continue
