@@ -49,6 +49,7 @@ _TEST = [
     *_VISION,
 ]
 _NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
+_RELEASE = ["build>=1.2,<2", "twine>=6.1,<8"]
 
 setup(
     name="matta_jax",
@@ -58,7 +59,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["matta_jax", "matta_jax.*"]),
+    packages=[*find_packages(include=["matta_jax", "matta_jax.*"]), "matta_jax.configs"],
+    package_dir={"matta_jax.configs": "configs"},
     package_data={"matta_jax": ["py.typed"]},
     install_requires=[
         "absl-py>=2.1,<3",
@@ -107,7 +109,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
         "test": _TEST,
-        "dev": [*_TEST, *_NOTEBOOK, "mypy>=1.15,<3", "ruff>=0.11,<1"],
+        "dev": [*_TEST, *_NOTEBOOK, *_RELEASE, "mypy>=1.15,<3", "ruff>=0.11,<1"],
     },
     entry_points={
         "console_scripts": [

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 import matta_jax
 from matta_jax import stops, storage
 from matta_jax.bin._complaints import complaints_held
-from matta_jax.bin._config_file import NEST_CALL, config_file_error
+from matta_jax.bin._config_file import NEST_CALL, config_file_error, locate_config
 from matta_jax.bin._output import exit_of, guarded_output
 from matta_jax.config import (
     Config,
@@ -33,7 +33,7 @@ _USAGE_ERROR = 2
 
 # A flag in the arguments, joined by zeros: `--config=FILE` or `--config`, `FILE`.
 _INIT_FROM = re.compile(r"(?:^|\0)--?init_from[=\0]([^\0]*)")
-_CONFIG = re.compile(r"(?:^|\0)--?config[=\0]([^\0]*)")
+_CONFIG = re.compile(r"((?:^|\0)--?config[=\0])([^\0]*)")
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 
 
@@ -95,13 +95,21 @@ _kind = ConfigKind()
 
 
 def define_config(default: str | None = None, kind: ConfigKind | None = None) -> Any:
-    """Defines `--config=FILE[:variant]`, with `--config.section.field=value` over it; of a `kind`
-    that is not a nest's run, for `checked_config_dict`.
+    """Defines `--config=FILE[:variant]` or `--config=NAME[:variant]`, with
+    `--config.section.field=value` over it; of a `kind` that is not a nest's run, for
+    `checked_config_dict`.
+
+    Args:
+      default: the name of a config that comes with matta_jax.
+      kind: what kind of config; None: of a nest's run.
     """
     global _kind
     _kind = kind or ConfigKind()
+    file = None if default is None else locate_config(default)
     return config_flags.DEFINE_config_file(
-        "config", default, "A file of configs/, with :VARIANT where it has some."
+        "config",
+        file,
+        "A file, or the name of a config of matta_jax, with :VARIANT where it has some.",
     )
 
 
@@ -128,12 +136,15 @@ def checked_config(holder: Any) -> Config:
     return from_config_dict(checked_config_dict(holder))
 
 
-def checked_config_dict(holder: Any, example: str = "configs/quickstart.py") -> ConfigDict:
+def checked_config_dict(holder: Any, example: str = "quickstart") -> ConfigDict:
     """Returns the ConfigDict of a `define_config` flag. Raises UserError when it is missing, or the
     file returns none.
     """
     if holder.value is None and not flags.FLAGS["config"].present:
-        raise UserError(f"--config is missing; name a file, such as --config={example}")
+        raise UserError(
+            "--config is missing; name a file, or a config of matta_jax, such as "
+            f"--config={example}"
+        )
     if not isinstance(holder.value, ConfigDict):
         file = config_flags.get_config_filename(flags.FLAGS["config"])
         raise UserError(config_file_error(file, None, _kind.call))
@@ -233,23 +244,20 @@ def _is_distributed() -> bool:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        argv = _with_config(argv)
+        argv = _with_config_file(_with_config(argv))
         file = _CONFIG.search("\0".join(argv[1:]))
-        # config_flags would raise from deep inside of an import.
-        if file is not None:
-            _check_config_file(file[1])
-        return _parsed(argv, file[1] if file else None)
+        return _parsed(argv, file[2] if file else None)
     except UserError as error:
         _fail(str(error))
 
 
-def _check_config_file(named: str) -> None:
-    # An address has a colon too, and is refused as such.
-    file = named if "://" in named else named.partition(":")[0]
-    path = storage.path(file)
-    if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
-        raise UserError(f"--config={file!r} {what}; name a file, from {storage.working_folder()}")
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The arguments, with the file that each `--config` names. Raises UserError where there is
+    none: config_flags would raise from deep inside of an import.
+    """
+    words = "\0".join(argv[1:])
+    words = _CONFIG.sub(lambda flag: flag[1] + locate_config(flag[2]), words)
+    return [argv[0], *(words.split("\0") if argv[1:] else [])]
 
 
 def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is wrong with a user's config file, in one line with its file and line."""
+"""The file that a `--config` names, and what is wrong with it, in one line."""
 
 import runpy
 import traceback
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from matta_jax.errors import UserError, shorten
+from matta_jax import storage
+from matta_jax.errors import UserError, did_you_mean, shorten
 
 NEST_CALL = "matta_jax.config.to_config_dict(Config(...))"
 """What `get_config()` of a file for a nest's run returns."""
@@ -14,6 +15,48 @@ NEST_CALL = "matta_jax.config.to_config_dict(Config(...))"
 # As Python says it of a call that does not fit.
 _TAKES_NONE = "get_config() takes 0 positional arguments"
 _NEEDS_ONE = "get_config() missing 1 required positional argument"
+
+
+def locate_config(value: str) -> str:
+    """Returns the file of a `--config=FILE[:VARIANT]` or `--config=NAME[:VARIANT]`, with the
+    variant; a NAME is that of a config that comes with matta_jax. Raises UserError when it is
+    neither.
+    """
+    # An address has a colon too, and is refused as such.
+    file, colon, variant = (value, "", "") if "://" in value else value.partition(":")
+    path = storage.path(file)
+    if path.is_file():
+        return value
+
+    shipped = _shipped_files()
+    if file in shipped:
+        return f"{shipped[file]}{colon}{variant}"
+    what = "is no file" if path.exists() else "does not exist"
+    raise UserError(
+        f"--config={file!r} {what}; name a file, from {storage.working_folder()}, or a config of "
+        f"matta_jax: {', '.join(shipped)}{did_you_mean(path.stem, shipped)}"
+    )
+
+
+def config_name(file: str) -> str:
+    """Returns what names a file that `locate_config` returned on any machine: a config that comes
+    with matta_jax by its name, with the variant; any other file as it is.
+    """
+    place, colon, variant = file.partition(":")
+    for name, path in _shipped_files().items():
+        if place == str(path):
+            return f"{name}{colon}{variant}"
+    return file
+
+
+def _shipped_files() -> dict[str, storage.Path]:
+    """The files of the configs that come with matta_jax, by name."""
+    package = storage.path(__file__).parent.parent
+    folder = package / "configs"
+    # In a clone they lie beside the package.
+    if not folder.is_dir():
+        folder = package.parent / "configs"
+    return {path.stem: path for path in storage.match(folder, "[a-z]*.py")}
 
 
 def config_file_error(named: str, error: BaseException | None, config_call: str = NEST_CALL) -> str:

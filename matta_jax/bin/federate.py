@@ -36,7 +36,7 @@ def _main() -> None:
             f"output={_OUTPUT.value!r} is of use with --extract alone; name a client with that, or "
             "leave it out"
         )
-    values = _app.checked_config_dict(_CONFIG, "configs/fedmrl.py")
+    values = _app.checked_config_dict(_CONFIG, "fedmrl")
     config = federated.from_config_dict(values)
     workdir = _app.required(_WORKDIR, "runs/fedmrl")
     matta_jax.federate(config, workdir, log=_app.say)

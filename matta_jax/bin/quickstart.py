@@ -1,6 +1,6 @@
 """The whole road: trains a nest, extracts a family of models, scores each, and reports.
 
-matta-quickstart [--config=configs/quickstart.py] [--workdir=runs/quickstart]
+matta-quickstart [--config=quickstart] [--workdir=runs/quickstart]
 """
 
 from absl import flags
@@ -8,7 +8,7 @@ from absl import flags
 import matta_jax
 from matta_jax.bin import _app
 
-_CONFIG = _app.define_config("configs/quickstart.py")
+_CONFIG = _app.define_config("quickstart")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the run.")
 _SUB_MODEL = flags.DEFINE_multi_string(
     "sub_model", None, "Specs to extract; by default a family from Student to TA."

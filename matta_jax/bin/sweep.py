@@ -1,9 +1,9 @@
 """Trains a sweep: one run for each set of overrides that `sweep()` of a config file yields.
 
-matta-sweep --config=configs/quickstart.py --workdir=runs/rates [--config.train.num_steps=100]
-matta-sweep --config=configs/quickstart.py --workdir=runs/rates --print   (a launch command a line)
-matta-sweep --config=configs/quickstart.py --workdir=runs/rates --index=2 (that run alone, from 0)
-matta-sweep --config=configs/quickstart.py --workdir=runs/rates --gather  (the table of all)
+matta-sweep --config=quickstart --workdir=runs/rates [--config.train.num_steps=100]
+matta-sweep --config=quickstart --workdir=runs/rates --print   (a launch command a line)
+matta-sweep --config=quickstart --workdir=runs/rates --index=2 (that run alone, from 0)
+matta-sweep --config=quickstart --workdir=runs/rates --gather  (the table of all)
 
 In the config file, beside `get_config`:
 
@@ -22,6 +22,7 @@ from ml_collections import config_flags
 import matta_jax
 from matta_jax import storage, sweeps
 from matta_jax.bin import _app
+from matta_jax.bin._config_file import config_name
 from matta_jax.errors import UserError
 
 _CONFIG = _app.define_config()
@@ -119,7 +120,7 @@ def _command(run: sweeps.SweepRun) -> str:
     them.
     """
     holder = flags.FLAGS["config"]
-    file = config_flags.get_config_filename(holder)
+    file = config_name(config_flags.get_config_filename(holder))
     values = config_flags.get_override_values(holder) | dict(run.overrides)
 
     words = ["matta-train", f"--config={file}"]

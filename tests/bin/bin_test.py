@@ -158,6 +158,13 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["--config", "configs/nowhere.py", "--workdir=W"],
             ["configs/nowhere.py", "does not exist"],
         ),
+        (
+            "train",
+            ["--config=qwickstart", "--workdir=W"],
+            ["a config of matta_jax: babyllama, fedmrl, gpt2", "did you mean 'quickstart'"],
+        ),
+        ("train", ["--config", "quickstart:two_pint", "--workdir=W"], ["did you mean 'two_point'"]),
+        ("federate", ["--config=quickstart", "--workdir=W"], ["unknown config section 'data'"]),
         ("train", ["--workdir=W"], ["--config is missing"]),
         ("train", [QUICK], ["--workdir is missing"]),
         ("train", [QUICK, "--workdir=W", "--resume=sometimes"], ["resume", "sometimes", "auto"]),
@@ -224,7 +231,7 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["topology='v5f:4x4'", "did you mean 'v5"],
         ),
         ("compile_check", [QUICK], ["--topology is missing"]),
-        ("federate", ["--workdir=W"], ["--config is missing", "configs/fedmrl.py"]),
+        ("federate", ["--workdir=W"], ["--config is missing", "--config=fedmrl"]),
         ("federate", [FEDMRL], ["--workdir is missing"]),
         (
             "federate",

@@ -1,10 +1,14 @@
+import pathlib
 import sys
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from matta_jax.bin._config_file import config_file_error
+from matta_jax.bin._config_file import config_file_error, config_name, locate_config
+from matta_jax.errors import UserError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 FILES = {
     "raises": ("def get_config():\n    return 1 // 0\n", "", ["line 2", "ZeroDivisionError"]),
@@ -61,3 +65,45 @@ def test_what_a_file_should_return_is_that_of_its_kind(tmp_path):
     file.write_text(FILES["dict"][0])
     assert config_file_error(str(file), None, "a call").endswith("returns dict; return a call")
     assert "matta_jax.config.to_config_dict" in config_file_error(str(file), None)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_bare_name_is_the_config_that_comes_with_the_package(place):
+    assert locate_config("quickstart") == str(CONFIGS / "quickstart.py")
+    assert locate_config("gpt2_small:a=b:c") == f"{CONFIGS / 'gpt2_small.py'}:a=b:c"
+
+
+def test_a_file_is_as_it_is_whatever_its_name(place):
+    for name in ("quickstart", "mine.py"):
+        (place / name).write_text("")
+        assert locate_config(f"{name}:small") == f"{name}:small"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("qickstart", ["'qickstart' does not exist", "did you mean 'quickstart'?"]),
+        ("configs/quickstart.py", ["'configs/quickstart.py' does not exist", "'quickstart'?"]),
+        ("folder:a", ["'folder' is no file"]),
+    ],
+)
+def test_what_is_neither_a_file_nor_a_name_lists_the_names(place, value, words):
+    (place / "folder").mkdir()
+    with pytest.raises(UserError) as error:
+        locate_config(value)
+    names = [path.stem for path in sorted(CONFIGS.glob("[a-z]*.py"))]
+    for word in [*words, f"a config of matta_jax: {', '.join(names)}"]:
+        assert word in str(error.value)
+
+
+def test_a_config_of_the_package_is_told_by_its_name():
+    for value in ("quickstart:two_point", "vit"):
+        assert config_name(locate_config(value)) == value
+    assert config_name("mine.py:small") == "mine.py:small"
+    assert config_name("configs/vit.py") == "configs/vit.py"
