@@ -6,9 +6,14 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PLACES = ("matta_jax", "experiments", "tests", "configs", "docs", "README.md")
-KINDS = (".py", ".md", ".sh", ".yaml", ".ipynb", ".toml")
+PLACES = ("matta_jax", "experiments", "tests", "configs", "docs", ".github")
+KINDS = (".py", ".md", ".sh", ".yaml", ".yml", ".ipynb", ".toml")
 DECISIONS = "docs/decisions.md"
+
+# Those beside them, and those whose commands are a user's; each folder of `experiments` has its
+# page, whose commands are scripts.
+TOP_PAGES = sorted(ROOT.glob("*.md"))
+PAGES = [*TOP_PAGES, *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob(".github/*.md"))]
 
 # Pages that a run, a search or a sweep writes.
 WRITTEN = ("cascade.md", "report.md", "search.md", "sweep.md")
@@ -19,10 +24,9 @@ MISSING = {"tests/storage/storage_test.py: c.md": "a file that the test writes"}
 
 def project_files():
     """The files whose text is read, without this one, which is about such names."""
+    yield from TOP_PAGES
     for place in PLACES:
-        path = ROOT / place
-        files = [path] if path.is_file() else sorted(path.rglob("*"))
-        for file in files:
+        for file in sorted((ROOT / place).rglob("*")):
             is_text = file.is_file() and (file.suffix in KINDS or file.name == "Dockerfile")
             if is_text and file != pathlib.Path(__file__):
                 yield file
@@ -59,7 +63,7 @@ def test_each_page_that_is_named_exists(pages, assert_excepted):
     assert_excepted(missing, MISSING, "names of pages that the project does not have")
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_pages_are_real(page, check_commands):
     check_commands(page.read_text())
 
