@@ -239,6 +239,8 @@ def check_commands():
                 assert is_real or flag in OF_ALL_BINARIES, (name, flag)
             for config in re.findall(r"configs/\w+\.py", arguments):
                 assert (ROOT / config).is_file(), config
+            for config in re.findall(r"--config=([a-z]\w*)(?=[:\s]|$)", arguments):
+                assert (ROOT / "configs" / f"{config}.py").is_file(), config
             for field in re.findall(r"--config\.([a-z_]+\.[a-z_0-9]+)", arguments):
                 # A federated run has fields of its own.
                 sections = federated.SECTIONS if module[1] == "federate" else None

@@ -21,8 +21,18 @@ def test_every_command_names_real_binaries_flags_fields_and_configs(check_comman
     assert check_commands(README) >= 6
 
 
+def test_it_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 200
+
+
+def test_it_leads_to_every_page():
+    links = set(re.findall(r"\]\((docs/\w+\.md)\)", README))
+    assert links == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+
+
 def test_the_map_names_every_room():
-    named = set(re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE))
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"^\| `([\w./]+/[\w./]*)` \|", page, re.MULTILINE))
     for path in (ROOT / "matta_jax").iterdir():
         if path.name not in ("__init__.py", "__pycache__", "py.typed"):
             assert f"matta_jax/{path.name}{'/' if path.is_dir() else ''}" in named, path

@@ -1,4 +1,4 @@
-"""Compiles the shipped configs for TPU slices, and prints the README's table.
+"""Compiles the shipped configs for TPU slices, and prints the table of docs/pods.md.
 
     pip install -e '.[tpu]'
     python experiments/scale/compile_table.py

@@ -61,12 +61,12 @@ def test_the_job_set_has_a_pod_for_each_machine_and_ends_on_mistakes():
     assert "--distributed" in pod["containers"][0]["command"]
 
 
-def test_the_readme_has_the_table_of_slices():
+def test_the_page_of_pods_has_the_table_of_slices():
     script = runpy.run_path(str(LAUNCH.parent / "scale" / "compile_table.py"))
     rows = json.loads((LAUNCH.parent / "scale" / "compile_table.json").read_text())
     assert list(rows) == [" ".join(map(str, row)) for row in script["ROWS"]]
-    readme = (LAUNCH.parents[1] / "README.md").read_text()
-    assert all(row["fits"] and script["row_of"](key, row) in readme for key, row in rows.items())
+    page = (LAUNCH.parents[1] / "docs" / "pods.md").read_text()
+    assert all(row["fits"] and script["row_of"](key, row) in page for key, row in rows.items())
 
 
 def test_the_configs_say_what_the_table_says_that_they_cost():

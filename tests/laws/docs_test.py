@@ -68,6 +68,12 @@ def test_commands_of_pages_are_real(page, check_commands):
     check_commands(page.read_text())
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_pages_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
 def test_what_a_text_names_is_found():
     pages = {"README.md", "docs/decisions.md", "experiments/scale/README.md"}
     text = "see architecture.md, decision 12; scale/README.md, ../README.md and report.md"
