@@ -4,6 +4,7 @@ from typing import Any
 
 from matta_jax import storage
 from matta_jax.errors import UserError, shorten
+from matta_jax.packages._safetensors import one_line
 from matta_jax.packages.gguf._file import GGUFFile
 from matta_jax.tokenizers import (
     Piece,
@@ -91,6 +92,20 @@ def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
             f"gguf={str(file)!r}: tokenizer.ggml.model={shorten(kind)} is not supported, only gpt2 "
             "and llama; name the model's tokenizer by --tokenizer"
         )
+    try:
+        return _rules(fields), fields.get("tokenizer.chat_template")
+    except UserError:
+        raise
+    # A file from outside: a field may be missing, of any type, or of another length.
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"gguf={str(file)!r}: its tokenizer is damaged ({one_line(error)}); fetch the file "
+            "again, or name the model's tokenizer by --tokenizer"
+        ) from None
+
+
+def _rules(fields: dict[str, Any]) -> dict[str, Any]:
+    """The rules of a tokenizer of the kind `gpt2` or `llama`."""
     tokens = fields["tokenizer.ggml.tokens"]
     scores = fields.get("tokenizer.ggml.scores", [0.0] * len(tokens))
     kinds = fields.get("tokenizer.ggml.token_type", [PieceKind.NORMAL] * len(tokens))
@@ -98,16 +113,16 @@ def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
         Piece(text, score, PieceKind(number))
         for text, score, number in zip(tokens, scores, kinds, strict=True)
     ]
-    template = fields.get("tokenizer.chat_template")
+
+    has_merges = fields["tokenizer.ggml.model"] == "gpt2"
     start_id = None
-    if fields.get("tokenizer.ggml.add_bos_token", kind == "llama"):
+    if fields.get("tokenizer.ggml.add_bos_token", not has_merges):
         start_id = fields.get("tokenizer.ggml.bos_token_id")
-    if kind == "gpt2":
+    if has_merges:
         split = fields.get("tokenizer.ggml.pre", "gpt-2")
-        merges = fields["tokenizer.ggml.merges"]
-        return merges_tokenizer(pieces, merges, split, start_id), template
+        return merges_tokenizer(pieces, fields["tokenizer.ggml.merges"], split, start_id)
     spaces = Spaces(
         adds_first=fields.get("tokenizer.ggml.add_space_prefix", True),
         collapses=fields.get("tokenizer.ggml.remove_extra_whitespaces", False),
     )
-    return spm_tokenizer(pieces, spaces, start_id), template
+    return spm_tokenizer(pieces, spaces, start_id)

@@ -14,7 +14,7 @@ from matta_jax import models, nesting, packages, storage
 from matta_jax.errors import UserError
 from matta_jax.models.layers import Rotary
 from matta_jax.nesting import flatten
-from matta_jax.packages.gguf import _fields, _tensors
+from matta_jax.packages.gguf import _fields, _tensors, _vocabulary
 
 gguf = pytest.importorskip("gguf")
 TOKENS = ["<|endoftext|>", "<s>", *"abcdefghijklmnopqrstuvwxyz", "ab"]
@@ -186,6 +186,43 @@ def test_files_that_are_none_are_refused(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"no file of the kind")
     with pytest.raises(UserError, match="is damaged"):
         matta_jax.import_gguf(tmp_path / "bad.gguf", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_that_is_damaged_anywhere_is_a_model_or_one_line(written, tmp_path, seed):
+    whole = written("llama").read_bytes()
+    # What a file says of itself; tensors are checked by their shapes alone.
+    header_bytes = whole.index(b"output.weight") + 64
+    rng = np.random.default_rng(seed)
+    for trial in range(60):
+        damaged, place = bytearray(whole), int(rng.integers(header_bytes))
+        if trial % 3 == 0:
+            damaged[place] ^= 1 << int(rng.integers(8))
+        elif trial % 3 == 1:
+            damaged[place : place + 8] = rng.bytes(8)
+        else:
+            del damaged[place:]
+        (tmp_path / "bad.gguf").write_bytes(damaged)
+        output = tmp_path / f"ours{trial}"
+        try:
+            matta_jax.import_gguf(tmp_path / "bad.gguf", output)
+        except UserError as error:
+            assert "\n" not in str(error) and not output.exists()
+
+
+@pytest.mark.parametrize("name", ["token_type", "tokens", "merges"])
+def test_a_tokenizer_that_is_damaged_is_one_line(written, tmp_path, monkeypatch, name):
+    file = written("llama")
+
+    class Damaged(_vocabulary.GGUFFile):
+        def __init__(self, place):
+            super().__init__(place)
+            self.fields[f"tokenizer.ggml.{name}"] = [9, 9, 9]
+
+    monkeypatch.setattr(_vocabulary, "GGUFFile", Damaged)
+    with pytest.raises(UserError, match=r"its tokenizer is damaged .*--tokenizer") as error:
+        matta_jax.import_gguf(file, tmp_path / "ours")
+    assert "\n" not in str(error.value) and not (tmp_path / "ours").exists()
 
 
 @pytest.mark.slow
