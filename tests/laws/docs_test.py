@@ -74,6 +74,12 @@ def test_links_of_pages_lead_to_files(page):
         assert "://" in link or (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_pages_name_are_there(page):
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text()):
+        assert f"def {name}(" in (ROOT / file).read_text(), name
+
+
 def test_what_a_text_names_is_found():
     pages = {"README.md", "docs/decisions.md", "experiments/scale/README.md"}
     text = "see architecture.md, decision 12; scale/README.md, ../README.md and report.md"

@@ -1,6 +1,7 @@
 """Tensors of Hugging Face folders: in shards, of old names, cut off, or of another model."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -115,6 +116,7 @@ def test_a_tensor_that_is_stored_twice_has_one_value(
     [
         (lambda places: places | {"h.9.x": "a.safetensors"}, "says that a.safetensors holds h.9.x"),
         (lambda places: places | {"h.9.x": "../a.safetensors"}, "must name files of the folder"),
+        (lambda places: places | {"h.9.x": "/etc/passwd"}, "must name files of the folder"),
         (lambda places: places | {"h.9.x": 5}, "index.json' cannot be read"),
         (lambda places: [], "index.json' cannot be read"),
         (lambda places: {}, "must name files of the folder"),
@@ -127,3 +129,20 @@ def test_an_index_that_its_files_contradict_is_refused(refused, hf_folder, place
     write_index(hf_folder, spoil(weight_map))
     with refused(words, place):
         matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
+
+
+def test_pickled_weights_are_never_opened(refused, hf_folder, place):
+    (hf_folder / "model.safetensors").unlink()
+    was_run = place.parent / "was_run"
+
+    class Payload:
+        def __reduce__(self):
+            return open, (str(was_run), "w")
+
+    (hf_folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    with refused("convert pytorch_model.bin first", place):
+        matta_jax.import_hf(hf_folder, place / "model", tokenizer="byte")
+    assert not was_run.exists()
+    # It would have been.
+    pickle.loads((hf_folder / "pytorch_model.bin").read_bytes()).close()
+    assert was_run.exists()
