@@ -40,9 +40,10 @@ def run(*command, cwd):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The folder of the sdist, and of the wheel that is made of it."""
-    pytest.importorskip("build")
+    # A folder `build`, which setuptools leaves, is a package too, and an empty one.
+    pytest.importorskip("build.env")
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=ROOT)
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
     return folder
 
 
@@ -80,7 +81,7 @@ def test_wheel_and_sdist_hold_types_and_the_configs_once(built):
     assert matta_jax.__version__ in wheel.name and matta_jax.__version__ in sdist.name
 
     pytest.importorskip("twine")
-    run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, cwd=ROOT)
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, cwd=built)
 
 
 @pytest.mark.slow
