@@ -2,12 +2,14 @@
 
 matta-generate --model=models/small --prompt='def main' --num_tokens=100 --temperature=0.7
 matta-generate --checkpoint=runs/quickstart --sub_model=student --num_samples=3 --top_p=0.9 --seed=1
+matta-generate --checkpoint=runs/quickstart --sub_model=ta --draft=student --draft_tokens=4
 """
 
 from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app
+from matta_jax.errors import UserError
 from matta_jax.packages import load_chosen
 from matta_jax.serving import Sampling
 
@@ -25,13 +27,40 @@ _TOP_P = flags.DEFINE_float(
     "top_p", None, "Draw among the fewest tokens that have this probability together."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_MIN_P = flags.DEFINE_float(
+    "min_p", None, "Draw among tokens at least so likely as this share of the most likely one."
+)
+_REPETITION_PENALTY = flags.DEFINE_float(
+    "repetition_penalty", 1.0, "Above 1: tokens that stand in the text already are less likely."
+)
+_DRAFT = flags.DEFINE_string(
+    "draft",
+    None,
+    "A smaller sub-model of the checkpoint, which proposes tokens that sub_model reads at once; "
+    "the text stays the same.",
+)
+_DRAFT_TOKENS = flags.DEFINE_integer("draft_tokens", 4, "Most tokens that it proposes at once.")
 
 
 def _main() -> None:
-    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value)
+    sampling = Sampling(
+        _TEMPERATURE.value,
+        _TOP_K.value,
+        _TOP_P.value,
+        _SEED.value,
+        _MIN_P.value,
+        _REPETITION_PENALTY.value,
+    )
+    if _DRAFT.value and not _CHECKPOINT.value:
+        raise UserError(
+            f"draft={_DRAFT.value!r} is a sub-model of a run; name checkpoint and sub_model, "
+            "not model"
+        )
     models = [_MODEL.value] if _MODEL.value else []
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
-    [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
+    if _DRAFT.value and sub_models:
+        sub_models.append(_DRAFT.value)
+    model, *drafts = load_chosen(models, _CHECKPOINT.value, sub_models)
 
     texts = matta_jax.generate(
         model,
@@ -39,6 +68,7 @@ def _main() -> None:
         num_tokens=_NUM_TOKENS.value,
         num_samples=_NUM_SAMPLES.value,
         sampling=sampling,
+        draft=(drafts[0], _DRAFT_TOKENS.value) if drafts else None,
     )
     for number, text in enumerate(texts, start=1):
         if len(texts) > 1:

@@ -9,6 +9,7 @@ from absl import logging
 from matta_jax.errors import UserError, shorten
 from matta_jax.packages import Model
 from matta_jax.serving._completions import MOST_TOKENS, Request
+from matta_jax.serving._drafts import Draft
 from matta_jax.serving._engine import Engine, Vocabulary
 from matta_jax.serving._sampling import Sampling
 from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
@@ -24,6 +25,7 @@ def generate(
     num_tokens: int,
     num_samples: int = 1,
     sampling: Sampling = _DEFAULT,
+    draft: tuple[Model, int] | None = None,
 ) -> list[str]:
     """Continues a prompt; a text ends at the separator of documents, or after `num_tokens`.
 
@@ -36,12 +38,15 @@ def generate(
       num_tokens: most tokens of a continuation.
       num_samples: continuations to draw, side by side; at most 1,024.
       sampling: how.
+      draft: a smaller sub-model of the same run, in place as `model` is, and how many tokens it
+        proposes at once, at most 8. It changes no text.
 
     Returns:
       The texts of the samples, each with the prompt before it.
 
     Raises:
-      UserError: fewer than one token or sample, too many samples, or a model that is a scorer.
+      UserError: fewer than one token or sample, too many samples, a model that is a
+        scorer, or a draft of another run.
     """
     for name, value in {"num_tokens": num_tokens, "num_samples": num_samples}.items():
         if value < 1:
@@ -63,14 +68,10 @@ def generate(
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     # The separator begins a document, and gives an empty prompt a token to read.
     start = np.array([tokenizer.start_id, *prompt_ids(tokenizer, prompt)], np.int32)
-    ids_BT = generate_ids(
-        model,
-        np.tile(start, (num_samples, 1)),
-        num_tokens=num_tokens,
-        eos_id=tokenizer.eos_id,
-        sampling=sampling,
-        allowed=ids_with_token(tokenizer, model.architecture.vocab_size),
-    )
+    allowed = ids_with_token(tokenizer, model.architecture.vocab_size)
+    vocabulary = Vocabulary(tokenizer.eos_id, allowed=allowed)
+    starts = np.tile(start, (num_samples, 1))
+    ids_BT = _write(model, starts, vocabulary, num_tokens, sampling, draft)
     texts = []
     for row in ids_BT:
         # One more separator, so that there is a first one in a text that did not end.
@@ -123,9 +124,25 @@ def generate_ids(
       sampling: how.
       allowed: bool [vocab_size], ids that may be drawn; None: all.
     """
-    ids_BT = np.asarray(ids_BT, np.int32)
     vocabulary = Vocabulary(eos_id, allowed=allowed)
-    engine = Engine([model], vocabulary, slots=len(ids_BT), most_waiting=len(ids_BT))
+    return _write(model, np.asarray(ids_BT, np.int32), vocabulary, num_tokens, sampling, None)
+
+
+def _write(
+    model: Model,
+    ids_BT: np.ndarray,
+    vocabulary: Vocabulary,
+    num_tokens: int,
+    sampling: Sampling,
+    draft: tuple[Model, int] | None,
+) -> np.ndarray:
+    """Prompts and continuations, by an engine with a slot for each."""
+    models, proposer = [model], None
+    if draft is not None:
+        models.append(draft[0])
+        proposer = Draft(draft[0].spec, draft[1])
+    num_texts = len(ids_BT)
+    engine = Engine(models, vocabulary, slots=num_texts, draft=proposer, most_waiting=num_texts)
     completions = []
     for index, ids in enumerate(ids_BT.tolist()):
         request = Request(tuple(ids), model.spec, num_tokens, sampling, index)
@@ -133,7 +150,7 @@ def generate_ids(
     engine.run()
 
     longest = max(len(completion.ids) for completion in completions)
-    new_BS = np.full((len(ids_BT), longest), eos_id, np.int32)
+    new_BS = np.full((num_texts, longest), vocabulary.eos_id, np.int32)
     for row, completion in zip(new_BS, completions, strict=True):
         row[: len(completion.ids)] = completion.ids
     return np.concatenate([ids_BT, new_BS], axis=1)

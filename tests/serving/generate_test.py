@@ -194,3 +194,17 @@ def test_a_prompt_that_loses_characters_is_told_as_the_model_reads_it(caplog):
     [record] = caplog.records
     assert record.message.startswith("prompt='caf東' does not survive")
     assert record.message.endswith("the model reads 'caf'")
+
+
+def test_a_draft_changes_no_text_and_must_be_of_the_run(run, model):
+    ta, student = packages.load_in_place(str(run[1]), ["ta", "student"])
+
+    def write(**how):
+        sampling = Sampling(0.8, seed=2)
+        return serving.generate(ta, "the ", num_tokens=12, num_samples=2, sampling=sampling, **how)
+
+    assert write(draft=(student, 3)) == write()
+    with pytest.raises(UserError, match="the sub-models of one run, or one model"):
+        write(draft=(model, 3))
+    with pytest.raises(UserError, match="draft_tokens=9 must be from 1 to 8"):
+        write(draft=(student, 9))
