@@ -71,6 +71,8 @@ class Engine:
       draft: which of the models proposes tokens to larger ones of the same layers or more; None:
         none does.
       most_waiting: requests that wait for a slot at most.
+      turn_seconds: what a turn of a sub-model is to take at most, so that those who read along see
+        its tokens come; None: turns are as long as they may be.
 
     Raises:
       UserError: a model that writes no text, or models of several runs.
@@ -84,6 +86,7 @@ class Engine:
         slots: int,
         draft: Draft | None = None,
         most_waiting: int = 1024,
+        turn_seconds: float | None = None,
     ):
         model = _check(models)
         if slots < 1:
@@ -91,6 +94,9 @@ class Engine:
         self.tokenizer = vocabulary.tokenizer
         self.usage: dict[str, Usage] = collections.defaultdict(Usage)
         self._most_waiting = most_waiting
+        self._turn_seconds = turn_seconds
+        # Of a step of each program, the last time that it ran.
+        self._step_seconds: dict[tuple[str, int], float] = {}
         self._lanes = {each.spec: _lane(each) for each in models}
         self._draft = draft
         self._drafters = {} if draft is None else _drafters(models, draft)
@@ -288,20 +294,19 @@ class Engine:
     def _decode(self, spec: str, places: list[int], *, drafts: bool) -> None:
         """Draws tokens of the slots of a sub-model."""
         start_time = time.perf_counter()
-        waits = bool(self._waiting) or any(slot.is_reading for slot in self._slots)
-        steps = _SHORT_TURN if waits else LONGEST_TURN
-        steps = min(steps, max(self._slots[i].remaining(self.limit) for i in places))
         count = self._drafters[spec].choose() if drafts else 0
+        steps = self._steps(spec, places, count)
         draft = None
         if count:
             assert self._draft is not None
             draft = (self._lanes[self._draft.spec], count)
-            steps = -(-steps // (count + 1))
         drawn = self._runner.draw(self._lanes[spec], self._slots, places, steps, draft)
 
         usage = self.usage[spec]
         usage.turns += 1
-        usage.seconds += time.perf_counter() - start_time
+        seconds = time.perf_counter() - start_time
+        usage.seconds += seconds
+        self._step_seconds[spec, count] = seconds / steps
         if count:
             accepted = int(drawn.is_drafted.sum())
             usage.proposed += int(drawn.proposed.sum())
@@ -311,6 +316,17 @@ class Engine:
             tokens = _tokens(drawn, i)
             usage.tokens += len(tokens)
             self._add(self._slots[i], tokens)
+
+    def _steps(self, spec: str, places: list[int], count: int) -> int:
+        """Of a turn: tokens of a row, or rounds of a draft that proposes `count`."""
+        waits = bool(self._waiting) or any(slot.is_reading for slot in self._slots)
+        steps = _SHORT_TURN if waits else LONGEST_TURN
+        steps = min(steps, max(self._slots[i].remaining(self.limit) for i in places))
+        steps = -(-steps // (count + 1))
+        seconds = self._step_seconds.get((spec, count))
+        if self._turn_seconds is None or not seconds:
+            return steps
+        return max(1, min(steps, int(self._turn_seconds / seconds)))
 
     def _add(self, slot: Slot, tokens: list[Token]) -> None:
         """Adds what was drawn to a text, and frees its slot at the end."""

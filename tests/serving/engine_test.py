@@ -190,6 +190,23 @@ def test_a_text_that_switches_goes_on_as_the_other_model_would(run, after, reuse
     np.testing.assert_allclose(log_p, expected_log_p, atol=1e-5)
 
 
+def test_turns_are_as_short_as_those_who_read_along_ask(nest):
+    engine = make(nest, turn_seconds=1e-9)
+    seen = []
+    request = Request((0, *b"the"), "ta", 20, Sampling(0))
+    text = engine.submit(request, lambda completion: seen.append(len(completion.ids)))
+    engine.run()
+    long = make(nest)
+    expected = long.submit(request)
+    long.run()
+    # The first turn, of which no time is known yet, is as long as it may be.
+    again = engine.submit(request, lambda completion: seen.append(len(completion.ids)))
+    seen.clear()
+    engine.run()
+    assert seen == list(range(1, 21))
+    assert written(text) == written(again) == written(expected)
+
+
 def test_many_that_come_and_go_leave_no_slot_behind(nest):
     rng = random.Random(0)
     engine = make(nest, most_waiting=50)
