@@ -1,0 +1,240 @@
+"""What a server can serve, and at which cost: the sub-models of a run, and which is the best within
+a budget.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from matta_jax import storage
+from matta_jax.checkpoints import Source, open_source
+from matta_jax.errors import UserError, did_you_mean
+from matta_jax.nesting import canonical_specs
+from matta_jax.packages import Model, load_in_place, open_model
+
+_SEARCH_FILE = "search.json"
+_WIDTH = "d_ff"
+_BITS, _NATS = "bits per byte", "nats per token"
+_LIMITS = {
+    "max_params": ("params", "parameters"),
+    "max_mb": ("mb", "MB"),
+    "max_ms_per_token": ("ms", "ms a token"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a model may cost, at most; None: anything.
+
+    Attributes:
+      max_params: parameters.
+      max_ms_per_token: milliseconds of a token, as a search has measured them.
+      max_mb: megabytes of its weights in float32.
+    """
+
+    max_params: float | None = None
+    max_ms_per_token: float | None = None
+    max_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            # Written so that it refuses NaN too.
+            if value is not None and not value > 0:
+                raise UserError(f"{name}={value} must be above 0")
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is limited."""
+        return any(value is not None for value in vars(self).values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Dish:
+    """A model that can be served.
+
+    Attributes:
+      spec: of it.
+      params: parameters.
+      mb: megabytes of its weights in float32.
+      widths: of its layers' feed-forward parts.
+      quality: as `unit` of the menu says, less is better; None: not measured.
+      ms: of a token, by itself; None: not measured.
+    """
+
+    spec: str
+    params: int
+    mb: float
+    widths: tuple[int, ...] = ()
+    quality: float | None = None
+    ms: float | None = None
+
+
+class Menu:
+    """The models of a server, by size.
+
+    Args:
+      dishes: at least one.
+      unit: of their quality.
+    """
+
+    def __init__(self, dishes: Sequence[Dish], unit: str = _BITS):
+        self.dishes = sorted(dishes, key=lambda dish: (dish.params, dish.spec))
+        self.unit = unit
+        self._by_spec = {dish.spec: dish for dish in self.dishes}
+
+    def named(self, spec: str) -> Dish:
+        """The model of a spec. Raises UserError where it is not served."""
+        if spec not in self._by_spec:
+            hint = did_you_mean(spec, self._by_spec)
+            raise UserError(f"model={spec!r} is not served; GET /v1/models lists what is{hint}")
+        return self._by_spec[spec]
+
+    def choose(self, limits: Limits) -> Dish:
+        """The best model within limits: by quality where it was measured, else the largest.
+
+        Raises:
+          UserError: none is within, or what is limited was not measured.
+        """
+        dishes = self.dishes
+        for name, (attribute, noun) in _LIMITS.items():
+            limit = getattr(limits, name)
+            if limit is None:
+                continue
+            measured = [dish for dish in dishes if getattr(dish, attribute) is not None]
+            if not measured:
+                raise UserError(
+                    f"{name}={limit:g}: no {noun} were measured; limit max_params, or serve with "
+                    "--search of a search with --latency_mode=decode"
+                )
+            dishes = [dish for dish in measured if getattr(dish, attribute) <= limit]
+            if not dishes:
+                least = min(measured, key=lambda dish: getattr(dish, attribute))
+                raise UserError(
+                    f"{name}={limit:g} is too little: the smallest model within the other limits, "
+                    f"{least.spec}, has {getattr(least, attribute):,.6g} {noun}"
+                )
+        scored = [(dish.quality, dish.params, dish.spec) for dish in dishes if dish.quality]
+        if scored:
+            return self._by_spec[min(scored)[-1]]
+        return max(dishes, key=lambda dish: dish.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is to be served.
+
+    Attributes:
+      model: folder of an extracted model; or else
+      checkpoint: a run's, of which
+      sub_models: specs; none: those of the search, or all members.
+      search: folder of a search, which tells the quality and the milliseconds.
+      draft: one more spec, which proposes tokens.
+    """
+
+    model: str | None = None
+    checkpoint: str | None = None
+    sub_models: Sequence[str] = ()
+    search: str | None = None
+    draft: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kitchen:
+    """What serves a menu.
+
+    Attributes:
+      models: of one set of weights.
+      menu: of them.
+      draft: spec of the one that proposes tokens, as the models have it; None: none does.
+    """
+
+    models: list[Model]
+    menu: Menu
+    draft: str | None = None
+
+
+def load_menu(choice: Choice) -> Kitchen:
+    """Reads the weights, once, of what is to be served.
+
+    Raises:
+      UserError: both or neither are named, what is named is missing or damaged, or a search is of
+        other weights.
+    """
+    if (choice.model is None) == (choice.checkpoint is None):
+        raise UserError(
+            "name either model (an extracted folder) or checkpoint (the workdir of a run), not "
+            "both or neither"
+        )
+    if choice.checkpoint is None:
+        assert choice.model is not None
+        return _load_folder(choice, choice.model)
+
+    source = open_source(choice.checkpoint)
+    rows, unit = ({}, _BITS) if choice.search is None else _rows(choice.search, source)
+    best = [spec for spec, row in rows.items() if row["is_best"]]
+    specs = list(choice.sub_models or best or source.nest.members)
+    draft = None
+    if choice.draft is not None:
+        [draft] = canonical_specs([choice.draft], source.nest)
+        specs.append(draft)
+    models = load_in_place(choice.checkpoint, canonical_specs(specs, source.nest))
+    dishes = []
+    for model in models:
+        row = rows.get(model.spec, {})
+        dishes.append(_dish(model, row.get("quality"), row.get("ms")))
+    return Kitchen(models, Menu(dishes, unit), draft)
+
+
+def _load_folder(choice: Choice, folder: str) -> Kitchen:
+    for name in ("sub_models", "search", "draft"):
+        if getattr(choice, name):
+            flag = name.removesuffix("s")
+            raise UserError(f"{flag} is of a run's checkpoint, and model={folder!r} is one model")
+    package = open_model(folder)
+    scores = {score["task"]: score["value"] for score in package.manifest["scores"]}
+    bits = [value for task, value in scores.items() if task.startswith("bits_per_byte")]
+    model = package.load()
+    return Kitchen([model], Menu([_dish(model, bits[-1] if bits else None, None)]))
+
+
+def _dish(model: Model, quality: float | None, ms: float | None) -> Dish:
+    counts = model.counts
+    widths: tuple[int, ...] = ()
+    if model.in_place is not None and _WIDTH in model.in_place[1].axes:
+        widths = model.in_place[1].along(_WIDTH)
+    return Dish(model.spec, counts.parameters, counts.bytes / 1e6, widths, quality, ms)
+
+
+def _rows(folder: str, source: Source) -> tuple[dict[str, dict[str, Any]], str]:
+    """The models of a search by spec, with their quality, milliseconds, and whether no model beats
+    them; and the unit of the quality.
+    """
+    path = storage.path(folder) / _SEARCH_FILE
+    if not path.is_file():
+        raise UserError(f"search={folder!r} holds no {_SEARCH_FILE}; name the output of a search")
+    try:
+        document = storage.read_json(path)
+        is_timed = (document["workload"] or {}).get("mode") == "decode"
+        fingerprint = document["fingerprint"]
+        rows = [row for row in document["rows"] if row["numbers"] is None]
+        # On the whole corpus, where that was scored of a few at least.
+        verified = [row for row in rows if row["verified"] is not None]
+        field, unit = ("verified", _BITS) if len(verified) > 1 else ("loss", _NATS)
+        rows_by_spec = {
+            str(row["spec"]): {
+                "quality": float(row[field]),
+                "ms": row["ms"] if is_timed else None,
+                "is_best": not row["dominated"],
+            }
+            for row in (verified if field == "verified" else rows)
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"search={folder!r} is damaged; search again") from None
+    if fingerprint != source.fingerprint:
+        raise UserError(
+            f"search={folder!r} is of other weights than checkpoint={str(source.directory)!r} at "
+            f"step {source.step}; search again, or name the step that was searched"
+        )
+    if not rows_by_spec:
+        raise UserError(f"search={folder!r} holds no model in the run's own numbers; search again")
+    return rows_by_spec, unit
