@@ -212,7 +212,7 @@ class Engine:
             if slot.completion is not None and slot.completion.is_cancelled:
                 slot.completion.finish(CANCELLED)
                 slot.completion = None
-        for completion in [each for each in self._waiting if each.is_cancelled]:
+        for completion in [each for each in tuple(self._waiting) if each.is_cancelled]:
             self._waiting.remove(completion)
             completion.finish(CANCELLED)
 
@@ -228,7 +228,7 @@ class Engine:
                 continue
             completion.spec = spec
             slot.give(self._lanes[spec], reuse=reuse)
-        for completion in self._waiting:
+        for completion in tuple(self._waiting):
             if completion.switch_to is not None and completion.switch_to.spec in self._lanes:
                 completion.spec = completion.switch_to.spec
             completion.switch_to = None
