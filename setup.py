@@ -22,6 +22,7 @@ _HUB = ["datasets>=3,<6"]
 _PUSH = ["huggingface_hub>=1,<3"]
 _GCS = ["gcsfs>=2026.4,<2027"]
 _S3 = ["s3fs>=2026.4,<2027"]
+_SERVE = ["jinja2>=3.1,<4", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 _VISION = ["pillow>=11,<14"]
 _TEST = [
     "hypothesis>=6.100,<7",
@@ -45,6 +46,9 @@ _TEST = [
     *_S3,
     *_SCORERS,
     *_SEARCH,
+    *_SERVE,
+    "httpx>=0.27,<1",  # The client of starlette's tests.
+    "openai>=2,<4",  # The stock client, against our server.
     *_TOKENIZERS,
     *_VISION,
 ]
@@ -61,7 +65,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["matta_jax", "matta_jax.*"]), "matta_jax.configs"],
     package_dir={"matta_jax.configs": "configs"},
-    package_data={"matta_jax": ["py.typed"]},
+    package_data={"matta_jax": ["py.typed", "serving/server/page.html"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.8,<0.9",  # A dependency of grain too.
@@ -96,6 +100,7 @@ setup(
         "s3": _S3,
         "scorers": _SCORERS,
         "search": _SEARCH,
+        "serve": _SERVE,  # Texts over HTTP.
         "hf-test": [
             *_TRANSFORMERS,
             "sentence-transformers>=6,<7",
@@ -128,6 +133,7 @@ setup(
             "matta-search = matta_jax.bin.search:run",
             "matta-evaluate = matta_jax.bin.evaluate:run",
             "matta-generate = matta_jax.bin.generate:run",
+            "matta-serve = matta_jax.bin.serve:run",
             "matta-embed = matta_jax.bin.embed:run",
             "matta-federate = matta_jax.bin.federate:run",
             "matta-report = matta_jax.bin.report:run",
