@@ -49,7 +49,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dish:
+class Entry:
     """A model that can be served.
 
     Attributes:
@@ -73,50 +73,50 @@ class Menu:
     """The models of a server, by size.
 
     Args:
-      dishes: at least one.
+      entries: at least one.
       unit: of their quality.
     """
 
-    def __init__(self, dishes: Sequence[Dish], unit: str = _BITS):
-        self.dishes = sorted(dishes, key=lambda dish: (dish.params, dish.spec))
+    def __init__(self, entries: Sequence[Entry], unit: str = _BITS):
+        self.entries = sorted(entries, key=lambda entry: (entry.params, entry.spec))
         self.unit = unit
-        self._by_spec = {dish.spec: dish for dish in self.dishes}
+        self._by_spec = {entry.spec: entry for entry in self.entries}
 
-    def named(self, spec: str) -> Dish:
+    def named(self, spec: str) -> Entry:
         """The model of a spec. Raises UserError where it is not served."""
         if spec not in self._by_spec:
             hint = did_you_mean(spec, self._by_spec)
             raise UserError(f"model={spec!r} is not served; GET /v1/models lists what is{hint}")
         return self._by_spec[spec]
 
-    def choose(self, limits: Limits) -> Dish:
+    def choose(self, limits: Limits) -> Entry:
         """The best model within limits: by quality where it was measured, else the largest.
 
         Raises:
           UserError: none is within, or what is limited was not measured.
         """
-        dishes = self.dishes
+        entries = self.entries
         for name, (attribute, noun) in _LIMITS.items():
             limit = getattr(limits, name)
             if limit is None:
                 continue
-            measured = [dish for dish in dishes if getattr(dish, attribute) is not None]
+            measured = [entry for entry in entries if getattr(entry, attribute) is not None]
             if not measured:
                 raise UserError(
                     f"{name}={limit:g}: no {noun} were measured; limit max_params, or serve with "
                     "--search of a search with --latency_mode=decode"
                 )
-            dishes = [dish for dish in measured if getattr(dish, attribute) <= limit]
-            if not dishes:
-                least = min(measured, key=lambda dish: getattr(dish, attribute))
+            entries = [entry for entry in measured if getattr(entry, attribute) <= limit]
+            if not entries:
+                least = min(measured, key=lambda entry: getattr(entry, attribute))
                 raise UserError(
                     f"{name}={limit:g} is too little: the smallest model within the other limits, "
                     f"{least.spec}, has {getattr(least, attribute):,.6g} {noun}"
                 )
-        scored = [(dish.quality, dish.params, dish.spec) for dish in dishes if dish.quality]
+        scored = [(entry.quality, entry.params, entry.spec) for entry in entries if entry.quality]
         if scored:
             return self._by_spec[min(scored)[-1]]
-        return max(dishes, key=lambda dish: dish.params)
+        return max(entries, key=lambda entry: entry.params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kitchen:
+class LoadedModels:
     """What serves a menu.
 
     Attributes:
@@ -153,7 +153,7 @@ class Kitchen:
     draft: str | None = None
 
 
-def load_menu(choice: Choice) -> Kitchen:
+def load_menu(choice: Choice) -> LoadedModels:
     """Reads the weights, once, of what is to be served.
 
     Raises:
@@ -178,14 +178,14 @@ def load_menu(choice: Choice) -> Kitchen:
         [draft] = canonical_specs([choice.draft], source.nest)
         specs.append(draft)
     models = load_in_place(choice.checkpoint, canonical_specs(specs, source.nest))
-    dishes = []
+    entries = []
     for model in models:
         row = rows.get(model.spec, {})
-        dishes.append(_dish(model, row.get("quality"), row.get("ms")))
-    return Kitchen(models, Menu(dishes, unit), draft)
+        entries.append(_entry(model, row.get("quality"), row.get("ms")))
+    return LoadedModels(models, Menu(entries, unit), draft)
 
 
-def _load_folder(choice: Choice, folder: str) -> Kitchen:
+def _load_folder(choice: Choice, folder: str) -> LoadedModels:
     for name in ("sub_models", "search", "draft"):
         if getattr(choice, name):
             flag = name.removesuffix("s")
@@ -194,15 +194,15 @@ def _load_folder(choice: Choice, folder: str) -> Kitchen:
     scores = {score["task"]: score["value"] for score in package.manifest["scores"]}
     bits = [value for task, value in scores.items() if task.startswith("bits_per_byte")]
     model = package.load()
-    return Kitchen([model], Menu([_dish(model, bits[-1] if bits else None, None)]))
+    return LoadedModels([model], Menu([_entry(model, bits[-1] if bits else None, None)]))
 
 
-def _dish(model: Model, quality: float | None, ms: float | None) -> Dish:
+def _entry(model: Model, quality: float | None, ms: float | None) -> Entry:
     counts = model.counts
     widths: tuple[int, ...] = ()
     if model.in_place is not None and _WIDTH in model.in_place[1].axes:
         widths = model.in_place[1].along(_WIDTH)
-    return Dish(model.spec, counts.parameters, counts.bytes / 1e6, widths, quality, ms)
+    return Entry(model.spec, counts.parameters, counts.bytes / 1e6, widths, quality, ms)
 
 
 def _rows(folder: str, source: Source) -> tuple[dict[str, dict[str, Any]], str]:

@@ -7,13 +7,13 @@ import pytest
 from matta_jax import extract
 from matta_jax.checkpoints import open_source
 from matta_jax.errors import UserError
-from matta_jax.serving import Choice, Dish, Limits, Menu, load_menu
+from matta_jax.serving import Choice, Entry, Limits, Menu, load_menu
 
 DISHES = [
-    Dish("ta", 300, 1.2, quality=2.0, ms=3.0),
-    Dish("student", 100, 0.4, quality=3.0, ms=1.0),
-    Dish("d_ff=32", 200, 0.8, quality=2.5, ms=2.0),
-    Dish("d_ff=48,16", 210, 0.84, quality=2.7, ms=1.5),
+    Entry("ta", 300, 1.2, quality=2.0, ms=3.0),
+    Entry("student", 100, 0.4, quality=3.0, ms=1.0),
+    Entry("d_ff=32", 200, 0.8, quality=2.5, ms=2.0),
+    Entry("d_ff=48,16", 210, 0.84, quality=2.7, ms=1.5),
 ]
 
 
@@ -34,10 +34,10 @@ def test_a_budget_chooses_the_best_within(limits, spec):
 
 
 def test_without_quality_the_largest_within_is_chosen():
-    menu = Menu([Dish("student", 100, 0.4), Dish("ta", 300, 1.2), Dish("d_ff=32", 200, 0.8)])
+    menu = Menu([Entry("student", 100, 0.4), Entry("ta", 300, 1.2), Entry("d_ff=32", 200, 0.8)])
     assert menu.choose(Limits()).spec == "ta"
     assert menu.choose(Limits(max_params=299)).spec == "d_ff=32"
-    assert [dish.spec for dish in menu.dishes] == ["student", "d_ff=32", "ta"]
+    assert [entry.spec for entry in menu.entries] == ["student", "d_ff=32", "ta"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_budgets_that_nothing_keeps_are_refused(limits, words):
 
 def test_what_was_not_measured_cannot_be_limited():
     with pytest.raises(UserError, match="no ms a token were measured; limit max_params"):
-        Menu([Dish("ta", 300, 1.2)]).choose(Limits(max_ms_per_token=1))
+        Menu([Entry("ta", 300, 1.2)]).choose(Limits(max_ms_per_token=1))
 
 
 def test_names_are_helped():
@@ -67,23 +67,23 @@ def test_names_are_helped():
 
 
 def test_all_members_of_a_run_are_served(run):
-    kitchen = load_menu(Choice(checkpoint=str(run[1])))
+    loaded = load_menu(Choice(checkpoint=str(run[1])))
     source = open_source(str(run[1]))
-    assert {model.spec for model in kitchen.models} == set(source.nest.members)
-    student, ta = kitchen.menu.dishes[0], kitchen.menu.dishes[-1]
+    assert {model.spec for model in loaded.models} == set(source.nest.members)
+    student, ta = loaded.menu.entries[0], loaded.menu.entries[-1]
     assert (student.spec, ta.spec) == ("student", "ta")
     assert ta.params == source.count(source.nest.ta).parameters
     assert ta.mb == 4 * ta.params / 1e6
     assert (student.widths, ta.widths) == ((16, 16), (48, 48, 48))
-    assert student.quality is None and kitchen.draft is None
+    assert student.quality is None and loaded.draft is None
 
 
 def test_a_draft_is_served_beside_what_is_named(run):
-    kitchen = load_menu(
+    loaded = load_menu(
         Choice(checkpoint=str(run[1]), sub_models=["ta", "d_ff=48,32,32", "ta"], draft="student")
     )
-    assert [model.spec for model in kitchen.models] == ["ta", "d_ff=48,32*2", "student"]
-    assert kitchen.draft == "student"
+    assert [model.spec for model in loaded.models] == ["ta", "d_ff=48,32*2", "student"]
+    assert loaded.draft == "student"
 
 
 def row(spec, **fields):
@@ -111,17 +111,17 @@ def test_a_search_tells_quality_and_milliseconds(run, tmp_path):
     ]
     folder = search_folder(tmp_path, run, rows)
     menu = load_menu(Choice(checkpoint=str(run[1]), search=folder)).menu
-    told = [(dish.spec, dish.quality, dish.ms) for dish in menu.dishes]
+    told = [(entry.spec, entry.quality, entry.ms) for entry in menu.entries]
     assert told == [("student", 3.0, 0.5), ("ta", 2.5, 0.75)] and menu.unit == "bits per byte"
     # What is named is served, with what the search knows of it.
     choice = Choice(checkpoint=str(run[1]), search=folder, sub_models=["d_ff=32", "d_ff=16"])
-    told = [(dish.spec, dish.quality) for dish in load_menu(choice).menu.dishes]
+    told = [(entry.spec, entry.quality) for entry in load_menu(choice).menu.entries]
     assert told == [("d_ff=16", None), ("d_ff=32", 2.9)]
 
     folder = search_folder(tmp_path, run, [*rows[2:3], row("ta", ms=1.0)], workload=None)
     menu = load_menu(Choice(checkpoint=str(run[1]), search=folder)).menu
-    assert {dish.quality for dish in menu.dishes} == {1.0, 3.0}
-    assert menu.unit == "nats per token" and {dish.ms for dish in menu.dishes} == {None}
+    assert {entry.quality for entry in menu.entries} == {1.0, 3.0}
+    assert menu.unit == "nats per token" and {entry.ms for entry in menu.entries} == {None}
 
 
 def test_bad_searches_are_refused(run, tmp_path):
@@ -142,8 +142,8 @@ def test_bad_searches_are_refused(run, tmp_path):
 
 def test_an_extracted_model_is_served_by_itself(run, tmp_path):
     [extracted] = extract(str(run[1]), ["student"], tmp_path / "m")
-    kitchen = load_menu(Choice(model=str(extracted.path)))
-    assert [dish.spec for dish in kitchen.menu.dishes] == ["student"]
+    loaded = load_menu(Choice(model=str(extracted.path)))
+    assert [entry.spec for entry in loaded.menu.entries] == ["student"]
     for fields, words in (
         ({"draft": "student"}, "draft is of a run's checkpoint"),
         ({"sub_models": ["student"]}, "sub_model is of a run's checkpoint"),

@@ -103,7 +103,7 @@ class Answer:
             "id": self._id,
             "object": name,
             "created": self._created,
-            "model": self._question.dish.spec,
+            "model": self._question.entry.spec,
             "choices": list(choices),
         }
 
@@ -164,17 +164,17 @@ def models_of(menu: Menu) -> dict[str, Any]:
         "object": "list",
         "data": [
             {
-                "id": dish.spec,
+                "id": entry.spec,
                 "object": "model",
                 "created": 0,
                 "owned_by": "matta_jax",
-                "parameters": dish.params,
-                "mb": dish.mb,
-                "widths": list(dish.widths),
-                "quality": dish.quality,
+                "parameters": entry.params,
+                "mb": entry.mb,
+                "widths": list(entry.widths),
+                "quality": entry.quality,
                 "quality_unit": menu.unit,
-                "ms_per_token": dish.ms,
+                "ms_per_token": entry.ms,
             }
-            for dish in menu.dishes
+            for entry in menu.entries
         ],
     }

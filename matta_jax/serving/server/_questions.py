@@ -10,7 +10,7 @@ import numpy as np
 from matta_jax.errors import UserError, did_you_mean, shorten
 from matta_jax.serving._completions import Request
 from matta_jax.serving._generate import prompt_ids
-from matta_jax.serving._menu import Dish, Limits, Menu
+from matta_jax.serving._menu import Entry, Limits, Menu
 from matta_jax.serving._sampling import Sampling
 from matta_jax.serving.server._chat import ChatTemplate
 from matta_jax.storage import is_number, is_whole
@@ -86,7 +86,7 @@ class Question:
     """What a client asks.
 
     Attributes:
-      dish: the model that answers.
+      entry: the model that answers.
       requests: of the engine, those of one prompt side by side.
       prompts: the text before each, as it is echoed.
       is_chat: whether it is of messages.
@@ -97,7 +97,7 @@ class Question:
       tells_pieces: whether a stream tells what each token adds, and which were drafted.
     """
 
-    dish: Dish
+    entry: Entry
     requests: tuple[Request, ...]
     prompts: tuple[str, ...]
     is_chat: bool = False
@@ -125,12 +125,12 @@ def read_question(body: Any, rules: Rules, *, is_chat: bool) -> Question:
     if fields.get("best_of", count) != count:
         raise UserError(f"best_of={fields['best_of']} is not supported; ask for n texts")
 
-    dish = _dish(fields, rules.menu)
+    entry = _entry(fields, rules.menu)
     num_top = _num_top(fields, is_chat)
     if fields.get("echo") and num_top is not None:
         raise UserError("logprobs are of the text that is added; leave out echo")
     settings: dict[str, Any] = {
-        "spec": dish.spec,
+        "spec": entry.spec,
         "num_tokens": _num_tokens(fields, rules),
         "sampling": _sampling(fields),
         "stop": _stop(fields),
@@ -142,7 +142,7 @@ def read_question(body: Any, rules: Rules, *, is_chat: bool) -> Question:
             requests.append(Request(ids, index=index, **settings))
             texts.append(text)
     return Question(
-        dish,
+        entry,
         tuple(requests),
         tuple(texts),
         is_chat,
@@ -218,7 +218,7 @@ def _ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     return (tokenizer.start_id, *prompt_ids(tokenizer, text).tolist())
 
 
-def _dish(fields: Mapping[str, Any], menu: Menu) -> Dish:
+def _entry(fields: Mapping[str, Any], menu: Menu) -> Entry:
     names = [field.name for field in dataclasses.fields(Limits)]
     limits = Limits(**{name: fields[name] for name in names if name in fields})
     spec = fields.get("model", AUTO)

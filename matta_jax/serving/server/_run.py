@@ -20,6 +20,7 @@ from matta_jax.serving.server._feed import EngineThread
 from matta_jax.serving.server._questions import Rules
 from matta_jax.tokenizers import fitting_tokenizer
 
+_TURN_SECONDS = 0.1  # Those who read a stream see it go on.
 _UNBOUNDED = 2**31
 
 
@@ -57,8 +58,8 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
       UserError: as `load_menu` and `Engine`; or a chat template that cannot be read.
     """
     chat = None if settings.chat_template is None else ChatTemplate(settings.chat_template)
-    kitchen = load_menu(choice)
-    menu, model = kitchen.menu, kitchen.models[0]
+    loaded = load_menu(choice)
+    menu, model = loaded.menu, loaded.models[0]
     if model.reads_examples:
         noun = model.config.model.a_noun
         where = next(iter(model.origin.values()))
@@ -66,16 +67,21 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     vocab_size = model.architecture.vocab_size
     vocabulary = Vocabulary(tokenizer.eos_id, tokenizer, ids_with_token(tokenizer, vocab_size))
-    draft = None if kitchen.draft is None else Draft(kitchen.draft, settings.draft_tokens)
+    draft = None if loaded.draft is None else Draft(loaded.draft, settings.draft_tokens)
     # Its thread counts those that wait, all of a request together.
     engine = Engine(
-        kitchen.models, vocabulary, slots=settings.slots, draft=draft, most_waiting=_UNBOUNDED
+        loaded.models,
+        vocabulary,
+        slots=settings.slots,
+        draft=draft,
+        most_waiting=_UNBOUNDED,
+        turn_seconds=_TURN_SECONDS,
     )
     rules = Rules(menu, tokenizer, chat, settings.max_tokens, vocab_size)
     thread = EngineThread(engine, settings.queue)
     weights, caches = (size / 1e6 for size in engine.bytes)
     lines = [
-        f"{len(menu.dishes)} models of {menu.dishes[0].params:,} to {menu.dishes[-1].params:,} "
+        f"{len(menu.entries)} models of {menu.entries[0].params:,} to {menu.entries[-1].params:,} "
         f"parameters in {weights:.3g} MB; {caches:.3g} MB of caches in {settings.slots} slots"
     ]
     return make_app(thread, rules, settings.bounds), lines
