@@ -1,5 +1,6 @@
 """A GGUF file, opened: what it says, and its tensors, dequantised by the gguf package."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,23 @@ def require_gguf() -> Any:
     return gguf
 
 
+@functools.cache
+def _reader_class() -> Any:
+    """The package's reader, which stops where a file ends: by itself it takes what is not there for
+    nothing, and lists as many numbers as a field says that it has, until the memory is full.
+    """
+    gguf = require_gguf()
+
+    class Reader(gguf.GGUFReader):  # type: ignore[name-defined]  # Of what may be absent.
+        def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **named: Any) -> Any:
+            values = super()._get(offset, dtype, count, *args, **named)
+            if len(values) != int(count):
+                raise ValueError("it ends before what it says it holds")
+            return values
+
+    return Reader
+
+
 class GGUFFile:
     """An open file: what it says, and its tensors.
 
@@ -35,7 +53,7 @@ class GGUFFile:
         if not file.is_file():
             raise UserError(f"gguf={str(file)!r} is missing; {mend}")
         try:
-            reader = gguf.GGUFReader(storage.local_copy(file))
+            reader = _reader_class()(storage.local_copy(file))
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # The package raises many kinds for damaged files.

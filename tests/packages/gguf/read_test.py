@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -223,6 +224,20 @@ def test_a_tokenizer_that_is_damaged_is_one_line(written, tmp_path, monkeypatch,
     with pytest.raises(UserError, match=r"its tokenizer is damaged .*--tokenizer") as error:
         matta_jax.import_gguf(file, tmp_path / "ours")
     assert "\n" not in str(error.value) and not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("kind", [gguf.GGUFValueType.INT32, gguf.GGUFValueType.BOOL])
+@pytest.mark.timeout(20)
+def test_a_list_that_says_it_is_longer_than_its_file_is_refused(kind, tmp_path):
+    """Which the gguf package reads on for ever, and fills the memory."""
+    name = b"a"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(name)) + name
+    file = tmp_path / "long.gguf"
+    file.write_bytes(
+        head + struct.pack("<IIQ", gguf.GGUFValueType.ARRAY, kind, 2**60) + b"\x01" * 8
+    )
+    with pytest.raises(UserError, match="is damaged .it ends before what it says it holds"):
+        matta_jax.import_gguf(file, tmp_path / "ours")
 
 
 @pytest.mark.slow
