@@ -1,6 +1,7 @@
 """Single files: read, replaced as a whole, or grown line by line."""
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -48,7 +49,13 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file. Raises OSError, or ValueError as `parse_json` does."""
+    """Returns the value of a JSON file. Raises OSError, of a device or a pipe too, or ValueError as
+    `parse_json` does.
+    """
+    # A link in a folder from elsewhere may name a device that never ends.
+    is_endless = path.exists() and not path.is_file() and not path.is_dir()
+    if is_endless:
+        raise OSError(errno.EINVAL, "it is a device or a pipe", str(path))
     return parse_json(read_text(path))
 
 
