@@ -13,6 +13,7 @@ from matta_jax.packages._packaging import HF_FORMATS
 from matta_jax.tokenizers import (
     TextIds,
     bundle_tokenizer,
+    check_rules,
     files_digest,
     make_tokenizer,
     resolved_tokenizer,
@@ -96,11 +97,12 @@ def new_folder(target: storage.Path) -> Iterator[storage.Path]:
 
 def bundled_config(config: dict[str, Any], building: storage.Path) -> dict[str, Any]:
     """The config of a model with its tokenizer's files in its own folder, which this copies there;
-    as it is where they are missing.
+    as it is where they are missing. Raises UserError where what it names is no tokenizer.
     """
     spec = config["data"]["tokenizer"]
     # An import has put them there already.
     if not spec.partition(":")[2].startswith("./"):
+        check_rules(spec)
         spec = bundle_tokenizer(spec, building)
     return config | {"data": config["data"] | {"tokenizer": spec}}
 

@@ -143,13 +143,21 @@ def _result(hub: Any, score: Mapping[str, Any], is_language_model: bool) -> Any:
 
 
 def _files_of(folder: storage.Path) -> dict[str, storage.Path]:
-    """The files of a folder, by their paths from there; none that is hidden."""
+    """The files of a folder, by their paths from there; none that is hidden. Raises UserError for a
+    link out of the folder: what it names is none of the model's.
+    """
     root = str(folder)
     files = {}
     for file in storage.match(folder, "**/*"):
         name = str(file).removeprefix(root).lstrip("/")
-        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            files[name] = file
+        if not file.is_file() or any(part.startswith(".") for part in name.split("/")):
+            continue
+        if storage.leads_out(file, folder):
+            raise UserError(
+                f"model={root!r}: {name} is a link out of the folder, to "
+                f"{str(storage.resolve(file))!r}; put that file in its place, or remove the link"
+            )
+        files[name] = file
     return files
 
 

@@ -47,6 +47,7 @@ from matta_jax.storage._paths import Path as Path
 from matta_jax.storage._paths import home_cache as home_cache
 from matta_jax.storage._paths import in_bucket as in_bucket
 from matta_jax.storage._paths import kvstore as kvstore
+from matta_jax.storage._paths import leads_out as leads_out
 from matta_jax.storage._paths import local_copy as local_copy
 from matta_jax.storage._paths import path as path
 from matta_jax.storage._paths import resolve as resolve

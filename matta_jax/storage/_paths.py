@@ -118,6 +118,18 @@ def resolve(where: str | Path) -> Path:
     return path(where).resolve()
 
 
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link to what lies outside of it. In the cache of Hugging
+    Face's hub all files are links, to the `blobs` of their model: these lead nowhere else.
+    """
+    if in_bucket(file):
+        return False
+    place, target = folder.resolve(), file.resolve()
+    is_snapshot = place.parent.name == "snapshots"
+    blobs = place.parent.parent / "blobs"
+    return not (target.is_relative_to(place) or (is_snapshot and target.is_relative_to(blobs)))
+
+
 def working_folder() -> Path:
     """The folder that relative paths start from. Raises UserError where it was removed."""
     try:

@@ -7,6 +7,7 @@ from matta_jax.tokenizers._base import Tokenizer as Tokenizer
 from matta_jax.tokenizers._bundle import TOKENIZER as TOKENIZER
 from matta_jax.tokenizers._bundle import bundle_tokenizer as bundle_tokenizer
 from matta_jax.tokenizers._bundle import bundled_spec as bundled_spec
+from matta_jax.tokenizers._bundle import check_rules as check_rules
 from matta_jax.tokenizers._bundle import companions as companions
 from matta_jax.tokenizers._bundle import files_digest as files_digest
 from matta_jax.tokenizers._bundle import own_tokenizer as own_tokenizer

@@ -6,7 +6,7 @@ another file lay there.
 
 from matta_jax import storage
 from matta_jax.errors import UserError
-from matta_jax.tokenizers._base import hash_files
+from matta_jax.tokenizers._base import hash_files, read_vocabulary
 
 # The folder, in that of a model or a run, that keeps its tokenizer's files.
 TOKENIZER = "tokenizer"
@@ -31,12 +31,36 @@ def _files(spec: str) -> list[storage.Path]:
 
 
 def companions(spec: str) -> list[storage.Path]:
-    """The files beside a `tokenizer.json` that travel along with it, such as its chat template."""
+    """The files beside a `tokenizer.json` that travel along with it, such as its chat template.
+    Raises UserError where one is a link out of their folder: nobody asked for that file to be
+    copied, and no reader looks at what is in it.
+    """
     kind, _, where = spec.partition(":")
     if kind != "hf" or storage.path(where).name != _RULES:
         return []
     folder = storage.path(where).parent
-    return [folder / name for name in _COMPANIONS if (folder / name).is_file()]
+    files = [folder / name for name in _COMPANIONS if (folder / name).is_file()]
+    for file in files:
+        if storage.leads_out(file, folder):
+            raise UserError(
+                f"{str(file)!r} is a link out of its folder, to {str(storage.resolve(file))!r}; "
+                "put that file in its place, or remove the link"
+            )
+    return files
+
+
+def check_rules(spec: str) -> None:
+    """Raises UserError for an `hf:FILE` that is there and is no tokenizer. A model from elsewhere
+    may name any file of this machine, which would be copied and go along with the model.
+    """
+    kind, _, where = spec.partition(":")
+    file = storage.path(where)
+    if kind != "hf" or not file.is_file():
+        return
+    if not isinstance(read_vocabulary(file, spec).get("model"), dict):
+        raise UserError(
+            f"data.tokenizer={spec!r} is not a tokenizer JSON file; put the tokenizer's own there"
+        )
 
 
 def files_digest(spec: str) -> str | None:

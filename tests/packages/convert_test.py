@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import matta_jax
-from matta_jax import elastic, packages
-from matta_jax.packages import Packaging, _write
+from matta_jax import elastic, packages, storage
+from matta_jax.packages import Packaging, _manifest, _write
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,19 @@ def test_a_damaged_tokenizer_is_named_by_the_users_own_file(
     # Not by the copy, which is gone when the user reads this.
     with refused(f"^((?!{place}).)*its tokenizer cannot be used .*hf_folder.*{words}", place):
         matta_jax.import_hf(hf_folder, place / "model")
+
+
+def test_a_file_that_a_manifest_names_is_not_taken_along(refused, models, tmp_path, place):
+    secret, model = tmp_path / "secret", tmp_path / "model"
+    secret.write_text("of this machine")
+    shutil.copytree(models("safetensors")["student"], model)
+    manifest = storage.read_json(model / "manifest.json")
+    del manifest["tokenizer"]  # As of older versions: no digest of its files.
+    for spec in (f"hf:{secret}", "hf:./../secret"):
+        manifest["config"]["data"]["tokenizer"] = spec
+        storage.replace_text(model / "manifest.json", storage.json_text(_manifest.sealed(manifest)))
+        with refused("secret cannot be read", place):
+            matta_jax.convert(model, place / "again")
 
 
 def test_an_imported_tokenizer_goes_where_its_model_goes(save_tokenizer, hf_folder, tmp_path):

@@ -145,6 +145,21 @@ def test_what_is_damaged_does_not_go(folder, client):
     assert not client.calls
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_links_name_does_not_go(folder, client, tmp_path, kind):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret").write_text("of this machine")
+    target = tmp_path / "home" if kind == "folder" else tmp_path / "home" / "secret"
+    (folder / "notes").symlink_to(target)
+    # A pattern does not follow a link to a folder in every Python.
+    try:
+        pushed = matta_jax.push(folder, "me/tiny")
+    except UserError as error:
+        assert "is a link out of the folder, to" in str(error) and not client.calls
+    else:
+        assert kind == "folder" and not [name for name in pushed.files if "notes" in name]
+
+
 def test_without_the_extra_a_line_names_it(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'matta_jax\[push\]'"):

@@ -170,6 +170,37 @@ def test_what_is_no_json_is_a_value_error(text, tmp_path):
         storage.read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_no_json(kind, tmp_path):
+    place = tmp_path / "a.json"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is a device or a pipe"):
+        storage.read_json(place)
+
+
+def test_a_link_out_of_a_folder_leads_out_but_for_a_hubs_cache(tmp_path):
+    model = tmp_path / "hub" / "models--me--tiny"
+    folders = {name: model / f"{name}s" / "c0ffee" for name in ("plain", "snapshot")}
+    for folder in (*folders.values(), model / "blobs"):
+        folder.mkdir(parents=True)
+    (tmp_path / "secret").write_text("s")
+    (model / "blobs" / "1").write_text("b")
+    for folder in folders.values():
+        (folder / "file").write_text("f")
+        (folder / "inside").symlink_to("file")
+        (folder / "outside").symlink_to(tmp_path / "secret")
+        (folder / "blob").symlink_to(model / "blobs" / "1")
+        (folder / "gone").symlink_to("nowhere")
+    # A name that the folder is known by somewhere else.
+    (tmp_path / "again").symlink_to(folders["plain"])
+    for name, folder in {**folders, "plain again": tmp_path / "again"}.items():
+        assert not storage.leads_out(folder / "file", folder)
+        assert not storage.leads_out(folder / "inside", folder)
+        assert not storage.leads_out(folder / "gone", folder)
+        assert storage.leads_out(folder / "outside", folder)
+        assert storage.leads_out(folder / "blob", folder) == (name != "snapshot")
+
+
 @pytest.mark.parametrize(
     ("value", "is_number", "is_whole"),
     [

@@ -98,6 +98,30 @@ def test_what_engines_need_beside_a_tokenizer_travels_along(tmp_path):
     assert tokenizers.companions("gpt2:somewhere") == tokenizers.companions("byte") == []
 
 
+def test_a_companion_that_is_a_link_to_another_place_is_not_copied(tmp_path):
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (tmp_path / "secret").write_text("of this machine")
+    (source / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"chat_template.jinja' is a link out of its folder, to .*"):
+        tokenizers.bundle_tokenizer(f"hf:{source}/tokenizer.json", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("-----BEGIN KEY-----", "cannot be read"), ('{"a": 1}', "is not a tokenizer"), ("[]", "list")],
+)
+def test_what_is_no_tokenizer_is_told_from_one(tmp_path, content, words):
+    (tmp_path / "secret").write_text(content)
+    with pytest.raises(UserError, match=words):
+        tokenizers.check_rules(f"hf:{tmp_path}/secret")
+    (tmp_path / "secret").write_text('{"model": {}}')
+    for spec in (f"hf:{tmp_path}/secret", f"hf:{tmp_path}/none", f"gpt2:{tmp_path}", "byte"):
+        tokenizers.check_rules(spec)
+
+
 def test_a_template_says_what_a_text_begins_with(tmp_path):
     model = {"type": "WordLevel", "vocab": {"<eos>": 0, "<bos>": 1, "a": 2}, "unk_token": "a"}
     start = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
