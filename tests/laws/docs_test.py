@@ -40,7 +40,8 @@ def pages():
 
 def missing_pages(text, pages):
     """The names of pages in a text that are none of `pages`, and `decision N` without a page."""
-    names = re.findall(r"[\w./-]*\w\.md\b", text)
+    # A page of another project is named by its address.
+    names = re.findall(r"[\w./-]*\w\.md\b", re.sub(r"https?://\S+", "", text))
     missing = []
     for name in names:
         # Each folder's README may name a page by its place from there.
