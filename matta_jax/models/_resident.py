@@ -133,8 +133,3 @@ def put_cache(pool: Pool, cache: Cache, sub_model: SubModel) -> Pool:
 def _one_slot(architecture: Architecture) -> Cache:
     """The shapes of a cache of one row and one position."""
     return jax.eval_shape(lambda: init_cache(architecture, batch_size=1, length=1))
-
-
-def cache_shapes(architecture: Architecture) -> list[Any]:
-    """What each layer caches for a position: shapes that tell whether two models' caches fit."""
-    return [jax.tree.map(lambda leaf: leaf.shape, layer) for layer in _one_slot(architecture)]

@@ -12,7 +12,7 @@ from matta_jax.errors import UserError
 from matta_jax.serving._sampling import Sampling
 from matta_jax.tokenizers import Tokenizer
 
-MOST_TOKENS = 2**24
+_MOST_TOKENS = 2**24
 _DEFAULT = Sampling()
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
@@ -55,8 +55,8 @@ class Request:
             raise UserError("a prompt of no tokens: the separator begins a document")
         if self.num_tokens < 1:
             raise UserError(f"num_tokens={self.num_tokens} must be at least 1")
-        if self.num_tokens > MOST_TOKENS:
-            raise UserError(f"num_tokens={self.num_tokens} must be at most {MOST_TOKENS}")
+        if self.num_tokens > _MOST_TOKENS:
+            raise UserError(f"num_tokens={self.num_tokens} must be at most {_MOST_TOKENS}")
         if any(not stop for stop in self.stop):
             raise UserError("stop has an empty string, which stands in every text; leave it out")
 
@@ -223,17 +223,6 @@ class Completion:
     def cancel(self) -> None:
         """Asks that no more be written; the engine frees its slot before its next turn."""
         self.is_cancelled = True
-
-    def switch(self, spec: str, *, reuse: bool = False) -> None:
-        """Asks that another sub-model go on with the text, from the engine's next turn.
-
-        Args:
-          spec: of it.
-          reuse: whether it goes on from what is cached, as far as its layers and heads have a
-            cache there, though it would have made something else of the text. Else the text is read
-            anew, but where both make the same of it.
-        """
-        self.switch_to = Switch(spec, reuse)
 
     def add(self, tokens: Sequence[Token], *, reason: str | None, eos_id: int) -> None:
         """Adds tokens of a turn.

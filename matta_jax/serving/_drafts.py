@@ -1,8 +1,11 @@
 """Drafts: which sub-model proposes tokens, and how many at once, by how many stood so far."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from matta_jax.errors import UserError
+from matta_jax.packages import Model
+from matta_jax.serving._programs import Lane
 from matta_jax.serving._speculate import MOST_PROPOSALS
 
 _COUNTS = (1, 2, 4, MOST_PROPOSALS)  # A program for each.
@@ -74,3 +77,18 @@ class Drafter:
         if tried:
             weight = 1 - _MEMORY**tried
             self.share += weight * (accepted / tried - self.share)
+
+
+def drafters_of(models: Sequence[Model], draft: Draft) -> dict[str, Drafter]:
+    """By sub-model, those that a draft proposes to: larger ones that have its layers."""
+    by_spec = {model.spec: model for model in models}
+    if draft.spec not in by_spec:
+        raise UserError(f"draft={draft.spec!r} is not served; name one of {', '.join(by_spec)}")
+    proposer = by_spec[draft.spec]
+    layers = set(Lane.of(proposer).sub_model.layers)
+    drafters = {}
+    for spec, model in by_spec.items():
+        cost = proposer.counts.flops_per_token / model.counts.flops_per_token
+        if cost < 1 and layers <= set(Lane.of(model).sub_model.layers):
+            drafters[spec] = Drafter(cost, draft.num_tokens, draft.is_fixed)
+    return drafters

@@ -13,9 +13,18 @@ import numpy as np
 
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
-from matta_jax.serving._completions import CANCELLED, LENGTH, STOP, Completion, Request, Token
-from matta_jax.serving._drafts import Draft, Drafter
+from matta_jax.serving._completions import (
+    CANCELLED,
+    LENGTH,
+    STOP,
+    Completion,
+    Request,
+    Switch,
+    Token,
+)
+from matta_jax.serving._drafts import Draft, drafters_of
 from matta_jax.serving._programs import Drawn, Lane
+from matta_jax.serving._prompts import check_writes
 from matta_jax.serving._runner import LONGEST_TURN, MOST_TOPS, PIECE, Runner
 from matta_jax.serving._slots import Slot, context_length
 from matta_jax.tokenizers import Tokenizer
@@ -62,7 +71,7 @@ class Vocabulary:
 class Engine:
     """Writes texts by sub-models of one set of weights.
 
-    For one thread, but for `submit` and what a `Completion` offers.
+    For one thread, but for `submit`, `switch` and what a `Completion` offers.
 
     Args:
       models: sub-models in place of one run, or one plain model.
@@ -97,9 +106,9 @@ class Engine:
         self._turn_seconds = turn_seconds
         # Of a step of each program, the last time that it ran.
         self._step_seconds: dict[tuple[str, int], float] = {}
-        self._lanes = {each.spec: _lane(each) for each in models}
+        self._lanes = {each.spec: Lane.of(each) for each in models}
         self._draft = draft
-        self._drafters = {} if draft is None else _drafters(models, draft)
+        self._drafters = {} if draft is None else drafters_of(models, draft)
         self._runner = Runner(
             model.architecture if model.in_place is None else model.in_place[0].architecture,
             model.params,
@@ -166,11 +175,30 @@ class Engine:
         self._waiting.append(completion)
         return completion
 
-    def _check(self, request: Request) -> None:
-        if request.spec not in self._lanes:
+    def switch(self, completion: Completion, spec: str, *, reuse: bool = False) -> None:
+        """Asks that another sub-model go on with a text, from the next turn.
+
+        Args:
+          completion: the text.
+          spec: of the sub-model.
+          reuse: whether it goes on from what is cached, as far as its layers and heads have a
+            cache there, though it would have made something else of the text. Else the text is read
+            anew, but where both make the same of it.
+
+        Raises:
+          UserError: the sub-model is not served.
+        """
+        self._check_spec(spec)
+        completion.switch_to = Switch(spec, reuse)
+
+    def _check_spec(self, spec: str) -> None:
+        if spec not in self._lanes:
             raise UserError(
-                f"sub-model {request.spec!r} is not served; name one of {', '.join(self.specs)}"
+                f"sub-model {spec!r} is not served; name one of {', '.join(self.specs)}"
             )
+
+    def _check(self, request: Request) -> None:
+        self._check_spec(request.spec)
         vocab_size = self._runner.vocab_size
         request.sampling.check_vocabulary(vocab_size)
         if not 0 <= min(request.ids) <= max(request.ids) < vocab_size:
@@ -224,12 +252,10 @@ class Engine:
                 continue
             spec, reuse = completion.switch_to
             completion.switch_to = None
-            if spec not in self._lanes:
-                continue
             completion.spec = spec
             slot.give(self._lanes[spec], reuse=reuse)
         for completion in tuple(self._waiting):
-            if completion.switch_to is not None and completion.switch_to.spec in self._lanes:
+            if completion.switch_to is not None:
                 completion.spec = completion.switch_to.spec
             completion.switch_to = None
 
@@ -359,28 +385,6 @@ def _tokens(drawn: Drawn, i: int) -> list[Token]:
     return tokens
 
 
-def _lane(model: Model) -> Lane:
-    if model.in_place is None:
-        return Lane(model.architecture, model.architecture.sub_model, model.architecture)
-    plan, sub_model = model.in_place
-    return Lane(plan.architecture, sub_model, model.architecture)
-
-
-def _drafters(models: Sequence[Model], draft: Draft) -> dict[str, Drafter]:
-    """By sub-model, those that a draft proposes to: larger ones that have its layers."""
-    by_spec = {model.spec: model for model in models}
-    if draft.spec not in by_spec:
-        raise UserError(f"draft={draft.spec!r} is not served; name one of {', '.join(by_spec)}")
-    proposer = by_spec[draft.spec]
-    layers = set(_lane(proposer).sub_model.layers)
-    drafters = {}
-    for spec, model in by_spec.items():
-        cost = proposer.counts.flops_per_token / model.counts.flops_per_token
-        if cost < 1 and layers <= set(_lane(model).sub_model.layers):
-            drafters[spec] = Drafter(cost, draft.num_tokens, draft.is_fixed)
-    return drafters
-
-
 def _check(models: Sequence[Model]) -> Model:
     """The first of an engine's models. Raises UserError where they do not go together."""
     model = models[0]
@@ -390,8 +394,5 @@ def _check(models: Sequence[Model]) -> Model:
             "model"
         )
     for each in models:
-        if each.reads_examples:
-            where = next(iter(each.origin.values()))
-            noun = each.config.model.a_noun
-            raise UserError(f"{where} is {noun}, and writes no text; name a language model")
+        check_writes(each)
     return model

@@ -4,15 +4,15 @@ Shape letters: B samples, T prompt, S new tokens.
 """
 
 import numpy as np
-from absl import logging
 
-from matta_jax.errors import UserError, shorten
+from matta_jax.errors import UserError
 from matta_jax.packages import Model
-from matta_jax.serving._completions import MOST_TOKENS, Request
+from matta_jax.serving._completions import Request
 from matta_jax.serving._drafts import Draft
 from matta_jax.serving._engine import Engine, Vocabulary
+from matta_jax.serving._prompts import check_writes, ids_with_token, started_ids
 from matta_jax.serving._sampling import Sampling
-from matta_jax.tokenizers import Tokenizer, fitting_tokenizer
+from matta_jax.tokenizers import fitting_tokenizer
 
 _MOST_SAMPLES = 1024  # Side by side, with a cache each.
 _DEFAULT = Sampling()
@@ -48,26 +48,15 @@ def generate(
       UserError: fewer than one token or sample, too many samples, a model that is a
         scorer, or a draft of another run.
     """
-    for name, value in {"num_tokens": num_tokens, "num_samples": num_samples}.items():
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    if num_tokens > MOST_TOKENS:
-        raise UserError(f"num_tokens={num_tokens} must be at most {MOST_TOKENS}")
+    if num_samples < 1:
+        raise UserError(f"num_samples={num_samples} must be at least 1")
     if num_samples > _MOST_SAMPLES:
         raise UserError(
             f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds"
         )
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"prompt={prompt!r} is not UTF-8; convert it") from None
-    if model.reads_examples:
-        where = next(iter(model.origin.values()))
-        noun = model.config.model.a_noun
-        raise UserError(f"{where} is {noun}, and writes no text; name a language model")
+    check_writes(model)
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
-    # The separator begins a document, and gives an empty prompt a token to read.
-    start = np.array([tokenizer.start_id, *prompt_ids(tokenizer, prompt)], np.int32)
+    start = np.array(started_ids(tokenizer, prompt), np.int32)
     allowed = ids_with_token(tokenizer, model.architecture.vocab_size)
     vocabulary = Vocabulary(tokenizer.eos_id, allowed=allowed)
     starts = np.tile(start, (num_samples, 1))
@@ -80,27 +69,6 @@ def generate(
         # Without the separator that it began with.
         texts.append(tokenizer.decode(row[1:end]))
     return texts
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """Returns the ids of a prompt, after a warning where they do not hold all of it."""
-    ids = tokenizer.encode(prompt)
-    if not tokenizer.survives(prompt, ids):
-        logging.warning(
-            "prompt=%s does not survive encode and decode: the model reads %s",
-            shorten(prompt),
-            shorten(tokenizer.decode(ids)),
-        )
-    return ids
-
-
-def ids_with_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray | None:
-    """Returns which ids [vocab_size] of a model have a token, for `generate_ids`; None where all
-    have.
-    """
-    allowed = np.zeros(vocab_size, bool)
-    allowed[: tokenizer.vocab_size] = tokenizer.has_token
-    return None if allowed.all() else allowed
 
 
 def generate_ids(
@@ -142,11 +110,13 @@ def _write(
         models.append(draft[0])
         proposer = Draft(draft[0].spec, draft[1])
     num_texts = len(ids_BT)
+    # Before the engine, which copies the weights: a mistake is told at once.
+    requests = [
+        Request(tuple(ids), model.spec, num_tokens, sampling, index)
+        for index, ids in enumerate(ids_BT.tolist())
+    ]
     engine = Engine(models, vocabulary, slots=num_texts, draft=proposer, most_waiting=num_texts)
-    completions = []
-    for index, ids in enumerate(ids_BT.tolist()):
-        request = Request(tuple(ids), model.spec, num_tokens, sampling, index)
-        completions.append(engine.submit(request))
+    completions = [engine.submit(request) for request in requests]
     engine.run()
 
     longest = max(len(completion.ids) for completion in completions)

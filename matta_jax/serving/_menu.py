@@ -113,7 +113,11 @@ class Menu:
                     f"{name}={limit:g} is too little: the smallest model within the other limits, "
                     f"{least.spec}, has {getattr(least, attribute):,.6g} {noun}"
                 )
-        scored = [(entry.quality, entry.params, entry.spec) for entry in entries if entry.quality]
+        scored = [
+            (entry.quality, entry.params, entry.spec)
+            for entry in entries
+            if entry.quality is not None
+        ]
         if scored:
             return self._by_spec[min(scored)[-1]]
         return max(entries, key=lambda entry: entry.params)

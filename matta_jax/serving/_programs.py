@@ -27,6 +27,7 @@ from matta_jax.models import (
     table_of,
 )
 from matta_jax.nesting import SubModel, Tree
+from matta_jax.packages import Model
 from matta_jax.serving._sampling import Draws, cut, draw
 
 
@@ -43,6 +44,14 @@ class Lane:
     resident: Architecture
     sub_model: SubModel
     plain: Architecture
+
+    @classmethod
+    def of(cls, model: Model) -> "Lane":
+        """That of a model: a sub-model in place, or a plain one by itself."""
+        if model.in_place is None:
+            return cls(model.architecture, model.architecture.sub_model, model.architecture)
+        plan, sub_model = model.in_place
+        return cls(plan.architecture, sub_model, model.architecture)
 
     def begins(self, larger: "Lane") -> bool:
         """Whether it is the first layers of a larger sub-model: both then make the same of a

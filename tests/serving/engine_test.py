@@ -8,7 +8,8 @@ import pytest
 
 from matta_jax import extract, packages, serving
 from matta_jax.errors import UserError
-from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary, _engine, _runner
+from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary, _runner
+from matta_jax.serving._programs import Lane
 from matta_jax.tokenizers import ByteTokenizer
 
 SPECS = ("student", "ta", "d_ff=16,48,32")
@@ -110,7 +111,7 @@ def test_a_short_text_does_not_cut_a_longer_one_beside_it(nest, monkeypatch):
 
 
 def test_what_makes_the_same_of_a_text_is_the_first_layers_with_all_their_sizes(nest):
-    ta = _engine._lane(nest[1])
+    ta = Lane.of(nest[1])
 
     def begins(sub_model):
         return dataclasses.replace(ta, sub_model=sub_model).begins(ta)
@@ -167,7 +168,7 @@ def test_a_text_that_switches_goes_on_as_the_other_model_would(run, after, reuse
     def switch(completion):
         if not beginning:
             beginning.extend(completion.ids)
-            completion.switch(after, reuse=reuse)
+            engine.switch(completion, after, reuse=reuse)
 
     text = engine.submit(Request((0, *b"the"), before, 20, Sampling(0)), switch)
     # Another request waits, so that turns are short.
@@ -232,22 +233,25 @@ def test_five_models_are_served_by_the_weights_of_one(run):
 
 def test_text_ends_at_a_stop_string_and_at_the_separator(nest):
     engine = make(nest)
-    going = engine.submit(Request((0, *b"the"), "ta", 20, Sampling(0)))
+    hot = Sampling(1.5, seed=1)
+    going = engine.submit(Request((0, *b"the"), "ta", 20, hot))
     engine.run()
-    stop = going.text[4:6]
-    stopped = engine.submit(Request((0, *b"the"), "ta", 20, Sampling(0), stop=(stop,)))
+    # What stands in the text for the first time.
+    place = next(i for i in range(4, 20) if going.text.index(going.text[i : i + 2]) == i)
+    stop = going.text[place : place + 2]
+    stopped = engine.submit(Request((0, *b"the"), "ta", 20, hot, stop=(stop,)))
     engine.run()
     assert stopped.finish_reason == "stop"
-    assert stopped.text == going.text[: going.text.index(stop)]
+    assert stopped.text == going.text[:place]
     assert stopped.ids == going.ids[: len(stopped.ids)]
 
-    separator = going.ids[5]
+    first = next(i for i in range(4, 20) if going.ids.index(going.ids[i]) == i)
+    separator = going.ids[first]
     ending = make(nest, vocabulary=Vocabulary(separator, ByteTokenizer()))
-    ended = ending.submit(Request((0, *b"the"), "ta", 20, Sampling(0)))
+    ended = ending.submit(Request((0, *b"the"), "ta", 20, hot))
     ending.run()
-    first = going.ids.index(separator)
     assert ended.ids == going.ids[: first + 1] and ended.finish_reason == "stop"
-    assert ended.text == going.text[:first]
+    assert ended.text == ByteTokenizer().decode(np.array(going.ids[:first]))
 
 
 def test_log_probabilities_are_those_of_the_model(nest):
@@ -294,9 +298,11 @@ def test_bad_engines_are_refused(nest, run):
     with pytest.raises(UserError, match="draft_tokens=9 must be from 1 to 8"):
         Draft("student", 9)
     full = make(nest, most_waiting=1)
-    full.submit(Request((0, 1), "ta", 1))
+    text = full.submit(Request((0, 1), "ta", 1))
     with pytest.raises(UserError, match="1 requests wait already"):
         full.submit(Request((0, 1), "ta", 1))
+    with pytest.raises(UserError, match="sub-model 'd_ff=1' is not served; name one of student"):
+        full.switch(text, "d_ff=1")
     bare = make(nest, vocabulary=Vocabulary(NEVER))
     with pytest.raises(UserError, match="stop strings need a tokenizer"):
         bare.submit(Request((0, 1), "ta", 1, stop=("x",)))

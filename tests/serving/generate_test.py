@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax import extract, models, packages, serving, tokenizers
+from matta_jax import extract, models, packages, serving
 from matta_jax.errors import UserError
-from matta_jax.serving import Sampling, _generate
+from matta_jax.serving import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -171,29 +171,6 @@ def test_ids_without_a_token_are_never_drawn(model, how):
     allowed[[65, 70, 200]] = True
     assert set(draw(allowed)[:, 4:].ravel()) <= {65, 70, 200}
     np.testing.assert_array_equal(draw(np.ones(256, bool)), draw(None))
-
-
-def test_ids_of_a_padded_vocabulary_and_of_holes_have_no_token():
-    tokenizer = tokenizers.ByteTokenizer()
-    assert serving.ids_with_token(tokenizer, 256) is None
-    assert np.flatnonzero(~serving.ids_with_token(tokenizer, 258)).tolist() == [256, 257]
-
-
-class Letters(tokenizers.ByteTokenizer):
-    """Has no token for what is not ASCII."""
-
-    def _ids_of(self, text):
-        return np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
-
-
-def test_a_prompt_that_loses_characters_is_told_as_the_model_reads_it(caplog):
-    with caplog.at_level("WARNING", logger="absl"):
-        assert _generate.prompt_ids(Letters(), "cafe").tolist() == list(b"cafe")
-        assert not caplog.records
-        assert _generate.prompt_ids(Letters(), "caf東").tolist() == list(b"caf")
-    [record] = caplog.records
-    assert record.message.startswith("prompt='caf東' does not survive")
-    assert record.message.endswith("the model reads 'caf'")
 
 
 def test_a_draft_changes_no_text_and_must_be_of_the_run(run, model):

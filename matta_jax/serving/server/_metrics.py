@@ -7,6 +7,7 @@ from matta_jax.serving.server._feed import EngineThread
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _Samples = Iterable[tuple[Mapping[str, str], float]]
+"""Labels and a value."""
 
 
 def metrics_text(thread: EngineThread) -> str:
@@ -14,12 +15,18 @@ def metrics_text(thread: EngineThread) -> str:
     engine = thread.engine
     lines: list[str] = []
 
-    def tell(name: str, kind: str, words: str, samples: _Samples) -> None:
+    def describe(name: str, kind: str, words: str) -> None:
         lines.append(f"# HELP matta_{name} {words}")
         lines.append(f"# TYPE matta_{name} {kind}")
+
+    def count(name: str, labels: Mapping[str, str], value: float) -> None:
+        shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+        lines.append(f"matta_{name}{'{' + shown + '}' if shown else ''} {value}")
+
+    def tell(name: str, kind: str, words: str, samples: _Samples) -> None:
+        describe(name, kind, words)
         for labels, value in samples:
-            shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-            lines.append(f"matta_{name}{'{' + shown + '}' if shown else ''} {value}")
+            count(name, labels, value)
 
     def gauge(name: str, words: str, value: float) -> None:
         tell(name, "gauge", words, [({}, value)])
@@ -58,13 +65,11 @@ def metrics_text(thread: EngineThread) -> str:
         ("text_seconds", "seconds", "Seconds from asking to the end of a text."),
         ("first_token_seconds", "first_seconds", "Seconds from asking to the first token."),
     ):
-        lines.append(f"# HELP matta_{name} {words}")
-        lines.append(f"# TYPE matta_{name} summary")
+        describe(name, "summary", words)
         for spec, total in totals.items():
-            count = total.num_begun if name.startswith("first") else sum(total.reasons.values())
-            label = f'{{spec="{_escaped(spec)}"}}'
-            lines.append(f"matta_{name}_sum{label} {getattr(total, attribute)}")
-            lines.append(f"matta_{name}_count{label} {count}")
+            texts = total.num_begun if name.startswith("first") else sum(total.reasons.values())
+            count(f"{name}_sum", {"spec": spec}, getattr(total, attribute))
+            count(f"{name}_count", {"spec": spec}, texts)
     return "\n".join(lines) + "\n"
 
 

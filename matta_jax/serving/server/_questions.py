@@ -9,8 +9,8 @@ import numpy as np
 
 from matta_jax.errors import UserError, did_you_mean, shorten
 from matta_jax.serving._completions import Request
-from matta_jax.serving._generate import prompt_ids
 from matta_jax.serving._menu import Entry, Limits, Menu
+from matta_jax.serving._prompts import started_ids
 from matta_jax.serving._sampling import Sampling
 from matta_jax.serving.server._chat import ChatTemplate
 from matta_jax.storage import is_number, is_whole
@@ -189,7 +189,7 @@ def _prompts(fields: Mapping[str, Any], rules: Rules) -> list[tuple[str, tuple[i
 
 def _prompt(value: Any, rules: Rules) -> tuple[str, tuple[int, ...]]:
     if isinstance(value, str):
-        return value, _ids(value, rules.tokenizer)
+        return value, started_ids(rules.tokenizer, value)
     if not isinstance(value, list) or not value or not all(is_whole(each) for each in value):
         raise UserError(
             f"prompt={shorten(value)} must be a text, a list of texts, or tokens: whole numbers"
@@ -207,15 +207,7 @@ def _chat_prompts(fields: Mapping[str, Any], rules: Rules) -> list[tuple[str, tu
             "/v1/completions"
         )
     text = rules.chat.render(fields.get("messages"))
-    return [(text, _ids(text, rules.tokenizer))]
-
-
-def _ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"prompt={shorten(text)} is not UTF-8; convert it") from None
-    return (tokenizer.start_id, *prompt_ids(tokenizer, text).tolist())
+    return [(text, started_ids(rules.tokenizer, text))]
 
 
 def _entry(fields: Mapping[str, Any], menu: Menu) -> Entry:

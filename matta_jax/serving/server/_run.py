@@ -11,9 +11,10 @@ import uvicorn
 
 from matta_jax import stops
 from matta_jax.errors import UserError
-from matta_jax.serving._engine import Draft, Engine, Vocabulary
-from matta_jax.serving._generate import ids_with_token
+from matta_jax.serving._drafts import Draft
+from matta_jax.serving._engine import Engine, Vocabulary
 from matta_jax.serving._menu import Choice, load_menu
+from matta_jax.serving._prompts import check_writes, ids_with_token
 from matta_jax.serving.server._app import Bounds, make_app
 from matta_jax.serving.server._chat import ChatTemplate
 from matta_jax.serving.server._feed import EngineThread
@@ -60,10 +61,7 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
     chat = None if settings.chat_template is None else ChatTemplate(settings.chat_template)
     loaded = load_menu(choice)
     menu, model = loaded.menu, loaded.models[0]
-    if model.reads_examples:
-        noun = model.config.model.a_noun
-        where = next(iter(model.origin.values()))
-        raise UserError(f"{where} is {noun}, and writes no text; name a language model")
+    check_writes(model)
     tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
     vocab_size = model.architecture.vocab_size
     vocabulary = Vocabulary(tokenizer.eos_id, tokenizer, ids_with_token(tokenizer, vocab_size))

@@ -15,7 +15,7 @@ import matta_jax
 from matta_jax import packages
 from matta_jax.errors import UserError
 from matta_jax.serving import Choice, Sampling
-from matta_jax.serving.server import Bounds, Settings, load_app
+from matta_jax.serving.server import Bounds, Settings, _run, load_app
 
 SPECS = ("student", "ta", "d_ff=16,48,32")
 TEMPLATE = (
@@ -106,16 +106,36 @@ def test_budgets_choose_the_model(client, models):
     assert ask(client, max_mb=4e-6 * sizes["student"], **body)["model"] == "student"
 
 
+def a_stop_of(text):
+    """Two characters of a text that stand in it for the first time."""
+    place = next(i for i in range(4, len(text)) if text.index(text[i : i + 2]) == i)
+    return text[place : place + 2]
+
+
 def test_stop_strings_end_a_text_and_are_not_streamed(client):
-    body = {"model": "ta", "prompt": "the", "max_tokens": 30, "temperature": 0}
+    body = {"model": "ta", "prompt": "the", "max_tokens": 30, "temperature": 1.5, "seed": 1}
     text = ask(client, **body)["choices"][0]["text"]
-    stop = text[6:8]
+    stop = a_stop_of(text)
     expected = text[: text.index(stop)]
     [choice] = ask(client, stop=stop, **body)["choices"]
     assert (choice["text"], choice["finish_reason"]) == (expected, "stop")
     chunks = [chunk["choices"][0] for chunk in events(client, stop=["\0\0", stop], **body)]
     assert "".join(chunk["text"] for chunk in chunks) == expected
     assert [chunk["finish_reason"] for chunk in chunks][-1] == "stop"
+
+
+def test_half_a_stop_string_waits_in_a_stream(run, monkeypatch):
+    """Turns of one token: the string comes in two pieces."""
+    monkeypatch.setattr(_run, "_TURN_SECONDS", 1e-9)
+    choice = Choice(checkpoint=str(run[1]), sub_models=SPECS)
+    body = {"model": "ta", "prompt": "the", "max_tokens": 20, "temperature": 1.5, "seed": 1}
+    with TestClient(make(run, choice), raise_server_exceptions=False) as client:
+        # The first turn, of which no time is known yet, is as long as it may be.
+        text = ask(client, **body)["choices"][0]["text"]
+        stop = a_stop_of(text)
+        chunks = [chunk["choices"][0] for chunk in events(client, stop=stop, **body)]
+    assert len(chunks) > 4
+    assert "".join(chunk["text"] for chunk in chunks) == text[: text.index(stop)]
 
 
 def test_log_probabilities_are_told(client):
