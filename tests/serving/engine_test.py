@@ -1,8 +1,10 @@
 """An engine against the text of each model by itself, whatever joins and leaves."""
 
 import dataclasses
+import gc
 import random
 
+import jax
 import numpy as np
 import pytest
 
@@ -228,7 +230,21 @@ def test_many_that_come_and_go_leave_no_slot_behind(nest):
 
 def test_five_models_are_served_by_the_weights_of_one(run):
     models = packages.load_in_place(str(run[1]), [*SPECS, "d_ff=32", "d_ff=48,16,16"])
-    assert make(models).bytes == make(models[1:2]).bytes
+
+    def bytes_of(served):
+        gc.collect()
+        before = sum(array.nbytes for array in jax.live_arrays())
+        engine = make(served)
+        for model in served:
+            engine.submit(Request((0, 1), model.spec, 2, Sampling(0)))
+        engine.run()
+        gc.collect()
+        return engine.bytes, sum(array.nbytes for array in jax.live_arrays()) - before
+
+    told, held = bytes_of(models[1:2])
+    # What the engine says of itself, and all arrays that there are.
+    assert bytes_of(models) == (told, held)
+    assert held >= sum(told)
 
 
 def test_text_ends_at_a_stop_string_and_at_the_separator(nest):
