@@ -1,5 +1,7 @@
 """How many tokens a draft proposes."""
 
+import pytest
+
 from matta_jax.serving._drafts import Drafter
 
 
@@ -28,3 +30,11 @@ def test_nothing_compared_says_nothing():
     before = drafter.share
     drafter.learn(0, 0)
     assert drafter.share == before
+
+
+def test_each_proposal_counts_alike_in_whatever_turns_they_came():
+    at_once, one_by_one = Drafter(cost=0.2, most=8), Drafter(cost=0.2, most=8)
+    at_once.learn(16, 16)
+    for _ in range(16):
+        one_by_one.learn(1, 1)
+    assert at_once.share == pytest.approx(one_by_one.share)
