@@ -147,6 +147,8 @@ def test_log_probabilities_are_told(client):
         told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
     ):
         assert len(top) == 3 and max(top.values()) == top[token] == pytest.approx(log_p)
+    assert [choice["text"][place] for place in told["text_offset"]] == told["tokens"]
+    assert told["text_offset"] == list(range(5))
     streamed = [chunk["choices"][0]["logprobs"] for chunk in events(client, **body)]
     for name in ("token_logprobs", "text_offset"):
         assert [value for part in streamed for value in part[name]] == told[name]
@@ -154,13 +156,16 @@ def test_log_probabilities_are_told(client):
 
 
 def test_pieces_tell_what_was_drafted(client):
+    name = 'draft_accepted_total{spec="ta"}'
+    before = metric(client.get("/metrics").text, name)
     body = {"model": "ta", "prompt": "the", "max_tokens": 30, "temperature": 0}
     chunks = [chunk["choices"][0] for chunk in events(client, pieces=True, **body)]
     pieces = [piece for chunk in chunks for piece in chunk["pieces"]]
     assert len(pieces) == 30 and {drafted for _, drafted in pieces} <= {True, False}
     assert "".join(text for text, _ in pieces) == "".join(chunk["text"] for chunk in chunks)
     metrics = client.get("/metrics").text
-    accepted = metric(metrics, 'draft_accepted_total{spec="ta"}')
+    accepted = metric(metrics, name)
+    assert accepted - before == sum(drafted for _, drafted in pieces) > 0
     assert 0 <= accepted <= metric(metrics, 'draft_proposed_total{spec="ta"}')
     assert metric(metrics, 'draft_proposed_total{spec="ta"}') > 0
 
