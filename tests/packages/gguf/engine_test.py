@@ -125,7 +125,7 @@ def compared(log_probs_of, record_property):
         ours = log_probs_of(model, IDS)
         differences = np.abs(engine.log_probs(IDS, model.architecture.vocab_size) - ours)
         size = np.abs(np.asarray(model.logits(model.params, np.array([IDS])))).max()
-        record_property("share", differences.max() / size)
+        record_property("share", float(differences.max() / size))
         print(f"{folder.name}: {differences.max():.2e} of {size:.1f}")
         return engine, differences / size
 
