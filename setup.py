@@ -9,9 +9,9 @@ _ROOT = pathlib.Path(__file__).parent
 _VERSION = re.search(
     r'__version__ = "(.+)"', (_ROOT / "matta_jax" / "__init__.py").read_text(encoding="utf-8")
 )
-_PLOTS = ["matplotlib>=3.9,<4"]
+_PLOTS = ["matplotlib>=3.10.8,<4"]
 _GGUF = ["gguf>=0.17,<1"]
-_TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.9,<1", "tokenizers>=0.21,<1"]
+_TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.11,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
 _LLAMA_CPP = ["xllamacpp>=2026.10,<2027"]
 _TRANSFORMERS = [*_HF, "torch>=2.6,<3", "transformers>=5,<6"]
