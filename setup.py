@@ -53,7 +53,8 @@ _TEST = [
     *_VISION,
 ]
 _NOTEBOOK = ["ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"]
-_RELEASE = ["build>=1.2,<2", "twine>=6.1,<8"]
+_RELEASE = ["build>=1.2,<2", "twine>=6.1,<8", "uv>=0.5,<1"]
+_DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"]
 
 setup(
     name="matta_jax",
@@ -115,6 +116,7 @@ setup(
         "vision": _VISION,
         "tensorboard": ["tensorboardX>=2.6,<3"],
         "wandb": ["wandb>=0.19,<1"],
+        "docs": _DOCS,
         "test": _TEST,
         "dev": [*_TEST, *_NOTEBOOK, *_RELEASE, "mypy>=1.15,<3", "ruff>=0.11,<1"],
     },
