@@ -170,6 +170,13 @@ class TrainConfig(Section):
     section = "train"
     num_steps: int = field(1000, "Optimiser steps.", minimum=1, maximum=10**9)
     microbatches: int = field(1, "Parts that a batch is accumulated in.", minimum=1, maximum=2**24)
+    gather: str = field(
+        "microbatch",
+        "When the weights that devices share come together: each layer's in each microbatch, or "
+        "all once in a step, which moves less and holds more.",
+        choices=("microbatch", "step"),
+        is_free=True,
+    )
     log_every: int = field(
         10, "Steps between two lines of metrics.", minimum=1, is_free=True, maximum=10**9
     )

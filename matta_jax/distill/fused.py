@@ -44,7 +44,7 @@ from matta_jax.distill._scan import Gradients, scan_chunks
 from matta_jax.distill._softmaxes import Vocab
 from matta_jax.distill._terms import chunk_terms
 from matta_jax.errors import UserError
-from matta_jax.sharding import Layout
+from matta_jax.sharding import Layout, free_axes
 
 
 @jax.tree_util.register_dataclass
@@ -281,6 +281,7 @@ def _sharded(
         mesh=layout.mesh,
         in_specs=(tokens_spec, table_spec, _constants_spec(layout, constants)),
         out_specs=(P(), (tokens_spec, table_spec)),
+        axis_names=free_axes(layout.mesh),
         check_vma=False,
     )(outputs, padded(table_VD), constants)
 

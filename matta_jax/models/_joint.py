@@ -64,9 +64,10 @@ def joint_apply(
       table the logits [B, classes], or [B] of a sigmoid.
     """
     outer_axes = outside_blocks(plan.axes)
+    beside = dataclasses.replace(compute, placement=compute.placement.beside_layers)
     outer = {}
     for name, part in outside_blocks(params).items():
-        outer[name] = ready(part, outer_axes[name], compute)
+        outer[name] = ready(part, outer_axes[name], beside)
     joint = _JointPass(plan, params, outer, inputs, compute, key)
 
     passes, waves = waves_of(plan, members)

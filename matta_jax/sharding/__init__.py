@@ -4,6 +4,7 @@ from matta_jax.sharding._collectives import KINDS as KINDS
 from matta_jax.sharding._collectives import Collective as Collective
 from matta_jax.sharding._collectives import collectives as collectives
 from matta_jax.sharding._engine import engine_of as engine_of
+from matta_jax.sharding._mesh import batch_axes as batch_axes
 from matta_jax.sharding._mesh import batch_sharding as batch_sharding
 from matta_jax.sharding._mesh import check_mesh as check_mesh
 from matta_jax.sharding._mesh import loss_layout as loss_layout
@@ -18,6 +19,7 @@ from matta_jax.sharding._placement import ONE_DEVICE as ONE_DEVICE
 from matta_jax.sharding._placement import Engine as Engine
 from matta_jax.sharding._placement import Layout as Layout
 from matta_jax.sharding._placement import Placement as Placement
+from matta_jax.sharding._placement import free_axes as free_axes
 from matta_jax.sharding._processes import any_process as any_process
 from matta_jax.sharding._processes import check_agreement as check_agreement
 from matta_jax.sharding._processes import check_shared as check_shared
@@ -27,6 +29,7 @@ from matta_jax.sharding._processes import part as part
 from matta_jax.sharding._processes import together as together
 from matta_jax.sharding._processes import wait_for_all as wait_for_all
 from matta_jax.sharding._processes import wait_for_verdict as wait_for_verdict
+from matta_jax.sharding._rows import Rows as Rows
 from matta_jax.sharding._topologies import CHIPS as CHIPS
 from matta_jax.sharding._topologies import Chip as Chip
 from matta_jax.sharding._topologies import collective_seconds as collective_seconds

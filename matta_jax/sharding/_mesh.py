@@ -27,7 +27,7 @@ from matta_jax.nesting import (
 from matta_jax.sharding._placement import Engine, Layout, Placement
 
 AXES = ("data", "fsdp", "tensor")
-_BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")
 
 
 def check_mesh(
@@ -115,15 +115,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     """The mesh axes over which rows of a batch are split."""
-    return tuple(axis for axis in _BATCH_AXES if mesh.shape[axis] > 1)
+    return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over the data-parallel axes."""
-    return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def _spec(names: Names, mesh: Mesh, *, without: str | None = None) -> PartitionSpec:
+def weight_spec(names: Names, mesh: Mesh, *, without: str | None = None) -> PartitionSpec:
     """The mesh axis of each axis of a weight; None where it is not sharded, or over `without`."""
 
     def sharded_over(name: str) -> str | None:
@@ -150,7 +150,7 @@ def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: bool 
     """
 
     def sharding(weight: Any, names: Names) -> NamedSharding:
-        spec = list(_spec(names, mesh))
+        spec = list(weight_spec(names, mesh))
         for i, axis in enumerate(spec):
             if axis is None:
                 continue
@@ -196,7 +196,7 @@ def placement(mesh: Mesh, engine: Engine | None = None) -> Placement:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     def gather(x: jax.Array, names: Names) -> jax.Array:
-        return place(x, _spec(names, mesh, without="fsdp"))
+        return place(x, weight_spec(names, mesh, without="fsdp"))
 
     def scatter(gradient: jax.Array, names: Names) -> jax.Array:
         # A matrix's gradient comes together first: so compilers add up the sub-models' gradients
@@ -206,7 +206,7 @@ def placement(mesh: Mesh, engine: Engine | None = None) -> Placement:
         at_once = _is_sharded_table(names) and mesh.shape["data"] == 1
         if not at_once:
             gradient = gather(gradient, names)
-        return place(gradient, _spec(names, mesh))
+        return place(gradient, weight_spec(names, mesh))
 
     return Placement(gather=gather, scatter=scatter, joins=joins, engine=engine)
 
@@ -225,7 +225,7 @@ def loss_layout(mesh: Mesh) -> Layout | None:
     if mesh.size == 1:
         return None
     tokens = batch_axes(mesh)
-    vocab, columns = _spec(("vocab", RESIDUAL), mesh)
+    vocab, columns = weight_spec(("vocab", RESIDUAL), mesh)
     return Layout(mesh, tokens=tokens, columns=columns, vocab=vocab)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from matta_jax.nesting import Names
 
@@ -22,10 +22,21 @@ class Engine:
     """
 
     name: str
-    mesh: Mesh | None = None
+    mesh: Mesh | AbstractMesh | None = None
     batch_axes: tuple[str, ...] = ()
     heads_axis: str | None = None
     interpret: bool = False
+
+
+def free_axes(mesh: Mesh | AbstractMesh) -> set[str]:
+    """The axes of a mesh that no `shard_map` around has taken yet."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in kinds if kind != AxisType.Manual}
+
+
+def _stay(array: jax.Array, names: Names) -> jax.Array:
+    del names
+    return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +51,20 @@ class Placement:
         shards of each granule must stay apart, and on a TPU joining keeps the compiler from
         rounding weights before it gathers them.
       engine: what attends; None: blocks of queries, on any device.
+      layers_alone: whether only the weights of layers are gathered and scattered; those beside
+        them have come together before the pass.
     """
 
-    gather: Callable[[jax.Array, Names], jax.Array] = lambda weight, names: weight
-    scatter: Callable[[jax.Array, Names], jax.Array] = lambda gradient, names: gradient
+    gather: Callable[[jax.Array, Names], jax.Array] = _stay
+    scatter: Callable[[jax.Array, Names], jax.Array] = _stay
     joins: bool = True
     engine: Engine | None = None
+    layers_alone: bool = False
+
+    @property
+    def beside_layers(self) -> "Placement":
+        """Where the weights beside the layers lie."""
+        return dataclasses.replace(self, gather=_stay, scatter=_stay) if self.layers_alone else self
 
 
 ONE_DEVICE = Placement()
@@ -62,7 +81,7 @@ class Layout:
       vocab: mesh axis over which the vocabulary is computed in parts; None: whole on each device.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     tokens: tuple[str, ...]
     columns: str | None = None
     vocab: str | None = None

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from matta_jax.config import ObjectiveConfig, TeacherConfig
 from matta_jax.nesting import STUDENT, TA, SubModel, Tree
 from matta_jax.sharding import batch_sharding, replicated
+from matta_jax.training._loss import Batch, Draws, Metrics, step_loss
 from matta_jax.training._state import Setup
-from matta_jax.training._step import Batch, Draws, Metrics, static_members, step_loss
+from matta_jax.training._step import static_members
 
 
 def make_cosines(setup: Setup) -> Callable[[Tree, Batch], Metrics]:

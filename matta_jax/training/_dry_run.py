@@ -4,12 +4,14 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from matta_jax.config import Config
 from matta_jax.models import Plan
 from matta_jax.nesting import parse_spec, preset_specs
 from matta_jax.optim import find_shampoo
 from matta_jax.sharding import check_mesh, make_mesh
+from matta_jax.training._gradient import rows_of
 from matta_jax.training._state import Setup, make_setup
 from matta_jax.training._step import abstract_batch, make_train_step
 
@@ -67,6 +69,7 @@ def _memory_lines(setup: Setup) -> list[str]:
         f"{name:<12} {device_bytes(tree) / 1e6:>12.2f} MB per device"
         for name, tree in parts.items()
     ]
+    lines += _gather_lines(setup)
 
     shampoo = find_shampoo(abstract.opt_state)
     for name, state in {} if shampoo is None else shampoo.buckets.items():
@@ -76,6 +79,20 @@ def _memory_lines(setup: Setup) -> list[str]:
             f"{state.age.size} blocks {name}"
         )
     return lines
+
+
+def _gather_lines(setup: Setup) -> list[str]:
+    """What `train.gather=step` holds on a device, or would hold."""
+    rows = rows_of(setup)
+    if rows is None:
+        return []
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract.params))
+    numbers //= setup.mesh.shape["tensor"]
+    # All weights as they are used, and their gradient, which is added up in float32.
+    held = numbers * (np.dtype(rows.dtype).itemsize + 4) / 1e6
+    if rows.once:
+        return [f"{'gathered':<12} {held:>12.2f} MB per device: all weights and their gradient"]
+    return [f"{'':<12} {held:>12.2f} MB more per device with train.gather=step, which moves less"]
 
 
 def compile_step(setup: Setup) -> Any:

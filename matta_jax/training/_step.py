@@ -3,8 +3,7 @@
 Shape letters: B batch, T sequence, N tokens (= B·T), M mixes, L layers, A accumulated microbatches.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,27 +11,14 @@ import jax.numpy as jnp
 import optax
 
 from matta_jax.data import Labels
-from matta_jax.distill import (
-    PAIR_LOSSES,
-    Objective,
-    OnlineTeacher,
-    SoftLabels,
-    Teacher,
-    TopKTeacher,
-    as_softmax,
-    make_objective,
-    member_stream,
-    mix_stream,
-    ramp,
-)
-from matta_jax.models import Compute, Targets, apply, joint_apply, table_of
+from matta_jax.distill import member_stream, ramp
 from matta_jax.nesting import STUDENT, TA, SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
-from matta_jax.sharding import batch_sharding, loss_layout, replicated
+from matta_jax.sharding import batch_sharding, replicated
+from matta_jax.training._gradient import make_gradient
+from matta_jax.training._loss import Batch, Draws, Loss, Metrics, objective_of
 from matta_jax.training._state import Setup, TrainState
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """`(state, batch) -> (state, metrics)`, compiled; a Teacher's weights are a third argument."""
 
@@ -53,7 +39,9 @@ def trained_members(setup: Setup) -> dict[str, SubModel]:
     others learn from them.
     """
     members = static_members(setup)
-    objective = _objective(setup, members, num_mixes(setup), is_taught=setup.config.teacher.is_used)
+    objective = objective_of(
+        setup, members, num_mixes(setup), is_taught=setup.config.teacher.is_used
+    )
     streams = objective.trained_streams
     return {name: member for i, (name, member) in enumerate(members.items()) if i in streams}
 
@@ -118,8 +106,7 @@ def make_train_step(setup: Setup, *, ta_alone: bool = False, has_mixes: bool = T
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     members = {TA: nest.ta} if ta_alone else trained_members(setup)
     mixes = num_mixes(setup) if has_mixes and not ta_alone else 0
-    loss = _Loss(setup, members, mixes=mixes, is_training=True)
-    loss_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient_of = make_gradient(setup, members, mixes)
 
     def step(state: TrainState, batch: Batch, *teacher: Tree) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -133,12 +120,8 @@ def make_train_step(setup: Setup, *, ta_alone: bool = False, has_mixes: bool = T
         weights_N = setup.plan.schema.targets(batch).weights_N
         total = jnp.maximum(jnp.sum(weights_N), 1.0)
 
-        def part(key: jax.Array, rows: Batch) -> tuple[Metrics, Tree]:
-            draws = Draws(_draw_mixes(setup, mixes, mix_key), key, scale, total)
-            (_, metrics), gradient = loss_and_gradient(state.params, rows, draws, *teacher)
-            return metrics, gradient
-
-        metrics, gradient = _accumulate(part, batch, dropout_key, config.train.microbatches)
+        draws = Draws(_draw_mixes(setup, mixes, mix_key), dropout_key, scale, total)
+        metrics, gradient = gradient_of(state.params, batch, draws, *teacher)
         new_state, grad_norm, is_good = _update(setup, state, gradient, metrics["loss"])
         metrics["grad_norm"] = grad_norm
         metrics["skipped"] = ~is_good
@@ -190,7 +173,7 @@ def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
     """Returns the compiled `(params, batch) -> sums`: the terms of all members summed over targets,
     and `targets`.
     """
-    loss = _Loss(setup, static_members(setup), mixes=0, is_training=False)
+    loss = Loss(setup, static_members(setup), mixes=0, is_training=False)
 
     def step(params: Tree, batch: Batch) -> Metrics:
         unit = jnp.ones(())
@@ -232,164 +215,3 @@ def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
         name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=rows)
         for name, (shape, dtype) in shapes.items()
     }
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """What a loss depends on beside weights and batch.
-
-    Attributes:
-      choice_ML: the choices of random mixes; None: there are none.
-      key: of dropout; None: nothing is dropped.
-      scale: w(t)/w_max.
-      total: what sums over targets are divided by.
-    """
-
-    choice_ML: jax.Array | None
-    key: jax.Array | None
-    scale: jax.Array
-    total: jax.Array
-
-
-class _Loss:
-    """The loss of a step, and each of its terms by name."""
-
-    def __init__(
-        self, setup: Setup, members: dict[str, SubModel], *, mixes: int, is_training: bool
-    ):
-        self._setup, self._is_training = setup, is_training
-        self._members = members
-        self._is_taught = is_training and setup.config.teacher.is_used
-        self._objective = _objective(setup, self._members, mixes, is_taught=self._is_taught)
-
-    def __call__(
-        self, params: Tree, batch: Batch, draws: Draws, *teacher_weights: Tree
-    ) -> tuple[jax.Array, Metrics]:
-        setup, config = self._setup, self._setup.config
-        targets = setup.plan.schema.targets(batch)
-        labels_N: jax.Array | SoftLabels = targets.labels_N
-        teacher = None
-        if targets.second_labels_N is not None:
-            assert targets.shares_N is not None
-            labels_N = SoftLabels.of_two(
-                targets.labels_N, targets.second_labels_N, targets.shares_N
-            )
-        if config.objective.pair_loss == "cosent":
-            assert targets.scores_N is not None
-            labels_N = targets.scores_N
-        if self._is_taught:
-            teacher = _teacher_of(setup, batch, targets, teacher_weights)
-            if config.teacher.task_labels == "teacher":
-                labels_N = teacher.top_ids(config.objective.chunk_size)
-
-        mixes = [] if draws.choice_ML is None else list(draws.choice_ML)
-        has_dropout = self._is_training and config.model.dropout
-        outputs = joint_apply(
-            setup.plan,
-            params,
-            targets.inputs,
-            [*self._members.values(), *mixes],
-            compute=self._compute(),
-            key=draws.key if has_dropout else None,
-        )
-        family, options = setup.plan.family, setup.plan.architecture.options
-        outputs = [family.logits_of(output, targets.inputs, options) for output in outputs]
-        return self._objective(
-            outputs,
-            setup.plan.table(params),
-            labels_N,
-            targets.weights_N,
-            ramp=draws.scale,
-            total=draws.total,
-            teacher=teacher,
-        )
-
-    def _compute(self) -> Compute:
-        model = self._setup.config.model
-        return Compute(
-            dtype=model.compute_dtype,
-            reduce_dtype=model.reduce_dtype,
-            remat=model.remat if self._is_training else "none",
-            dropout=model.dropout,
-            placement=self._setup.placement,
-        )
-
-
-def step_loss(setup: Setup, members: dict[str, SubModel]) -> Callable[..., Any]:
-    """The loss of a training step of these members alone, `(params, batch, draws) -> (loss,
-    metrics)`.
-    """
-    return _Loss(setup, members, mixes=0, is_training=True)
-
-
-def _objective(
-    setup: Setup, members: dict[str, SubModel], mixes: int, *, is_taught: bool
-) -> Objective:
-    streams: Sequence[str] = [*members, *(mix_stream(i) for i in range(mixes))]
-    return make_objective(
-        setup.config.objective,
-        streams,
-        layout=loss_layout(setup.mesh),
-        teacher=setup.config.teacher if is_taught else None,
-        kind=PAIR_LOSSES[setup.config.objective.pair_loss],
-    )
-
-
-def _teacher_of(setup: Setup, batch: Batch, targets: Targets, weights: tuple[Tree, ...]) -> Teacher:
-    """What the Teacher says of a batch: the states of one that runs along, or its labels."""
-    config = setup.config
-    if setup.teacher is None:
-        flat = {
-            name: array.reshape(-1, *array.shape[2:])
-            for name, array in batch.items()
-            if name.startswith("teacher_")
-        }
-        return TopKTeacher(
-            flat["teacher_ids"],
-            flat["teacher_log_probs"],
-            flat["teacher_tail"],
-            temperature=config.teacher.temperature,
-        )
-
-    output = apply(
-        setup.teacher.architecture,
-        weights[0],
-        targets.inputs,
-        dtype=config.model.compute_dtype,
-        placement=setup.placement,
-    )
-    table = table_of(setup.teacher.architecture, weights[0])
-    if table is not None:
-        return OnlineTeacher(output, table)
-    architecture = setup.teacher.architecture
-    logits = architecture.family.logits_of(output, targets.inputs, architecture.options)
-    logits = as_softmax(logits)
-    return OnlineTeacher(logits, jnp.eye(logits.shape[1]))
-
-
-def _accumulate(
-    part: Callable[[jax.Array, Batch], tuple[Metrics, Tree]],
-    batch: Batch,
-    key: jax.Array,
-    microbatches: int,
-) -> tuple[Metrics, Tree]:
-    """Adds up `part` over microbatches. Each takes every A-th row, so that all devices have rows in
-    each.
-    """
-    if microbatches == 1:
-        return part(key, batch)
-
-    def in_parts(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
-
-    parts_A = jax.tree.map(in_parts, batch)
-    keys_A = jax.random.split(key, microbatches)
-    first_part = jax.tree.map(lambda x: x[0], parts_A)
-    shapes = jax.eval_shape(part, keys_A[0], first_part)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def add(total: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, part(*inputs)), None
-
-    return jax.lax.scan(add, zeros, (keys_A, parts_A))[0]

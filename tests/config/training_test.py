@@ -17,6 +17,7 @@ def test_one_axis_of_the_mesh_takes_what_is_left(assert_one_line):
 def test_fields_that_may_change_on_resume_stand_by_themselves():
     assert c.free_fields() == {
         "model.attention",
+        "train.gather",
         "train.log_every",
         "train.eval_every",
         "train.eval_batches",

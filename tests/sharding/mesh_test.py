@@ -1,5 +1,6 @@
 import functools
 import importlib.util
+import math
 
 import jax
 import numpy as np
@@ -293,6 +294,45 @@ def test_a_joint_step_gathers_what_its_ta_gathers(tiny, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_joint_step_moves_what_its_ta_moves_on_a_tpu(tiny, tpu_mesh, family):
     check_collectives(family, tiny, tpu_mesh)
+
+
+# Weights of whole tiles, as all are in models that need a TPU.
+TILED = NESTED | {
+    "model__d_model": 128,
+    "nest__d_model": 128,
+    "model__d_ff": 256,
+    "nest__d_ff": 512,
+    "nest__widths": [256, 512],
+    "model__compute_dtype": "bfloat16",
+    "train__microbatches": 2,
+    "data__batch_size": 16,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra: tpu)"
+)
+@pytest.mark.parametrize("gather", ["microbatch", "step"])
+def test_gradients_of_members_and_mixes_cross_once_on_a_tpu(tiny, tpu_mesh, gather):
+    """Slow: compiles for a TPU. What fills tiles is reduced and scattered at once; with `step`
+    nothing moves in the loop over microbatches.
+    """
+    fields = TILED | {"train__gather": gather}
+    alone = fields | {"model__d_ff": 512, "nest__widths": []}
+    mesh = tpu_mesh((1, 8, 1))
+
+    def sent(found):
+        return sum(one.sent * one.times for one in found)
+
+    joint = step_collectives(tiny(**fields | {"nest__mix_per_step": 1}), mesh)
+    assert sent(joint) <= 1.05 * sent(step_collectives(tiny(**alone), mesh))
+    reduced = [one for one in joint if one.kind == "all-reduce"]
+    # Numbers, and weights of which a device's part is less than a tile.
+    largest = max(math.prod(shape) for one in reduced for shape in one.shapes)
+    assert largest < 8 * 2048 and len([one for one in joint if one.kind == "reduce-scatter"]) >= 4
+    in_loop = [one for one in joint if one.in_loop and one.kind != "all-reduce"]
+    assert bool(in_loop) == (gather == "microbatch")
 
 
 @pytest.mark.slow

@@ -10,10 +10,9 @@ import pytest
 from matta_jax import models
 from matta_jax.sharding import make_mesh
 from matta_jax.training import make_eval_step, make_setup, make_train_step, static_members
+from matta_jax.training._loss import Draws, Loss
 from matta_jax.training._step import (
-    Draws,
     _draw_mixes,
-    _Loss,
     make_train_steps,
     num_mixes,
     trained_members,
@@ -41,7 +40,7 @@ def step_of(config):
 def loss_and_gradient(config):
     """The loss of a step on its first weights and its gradient, with the setup."""
     setup = make_setup(config, make_mesh((1, 1, 1)))
-    loss = _Loss(setup, static_members(setup), mixes=0, is_training=True)
+    loss = Loss(setup, static_members(setup), mixes=0, is_training=True)
     batch = jax.tree.map(jnp.asarray, batch_of())
     draws = Draws(None, None, jnp.ones(()), jnp.float32(batch["length"].sum()))
     run = jax.jit(jax.value_and_grad(lambda params: loss(params, batch, draws)[0]))

@@ -80,6 +80,7 @@ class Embedder(Family):
     exits = ()
     table = None
     is_causal = False
+    compares_rows = True
     usage = "vectors = matta_jax.embed(model, texts)  # float32 [texts, numbers]"
 
     def fixed_sizes(self, model: Any) -> dict[str, int]:

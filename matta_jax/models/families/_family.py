@@ -77,6 +77,7 @@ class Family(abc.ABC):
       table: path of the table that hidden states are compared with to give logits, which
         `table_path` may say otherwise of some models. None: `leave` gives logits itself.
       is_causal: whether each position attends to those before it alone.
+      compares_rows: whether what a loss compares of a row follows from the batch's other rows too.
       heads: the axis of its attention's heads, or of its groups of heads.
       own_axes: axes that are in no other family's weights.
       usage: what a loaded `model` is used by, as a line of Python.
@@ -89,6 +90,7 @@ class Family(abc.ABC):
     joints: ClassVar[Sequence[str]] = ()
     table: ClassVar[str | None]
     is_causal: ClassVar[bool] = True
+    compares_rows: ClassVar[bool] = False
     heads: ClassVar[str] = "heads"
     own_axes: ClassVar[Sequence[Axis]] = ()
     usage: ClassVar[str] = (

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from matta_jax.models.layers._context import Context, Window
-from matta_jax.sharding import Engine
+from matta_jax.sharding import Engine, free_axes
 
 # Of the splash kernel: T is a multiple of the smallest.
 _BLOCKS = (512, 256, 128)
@@ -92,7 +92,8 @@ def fused(
 
 def _on_devices(engine: Engine, attend: Attend) -> Attend:
     """Each device attends for its own rows and heads."""
-    if engine.mesh is None or engine.mesh.size == 1:
+    mesh = engine.mesh
+    if mesh is None or mesh.size == 1:
         return attend
     rows = PartitionSpec(engine.batch_axes, None, engine.heads_axis)
 
@@ -100,9 +101,10 @@ def _on_devices(engine: Engine, attend: Attend) -> Attend:
         segment_specs = [PartitionSpec(engine.batch_axes)] * (len(operands) - 3)
         return jax.shard_map(
             attend,
-            mesh=engine.mesh,
+            mesh=mesh,
             in_specs=(rows, rows, rows, *segment_specs),
             out_specs=rows,
+            axis_names=free_axes(mesh),
             check_vma=False,
         )(*operands)
 

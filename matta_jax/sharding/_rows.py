@@ -1,0 +1,197 @@
+"""Each device with its own rows of a batch: what crosses devices is written out.
+
+Left to itself, the partitioner sums the gradient of each sub-model over devices before it adds them
+up: a branch of a `lax.switch` cannot hand on what is summed in part alone. Within `Rows.run` a
+device computes with its rows; the gradients of all sub-models are added up there, and cross once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+
+from matta_jax.nesting import BLOCKS, Names, Tree, fan_in, map_names, table_view
+from matta_jax.sharding._mesh import BATCH_AXES, batch_axes, mesh_axis, weight_spec
+from matta_jax.sharding._placement import Engine, Layout, Placement, free_axes
+
+# Of a TPU: an array's last two axes lie in tiles, of 16 by 128 numbers in bfloat16.
+_LANES = 128
+_TILE = 16 * _LANES
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How devices share the rows of a batch, each with all the weights that it computes with.
+
+    Attributes:
+      mesh: the devices.
+      engine: what attends on them; None: blocks of queries.
+      dtype: of weights while they are used.
+      reduce_dtype: type in which gradients of matrices are summed over devices: `compute` for
+        `dtype`, or float32, in which those of tables are summed at any rate.
+      once: whether weights come together once in a step, and not again for each layer and
+        microbatch: less crosses, but every device holds all of them and their gradient.
+    """
+
+    mesh: Mesh
+    engine: Engine | None
+    dtype: str
+    reduce_dtype: str
+    once: bool
+
+    @property
+    def placement(self) -> Placement:
+        """Where weights lie in a pass over what `together` returns."""
+        engine = self.engine
+        if engine is not None:
+            # Its rows are the device's already.
+            inner_mesh = self._inner_mesh if self._has_tensor_axis else None
+            engine = dataclasses.replace(engine, mesh=inner_mesh, batch_axes=())
+        is_tpu = self.mesh.devices.flat[0].platform == "tpu"
+        placement = Placement(joins=not self._has_tensor_axis and not is_tpu, engine=engine)
+        if self.once:
+            return placement
+        return dataclasses.replace(
+            placement, gather=self._gather, scatter=self._scatter, layers_alone=True
+        )
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the operands of the loss lie."""
+        if not self._has_tensor_axis:
+            return None
+        vocab = mesh_axis("vocab")
+        return Layout(self._inner_mesh, tokens=(), vocab=vocab)
+
+    def run(self, function: Callable[..., Any], axes: Tree) -> Callable[..., Any]:
+        """Returns `(params, batch, *arguments) -> (numbers, gradient)` that runs `function` on each
+        device, with its shards of the weights and its rows of the batch.
+
+        Args:
+          function: what it returns is summed over devices already, the gradient in shards.
+          axes: names of the weights' axes.
+        """
+        specs: Any = map_names(self._spec, axes)
+        rows_spec: Any = PartitionSpec(batch_axes(self.mesh))
+        replicated: Any = PartitionSpec()
+        # Over a tensor axis the partitioner goes on with what a device has within its rows.
+        manual_axes = BATCH_AXES if self._has_tensor_axis else self.mesh.axis_names
+
+        def run(params: Tree, batch: Tree, *arguments: Any) -> Any:
+            return jax.shard_map(
+                function,
+                mesh=self.mesh,
+                in_specs=(specs, rows_spec, *(replicated for _ in arguments)),
+                out_specs=(replicated, specs),
+                axis_names=set(manual_axes),
+                check_vma=False,
+            )(params, batch, *arguments)
+
+        return run
+
+    def together(self, params: Tree, axes: Tree) -> Tree:
+        """The weights that come together before a pass, of their shards: those beside the layers,
+        or all; the others as they are.
+        """
+        return self._moved(self._together, params, axes)
+
+    def apart(self, gradient: Tree, axes: Tree) -> Tree:
+        """The gradient of what `together` returns, summed over devices: shards, in float32."""
+        return self._moved(self._apart, gradient, axes)
+
+    def sum(self, tree: Any) -> Any:
+        """Numbers of each device, added up."""
+        return jax.lax.psum(tree, batch_axes(self.mesh))
+
+    def _moved(self, move: Callable[..., jax.Array], tree: Tree, axes: Tree) -> Tree:
+        result = {}
+        for name, part in tree.items():
+            is_moved = self.once or name != BLOCKS
+            result[name] = jax.tree.map(move, part, axes[name]) if is_moved else part
+        return result
+
+    def _together(self, weight: jax.Array, names: Names) -> jax.Array:
+        # In this order: what travels between devices is of the narrower type.
+        gathered = self._gather(weight.astype(self.dtype), names)
+        return gathered.astype(self._sum_dtype(names))
+
+    def _apart(self, gradient: jax.Array, names: Names) -> jax.Array:
+        gradient = gradient.astype(self._sum_dtype(names))
+        return self._scatter(gradient, names).astype(jnp.float32)
+
+    def _sum_dtype(self, names: Names) -> str:
+        # A loss adds to a table in float32.
+        if table_view(names) is not None:
+            return "float32"
+        is_wide = self.reduce_dtype != "compute" and bool(fan_in(names))
+        return self.reduce_dtype if is_wide else self.dtype
+
+    def _gather(self, weight: jax.Array, names: Names) -> jax.Array:
+        return self._by_tensor_shards(self._whole_of, weight, names)
+
+    def _scatter(self, gradient: jax.Array, names: Names) -> jax.Array:
+        return self._by_tensor_shards(self._sum_and_cut, gradient, names)
+
+    def _by_tensor_shards(
+        self, move: Callable[..., jax.Array], array: jax.Array, names: Names
+    ) -> jax.Array:
+        """Moves each part of a tensor axis by itself: the partitioner would bring them together."""
+        if not self._has_tensor_axis:
+            return move(array, names)
+        spec: Any = weight_spec(names, self.mesh, without="fsdp")
+        return jax.shard_map(
+            functools.partial(move, names=names),
+            mesh=self._inner_mesh,
+            in_specs=spec,
+            out_specs=spec,
+            axis_names=free_axes(self._inner_mesh),
+            check_vma=False,
+        )(array)
+
+    def _whole_of(self, weight: jax.Array, names: Names) -> jax.Array:
+        for i, axis in enumerate(self._spec(names)):
+            if axis is not None:
+                weight = jax.lax.all_gather(weight, axis, axis=i, tiled=True)
+        return weight
+
+    def _sum_and_cut(self, gradient: jax.Array, names: Names) -> jax.Array:
+        sum_axes = set(batch_axes(self.mesh))
+        for i, axis in enumerate(self._spec(names)):
+            if axis is not None:
+                gradient = _reduce_scatter(gradient, axis, i)
+                sum_axes.remove(axis)
+        return jax.lax.psum(gradient, tuple(sorted(sum_axes)))
+
+    def _spec(self, names: Names) -> PartitionSpec:
+        """Over which of the axes that split rows each axis of a weight is sharded."""
+        spec = weight_spec(names, self.mesh)
+        return PartitionSpec(*(axis if axis in BATCH_AXES else None for axis in spec))
+
+    @property
+    def _has_tensor_axis(self) -> bool:
+        return self.mesh.shape["tensor"] > 1
+
+    @property
+    def _inner_mesh(self) -> AbstractMesh:
+        """The mesh as it is within `run`."""
+        manual = dict.fromkeys(BATCH_AXES, AxisType.Manual)
+        return self.mesh.abstract_mesh.update_axis_types(manual)
+
+
+def _reduce_scatter(x: jax.Array, mesh_axis: str, position: int) -> jax.Array:
+    """Sums over a mesh axis, and cuts an axis of the array.
+
+    The compiler for TPUs sums all on every device, at twice the bytes, unless the parts are a first
+    axis by themselves, and each of them is made of whole tiles.
+    """
+    num_parts = jax.lax.axis_size(mesh_axis)
+    first = jnp.moveaxis(x, position, 0)
+    parts = first.reshape(num_parts, -1)
+    if parts.shape[1] % _TILE == 0:
+        parts = parts.reshape(num_parts, -1, _LANES)
+    part = jax.lax.psum_scatter(parts, mesh_axis)
+    return jnp.moveaxis(part.reshape(-1, *first.shape[1:]), 0, position)

@@ -1,0 +1,110 @@
+"""Devices that compute with their own rows: what crosses is gathered, summed and cut right."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from matta_jax.sharding import Rows, make_mesh
+
+MATRIX = ("d_ff_granules", "d_model", "d_ff")
+TABLE = ("vocab", "d_model")
+VECTOR = ("d_ff_granules", "d_ff")
+AXES = {
+    "embed": {"tokens": TABLE},
+    "blocks": {"0": {"w": ("layers", *MATRIX), "b": ("layers", *VECTOR)}},
+}
+SIZES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2)]
+
+
+def weights():
+    draw = np.random.default_rng(0).normal
+    return {
+        "embed": {"tokens": jnp.asarray(draw(size=(32, 16)), jnp.float32)},
+        "blocks": {
+            "0": {
+                "w": jnp.asarray(draw(size=(2, 3, 16, 8)), jnp.float32),
+                "b": jnp.asarray(draw(size=(2, 3, 8)), jnp.float32),
+            }
+        },
+    }
+
+
+def rows_on(sizes, *, once=True, **fields):
+    fields = {"dtype": "float32", "reduce_dtype": "compute"} | fields
+    return Rows(make_mesh(sizes), None, once=once, **fields)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("once", [True, False])
+def test_weights_come_together_and_gradients_are_summed_over_rows(sizes, once):
+    """A device's gradient is its weights times the sum of its rows."""
+    rows = rows_on(sizes, once=once)
+    params = weights()
+    batch = jnp.arange(1.0, 9.0)
+
+    def on_device(shards, batch):
+        def moved(move, tree):
+            if once:
+                return tree
+            # As a layer does with its own.
+            layers = jax.tree.map(move, tree["blocks"], AXES["blocks"])
+            return tree | {"blocks": layers}
+
+        whole = moved(rows.placement.gather, rows.together(shards, AXES))
+        assert jax.tree.map(jnp.shape, whole) == jax.tree.map(jnp.shape, params)
+        gradient = jax.tree.map(lambda weight: weight * batch.sum(), whole)
+        gradient = moved(rows.placement.scatter, gradient)
+        return rows.sum(batch.sum()), rows.apart(gradient, AXES)
+
+    total, gradient = jax.jit(rows.run(on_device, AXES))(params, batch)
+    assert total == 36
+    for summed, weight in zip(*map(jax.tree.leaves, (gradient, params)), strict=True):
+        np.testing.assert_allclose(summed, 36 * weight, rtol=1e-6)
+    weight = gradient["blocks"]["0"]["w"]
+    assert weight.sharding.shard_shape(weight.shape)[2] == 16 // sizes[1]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(8, 16, 24), (32, 32, 128)], ids=["rows", "tiles"])
+def test_each_axis_of_an_array_can_be_cut(position, shape):
+    from matta_jax.sharding._rows import _reduce_scatter
+
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    spec = P(*(["fsdp" if i == position else None for i in range(3)]))
+    summed = jax.jit(
+        jax.shard_map(
+            lambda x: _reduce_scatter(x, "fsdp", position),
+            mesh=make_mesh((1, 8, 1)),
+            in_specs=P(),
+            out_specs=spec,
+            check_vma=False,
+        )
+    )(array)
+    np.testing.assert_allclose(summed, 8 * array, rtol=1e-6)
+
+
+def test_what_crosses_is_rounded_and_tables_are_summed_in_float32():
+    rows = rows_on((1, 8, 1), dtype="bfloat16")
+    wide = rows_on((1, 8, 1), dtype="bfloat16", reduce_dtype="float32")
+
+    def types(rows):
+        def on_device(shards, batch):
+            whole = rows.together(shards, AXES)
+            seen.append(jax.tree.map(lambda weight: weight.dtype.name, whole))
+            return rows.sum(batch.sum()), rows.apart(whole, AXES)
+
+        seen = []
+        jax.eval_shape(rows.run(on_device, AXES), weights(), jnp.ones(8))
+        return seen[0]["embed"]["tokens"], seen[0]["blocks"]["0"]["w"], seen[0]["blocks"]["0"]["b"]
+
+    assert types(rows) == ("float32", "bfloat16", "bfloat16")
+    # Vectors are summed as before: few numbers, and no fan-in.
+    assert types(wide) == ("float32", "float32", "bfloat16")
+    compiled = jax.jit(
+        rows.run(lambda s, b: (rows.sum(b.sum()), rows.apart(rows.together(s, AXES), AXES)), AXES)
+    )
+    result = compiled(weights(), jnp.ones(8))[1]["embed"]["tokens"]
+    rounded = weights()["embed"]["tokens"].astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_array_equal(result, 8 * rounded)

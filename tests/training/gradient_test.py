@@ -1,0 +1,79 @@
+"""The gradient of a step: of microbatches and devices as of one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from matta_jax.sharding import make_mesh, place_batch
+from matta_jax.training import make_setup
+from matta_jax.training._gradient import make_gradient, rows_of
+from matta_jax.training._loss import Draws
+from matta_jax.training._step import trained_members
+
+# Heads and granules that two devices divide.
+NESTED = {
+    "model__num_layers": 2,
+    "model__d_model": 32,
+    "model__num_heads": 2,
+    "model__d_ff": 64,
+    "nest__num_layers": 2,
+    "nest__d_model": 32,
+    "nest__num_heads": 2,
+    "nest__d_ff": 128,
+    "nest__widths": [64, 128],
+    "data__batch_size": 16,
+    "mesh__data": -1,
+}
+
+
+def gradient_of(config, sizes):
+    """Metrics and gradient of a step with a random mix, of rows of several lengths."""
+    setup = make_setup(config, make_mesh(sizes))
+    generator = np.random.default_rng(0)
+    length = generator.integers(8, 33, 16).astype(np.int32)
+    batch = {"tokens": generator.integers(0, 256, (16, 33), np.int32), "length": length}
+    num_layers = setup.nest.num_layers
+    choice_ML = jnp.arange(num_layers)[None] % len(setup.nest.layer_options)
+    draws = Draws(choice_ML, jax.random.key(0), jnp.float32(0.5), jnp.float32(length.sum()))
+    run = jax.jit(make_gradient(setup, trained_members(setup), 1))
+    metrics, gradient = run(setup.init().params, place_batch(batch, setup.mesh), draws)
+    return {name: float(value) for name, value in metrics.items()}, jax.device_get(gradient)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny):
+    return gradient_of(tiny(**NESTED), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gather", "microbatches"),
+    [
+        ((2, 4, 1), "step", 2),
+        ((1, 8, 1), "microbatch", 2),
+        pytest.param((8, 1, 1), "microbatch", 1, marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), "step", 2, marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), "step", 1, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), "step", 2, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), "microbatch", 2, marks=pytest.mark.slow),
+        pytest.param((1, 4, 2), "microbatch", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_metrics_and_gradient_are_those_of_one_device(tiny, expected, sizes, gather, microbatches):
+    config = tiny(**NESTED, train__gather=gather, train__microbatches=microbatches)
+    metrics, gradient = gradient_of(config, sizes)
+    assert metrics == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+    for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
+        np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
+
+
+def test_who_needs_all_rows_has_them(tiny, embedder):
+    """Similarities to other texts, and the masks of dropout."""
+
+    def has_rows(config, sizes=(2, 2, 2)):
+        return rows_of(make_setup(config, make_mesh(sizes))) is not None
+
+    assert has_rows(tiny(**NESTED)) and has_rows(tiny(**NESTED), (1, 8, 1))
+    assert not has_rows(tiny(**NESTED), (1, 1, 2))
+    assert not has_rows(tiny(**NESTED, model__dropout=0.1))
+    assert not has_rows(embedder(), (2, 4, 1))
