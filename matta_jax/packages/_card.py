@@ -1,6 +1,8 @@
 """The model card: what a folder holds, where it came from, how good it is and how to load it."""
 
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from matta_jax.packages.gguf import kind_of
 from matta_jax.packages.hf import Layout, hf_shapes, open_hf
 from matta_jax.tokenizers import companions
 
+_FOLDER = "THIS_FOLDER"
 _SAFETENSORS = """import safetensors.numpy  # Names and axes: manifest.json
 
 weights = safetensors.numpy.load_file("THIS_FOLDER/model.safetensors")"""
@@ -63,6 +66,21 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     parts += [f"```python\n{code}\n```" for code in _usage(manifest, architecture, layout)]
     parts += engine_parts(manifest, layout)
     return "\n\n".join(parts) + "\n"
+
+
+def usage(manifest: dict[str, Any], folder: storage.Path) -> list[str]:
+    """How the model in a folder is loaded: code with the folder in it, as the card has it with a
+    word in its place. In a shell for GGUF, in Python else.
+    """
+    architecture = architecture_from_json(manifest["architecture"])
+    layout = open_hf(folder).layout if manifest["format"] in HF_FORMATS else None
+    # As a text of Python, and as a word of a shell.
+    text = json.dumps(str(folder), ensure_ascii=False)[1:-1]
+    codes = [code.replace(_FOLDER, text) for code in _usage(manifest, architecture, layout)]
+    if manifest["format"] == "gguf":
+        file = shlex.quote(f"{folder}/model.gguf")
+        codes.insert(0, _GGUF.replace(f"{_FOLDER}/model.gguf", file))
+    return codes
 
 
 def _llama_cpp(manifest: dict[str, Any], architecture: Architecture) -> list[str]:

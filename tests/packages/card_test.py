@@ -1,10 +1,14 @@
 """The model card says what the folder holds."""
 
+import ast
+import shlex
+
+import numpy as np
 import pytest
 import safetensors.numpy
 
 import matta_jax
-from matta_jax import packages
+from matta_jax import packages, storage
 from matta_jax.packages import Packaging
 
 FORMATS = ("orbax", "safetensors", "hf")
@@ -65,3 +69,27 @@ def test_stock_transformers_finds_the_tokenizer_of_an_export(save_tokenizer, hf_
         tokenizer_file=str(tmp_path / "theirs" / "tokenizer.json")
     )
     assert tokenizer.convert_tokens_to_ids("word7") == 7
+
+
+def test_the_code_that_loads_a_model_has_its_folder_in_it(models):
+    for format in FORMATS:
+        folder = models(format)["student"]
+        manifest = packages.open_model(folder).manifest
+        *theirs, ours = packages.usage(manifest, folder)
+        names = {"tokens": np.zeros((1, 4), np.int32)}
+        exec(ours, names)
+        assert names["logits"].shape == (4, manifest["architecture"]["fixed"]["vocab"])
+        if format == "safetensors":
+            exec(theirs[0], names)
+            assert names["weights"].keys() == manifest["tensors"].keys()
+        assert len(theirs) == (format != "orbax")
+        assert all(str(folder) in code and "THIS_FOLDER" not in code for code in theirs)
+
+
+def test_a_folder_of_any_name_stays_a_word_of_the_shell_and_a_text_of_python(models):
+    manifest = packages.open_model(models()["student"]).manifest
+    folder = storage.path("/a \"b'/$c\\")
+    command, code = packages.usage(manifest | {"format": "gguf"}, folder)
+    assert shlex.split(command)[2] == "/a \"b'/$c\\/model.gguf"
+    [text] = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert text == "/a \"b'/$c\\"
