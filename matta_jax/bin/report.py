@@ -2,6 +2,7 @@
 them.
 
 matta-report --workdir=runs/quickstart
+matta-report --workdir=runs/quickstart --html
 """
 
 from absl import flags
@@ -17,12 +18,17 @@ _LAYER = flags.DEFINE_integer("layer", None, "In which layer of the TA; the midd
 _ALONE = flags.DEFINE_list(
     "alone", [], "Folders of runs of a lone model of one of its sizes, to compare with."
 )
+_HTML = flags.DEFINE_bool("html", False, "Also write report.html, a page by itself.")
 
 
 def _main() -> None:
     workdir = _app.required(_WORKDIR, "runs/quickstart")
     report = matta_jax.report(
-        workdir, weight=_WEIGHT.value, layer=_LAYER.value, lone_runs=_ALONE.value
+        workdir,
+        weight=_WEIGHT.value,
+        layer=_LAYER.value,
+        lone_runs=_ALONE.value,
+        html=_HTML.value,
     )
     print("\n\n".join([report.table, *report.remarks]))
     print("Wrote " + ", ".join(str(file) for file in report.files))

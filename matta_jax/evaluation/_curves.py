@@ -15,7 +15,7 @@ Curve = tuple[str, str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Panel:
+class Panel:
     """Curves of one unit.
 
     Attributes:
@@ -56,12 +56,13 @@ def _scaled(divergence: str, temperature: float) -> str:
     return f"T² {divergence}, T = {temperature:g}"
 
 
-def _panels(config: Config) -> list[_Panel]:
+def panels_of(config: Config) -> list[Panel]:
+    """The panels of a run's curves, from top to bottom."""
     return [
-        _Panel(f"cross-entropy, {unit(config)}", _losses(config), 2.2),
-        _Panel(f"distances, {unit(config)}", _distances(config), 1.5, zero=True),
-        _Panel("gradient norm", [("grad_norm", "", {"color": "0.3"})]),
-        _Panel("learning rate", [("learning_rate", "", {"color": "0.3"})]),
+        Panel(f"cross-entropy, {unit(config)}", _losses(config), 2.2),
+        Panel(f"distances, {unit(config)}", _distances(config), 1.5, zero=True),
+        Panel("gradient norm", [("grad_norm", "", {"color": "0.3"})]),
+        Panel("learning rate", [("learning_rate", "", {"color": "0.3"})]),
     ]
 
 
@@ -100,7 +101,7 @@ def _mix_style(i: int) -> dict[str, Any]:
 
 def plot_curves(path: storage.Path, figure: Any, config: Config, metrics: Metrics) -> storage.Path:
     """Draws what the run has of these, over its steps; returns the path."""
-    panels = _panels(config)
+    panels = panels_of(config)
     heights = [panel.height for panel in panels]
     all_axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
     for axes, panel in zip(all_axes, panels, strict=True):
@@ -116,7 +117,7 @@ def plot_curves(path: storage.Path, figure: Any, config: Config, metrics: Metric
     return save_figure(figure, path)
 
 
-def _plot_panel(axes: Any, panel: _Panel, metrics: Metrics) -> None:
+def _plot_panel(axes: Any, panel: Panel, metrics: Metrics) -> None:
     for name, label, style in panel.curves:
         # Not every row has every metric, and a run may not have one at all.
         rows = [row for row in metrics if row.get(name) is not None]

@@ -4,7 +4,6 @@ curves.
 
 import contextlib
 import dataclasses
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,14 +12,16 @@ from matta_jax import storage
 from matta_jax.checkpoints import saved_steps
 from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation._cosines import cosine_table
-from matta_jax.evaluation._curves import Metrics, divergence_label, plot_curves, unit
+from matta_jax.evaluation._curves import Metrics, plot_curves
 from matta_jax.evaluation._preconditioners import (
     describe_blocks,
     plot_blocks,
     preconditioner_blocks,
 )
-from matta_jax.evaluation._regime import overlap_text, regime_remarks, tokens_per_parameter
+from matta_jax.evaluation._regime import regime_remarks
 from matta_jax.evaluation._regret import regret_table, regrets
+from matta_jax.evaluation._report_page import PageContent, report_page
+from matta_jax.evaluation._run_facts import held_out, last_step, run_lines
 from matta_jax.evaluation._scored import scored_models
 from matta_jax.evaluation._sizes import (
     Row,
@@ -30,12 +31,12 @@ from matta_jax.evaluation._sizes import (
     sizes_table,
     stale_remarks,
     text_remarks,
-    width_text,
 )
 from matta_jax.models import plan_of
-from matta_jax.nesting import RESIDUAL, flatten, matrix_view, nest_of
+from matta_jax.nesting import flatten, matrix_view
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 
+_LONE = "Against models trained alone"
 # Of every version.
 _SECTIONS_OF_RUN = ("model", "nest", "objective", "optimizer", "data", "train")
 
@@ -45,7 +46,7 @@ class Report:
     """What `report` wrote.
 
     Attributes:
-      files: report.md, report.json and the plots.
+      files: report.json, report.md, report.html where it was asked for, and the plots.
       rows: one for each extracted and scored model, small to large.
       table: the rows, for people; and beside models trained alone, where such runs are given.
       remarks: a line each on what is not as a reader may take it: models of other weights than the
@@ -65,6 +66,7 @@ def report(
     weight: str | None = None,
     layer: int | None = None,
     lone_runs: Sequence[str | storage.Path] = (),
+    html: bool = False,
 ) -> Report:
     """Gathers a run's metrics and the scored models under its `models/` into a report.
 
@@ -76,18 +78,13 @@ def report(
       weight, layer: whose preconditioners to draw, of a run with Shampoo: a path such as
         `blocks/0/mlp/w_in`, and a layer of the TA; by default this one, in the middle layer.
       lone_runs: folders of runs of a lone model of one of its sizes, which it is compared with.
+      html: also write report.html: all of it on a page that needs no file beside it.
 
     Raises:
       UserError: no run in `workdir`, or a damaged one; no such weight or layer; or as `regrets`.
       UnsavedError: the report cannot be written; its table is in the error.
     """
-    folder = storage.resolve(workdir)
-    for file in ("config.json", "metrics.jsonl"):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"workdir={str(workdir)!r} holds no run ({file} is missing); name the workdir of a "
-                "run"
-            )
+    folder = _run_folder(workdir)
     config = _read_config(folder / "config.json")
     metrics = _read_metrics(folder / "metrics.jsonl")
     if notes is None:
@@ -98,36 +95,51 @@ def report(
     rows = scored_models(folder)
     table = sizes_table(rows, baselines)
     preconditioners, block_figure = _preconditioners(folder, config, weight, layer)
+    remarks = [
+        *stale_remarks(rows),
+        *text_remarks(rows),
+        *regime_remarks(config, last_step(metrics)),
+    ]
+    tables = {
+        _LONE: regret_table(lone_rows),
+        "Gradients": cosine_table(metrics),
+        "Preconditioners": preconditioners,
+    }
+    # Made before anything is written: it reads more of the models than the table.
+    sample = notes.get("sample", "")
+    content = PageContent(folder, config, metrics, rows, baselines, tuple(remarks), tables, sample)
+    page_text = report_page(content) if html else None
+
     with _saving(folder, table):
         pictures = _plots(folder, config, metrics, rows, baselines)
         if block_figure is not None:
             pictures.append(save_figure(block_figure, folder / "preconditioners.png"))
-    remarks = [
-        *stale_remarks(rows),
-        *text_remarks(rows),
-        *regime_remarks(config, _last_step(metrics)),
-        *_undrawn(config, rows, pictures),
-    ]
+    remarks += _undrawn(config, rows, pictures)
 
-    # A heading without text or picture is left out.
-    links = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}
-    sections = {
-        "Models": [table, *remarks, links.get("accuracy_vs_size")],
-        "Against models trained alone": [regret_table(lone_rows)],
-        "Run": [_run_table(config, metrics), _last_table(config, metrics), links.get("curves")],
-        "Gradients": [cosine_table(metrics)],
-        "Preconditioners": [preconditioners, links.get("preconditioners")],
-        "A sample from the TA": [_sample(notes)],
-    }
-    markdown = _markdown(f"Report of {folder.name}", sections)
+    markdown = _markdown_of(content, [table, *remarks], pictures)
 
     files = [folder / "report.json", folder / "report.md"]
     with _saving(folder, table):
         document = {"models": rows, "notes": notes, "alone": lone_rows}
         storage.replace_text(files[0], storage.json_text(document, indent=2) + "\n")
         storage.replace_text(files[1], markdown)
-    shown = "\n\n".join(filter(None, [table, regret_table(lone_rows)]))
+        if page_text is not None:
+            files.append(folder / "report.html")
+            storage.replace_text(files[-1], page_text)
+    shown = "\n\n".join(filter(None, [table, tables[_LONE]]))
     return Report(files + pictures, rows, shown, remarks)
+
+
+def _run_folder(workdir: str | storage.Path) -> storage.Path:
+    """Raises UserError where no run is there."""
+    folder = storage.resolve(workdir)
+    for file in ("config.json", "metrics.jsonl"):
+        if not (folder / file).is_file():
+            raise UserError(
+                f"workdir={str(workdir)!r} holds no run ({file} is missing); name the workdir of a "
+                "run"
+            )
+    return folder
 
 
 @contextlib.contextmanager
@@ -190,10 +202,28 @@ def _old_notes(file: storage.Path) -> dict[str, Any]:
         return {}
 
 
-def _sample(notes: dict[str, Any]) -> str | None:
+def _sample(text: str) -> str | None:
     """A block of text; a fence inside of it would end it."""
-    sample = notes.get("sample", "").replace("```", "'''")
-    return f"```\n{sample}\n```" if sample else None
+    text = text.replace("```", "'''")
+    return f"```\n{text}\n```" if text else None
+
+
+def _markdown_of(
+    content: PageContent, models: Sequence[str], pictures: Sequence[storage.Path]
+) -> str:
+    """The report as Markdown: of the models what it is told, and the pictures in their sections."""
+    links = {picture.stem: f"![{picture.stem}]({picture.name})" for picture in pictures}
+    tables = {name: [text, links.get(name.lower())] for name, text in content.tables.items()}
+    run = [_run_table(content), _held_out_table(content), links.get("curves")]
+    # In this order; a heading without text or picture is left out.
+    sections: dict[str, list[str | None]] = {
+        "Models": [*models, links.get("accuracy_vs_size")],
+        _LONE: tables.pop(_LONE),
+        "Run": run,
+        **tables,
+        "A sample from the TA": [_sample(content.sample)],
+    }
+    return _markdown(f"Report of {content.folder.name}", sections)
 
 
 def _markdown(title: str, sections: dict[str, list[str | None]]) -> str:
@@ -206,119 +236,15 @@ def _markdown(title: str, sections: dict[str, list[str | None]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _run_table(config: config_lib.Config, metrics: Metrics) -> str:
-    """What was trained, on what, how far and how fast."""
-    nest = nest_of(config)
-    lines = _sub_model_lines(config, _last_step(metrics))
-    if nest.ta != nest.student:
-        lines.append(["distillation", _distillation(config)])
-
-    teacher = config.teacher.model or config.teacher.labels
-    if teacher is not None:
-        lines.append(["Teacher", teacher])
-
-    optimizer = config.optimizer
-    lines.append(["optimiser", f"{optimizer.name}, learning rate {optimizer.learning_rate:g}"])
-    lines.append(["data", f"{config.data.source}, tokenizer {config.data.tokenizer}"])
-
-    overlap = overlap_text(metrics)
-    if overlap is not None:
-        lines.append(["held-out documents that stand in what is trained on too", overlap])
-
-    num_steps = config.train.num_steps
-    lines.append(["steps", f"{_last_step(metrics):,} of {num_steps:,}, of {_batch(config)}"])
-
-    speed = _speed(metrics)
-    if speed is not None:
-        lines.append(["speed", speed])
-    return markdown_table(["", ""], lines)
+def _run_table(content: PageContent) -> str:
+    return markdown_table(["", ""], run_lines(content.config, content.metrics))
 
 
-def _last_step(metrics: Metrics) -> int:
-    return int(metrics[-1]["step"]) if metrics else 0
-
-
-def _sub_model_lines(config: config_lib.Config, step: int) -> list[list[str]]:
-    """Sizes and parameters of the Student, of the TA where it is another, and of what a run names
-    beside them; and what each has read.
-    """
-    plan = plan_of(config)
-    nest = plan.nest
-    sub_models = {"Student": nest.student}
-    if nest.ta != nest.student:
-        sub_models["TA"] = nest.ta
-    sub_models |= nest.others
-
-    lines = []
-    for name, sub_model in sub_models.items():
-        sizes = (
-            f"{sub_model.num_layers} layers, d_model {sub_model.sizes[RESIDUAL]}, "
-            f"d_ff {width_text(sub_model.along('d_ff'))}"
-        )
-        text = f"{sizes}: {plan.count(sub_model).parameters:,} parameters"
-        if not config.model.reads_examples:
-            text += f", {tokens_per_parameter(config, sub_model, step):.2g} tokens for each"
-        lines.append([name, text])
-    return lines
-
-
-def _distillation(config: config_lib.Config) -> str:
-    objective = config.objective
-    text = f"{divergence_label(config)}, weight {objective.distill_weight:g}"
-    if objective.ramp_shape == "constant":
-        return text
-    return f"{text}, after a ramp over {objective.distill_ramp:.0%} of the run"
-
-
-def _batch(config: config_lib.Config) -> str:
-    if config.model.reads_examples:
-        return f"{config.data.batch_size} examples"
-    return f"{config.data.batch_size} x {config.data.seq_len} tokens"
-
-
-def _speed(metrics: Metrics) -> str | None:
-    """Medians over the run; None where no row has them."""
-    rows = [row for row in metrics if "tokens_per_second" in row and "mfu" in row]
-    if not rows:
+def _held_out_table(content: PageContent) -> str | None:
+    evaluation = held_out(content.config, content.metrics)
+    if evaluation is None:
         return None
-    tokens_per_second = statistics.median(row["tokens_per_second"] for row in rows)
-    mfu = statistics.median(row["mfu"] for row in rows)
-    text = f"{tokens_per_second:,.0f} tokens/s, {mfu:.0%} of the peak (medians)"
-
-    num_skipped = sum(row.get("skipped_steps", 0) for row in metrics)
-    if num_skipped:
-        text += f"; {num_skipped:.0f} steps skipped"
-    return text
-
-
-def _last_table(config: config_lib.Config, metrics: Metrics) -> str | None:
-    """The last evaluation in training."""
-    rows = [row for row in metrics if "eval/student" in row]
-    if not rows:
-        return None
-    last = rows[-1]
-
-    # These come first, in this order and under these headings.
-    headings = {
-        "student": f"loss of the Student, {unit(config)}",
-        "ta": f"loss of the TA, {unit(config)}",
-        "distill": f"{divergence_label(config)}, {unit(config)}",
-        "agreement": "share where both find the same most likely",
-    }
-    values = {}
-    for name, value in last.items():
-        if name.startswith("eval/"):
-            values[name.removeprefix("eval/")] = value
-
-    # A model always agrees with itself.
-    nest = nest_of(config)
-    if nest.student == nest.ta:
-        values.pop("agreement", None)
-
-    names = [name for name in headings if name in values]
-    names += [name for name in values if name not in headings]
-    lines = [[headings.get(name, name), f"{values[name]:.4f}"] for name in names]
-    return markdown_table([f"held out, step {last['step']:,}", ""], lines, left=(0,))
+    return markdown_table([evaluation.heading, ""], evaluation.lines, left=(0,))
 
 
 def _plots(

@@ -16,6 +16,9 @@ from matta_jax.selection.scoring import HELD_OUT
 
 Row = dict[str, Any]
 
+NOT_SCORED = "No extracted model has been scored: matta-extract, then matta-evaluate"
+"""What a report says in place of its table."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -84,8 +87,15 @@ def width_text(widths: Sequence[int]) -> str:
 def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
     """Returns a Markdown table of the models, and of what trivial methods reach below them."""
     if not rows:
-        return "No extracted model has been scored: matta-extract, then matta-evaluate"
+        return NOT_SCORED
+    header, lines = size_lines(rows, baselines)
+    return markdown_table(header, lines, left=(0, 3))
 
+
+def size_lines(
+    rows: Sequence[Row], baselines: dict[str, float]
+) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines of `sizes_table`."""
     figure = figure_of(rows)
     header = ["model", "layers", "d_model", "d_ff", "parameters", "MB", "MFLOP/token"]
     header.append(figure.heading)
@@ -95,7 +105,7 @@ def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
         value = figure.of(row)
         lines.append(
             [
-                _marked(row),
+                marked(row),
                 str(row["layers"]),
                 str(row["d_model"]),
                 width_text(row["widths"]),
@@ -105,17 +115,17 @@ def sizes_table(rows: Sequence[Row], baselines: dict[str, float]) -> str:
                 "-" if value is None else f"{value:.4f}",
             ]
         )
-    for name, value in _baselines_at(figure, baselines).items():
+    for name, value in baselines_at(figure, baselines).items():
         lines.append([name, "", "", "", "", "", "", f"{value:.4f}"])
-    return markdown_table(header, lines, left=(0, 3))
+    return header, lines
 
 
-def _baselines_at(figure: Figure, baselines: dict[str, float]) -> dict[str, float]:
+def baselines_at(figure: Figure, baselines: dict[str, float]) -> dict[str, float]:
     """Those of the figure's text: trivial methods are run on the held-out text alone."""
     return baselines if figure.where == HELD_OUT else {}
 
 
-def _marked(row: Row) -> str:
+def marked(row: Row) -> str:
     """The name of a model in the table: one that is not of the run's weights says so."""
     return f"{row['name']} ({row['stale']})" if row.get("stale") else row["name"]
 
@@ -152,8 +162,14 @@ def plotted(rows: Sequence[Row]) -> list[Row]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Point:
-    """A model in the picture: millions of parameters, its figure, its name."""
+class Point:
+    """A model in the picture.
+
+    Attributes:
+      millions: parameters.
+      value: its figure.
+      name: of it.
+    """
 
     millions: float
     value: float
@@ -181,8 +197,8 @@ def plot_sizes(
       baselines: what trivial methods reach, for the title.
     """
     figure = figure_of(rows)
-    points = _points(rows, figure)
-    front = _front(points, figure)
+    points = points_of(rows, figure)
+    front = front_of(points, figure)
 
     axes = picture.subplots()
     if len(front) > 1:
@@ -204,20 +220,21 @@ def plot_sizes(
     axes.margins(x=_MARGIN)
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel(figure.axis)
-    axes.set_title(_title(_baselines_at(figure, baselines), figure), fontsize=10)
+    axes.set_title(_title(baselines_at(figure, baselines), figure), fontsize=10)
     return save_figure(picture, path)
 
 
-def _points(rows: Sequence[Row], figure: Figure) -> list[_Point]:
+def points_of(rows: Sequence[Row], figure: Figure) -> list[Point]:
+    """The models that have the figure."""
     points = []
     for row in rows:
         value = figure.of(row)
         if value is not None:
-            points.append(_Point(row["parameters"] / 1e6, value, row["name"]))
+            points.append(Point(row["parameters"] / 1e6, value, row["name"]))
     return points
 
 
-def _front(points: Sequence[_Point], figure: Figure) -> list[_Point]:
+def front_of(points: Sequence[Point], figure: Figure) -> list[Point]:
     """The points, by size, that are better than all smaller ones."""
     best = -math.inf if figure.rises else math.inf
     front = []
@@ -228,7 +245,7 @@ def _front(points: Sequence[_Point], figure: Figure) -> list[_Point]:
     return front
 
 
-def _draw_point(axes: Any, point: _Point, *, is_on_front: bool, is_right: bool) -> None:
+def _draw_point(axes: Any, point: Point, *, is_on_front: bool, is_right: bool) -> None:
     colour, label = _ENDS.get(point.name, (_OTHER_COLOUR, point.name))
     axes.scatter([point.millions], [point.value], color=colour, zorder=3)
 

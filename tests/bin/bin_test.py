@@ -334,10 +334,10 @@ def test_the_binaries_walk_the_road(call, tmp_path):
     assert code == 0 and len(json.loads(scores.read_text())["scores"]) == 2, output
     code, output = call("evaluate", f"--checkpoint={workdir}", "--sub_model=student", tasks)
     assert code == 0 and "perplexity:" in output
-    code, output = call("report", f"--workdir={workdir}")
-    assert code == 0 and (workdir / "report.md").exists() and (workdir / "curves.png").exists(), (
-        output
-    )
+    code, output = call("report", f"--workdir={workdir}", "--html")
+    assert code == 0, output
+    for name in ("report.md", "curves.png", "report.html"):
+        assert (workdir / name).exists() and name in output, output
 
 
 def test_a_federated_run_goes_on_from_flags(call, images, tmp_path):

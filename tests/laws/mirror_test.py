@@ -30,6 +30,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/elastic/_both_ways.py": "tests/elastic/proof_test.py",
     "matta_jax/errors.py": "tests/sweeps_test.py",
     "matta_jax/evaluation/_output.py": "tests/evaluation/evaluate_test.py",
+    "matta_jax/evaluation/_run_facts.py": "tests/evaluation/report_test.py",
     "matta_jax/evaluation/_scored.py": "tests/evaluation/report_test.py",
     "matta_jax/models/_compute.py": "tests/models/joint_test.py",
     "matta_jax/models/_layers.py": "tests/models/joint_test.py",
