@@ -14,6 +14,7 @@ from matta_jax.packages._formats import check_format as check_format
 from matta_jax.packages._formats import counts_in as counts_in
 from matta_jax.packages._formats import disk_bytes as disk_bytes
 from matta_jax.packages._formats import open_weights as open_weights
+from matta_jax.packages._formats import pads_layers as pads_layers
 from matta_jax.packages._formats import rounded as rounded
 from matta_jax.packages._formats import write_weights as write_weights
 from matta_jax.packages._hub import Push as Push
@@ -42,9 +43,13 @@ from matta_jax.packages._weights import cast as cast
 from matta_jax.packages._weights import in_memory as in_memory
 from matta_jax.packages._write import write_package as write_package
 from matta_jax.packages.engines import ENGINES as ENGINES
+from matta_jax.packages.engines import Timing as Timing
 from matta_jax.packages.engines import certify as certify
 from matta_jax.packages.engines import certify_folder as certify_folder
 from matta_jax.packages.engines import check_engines as check_engines
+from matta_jax.packages.engines import check_timed as check_timed
+from matta_jax.packages.engines import packaging_for as packaging_for
+from matta_jax.packages.engines import time_folders as time_folders
 from matta_jax.packages.gguf import file_bytes as file_bytes
 from matta_jax.packages.gguf import gguf_tokenizer as gguf_tokenizer
 from matta_jax.packages.gguf import open_gguf as open_gguf

@@ -28,6 +28,7 @@ from matta_jax.packages.gguf import (
     FILE_NAME,
     check_gguf,
     gguf_note,
+    kind_of,
     open_written,
     rounded_params,
     weight_bytes,
@@ -45,6 +46,13 @@ def check_format(packaging: Packaging, architecture: Architecture) -> None:
         hf_config(architecture, DTYPES[packaging.dtype], None, packaging.style)
     if packaging.format == "gguf":
         check_gguf(architecture, packaging.gguf_type)
+
+
+def pads_layers(packaging: Packaging, architecture: Architecture) -> bool:
+    """Whether layers of several sizes are padded to the widest."""
+    if packaging.format == "gguf":
+        return not kind_of(architecture).has_layer_sizes
+    return packaging.pad
 
 
 def rounded(params: Tree, packaging: Packaging, architecture: Architecture) -> Tree:

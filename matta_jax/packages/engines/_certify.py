@@ -21,10 +21,10 @@ from matta_jax.packages._package import Package, open_model
 from matta_jax.packages._packaging import HF_FORMATS, Packaging
 from matta_jax.packages._write import write_again
 from matta_jax.packages.engines._engine import Answer, Engine, ask, installed_engine
-from matta_jax.packages.gguf import FILE_NAME, holds_texts, kind_of
+from matta_jax.packages.engines._request import request_of
+from matta_jax.packages.gguf import kind_of
 from matta_jax.packages.gguf import num_parameters as gguf_parameters
-from matta_jax.packages.hf import Layout, open_hf, tensor_shapes
-from matta_jax.tokenizers import make_tokenizer
+from matta_jax.packages.hf import open_hf, tensor_shapes
 
 BATCH = 2
 # Fixed: a certificate that is made again is the same.
@@ -95,7 +95,7 @@ def certify_folder(folder: storage.Path, names: Sequence[str]) -> None:
         ids_BT = np.random.default_rng(_SEED).integers(0, package.architecture.vocab_size, shape)
         logits_BTV = _logits(model, ids_BT)
         with _in_format(package, engine) as written:
-            request = _request(engine, written) | {"ids": ids_BT.tolist()}
+            request = request_of(engine, written) | {"ids": ids_BT.tolist()}
             answer = ask(engine, request)
             certificates[name] = _certificate(engine, written, logits_BTV, answer)
     record_engines(folder, certificates)
@@ -132,39 +132,6 @@ def _in_format(package: Package, engine: Engine) -> Iterator[Package]:
             return
         write_again(folder, package, _packaging_for(engine, package.manifest["dtype"]))
         yield open_model(folder)
-
-
-def _request(engine: Engine, package: Package) -> dict[str, Any]:
-    """What an engine is asked, but for the ids."""
-    if package.manifest["format"] in HF_FORMATS:
-        layout = open_hf(package.path).layout
-        if layout.is_unpadded:
-            _check_code(package, layout)
-        return {"folder": str(package.path), "runs_code": layout.is_unpadded}
-
-    file = package.path / FILE_NAME
-    if not holds_texts(file):
-        raise UserError(
-            f"certify={engine.name!r}: {package.manifest['notes'][0]} A certificate asks its "
-            "server; leave certify out"
-        )
-    # A letter: of the end, or of half a character, the server gives no probabilities.
-    token = int(make_tokenizer(package.config.data.tokenizer).encode("a")[0])
-    return {"file": str(file), "vocab_size": package.architecture.vocab_size, "token": token}
-
-
-def _check_code(package: Package, layout: Layout) -> None:
-    """Raises UserError where the code of a folder, which transformers would run, is not what is
-    written here.
-    """
-    written = {name: storage.read_text(package.path / name) for name in layout.more_texts()}
-    config = storage.read_json(package.path / "config.json")
-    expected = layout.describe(package.architecture, "float32", None)
-    if written != layout.more_texts() or config["auto_map"] != expected["auto_map"]:
-        raise UserError(
-            f"model={str(package.path)!r}: its code is not that which matta-extract writes, and is "
-            "not run; write the model again"
-        )
 
 
 def _num_parameters(package: Package) -> int:

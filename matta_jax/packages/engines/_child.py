@@ -2,14 +2,18 @@
 beside JAX, and what an engine does to its process ends with it.
 
 It is started as a file and imports nothing of matta_jax. Reads a request, JSON, from its standard
-input; writes a line of JSON to its standard output, and behind it numbers in float32.
+input; writes a line of JSON to its standard output, and behind it numbers in float32: the
+log-probabilities of a model, or the milliseconds of several.
 """
 
+import functools
 import json
 import os
 import sys
+import time
+import traceback
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,8 @@ import numpy as np
 _BIAS = 1000
 # The least context that a server of llama.cpp takes as it is.
 _MIN_CONTEXT = 256
+# Tokens that a server writes in a row, as a single one takes less than its clock's noise.
+_MOST_STEPS = 16
 
 
 def _transformers(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
@@ -43,9 +49,11 @@ def _transformers(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarra
 
 
 class _LlamaServer:
-    """llama.cpp's server on a file; its cache in float32, no flash attention."""
+    """llama.cpp's server on a file: as it is by itself; or exact, its cache in float32 and without
+    flash attention.
+    """
 
-    def __init__(self, file: str, length: int):
+    def __init__(self, file: str, length: int, *, threads: int, is_exact: bool):
         import xllamacpp
 
         self.version = xllamacpp.__version__
@@ -53,12 +61,21 @@ class _LlamaServer:
         settings.model.path = file
         settings.n_ctx, settings.n_parallel = max(length, _MIN_CONTEXT), 1
         settings.warmup = False
-        # Threads that wait for each other on a busy machine take a hundred times as long.
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        kinds = xllamacpp.llama_flash_attn_type
-        settings.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+        if is_exact:
+            settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            kinds = xllamacpp.llama_flash_attn_type
+            settings.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(settings)
+
+    def _answer(self, ids: Sequence[int], token: int, **settings: Any) -> dict[str, Any]:
+        """The answer to a prompt: the token, which has a text, as often as is asked for."""
+        request = {"prompt": list(ids), "temperature": 0, "logit_bias": [[token, _BIAS]]}
+        answer = self._server.handle_completions(request | settings)
+        answer = answer if isinstance(answer, dict) else json.loads(answer)
+        if "choices" not in answer:
+            raise ValueError(f"llama.cpp answers {str(answer)[:200]}")
+        return answer
 
     def num_parameters(self) -> int:
         """As the server's own list of models has it."""
@@ -71,30 +88,36 @@ class _LlamaServer:
         """Those after a prompt [V]. The answer is a token that has a text; what the bias adds is
         not in the probabilities.
         """
-        answer = self._server.handle_completions(
-            {
-                "prompt": list(ids),
-                "max_tokens": 1,
-                "temperature": 0,
-                "logprobs": vocab_size,
-                "cache_prompt": False,
-                "logit_bias": [[token, _BIAS]],
-            }
-        )
-        answer = answer if isinstance(answer, dict) else json.loads(answer)
-        if "choices" not in answer:
-            raise ValueError(f"llama.cpp answers {str(answer)[:200]}")
+        answer = self._answer(ids, token, max_tokens=1, logprobs=vocab_size, cache_prompt=False)
         [step] = answer["choices"][0]["logprobs"]["content"]
         row = np.full(vocab_size, np.nan, np.float32)
         for entry in step["top_logprobs"]:
             row[entry["id"]] = entry["logprob"]
         return row
 
+    def prefill_ms(self, ids: Sequence[int], token: int) -> float:
+        """Milliseconds of a prompt, by the server's own clock."""
+        answer = self._answer(ids, token, max_tokens=1, cache_prompt=False)
+        return answer["timings"]["prompt_ms"]
+
+    def token_ms(self, ids: Sequence[int], token: int) -> float:
+        """Milliseconds of a token, by the server's own clock: the mean of the last ones up to the
+        length of `ids`, of which it gets those before them.
+        """
+        steps = min(_MOST_STEPS, len(ids) - 1)
+        # The first token comes with the prompt. All but its last id are cached by the last call.
+        answer = self._answer(ids[:-steps], token, max_tokens=steps + 1, cache_prompt=True)
+        timings = answer["timings"]
+        if timings["predicted_n"] != steps + 1:
+            raise ValueError(f"llama.cpp wrote {timings['predicted_n']} of {steps + 1} tokens")
+        return timings["predicted_ms"] / steps
+
 
 def _llama_cpp(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
     """Log-probabilities of llama.cpp, a prompt for each position."""
     ids, vocab_size = request["ids"], request["vocab_size"]
-    server = _LlamaServer(request["file"], len(ids[0]) + 1)
+    # Threads that wait for each other on a busy machine take a hundred times as long.
+    server = _LlamaServer(request["file"], len(ids[0]) + 1, threads=1, is_exact=True)
     log_probs = np.empty((len(ids), len(ids[0]), vocab_size), np.float32)
     for i, row in enumerate(ids):
         for j in range(len(row)):
@@ -102,7 +125,93 @@ def _llama_cpp(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
     return {"version": server.version, "parameters": server.num_parameters()}, log_probs
 
 
-_RUNS = {"transformers": _transformers, "llama.cpp": _llama_cpp}
+Call = Callable[[], float]
+
+
+def _in_turn(calls: Sequence[Call], request: Mapping[str, Any]) -> np.ndarray:
+    """What calls return [calls, rounds], which take turns: a machine that is slow for a while is so
+    for all of them. A first round is left out.
+    """
+    least, most = request["rounds"]
+    seconds = request["seconds"] * len(calls)
+    for call in calls:
+        call()
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(rounds) < least or (len(rounds) < most and time.perf_counter() - start < seconds):
+        rounds.append([call() for call in calls])
+    return np.array(rounds, np.float32).T
+
+
+def _ids(request: Mapping[str, Any], vocab_size: int) -> np.ndarray:
+    """The ids [B, T] that are read: those of a model, whichever it is."""
+    shape = (request["batch_size"], request["length"])
+    return np.random.default_rng(0).integers(0, vocab_size, shape)
+
+
+def _time_transformers(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """Milliseconds of transformers, weights in the type of the files."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(request["threads"])
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    with torch.inference_mode():
+        calls = []
+        for about in request["models"]:
+            model = load(about["folder"], dtype="auto", trust_remote_code=about["runs_code"])
+            ids_BT = torch.tensor(_ids(request, model.config.vocab_size))
+            prepare = _prefill_call if request["mode"] == "prefill" else _token_call
+            calls.append(prepare(model.eval(), ids_BT))
+        times = _in_turn(calls, request)
+    return {"version": transformers.__version__}, times
+
+
+def _prefill_call(model: Any, ids_BT: Any) -> Call:
+    """Times the pass over all ids, with the logits of the last one, as generation begins."""
+
+    def call() -> float:
+        start = time.perf_counter()
+        model(ids_BT, use_cache=True, logits_to_keep=1)
+        return 1e3 * (time.perf_counter() - start)
+
+    return call
+
+
+def _token_call(model: Any, ids_BT: Any) -> Call:
+    """Times the last id, the others cached."""
+    cache = model(ids_BT[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+
+    def call() -> float:
+        start = time.perf_counter()
+        model(ids_BT[:, -1:], past_key_values=cache, use_cache=True)
+        elapsed = time.perf_counter() - start
+        # What was written is taken out again, so that each call attends to as many.
+        cache.crop(-1)
+        return 1e3 * elapsed
+
+    return call
+
+
+def _time_llama_cpp(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """Milliseconds of llama.cpp's server."""
+    calls = []
+    for about in request["models"]:
+        server = _LlamaServer(
+            about["file"], request["length"] + 1, threads=request["threads"], is_exact=False
+        )
+        measure = server.prefill_ms if request["mode"] == "prefill" else server.token_ms
+        [ids] = _ids(request, about["vocab_size"]).tolist()
+        calls.append(functools.partial(measure, ids, about["token"]))
+    return {"version": server.version}, _in_turn(calls, request)
+
+
+_RUNS = {
+    ("transformers", "log_probs"): _transformers,
+    ("transformers", "time"): _time_transformers,
+    ("llama.cpp", "log_probs"): _llama_cpp,
+    ("llama.cpp", "time"): _time_llama_cpp,
+}
 
 
 def _send(stream: int, data: bytes) -> None:
@@ -117,7 +226,7 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     request = json.load(sys.stdin)
-    about, numbers = _RUNS[request["engine"]](request)
+    about, numbers = _RUNS[request["engine"], request["task"]](request)
     numbers = np.ascontiguousarray(numbers, np.float32)
     header = json.dumps(about | {"shape": list(numbers.shape)})
     _send(answers, header.encode() + b"\n" + numbers.tobytes())
@@ -127,4 +236,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        # As at the end of `main`: threads of a server that runs would be waited for, for ever.
+        os._exit(1)

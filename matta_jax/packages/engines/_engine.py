@@ -50,20 +50,24 @@ _CHILD = str(storage.path(__file__).with_name("_child.py"))
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
 # What an engine says of its end.
 _MOST_LETTERS = 200
+# What a user may do where an engine fails, by the field that names it.
+_MENDS = {"certify": "write another format", "latency_engine": "name another engine"}
 
 
-def installed_engine(name: str) -> Engine:
-    """An engine by its name. Raises UserError for an unknown one, or where it is not installed."""
+def installed_engine(name: str, field: str = "certify") -> Engine:
+    """An engine by its name, which a field has. Raises UserError for an unknown one, or where it is
+    not installed.
+    """
     if name not in ENGINES:
         raise UserError(
-            f"certify={name!r} must be one of {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
+            f"{field}={name!r} must be one of {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
         )
     engine = ENGINES[name]
     # Looked for and not imported: it runs in a process by itself.
     for module in engine.modules:
         if importlib.util.find_spec(module) is None:
             raise UserError(
-                f"certify={name!r} needs the package {module}: pip install "
+                f"{field}={name!r} needs the package {module}: pip install "
                 f"'matta_jax[{engine.extra}]'"
             )
     return engine
@@ -96,6 +100,23 @@ def ask(engine: Engine, request: Mapping[str, Any]) -> Answer:
     Raises:
       UserError: the engine does not run the files.
     """
+    about, log_probs = run_child(engine, {"task": "log_probs", **request}, "certify")
+    return Answer(str(about["version"]), int(about["parameters"]), log_probs)
+
+
+def run_child(
+    engine: Engine, request: Mapping[str, Any], field: str
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Runs an engine in a process by itself; returns what it says, and its numbers.
+
+    Args:
+      engine: which.
+      request: as `_child.py` reads it.
+      field: whose value names the engine.
+
+    Raises:
+      UserError: the engine does not run the files.
+    """
     # Nothing is fetched: all that a model needs lies in its folder.
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with storage.scratch_folder() as cache:
@@ -111,13 +132,12 @@ def ask(engine: Engine, request: Mapping[str, Any]) -> Answer:
         )
     if completed.returncode != 0:
         raise UserError(
-            f"certify={engine.name!r}: {engine.name} does not run the model's files "
-            f"({_reason(completed)}); leave certify out, or write another format"
+            f"{field}={engine.name!r}: {engine.name} does not run the model's files "
+            f"({_reason(completed)}); leave {field} out, or {_MENDS[field]}"
         )
     header, _, numbers = completed.stdout.partition(b"\n")
     about = json.loads(header)
-    log_probs = np.frombuffer(numbers, np.float32).reshape(about["shape"])
-    return Answer(str(about["version"]), int(about["parameters"]), log_probs)
+    return about, np.frombuffer(numbers, np.float32).reshape(about["shape"])
 
 
 def _reason(completed: subprocess.CompletedProcess[bytes]) -> str:

@@ -11,5 +11,6 @@ from matta_jax.packages.gguf._types import weight_bytes as weight_bytes
 from matta_jax.packages.gguf._vocabulary import gguf_note as gguf_note
 from matta_jax.packages.gguf._vocabulary import gguf_tokenizer as gguf_tokenizer
 from matta_jax.packages.gguf._vocabulary import holds_texts as holds_texts
+from matta_jax.packages.gguf._vocabulary import vocabulary_note as vocabulary_note
 from matta_jax.packages.gguf._write import check_gguf as check_gguf
 from matta_jax.packages.gguf._write import write_gguf as write_gguf

@@ -71,6 +71,12 @@ def vocabulary_fields(spec: str, vocab_size: int) -> dict[str, Any]:
     return fields
 
 
+def vocabulary_note(spec: str, vocab_size: int) -> str | None:
+    """Why a file with a tokenizer, as `data.tokenizer`, would have no texts; None: it has them."""
+    fields = vocabulary_fields(spec, vocab_size)
+    return fields[_NOTE] if fields["tokenizer.ggml.model"] == "none" else None
+
+
 def gguf_note(file: storage.Path) -> str | None:
     """What a file that was written here cannot do, in a line; None: it does all."""
     return GGUFFile(file).fields.get(_NOTE)

@@ -1,5 +1,6 @@
 """An engine is asked in a process by itself: its answer, its end, and what it prints."""
 
+import json
 import subprocess
 import sys
 
@@ -39,10 +40,24 @@ class Server:
         self.listening_address = "127.0.0.1:%d" % server.server_port
 
     def handle_completions(self, request):
+        if "logprobs" not in request:
+            return self.timed(request)
         assert request["logit_bias"] == [[9, 1000]] and request["logprobs"] == 3
         total = sum(request["prompt"])
         top = [{"id": i, "logprob": -float(10 * total + i)} for i in (2, 0, 1)]
         return {"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}
+
+    def timed(self, request):
+        # A round takes a millisecond more than the one before it, a token of it a tenth.
+        self.calls = getattr(self, "calls", 0) + 1
+        with open(os.environ["CALLS"], "a") as log:
+            prompt = len(request["prompt"])
+            row = [prompt, request["max_tokens"], request["cache_prompt"], request["logit_bias"]]
+            log.write(json.dumps(row) + "\\n")
+        count = request["max_tokens"] - LOST
+        timings = {"prompt_ms": self.calls, "predicted_n": count}
+        timings["predicted_ms"] = self.calls / 10 * (count - 1)
+        return {"choices": [], "timings": timings}
 """
 REQUEST = {"file": "the file", "ids": [[1, 2], [5, 7]], "vocab_size": 3, "token": 9}
 
@@ -51,9 +66,11 @@ REQUEST = {"file": "the file", "ids": [[1, 2], [5, 7]], "vocab_size": 3, "token"
 def xllamacpp(tmp_path, monkeypatch):
     """`xllamacpp(crash)`: the module as far as it is asked, which may end by a line of code."""
 
-    def install(crash="pass"):
-        (tmp_path / "xllamacpp.py").write_text(FAKE.replace("CRASH", crash))
+    def install(crash="pass", lost=0):
+        code = FAKE.replace("CRASH", crash).replace("LOST", str(lost))
+        (tmp_path / "xllamacpp.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
 
     return install
 
@@ -82,6 +99,34 @@ def test_the_end_of_an_engine_is_a_line(xllamacpp, crash, words):
     xllamacpp(crash)
     with pytest.raises(UserError, match=f"llama.cpp does not run the model's files {words}"):
         _engine.ask(LLAMA_CPP, REQUEST)
+
+
+MODEL = {"file": "the file", "vocab_size": 3, "token": 9}
+TIMED = {"task": "time", "models": [MODEL, MODEL], "batch_size": 1, "length": 20, "threads": 1}
+TIMED |= {"rounds": (3, 3), "seconds": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "prompt", "tokens"),
+    [("prefill", 20, 20, 1), ("decode", 20, 4, 17), ("decode", 2, 1, 2)],
+)
+def test_models_are_timed_in_turn(xllamacpp, tmp_path, mode, length, prompt, tokens):
+    xllamacpp()
+    request = TIMED | {"mode": mode, "length": length}
+    about, rounds = _engine.run_child(LLAMA_CPP, request, "latency_engine")
+    assert about["version"] == "7"
+    # The first round is left out.
+    expected = np.array([2, 3, 4]) / (1 if mode == "prefill" else 10)
+    np.testing.assert_allclose(rounds, [expected, expected], rtol=1e-6)
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == [[prompt, tokens, mode == "decode", [[9, 1000]]]] * 8
+
+
+def test_a_text_that_ends_early_is_no_time(xllamacpp):
+    xllamacpp(lost=1)
+    words = "llama.cpp wrote 16 of 17 tokens.*leave latency_engine out, or name another engine"
+    with pytest.raises(UserError, match=words):
+        _engine.run_child(LLAMA_CPP, TIMED | {"mode": "decode"}, "latency_engine")
 
 
 def test_the_child_imports_nothing_of_ours():
