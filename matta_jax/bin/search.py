@@ -5,6 +5,8 @@ matta-search --checkpoint=runs/quickstart --max_params=600e3 --output=runs/quick
 matta-search --checkpoint=runs/quickstart --max_file_mb=0.3 --quantize=q8_0,q4_0 --format=gguf \\
   --output=runs/quickstart/files --extract_best=1
 matta-search --checkpoint=runs/big --max_mb=300 --max_ms=5 --latency_mode=decode --output=search
+matta-search --checkpoint=runs/llama --max_ms=5 --latency_engine=llama.cpp --quantize=q8_0 \\
+  --format=gguf --output=search
 """
 
 from absl import flags
@@ -13,7 +15,7 @@ import matta_jax
 from matta_jax.bin import _app
 from matta_jax.errors import UserError
 from matta_jax.packages import DTYPES, FORMATS, QUANTIZATIONS, Packaging
-from matta_jax.selection import METHODS, Budget, Workload
+from matta_jax.selection import JAX, LATENCY_ENGINES, METHODS, Budget, Workload, length_of_run
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir of a run, with @STEP for another than the newest step."
@@ -27,13 +29,21 @@ _MAX_FLOPS = flags.DEFINE_float(
     "max_flops_per_token", None, "Most FLOPs of a token's forward pass."
 )
 _MAX_MS = flags.DEFINE_float(
-    "max_ms", None, "Most milliseconds on this device, of what the latency flags say."
+    "max_ms", None, "Most milliseconds on this machine, of what the latency flags say."
 )
 _MAX_VECTOR_BYTES = flags.DEFINE_float(
     "max_vector_bytes", None, "Most bytes of an embedder's vector, at --dtype."
 )
 _MAX_FILE_MB = flags.DEFINE_float(
     "max_file_mb", None, "Most megabytes of the file of --format=gguf, all of it."
+)
+_LATENCY_ENGINE = flags.DEFINE_string(
+    "latency_engine",
+    None,
+    f"{' or '.join(LATENCY_ENGINES)}: by which models are timed; None: jax.",
+)
+_LATENCY_THREADS = flags.DEFINE_integer(
+    "latency_threads", None, "Threads of another engine than jax; None: one."
 )
 _LATENCY_MODE = flags.DEFINE_string(
     "latency_mode", None, "prefill (default), or decode: one token, with a cache."
@@ -129,20 +139,26 @@ def _workload(checkpoint: str) -> Workload | None:
     Raises:
       UserError: how many are timed, and not what; or a number out of bounds.
     """
-    length = _LATENCY_LENGTH.value
-    batch_size = _LATENCY_BATCH.value
-    if _MAX_MS.value is None and _LATENCY_MODE.value is None and length is None:
-        if batch_size is None:
-            return None
-        raise UserError(
-            f"latency_batch_size={batch_size} is of no use alone: nothing is timed; give --max_ms "
-            "to limit the time, or --latency_mode to see it"
-        )
-    # By None: a 0 is a mistake to be told, and no default.
+    mode, length, engine = _LATENCY_MODE.value, _LATENCY_LENGTH.value, _LATENCY_ENGINE.value
+    batch_size, threads = _LATENCY_BATCH.value, _LATENCY_THREADS.value
+    if all(value is None for value in (_MAX_MS.value, mode, length, engine)):
+        for name, value in {"batch_size": batch_size, "threads": threads}.items():
+            if value is not None:
+                raise UserError(
+                    f"latency_{name}={value} is of no use alone: nothing is timed; give --max_ms "
+                    "to limit the time, or --latency_mode to see it"
+                )
+        return None
+    # By None: a 0 or an empty name is a mistake to be told, and no default.
+    engine = JAX if engine is None else engine
     if length is None:
-        length = matta_jax.open_source(checkpoint).config.seq_len
+        length = length_of_run(matta_jax.open_source(checkpoint).config, engine)
     return Workload(
-        _LATENCY_MODE.value or "prefill", 1 if batch_size is None else batch_size, length
+        "prefill" if mode is None else mode,
+        1 if batch_size is None else batch_size,
+        length,
+        engine=engine,
+        threads=threads,
     )
 
 

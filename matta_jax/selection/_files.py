@@ -8,6 +8,7 @@ from matta_jax.errors import UserError
 from matta_jax.nesting import SubModel
 from matta_jax.packages import Packaging, check_format, file_bytes
 from matta_jax.selection._space import Budget, Group, Space
+from matta_jax.selection._workload import JAX, Workload
 
 # Of what a file says of itself, which grows by a few bytes with the digits of its sizes.
 _ROOM = 256
@@ -49,13 +50,8 @@ class FileSizes:
         """Raises UserError where a model of the space has no form in such a file."""
         packaging = Packaging("gguf", quantize=self.numbers)
         check_format(packaging, self._source.architecture_of(self._source.nest.ta))
-        for group in space.groups:
-            models = [group.uniform(option) for option in space.options]
-            if len(space.options) > 1 and len(group.layers) > 1:
-                ends = [space.options[0], space.options[-1]]
-                models.append(group.member([ends[i % 2] for i in range(len(group.layers))]))
-            for sub_model in models:
-                check_format(packaging, self._source.architecture_of(sub_model))
+        for sub_model in space.forms():
+            check_format(packaging, self._source.architecture_of(sub_model))
 
 
 def file_sizes(
@@ -64,6 +60,7 @@ def file_sizes(
     budget: Budget,
     quantize: Sequence[str],
     packaging: Packaging | None,
+    workload: Workload | None = None,
 ) -> list[FileSizes]:
     """The sizes of files of each type that a search may choose; none: it knows no files.
 
@@ -78,12 +75,18 @@ def file_sizes(
         raise UserError(f"{field} is of the files of llama.cpp; give --format=gguf")
     if source.plan.architecture.table_path is None:
         raise UserError(f"format='gguf' is for language models, not {source.config.model.a_noun}")
-    for name in ("max_mb", "max_ms"):
+    # An engine times the files themselves.
+    is_timed_in_files = workload is not None and workload.engine != JAX
+    mends = {
+        "max_mb": "limit max_file_mb or max_params",
+        "max_ms": "give --latency_engine=llama.cpp",
+    }
+    for name, mend in mends.items():
         limit = getattr(budget, name)
-        if limit is not None and quantize:
+        if limit is not None and quantize and not (name == "max_ms" and is_timed_in_files):
             raise UserError(
                 f"{name}={limit:g} is of weights that are not quantised, and quantize is "
-                f"{','.join(quantize)}; leave it out, or limit max_file_mb or max_params"
+                f"{','.join(quantize)}; leave it out, or {mend}"
             )
     assert packaging is not None
     sizes = []

@@ -1,197 +1,68 @@
-"""Milliseconds on this device: a model of single layers, and the time of a whole model to check it
+"""Milliseconds of an engine: a model of single layers, and the time of a whole model to check it
 by.
 """
 
-import dataclasses
-import functools
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-import jax
-import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
 
 from matta_jax.checkpoints import Source
-from matta_jax.errors import UserError
-from matta_jax.models import (
-    Architecture,
-    Inputs,
-    Schema,
-    abstract_params,
-    apply,
-    decoder_weights,
-    extend,
-    init_cache,
-    logits,
-    table_of,
-)
+from matta_jax.models import Architecture
 from matta_jax.nesting import Sizes, SubModel
-from matta_jax.selection._space import Group, check_count
+from matta_jax.packages import Timing
+from matta_jax.selection._space import Group
+from matta_jax.selection._workload import Workload
 
-MODES = ("prefill", "decode")
-
-_DTYPES = ("float32", "bfloat16")
-# That are timed at once; their activations alone fill any device's memory.
-_MOST_TOKENS = 2**24
-
-# A time is the median of so many runs, and of as many as fit in so many seconds.
-_MIN_SECONDS = 0.3
-_MIN_REPEATS = 5
-_MAX_REPEATS = 200
+# Layers of the models that times are fitted to, at least: half of the TA's, and as many. On a busy
+# machine a model of a few layers runs unhindered, and tells nothing of those which do not.
+_FEW_LAYERS, _MORE_LAYERS = 2, 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What is timed.
+class Clock(Protocol):
+    """What times models.
 
     Attributes:
-      mode: `prefill`, the forward pass of whole sequences with the logits of their last tokens; or
-        `decode`, one token more for each sequence, with its keys and values cached.
-      batch_size: sequences.
-      length: tokens of a sequence; in decode, those that the new one attends to.
-      dtype: compute type.
-    """
-
-    mode: str = "prefill"
-    batch_size: int = 1
-    length: int = 128
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UserError(f"latency_mode={self.mode!r} must be one of {', '.join(MODES)}")
-        if self.dtype not in _DTYPES:
-            raise UserError(f"latency dtype={self.dtype!r} must be one of {', '.join(_DTYPES)}")
-        for name in ("batch_size", "length"):
-            check_count(f"latency_{name}", getattr(self, name), 1, _MOST_TOKENS)
-        if self.batch_size * self.length > _MOST_TOKENS:
-            raise UserError(
-                f"latency_batch_size={self.batch_size} sequences of latency_length={self.length} "
-                f"are too many tokens; keep their product within {_MOST_TOKENS:,}"
-            )
-
-    def check_length(self, max_len: int) -> None:
-        """Raises UserError when it is longer than a model's positions."""
-        if self.length > max_len:
-            raise UserError(f"latency_length={self.length} must be at most model.max_len={max_len}")
-
-
-def measure_ms(
-    architecture: Architecture, workload: Workload, schema: Schema | None = None
-) -> float:
-    """The median time, in milliseconds, of a plain model of this architecture; its weights' values
-    do not matter.
-
-    Args:
-      architecture: of the model.
       workload: what is timed.
-      schema: what it reads; None: tokens.
-
-    Raises:
-      UserError: the workload is longer than the model's positions.
+      about: of the engine, for reports: `name`, `version`, `numbers`.
+      pads_layers: whether layers of several sizes are padded to the widest.
+      takes_turns: whether models of a call are timed in turn, and not one after the other.
     """
-    if "vocab" in architecture.fixed:
-        workload.check_length(architecture.max_len)
 
-    def fill(leaf: Any) -> jax.Array:
-        return jnp.full(leaf.shape, 0.01, workload.dtype)
+    @property
+    def workload(self) -> Workload: ...
 
-    # No checkpoint is read: a time depends on shapes and types alone.
-    params = jax.tree.map(fill, abstract_params(architecture))
+    @property
+    def about(self) -> Mapping[str, str]: ...
 
-    prepare = _prefill if workload.mode == "prefill" else _decode
-    call = prepare(architecture, workload, params, schema)
-    return _time(call)
+    @property
+    def pads_layers(self) -> bool: ...
 
+    @property
+    def takes_turns(self) -> bool: ...
 
-def _head(architecture: Architecture, params: Any) -> jax.Array:
-    table = table_of(architecture, params)
-    assert table is not None
-    return table
-
-
-def _prefill(
-    architecture: Architecture, workload: Workload, params: Any, schema: Schema | None
-) -> Callable[[], Any]:
-    """Returns the call that is timed."""
-    shape = (workload.batch_size, workload.length)
-    inputs: dict[str, Any] = {"tokens": jnp.zeros(shape, jnp.int32)}
-    if schema is not None:
-        inputs = dict(schema.example(*shape, seed=0))
-
-    # The weights are an argument: those of a closure would be constants of the program.
-    @jax.jit
-    def prefill(params: Any, inputs: Inputs) -> jax.Array:
-        output = apply(architecture, params, inputs, dtype=workload.dtype)
-        if table_of(architecture, params) is None:
-            return output
-        # Serving needs the next token alone, so the logits of the others are not made.
-        last_BD = output.reshape(*shape, -1)[:, -1]
-        return logits(last_BD, _head(architecture, params))
-
-    return lambda: prefill(params, inputs)
-
-
-def _decode(
-    architecture: Architecture, workload: Workload, params: Any, schema: Schema | None
-) -> Callable[[], Any]:
-    """As `_prefill`."""
-    del schema
-    tokens_B1 = jnp.zeros((workload.batch_size, 1), jnp.int32)
-    # The new token is the last of the length: it attends to itself too.
-    start = jnp.int32(workload.length - 1)
-    cache = init_cache(
-        architecture,
-        batch_size=workload.batch_size,
-        length=workload.length,
-        dtype=workload.dtype,
-    )
-
-    # The cache is donated, so that the new token is written into it without a copy.
-    @functools.partial(jax.jit, donate_argnums=2)
-    def step(params: Any, tokens_B1: jax.Array, cache: Any) -> Any:
-        hidden_BD, longer = extend(architecture, params, tokens_B1, cache, start)
-        z_BV = logits(hidden_BD, _head(architecture, params))
-        return z_BV, longer
-
-    weights = decoder_weights(architecture, params)
-
-    def decode_token() -> jax.Array:
-        nonlocal cache
-        # A donated cache may not be used again: the next call takes what this one returns.
-        z_BV, cache = step(weights, tokens_B1, cache)
-        return z_BV
-
-    return decode_token
-
-
-def _time(call: Callable[[], Any]) -> float:
-    # The first call compiles, and is not timed.
-    jax.block_until_ready(call())
-
-    times: list[float] = []
-    while len(times) < _MIN_REPEATS or (sum(times) < _MIN_SECONDS and len(times) < _MAX_REPEATS):
-        start = time.perf_counter()
-        # A call returns before the device has done its work.
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-
-    # Not the mean: a pause of the machine makes a few runs far too long.
-    return 1e3 * statistics.median(times)
+    def times(self, probes: Sequence[Architecture], sub_models: Sequence[SubModel]) -> list[Timing]:
+        """The times of models without weights, then those of sub-models of the run."""
 
 
 class LatencyModel:
-    """Predicts the time of a sub-model as a sum over its layers.
+    """Predicts the time of a sub-model as a sum over its layers, and a time of what is not layers:
+    those which fit best the times of models of half and of all layers of each option.
 
-    The time of one layer is half the difference between models of four and of two such layers; what
-    remains of these is the time of what is not layers.
+    Attributes:
+      clock: what times models.
     """
 
-    def __init__(self, source: Source, workload: Workload):
+    def __init__(self, source: Source, clock: Clock):
         self._source = source
-        self.workload = workload
+        self.clock = clock
         self._parts: dict[Sizes, tuple[float, list[float]]] = {}
+
+    @property
+    def workload(self) -> Workload:
+        """What is timed."""
+        return self.clock.workload
 
     def linear(self, group: Group) -> tuple[float, list[float]]:
         """Milliseconds of a group's model without layers, and of a layer of each option; measured
@@ -199,28 +70,33 @@ class LatencyModel:
         """
         # Groups that differ in their layers alone have the same parts.
         if group.sizes not in self._parts:
-            self._parts[group.sizes] = self._measured_parts(group)
+            self._parts[group.sizes] = self._fitted_parts(group)
         return self._parts[group.sizes]
 
-    def _measured_parts(self, group: Group) -> tuple[float, list[float]]:
-        """What `linear` returns, measured."""
-        layers = []
-        remainders = []
-        for option in self._source.nest.layer_options:
-            two = self._of_depth(group, option, 2)
-            four = self._of_depth(group, option, 4)
+    def _fitted_parts(self, group: Group) -> tuple[float, list[float]]:
+        """What `linear` returns, fitted to times."""
+        probes, rows = self._probes(group)
+        return _fitted(rows, self.clock.times(probes, ()))
 
-            # The difference leaves out embedding and head. Noise may make it negative.
-            layer = max((four - two) / 2, 0.0)
-            layers.append(layer)
-            remainders.append(max(two - 2 * layer, 0.0))
-
-        # What is not layers is alike for all options: each measures it once more.
-        return statistics.median(remainders), layers
+    def _probes(self, group: Group) -> tuple[list[Architecture], list[list[float]]]:
+        """The models that are timed, and how often each has all else and a layer of each option."""
+        options = self._source.nest.layer_options
+        num_layers = self._source.nest.num_layers
+        depths = (max(_FEW_LAYERS, num_layers // 2), max(_MORE_LAYERS, num_layers))
+        architectures, rows = [], []
+        for i, option in enumerate(options):
+            for depth in depths:
+                # Any layers will do: a time depends on their number and sizes.
+                sub_model = group.with_layers(tuple(range(depth))).uniform(option)
+                architectures.append(self._source.architecture_of(sub_model))
+                rows.append([1.0, *(depth if j == i else 0.0 for j in range(len(options)))])
+        return architectures, rows
 
     def predicted(self, group: Group, sub_model: SubModel) -> float:
         """Returns the predicted milliseconds of a model of a group."""
         base, layers = self.linear(group)
+        if self.clock.pads_layers:
+            sub_model = _padded(sub_model)
         milliseconds = []
         for layer in sub_model.layers:
             option = self._source.nest.option_of(sub_model, layer)
@@ -228,13 +104,40 @@ class LatencyModel:
                 milliseconds.append(layers[option])
         return base + sum(milliseconds)
 
-    def measured(self, sub_model: SubModel) -> float:
-        """Times the whole model."""
-        source = self._source
-        architecture = source.architecture_of(sub_model)
-        return measure_ms(architecture, self.workload, source.plan.schema)
+    def measured(self, models: Sequence[tuple[Group, SubModel]]) -> list[Timing]:
+        """Times whole models, each of a group. Where these take turns, so do the probes, and what
+        is predicted from now on is fitted to them: a machine that does other work slows all down.
+        """
+        sub_models = [sub_model for _, sub_model in models]
+        if not self.clock.takes_turns:
+            return self.clock.times((), sub_models)
+        probes, rows_of = [], {}
+        for group, _ in models:
+            if group.sizes not in rows_of:
+                architectures, rows_of[group.sizes] = self._probes(group)
+                probes += architectures
 
-    def _of_depth(self, group: Group, option: Sizes, depth: int) -> float:
-        # Any layers will do: a time depends on their number and sizes.
-        layers = tuple(range(depth))
-        return self.measured(group.with_layers(layers).uniform(option))
+        timings = self.clock.times(probes, sub_models)
+        start = 0
+        for sizes, rows in rows_of.items():
+            self._parts[sizes] = _fitted(rows, timings[start : start + len(rows)])
+            start += len(rows)
+        return timings[start:]
+
+
+def _fitted(
+    rows: Sequence[Sequence[float]], timings: Sequence[Timing]
+) -> tuple[float, list[float]]:
+    """The parts whose sums come nearest to times: of what is not layers, and of a layer of each
+    option.
+    """
+    # Noise would make a part of a second negative: none is. Deep models weigh more, as they do in
+    # a search.
+    parts, _ = scipy.optimize.nnls(np.array(rows), np.array([timing.ms for timing in timings]))
+    return float(parts[0]), parts[1:].tolist()
+
+
+def _padded(sub_model: SubModel) -> SubModel:
+    """The model of one size in all layers, as which a padded one runs."""
+    widest = {axis: sub_model.largest(axis) for axis in sub_model.per_layer}
+    return SubModel(sub_model.layers, {**sub_model.sizes, **widest})

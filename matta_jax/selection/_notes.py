@@ -4,8 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from matta_jax.selection._latency import LatencyModel
 from matta_jax.selection._ranking import Ranking
 from matta_jax.selection._rows import Row
+from matta_jax.selection._workload import JAX
+
+# Timed models that tell what they share.
+_FEW = 3
 
 
 def notes_of(rankings: Sequence[Ranking], method: str) -> list[str]:
@@ -25,6 +30,8 @@ def notes_of(rankings: Sequence[Ranking], method: str) -> list[str]:
             "kernels round besides, matta-extract --certify=llama.cpp tells."
         )
     notes += _on_predictor(rows)
+    if ranking.prices.latency is not None:
+        notes.append(_on_clock(ranking.prices.latency))
     notes += _on_latency(rows)
     notes += _on_untrained_space(ranking)
     return notes
@@ -40,17 +47,47 @@ def _on_predictor(rows: list[Row]) -> list[str]:
     ]
 
 
+def _on_clock(latency: LatencyModel) -> str:
+    """What milliseconds are of."""
+    workload, about = latency.workload, latency.clock.about
+    what = f"a pass over {workload.length} tokens"
+    if workload.mode == "decode":
+        what = f"a token with those before it cached, {workload.length} in all"
+    threads = "" if workload.engine == JAX else f", {workload.threads or 1} of its threads"
+    files = f", {about['format']} files" if "format" in about else ""
+    numbers = "" if workload.engine == JAX else f" of {about['numbers']}"
+    padding = ""
+    if latency.clock.pads_layers:
+        padding = " Mixes are padded to their widest layer there, and take its time."
+    return (
+        f"Milliseconds: {what}, {workload.batch_size} at once, in {about['name']} "
+        f"{about['version']}{threads}{files}{numbers}; medians of runs in turn, and half of what "
+        f"lies between their quartiles.{padding}"
+    )
+
+
 def _on_latency(rows: list[Row]) -> list[str]:
-    errors = []
-    for row in rows:
-        if row.predicted_ms is not None and row.ms is not None:
-            errors.append(abs(row.predicted_ms / row.ms - 1))
-    if not errors:
+    pairs = [
+        (row.predicted_ms, row.ms)
+        for row in rows
+        if row.predicted_ms is not None and row.ms is not None
+    ]
+    if not pairs:
         return []
-    mean = float(np.mean(errors))
+    predicted, measured = np.array(pairs).T
+    errors = np.abs(predicted / measured - 1)
+    note = (
+        f"Latency model: off by {errors.mean():.0%} on average, {errors.max():.0%} at most, on "
+        f"{len(errors)} timed models"
+    )
+    if len(errors) < _FEW:
+        return [f"{note}."]
+    # A machine that does other work slows models down, and deep ones more.
+    factor = float(np.median(measured / predicted))
+    beyond = np.abs(predicted * factor / measured - 1)
     return [
-        f"Latency model: off by {mean:.0%} on average, {max(errors):.0%} at most, on "
-        f"{len(errors)} timed models."
+        f"{note}; by {beyond.mean():.0%} and {beyond.max():.0%} when a factor of {factor:.2f} that "
+        "all share is taken out, as of a machine that does other work."
     ]
 
 

@@ -47,14 +47,17 @@ def units_of(config: Config) -> tuple[str, str]:
     return "nats/token", "bits/byte"
 
 
-def table(rows: list[Row], units: tuple[str, str], *, timed: bool) -> str:
-    """The pick, the verified models and the ends of the nest, as Markdown."""
+def table(rows: list[Row], units: tuple[str, str], *, engine: str | None) -> str:
+    """The pick, the verified models and the ends of the nest, as Markdown; with the milliseconds of
+    an engine, where one was timed.
+    """
+    timed = engine is not None
     header = ["", "model", "found as", "parameters", "MB", "MFLOP/token"]
     has_files = any(row.file_mb is not None for row in rows)
     if has_files:
         header += ["type", "file MB"]
     if timed:
-        header += ["ms", "ms predicted"]
+        header += [f"ms, {engine}", "ms predicted"]
     header += [*units, "remark"]
 
     lines = []
@@ -78,8 +81,9 @@ def _cells(row: Row, *, has_files: bool, timed: bool) -> list[str]:
     if has_files:
         cells += [str(row.numbers), "-" if row.file_mb is None else f"{row.file_mb:.3f}"]
     if timed:
-        for ms in (row.ms, row.predicted_ms):
-            cells.append("-" if ms is None else f"{ms:.3g}")
+        spread = "" if row.ms_spread is None else f" ± {row.ms_spread:.0%}"
+        cells.append("-" if row.ms is None else f"{row.ms:.3g}{spread}")
+        cells.append("-" if row.predicted_ms is None else f"{row.predicted_ms:.3g}")
 
     cells.append(f"{row.loss:.4f}")
     cells.append("-" if row.verified is None else f"{row.verified:.4f}")

@@ -22,6 +22,7 @@ class Row:
       kind: `searched`, the name of a pattern, `student` or `ta`.
       parameters, mb, flops_per_token: what it costs.
       predicted_ms, ms: predicted and measured latency, where one was asked for.
+      ms_spread: half of what lies between the quartiles of the measured ones, as a share of `ms`.
       predicted: loss by the additive predictor, where it was used; nats per token or example.
       loss: on the part of the corpus; nats per token or example.
       verified: on the whole corpus, of the models that were verified: bits per byte of a text, nats
@@ -40,6 +41,7 @@ class Row:
     flops_per_token: int
     predicted_ms: float | None = None
     ms: float | None = None
+    ms_spread: float | None = None
     predicted: float | None = None
     loss: float = float("nan")
     verified: float | None = None

@@ -16,8 +16,9 @@ from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.nesting import slug
 from matta_jax.packages import Packaging, check_place
 from matta_jax.reporting import say_without_pictures
+from matta_jax.selection._clocks import checked_workload, latency_models
 from matta_jax.selection._files import FileSizes, file_sizes
-from matta_jax.selection._latency import LatencyModel, Workload
+from matta_jax.selection._latency import LatencyModel
 from matta_jax.selection._notes import notes_of
 from matta_jax.selection._predict import check_evolution
 from matta_jax.selection._ranking import Prices, Ranking, best_of, pick_of, with_slack
@@ -32,6 +33,7 @@ from matta_jax.selection._space import (
     check_feasible,
     make_space,
 )
+from matta_jax.selection._workload import Workload
 from matta_jax.selection.scoring import HELD_OUT, score_record, task_data
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
@@ -109,7 +111,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       num_windows: windows of the corpus that rank the candidates.
       verify: candidates to verify on the whole corpus.
       evaluations: models that `evolutionary` scores.
-      workload: what is timed; None: nothing is, unless the budget limits it.
+      workload: what is timed, and by which engine; None: nothing is, unless the budget limits it.
       extract_best: how many of the verified models to write, best first; dominated ones are left
         out.
       packaging: how they are written.
@@ -136,9 +138,11 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     fixed = dict(d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, embed=embed)
     space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
-    latency = _latency_model(source, budget, workload)
-    types = file_sizes(source, space, budget, quantize, packaging)
-    prices = _feasible_prices(source, space, budget, latency, types)
+    workload = checked_workload(source, budget, workload, quantize)
+    types = file_sizes(source, space, budget, quantize, packaging, workload)
+    written = packaging or Packaging(dtype=budget.dtype)
+    latencies = latency_models(source, space, workload, written, types, log=log)
+    prices = _feasible_prices(source, space, budget, latencies, types)
 
     windows = task_data(source.config, corpus)
     with storage.writing("output", root, "name another"):
@@ -170,7 +174,8 @@ def _finished(
     rows = _rows_of(rankings)
     pick = pick_of(rows, ranking.budget)
     units = units_of(ranking.source.config)
-    text = table(rows, units, timed=ranking.prices.latency is not None)
+    latency = ranking.prices.latency
+    text = table(rows, units, engine=None if latency is None else latency.workload.engine)
     notes = notes_of(rankings, method)
     try:
         chosen = best_of(rows, extract_best)
@@ -193,16 +198,17 @@ def _feasible_prices(
     source: Source,
     space: Space,
     budget: Budget,
-    latency: LatencyModel | None,
+    latencies: Sequence[LatencyModel | None],
     types: Sequence[FileSizes],
 ) -> list[Prices]:
     """Prices of the types of files of which some model keeps the budget; where there is no type,
     those of models in memory. Raises UserError where none does.
     """
     costs = Costs(source, budget.dtype)
-    prices = [Prices(space, costs, latency, files) for files in types]
     feasible = []
-    for price in prices or [Prices(space, costs, latency)]:
+    files_by_type: Sequence[FileSizes | None] = types or [None]
+    for latency, files in zip(latencies, files_by_type, strict=True):
+        price = Prices(space, costs, latency, files)
         try:
             check_feasible(space, price, with_slack(budget))
         except UserError as error:
@@ -247,24 +253,6 @@ def _chosen_method(method: str, space: Space) -> str:
             "or num_heads or num_kv_heads, or use method=additive"
         )
     return method
-
-
-def _latency_model(
-    source: Source, budget: Budget, workload: Workload | None
-) -> LatencyModel | None:
-    """What times models; None where nothing is limited or asked for."""
-    if workload is None and budget.max_ms is None:
-        return None
-    model = source.config.model
-    workload = workload or Workload(length=source.config.seq_len)
-    if model.num_positions is None:
-        workload.check_length(model.max_len)
-    if workload.mode == "decode" and model.reads_examples:
-        raise UserError(
-            f"latency_mode='decode' is of language models, and {model.a_noun} reads all at once; "
-            "use prefill"
-        )
-    return LatencyModel(source, workload)
 
 
 def _announce(space: Space, method: str, budget: Budget, log: Callable[[str], None]) -> None:
@@ -369,6 +357,7 @@ def _write_files(
         },
         "budget": dataclasses.asdict(ranking.budget),
         "workload": None if latency is None else dataclasses.asdict(latency.workload),
+        "engine": None if latency is None else dict(latency.clock.about),
         "pick": result.pick.spec,
         "pick_numbers": result.pick.numbers,
         "notes": result.notes,

@@ -26,7 +26,7 @@ class Budget:
       max_params: parameters.
       max_mb: megabytes (10^6 bytes) of its weights at `dtype`.
       max_flops_per_token: of a forward pass at the run's sequence length.
-      max_ms: milliseconds on this device (`_latency.py`).
+      max_ms: milliseconds of a `Workload`.
       dtype: fp32 or bf16, of `max_mb` and `max_vector_bytes`.
       max_vector_bytes: of an embedder's vector, as an index stores it at `dtype`.
       max_file_mb: megabytes of its GGUF file, with all that stands in it.
@@ -162,6 +162,16 @@ class Space:
                     is_wide = pattern(depth, num_wide)
                     options = [wide if layer_is_wide else narrow for layer_is_wide in is_wide]
                     yield f"{name}:{num_wide}", group.member(options)
+
+    def forms(self) -> Iterator[SubModel]:
+        """Yields of each group what may have another form in files: each uniform model, and a mix
+        of the narrowest and the widest layers.
+        """
+        ends = (self.options[0], self.options[-1])
+        for group in self.groups:
+            yield from map(group.uniform, self.options)
+            if len(self.options) > 1 and len(group.layers) > 1:
+                yield group.member([ends[i % 2] for i in range(len(group.layers))])
 
     def group_of(self, sub_model: SubModel) -> Group:
         """The group that a model would be of."""

@@ -218,7 +218,9 @@ def _rows(folder: str, source: Source) -> tuple[dict[str, dict[str, Any]], str]:
         raise UserError(f"search={folder!r} holds no {_SEARCH_FILE}; name the output of a search")
     try:
         document = storage.read_json(path)
-        is_timed = (document["workload"] or {}).get("mode") == "decode"
+        workload = document["workload"] or {}
+        # Of tokens, and by our programs, which serve here; older searches have no others.
+        is_timed = workload.get("mode") == "decode" and workload.get("engine", "jax") == "jax"
         fingerprint = document["fingerprint"]
         rows = [row for row in document["rows"] if row["numbers"] is None]
         # On the whole corpus, where that was scored of a few at least.

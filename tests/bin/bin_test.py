@@ -216,6 +216,16 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["latency_batch_size=4 is of no use alone", "--max_ms", "--latency_mode"],
         ),
         (
+            "search",
+            ["--checkpoint=/nowhere", "--output=W", "--latency_threads=4"],
+            ["latency_threads=4 is of no use alone", "--max_ms"],
+        ),
+        (
+            "search",
+            ["--checkpoint=W", "--output=W", "--latency_engine=lama", "--latency_length=8"],
+            ["latency_engine='lama' must be one of jax,", "did you mean 'llama.cpp'?"],
+        ),
+        (
             "quickstart",
             ["--workdir=W", "--config.train.seed=x"],
             ["train.seed=x", "must be a whole number"],

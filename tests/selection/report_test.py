@@ -58,7 +58,7 @@ def test_a_table_shows_the_ends_of_the_nest_and_what_was_verified():
     pick = _rows.Row("d_ff=16", "uniform 16", 1500, 0.006, 3000, loss=2.5, pick=True)
     pick.verified = 1.25
     unverified = _rows.Row("d_ff=32", "searched", 2000, 0.008, 4000, loss=2.0)
-    text = _report.table([student, pick, unverified], ("a", "b"), timed=False)
+    text = _report.table([student, pick, unverified], ("a", "b"), engine=None)
     [*_, first, second] = (" ".join(line.split()) for line in text.splitlines())
     assert first.startswith("| | student | student | 1,000 |") and "| - |" in first
     assert second.startswith("| * | d_ff=16 | uniform 16 | 1,500 |") and "1.2500" in second

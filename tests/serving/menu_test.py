@@ -123,6 +123,13 @@ def test_a_search_tells_quality_and_milliseconds(run, tmp_path):
     assert {entry.quality for entry in menu.entries} == {1.0, 3.0}
     assert menu.unit == "nats per token" and {entry.ms for entry in menu.entries} == {None}
 
+    # The milliseconds of another engine are not those of this server.
+    for engine, ms in {"jax": 1.0, "llama.cpp": None}.items():
+        workload = {"mode": "decode", "engine": engine}
+        folder = search_folder(tmp_path, run, [row("ta", ms=1.0)], workload=workload)
+        menu = load_menu(Choice(checkpoint=str(run[1]), search=folder, sub_models=["ta"])).menu
+        assert [entry.ms for entry in menu.entries] == [ms]
+
 
 def test_bad_searches_are_refused(run, tmp_path):
     choice = Choice(checkpoint=str(run[1]), search=str(tmp_path))
