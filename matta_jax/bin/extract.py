@@ -33,7 +33,8 @@ _OUTPUT = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_string(
     "format",
     "orbax",
-    f"{', '.join(FORMATS)}; hf loads in transformers, vllm in vLLM, gguf in llama.cpp.",
+    f"{', '.join(FORMATS)}; hf loads in transformers, vllm in vLLM, timm in timm, gguf in "
+    "llama.cpp.",
 )
 _DTYPE = flags.DEFINE_string(
     "dtype", None, f"{' or '.join(DTYPES)}; None: fp32, or that of --model."

@@ -9,7 +9,7 @@ from typing import Any
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
 from matta_jax.packages._card_engines import engine_parts
-from matta_jax.packages._packaging import HF_FORMATS
+from matta_jax.packages._packaging import FOREIGN_FORMATS
 from matta_jax.packages.gguf import kind_of
 from matta_jax.packages.hf import Layout, hf_shapes, open_hf
 from matta_jax.tokenizers import companions
@@ -35,8 +35,8 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     """Returns the README.md of the model in a folder."""
     architecture = architecture_from_json(manifest["architecture"])
     # As it was written: its config.json tells whether it is padded.
-    layout = open_hf(folder).layout if manifest["format"] in HF_FORMATS else None
-    library = "matta_jax" if layout is None else "transformers"
+    layout = open_hf(folder).layout if manifest["format"] in FOREIGN_FORMATS else None
+    library = "matta_jax" if layout is None else layout.library
     if manifest["format"] == "gguf":
         library = "llama.cpp"
     tags = f"matta_jax, matryoshka, {architecture.family_name}"
@@ -50,7 +50,8 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
         parts += _padding(layout, architecture, manifest["counts"]["parameters"])
     if manifest["format"] == "gguf":
         parts += _llama_cpp(manifest, architecture)
-    if layout is not None and not _has_tokenizer(folder):
+    reads_texts = "vocab" in architecture.fixed
+    if layout is not None and reads_texts and not _has_tokenizer(folder):
         parts.append("The tokenizer is not among these files; the table names it.")
     if manifest["scores"]:
         parts.append(_scores(manifest["scores"]))

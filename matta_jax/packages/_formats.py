@@ -1,5 +1,5 @@
 """The files of a plain model's weights: `orbax`, `safetensors` (our own names), `hf` or `vllm`
-(Hugging Face's), or `gguf` (llama.cpp's).
+(Hugging Face's), `timm`, or `gguf` (llama.cpp's).
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from matta_jax.checkpoints import (
     stored_arrays,
 )
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, abstract_params, logical_axes
+from matta_jax.models import Architecture, abstract_params, count_model, logical_axes
 from matta_jax.nesting import Counts, Tree, flatten, unflatten
-from matta_jax.packages._packaging import DTYPES, HF_FORMATS, Packaging, at_dtype
+from matta_jax.packages._packaging import DTYPES, FOREIGN_FORMATS, Packaging, at_dtype
 from matta_jax.packages._safetensors import open_tensors, require_safetensors, save_tensors
 from matta_jax.packages._weights import Recorded, Weight, cast, described
 from matta_jax.packages.gguf import (
@@ -44,6 +44,8 @@ def check_format(packaging: Packaging, architecture: Architecture) -> None:
     """Raises UserError where the format has no room for a model."""
     if packaging.style is not None:
         hf_config(architecture, DTYPES[packaging.dtype], None, packaging.style)
+    if packaging.format == "timm":
+        _check_single_file(packaging, architecture)
     if packaging.format == "gguf":
         check_gguf(architecture, packaging.gguf_type)
 
@@ -53,6 +55,17 @@ def pads_layers(packaging: Packaging, architecture: Architecture) -> bool:
     if packaging.format == "gguf":
         return not kind_of(architecture).has_layer_sizes
     return packaging.pad
+
+
+def _check_single_file(packaging: Packaging, architecture: Architecture) -> None:
+    """Raises UserError where a model has not room in one file: timm reads no index of several."""
+    stored = count_model(architecture, 1).parameters
+    size = stored * jnp.dtype(DTYPES[packaging.dtype]).itemsize
+    if size > packaging.shard_bytes:
+        raise UserError(
+            f"max_shard_gb={packaging.max_shard_gb} must be at least {size / 1e9:.3g} GB, the size "
+            "of the model: with format='timm' all weights are in one file"
+        )
 
 
 def rounded(params: Tree, packaging: Packaging, architecture: Architecture) -> Tree:
@@ -212,7 +225,7 @@ def _readers(
             raise UserError(f"model={str(folder)!r} is damaged: its weights are missing; {_MEND}")
         stored = stored_arrays(place, "params", read_meta(place), mend=_MEND)
         return {path: array.read for path, array in stored.items()}
-    if format in HF_FORMATS:
+    if format in FOREIGN_FORMATS:
         foreign = open_hf(folder, mend=_MEND)
         if foreign.architecture != architecture:
             raise UserError(

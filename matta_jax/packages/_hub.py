@@ -15,7 +15,9 @@ from matta_jax.packages._packaging import HF_FORMATS
 _FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _TITLE = re.compile(r"^# .*$", re.MULTILINE)
 # What loads a folder by its name on the hub.
-_LOADS = re.compile(r'(from_pretrained\(|vllm serve )("?)THIS_FOLDER\b')
+_LOADS = re.compile(r'(from_pretrained\("?|vllm serve |hf-hub:)THIS_FOLDER\b')
+# Of a folder timm has another word than of a repository.
+_LOCAL = "local-dir:THIS_FOLDER"
 # Of what the hub says of a refusal.
 _MOST_LETTERS = 200
 
@@ -103,7 +105,7 @@ def hub_card(package: Package, repo: str, base_model: str | None) -> str:
     tags = ["matta_jax", "matryoshka", family]
     is_language_model = package.architecture.table_path is not None
     data = hub.ModelCardData(
-        library_name=_library(manifest["format"]),
+        library_name=library_of(manifest["format"]),
         tags=tags + (["text-generation"] if is_language_model else []),
         base_model=base_model,
         model_name=repo.partition("/")[2],
@@ -112,16 +114,22 @@ def hub_card(package: Package, repo: str, base_model: str | None) -> str:
         pipeline_tag="text-generation" if is_language_model else None,
     )
     text = _FRONT.sub("", storage.read_text(package.path / CARD), count=1)
-    text = _LOADS.sub(lambda call: f"{call[1]}{call[2]}{repo}", text)
+    text = loading_from(text, repo)
     text = _TITLE.sub(lambda title: f"# {repo.partition('/')[2]}: {title[0][2:]}", text, count=1)
     return f"---\n{data.to_yaml()}\n---\n{text}"
 
 
-def _library(format: str) -> str:
+def loading_from(text: str, repo: str) -> str:
+    """The text of a card whose code loads a repository in place of a folder."""
+    text = text.replace(_LOCAL, "hf-hub:THIS_FOLDER")
+    return _LOADS.sub(lambda call: f"{call[1]}{repo}", text)
+
+
+def library_of(format: str) -> str:
     """The library that loads a format."""
     if format in HF_FORMATS:
         return "transformers"
-    return "llama.cpp" if format == "gguf" else "matta_jax"
+    return {"gguf": "llama.cpp", "timm": "timm"}.get(format, "matta_jax")
 
 
 def _finite(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

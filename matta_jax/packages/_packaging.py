@@ -8,11 +8,15 @@ import jax.numpy as jnp
 from matta_jax.errors import UserError, did_you_mean
 from matta_jax.nesting import Counts
 
-FORMATS = ("orbax", "safetensors", "hf", "vllm", "gguf")
+FORMATS = ("orbax", "safetensors", "hf", "vllm", "timm", "gguf")
 # Folders of Hugging Face's layout.
 HF_FORMATS = ("hf", "vllm")
-STOCK, MIXED, VLLM = "stock", "mixed", "vllm"
-"""Styles of such folders: padded where layers differ; with code for layers that differ; vLLM's."""
+# Folders with a config.json and tensors by names of other libraries.
+FOREIGN_FORMATS = (*HF_FORMATS, "timm")
+STOCK, MIXED, VLLM, TIMM = "stock", "mixed", "vllm", "timm"
+"""Styles of such folders: padded where layers differ; with code for layers that differ; vLLM's;
+timm's.
+"""
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
@@ -24,7 +28,7 @@ class Packaging:
     """How models are written.
 
     Attributes:
-      format: `orbax`, `safetensors`, `hf`, `vllm` or `gguf`.
+      format: `orbax`, `safetensors`, `hf`, `vllm`, `timm` or `gguf`.
       dtype: `fp32` or `bf16`.
       with_optimizer: whether the sub-model's part of the optimiser state goes along (orbax).
       overwrite: whether an extracted model may be replaced.
@@ -110,10 +114,10 @@ class Packaging:
 
     @property
     def style(self) -> str | None:
-        """Of a folder of Hugging Face's layout, as `hf_config` takes it; None: it is of another."""
+        """Of a folder of `FOREIGN_FORMATS`, as `hf_config` takes it; None: it is of another."""
         if self.format == "hf":
             return STOCK if self.pad else MIXED
-        return VLLM if self.format == "vllm" else None
+        return {"vllm": VLLM, "timm": TIMM}.get(self.format)
 
     @property
     def shard_bytes(self) -> int:

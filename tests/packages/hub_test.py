@@ -12,6 +12,7 @@ import yaml
 import matta_jax
 from matta_jax import packages
 from matta_jax.errors import UserError
+from matta_jax.packages import _hub
 
 hub = pytest.importorskip("huggingface_hub")
 MIX = "d_ff=48,16,48"
@@ -109,6 +110,17 @@ def test_each_format_names_its_library(models, format):
     front = front_of(pushed.card)
     assert front["library_name"] == library and "model-index" not in front
     assert any("/" in name for name in pushed.files) == (format == "orbax")
+
+
+def test_code_that_loads_a_folder_loads_the_repository_there():
+    said = """timm.create_model("local-dir:THIS_FOLDER"); m.from_pretrained("THIS_FOLDER")
+vllm serve THIS_FOLDER; matta_jax.load_model("THIS_FOLDER")"""
+    assert (
+        _hub.loading_from(said, "me/tiny")
+        == """timm.create_model("hf-hub:me/tiny"); m.from_pretrained("me/tiny")
+vllm serve me/tiny; matta_jax.load_model("THIS_FOLDER")"""
+    )
+    assert _hub.library_of("timm") == "timm"
 
 
 def test_what_the_hub_refuses_is_a_line(folder, client):

@@ -15,6 +15,11 @@ from matta_jax.packages.hf._layout import Layout, natural
 class EncoderLayout(Layout):
     """An encoder, as BERT and ViT are."""
 
+    @property
+    def stock(self) -> str:
+        """The kind, as errors name what has no room for a model."""
+        return f"stock {self.title}"
+
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         section = self.section(config)
         layers = tuple(range(section.num_layers))
@@ -38,13 +43,13 @@ class EncoderLayout(Layout):
         """Raises UserError where a stock model has no room for one."""
         for axis in architecture.sub_model.per_layer:
             raise UserError(
-                f"format='hf': layers of several {axis} do not fit stock {self.title}; extract one "
-                "size, or use format=safetensors"
+                f"format={self.form!r}: layers of several {axis} do not fit {self.stock}; extract "
+                "one size, or use format=safetensors"
             )
         heads = architecture.sub_model.sizes["heads"]
         if heads * architecture.head_dim != architecture.d_model:
             raise UserError(
-                f"format='hf': {heads} heads of {architecture.head_dim} do not fill d_model="
-                f"{architecture.d_model} of stock {self.title}; extract all heads, or use "
+                f"format={self.form!r}: {heads} heads of {architecture.head_dim} do not fill "
+                f"d_model={architecture.d_model} of {self.stock}; extract all heads, or use "
                 "format=safetensors"
             )

@@ -13,7 +13,7 @@ from matta_jax.config import ModelConfig
 from matta_jax.errors import UserError, did_you_mean, listed, shorten
 from matta_jax.models import Architecture
 from matta_jax.nesting import Names
-from matta_jax.packages._packaging import MIXED, STOCK, VLLM
+from matta_jax.packages._packaging import MIXED, STOCK, TIMM, VLLM
 from matta_jax.packages._safetensors import FolderTensors, ForeignTensors
 from matta_jax.packages._weights import Weight
 from matta_jax.packages.hf._bert import BertLayout
@@ -46,6 +46,7 @@ _MIXED: tuple[UnpaddedLayout, ...] = (
     MixedLayout(Qwen3Layout(), "Qwen3"),
 )
 _DECI = DeciLayout()
+_TIMM = TimmVitLayout()
 DECI_TITLE = _DECI.title
 """The kind of models that vLLM serves with layers of their own widths."""
 _MEND = "name the folder of a model that can be imported, or fetch it again"
@@ -57,7 +58,7 @@ def layout_of(architecture: Architecture, style: str = STOCK) -> Layout:
     Args:
       architecture: of the model.
       style: `stock`, padded where its layers differ; `mixed`, with code for layers that differ,
-        where there is some for its kind; or `vllm`.
+        where there is some for its kind; `vllm`; or `timm`.
 
     Raises:
       UserError: there is none.
@@ -65,6 +66,9 @@ def layout_of(architecture: Architecture, style: str = STOCK) -> Layout:
     if style == VLLM:
         _DECI.check(architecture)
         return _DECI
+    if style == TIMM:
+        _TIMM.check(architecture)
+        return _TIMM
     if style == MIXED:
         for mixed in _MIXED:
             if mixed.fits(architecture):
@@ -186,7 +190,7 @@ def open_hf(folder: storage.Path, *, mend: str = _MEND) -> Foreign:
             ) from None
         # A config of timm has no type, but the name of an architecture.
         is_timm = "architecture" in config and "model_type" not in config
-        layout = TimmVitLayout() if is_timm else layout_of_type(config["model_type"])
+        layout = _TIMM if is_timm else layout_of_type(config["model_type"])
         config = layout.with_more(folder, config)
     tensors = functools.partial(FolderTensors, folder, layout.prefix, mend)
     return Foreign(layout, config, file, tensors, mend)

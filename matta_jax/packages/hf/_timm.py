@@ -1,18 +1,20 @@
-"""ViT and DeiT by timm's names, to be read: a config.json that names an architecture, and weights
-whose shapes say the rest. Written models have Hugging Face's names.
+"""ViT and DeiT by timm's names: a config.json that names an architecture, and weights whose shapes
+say the rest.
 """
 
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from matta_jax import storage
 from matta_jax.errors import UserError, listed, shorten
 from matta_jax.models import Architecture
 from matta_jax.packages._safetensors import FolderTensors
 from matta_jax.packages.hf._layout import Dims, Place, natural
+from matta_jax.packages.hf._timm_config import EPSILON, SIZES, timm_config
 from matta_jax.packages.hf._vit import VitLayout
+from matta_jax.tokenizers import TextIds
 
 _VECTOR: Dims = (("d_model",),)
 _BLOCK = "blocks.{}."
@@ -48,15 +50,6 @@ _OUTER = {
 
 _MEND = "fetch the model again"
 _NAME = re.compile(r"(?:vit|deit)_([a-z]+)_patch(\d{1,4})_\d{1,5}")
-# What timm builds by these names.
-_SIZES = {
-    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
-    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
-}
-_EPSILON = 1e-6
 # Arguments of timm that change what is computed, and the values that leave it a plain ViT.
 _PLAIN = {
     "global_pool": "token",
@@ -73,25 +66,55 @@ _PLAIN = {
     "pre_norm": False,
     "final_norm": True,
     "fc_norm": None,
-    "act_layer": None,
     "norm_layer": None,
 }
-# Those that the weights' shapes say too, or that say how to train.
+# Those that the weights' shapes say too, that say how to train, or that are read by themselves.
 _HARMLESS = re.compile(
     r"img_size|patch_size|in_chans|num_classes|embed_dim|depth|num_heads|mlp_ratio|\w+_rate"
-    r"|weight_init|fix_init"
+    r"|weight_init|fix_init|act_layer"
 )
+# Activations of timm by their names, and those of Hugging Face.
+_ACTIVATIONS = {None: "gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
 class TimmVitLayout(VitLayout):
     """ViT and DeiT of timm: the same transformer, with query, key and value in one matrix."""
 
     title = "timm's ViT"
+    form: ClassVar[str] = "timm"
+    library: ClassVar[str] = "timm"
     ignored = re.compile(r"(?!)")
+    usage: ClassVar[str] = """import timm
 
-    def fits(self, architecture: Architecture) -> bool:
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()
+data = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**data, is_training=False)"""
+
+    @property
+    def stock(self) -> str:
+        return self.title
+
+    def check(self, architecture: Architecture) -> None:
+        """Raises UserError where timm's ViT computes something else than a model."""
+        if architecture.family_name != self.family_name:
+            raise UserError(
+                f"format='timm' has vision transformers alone, and this model is of the family "
+                f"{architecture.family_name!r}; use format=hf"
+            )
+        epsilon = architecture.options["layer_norm_epsilon"]
+        if epsilon != EPSILON:
+            raise UserError(
+                f"format='timm': model.layer_norm_epsilon={epsilon} must be {EPSILON}, which "
+                "norms of timm's ViT add; train with it, or use format=hf"
+            )
+
+    def describe(self, architecture: Architecture, dtype: str, text_ids: TextIds | None) -> dict:
+        self.check(architecture)
+        return timm_config(super().describe(architecture, dtype, text_ids))
+
+    def more_documents(self, architecture: Architecture) -> Mapping[str, Any]:
         del architecture
-        return False
+        return {}
 
     def with_more(self, folder: storage.Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """A config of Hugging Face's ViT for one of timm's, with what weights say by their shapes.
@@ -129,9 +152,11 @@ class TimmVitLayout(VitLayout):
             "patch_size": patch_size,
             "num_channels": channels,
             "image_size": image_size,
-            "layer_norm_eps": _EPSILON,
+            "hidden_act": _activation_of(config),
+            "layer_norm_eps": EPSILON,
             "id2label": {str(i): str(i) for i in range(_checked_classes(config, classes))},
-            "matta_jax": _scaling(config, (channels, image_size, image_size)),
+            "matta_jax": _scaling(config, (channels, image_size, image_size))
+            | dict(config.get("matta_jax", {})),
         }
 
     def outer(self, architecture: Architecture) -> dict[str, Place]:
@@ -185,7 +210,7 @@ def _sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
     if not isinstance(name, str) or "distilled" in name:
         raise _distilled(name) if isinstance(name, str) else _unsupported(name)
     match = _NAME.fullmatch(name)
-    if match is None or match[1] not in _SIZES:
+    if match is None or match[1] not in SIZES:
         raise _unsupported(name)
 
     arguments = config.get("model_args") or {}
@@ -201,7 +226,7 @@ def _sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
                 f"model_args.{argument:.60}={shorten(value)} is not supported; import a model "
                 "without it"
             )
-    stock_sizes = {**_SIZES[match[1]], "patch_size": int(match[2])}
+    stock_sizes = {**SIZES[match[1]], "patch_size": int(match[2])}
     sizes = {size: arguments.get(size, stock) for size, stock in stock_sizes.items()}
     if sizes["embed_dim"] % natural("num_heads", sizes["num_heads"]):
         raise UserError(
@@ -211,10 +236,21 @@ def _sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
+def _activation_of(config: Mapping[str, Any]) -> str:
+    """By Hugging Face's name. Raises UserError for one that is not computed here."""
+    activation = (config.get("model_args") or {}).get("act_layer")
+    if activation not in _ACTIVATIONS:
+        raise UserError(
+            f"model_args.act_layer={shorten(activation)} is not supported, only "
+            f"{listed(name for name in _ACTIVATIONS if name)}; import another model"
+        )
+    return _ACTIVATIONS[activation]
+
+
 def _unsupported(name: Any) -> UserError:
     return UserError(
         f"architecture={shorten(name)} is not supported, only timm's vit and deit of sizes "
-        f"{listed(_SIZES)}, such as vit_tiny_patch16_224; import one of these"
+        f"{listed(SIZES)}, such as vit_tiny_patch16_224; import one of these"
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matta_jax import storage
@@ -98,14 +98,14 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
         del text_ids
         if architecture.options["image_pooling"] != "cls":
             raise UserError(
-                "format='hf': stock ViT reads a class token, and this model the mean of patches; "
-                "use format=safetensors"
+                f"format={self.form!r}: {self.stock} reads a class token, and this model the mean "
+                "of patches; use format=safetensors"
             )
         self.check_stock(architecture)
         if architecture.earlier is not None:
             raise UserError(
-                "format='hf': stock ViT runs one pass, and this model earlier ones before its own; "
-                "extract one of thoughts=0, or use format=safetensors"
+                f"format={self.form!r}: {self.stock} runs one pass, and this model earlier ones "
+                "before its own; extract one of thoughts=0, or use format=safetensors"
             )
         sub_model, options, fixed = (
             architecture.sub_model,
@@ -178,10 +178,6 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
         """How pixels are scaled, as transformers read it."""
         options, channels = architecture.options, architecture.fixed["channels"]
         size = options["image_size"]
-
-        def of_channels(values: tuple[float, ...]) -> list[float]:
-            return list(values) * (channels if len(values) == 1 else 1)
-
         return {
             _PROCESSOR: {
                 "image_processor_type": "ViTImageProcessor",
@@ -191,8 +187,8 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
                 "do_rescale": True,
                 "rescale_factor": 1 / 255,
                 "do_normalize": True,
-                "image_mean": of_channels(options["image_mean"]),
-                "image_std": of_channels(options["image_std"]),
+                "image_mean": of_channels(options["image_mean"], channels),
+                "image_std": of_channels(options["image_std"], channels),
             }
         }
 
@@ -203,3 +199,8 @@ processor = transformers.AutoImageProcessor.from_pretrained("THIS_FOLDER")"""
     def layer(self, architecture: Architecture) -> dict[str, Place]:
         del architecture
         return dict(_LAYER)
+
+
+def of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """How pixels are scaled, a number for each channel."""
+    return list(values) * (channels if len(values) == 1 else 1)

@@ -1,4 +1,4 @@
-"""ViT and DeiT folders of timm, in."""
+"""ViT and DeiT folders of timm, in and out."""
 
 import json
 
@@ -7,9 +7,11 @@ import pytest
 import safetensors.numpy
 
 import matta_jax
-from matta_jax import packages
+from matta_jax import config as c
+from matta_jax import models, nesting, packages, storage
 from matta_jax.errors import UserError
 from matta_jax.nesting import flatten
+from matta_jax.packages import Packaging
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
@@ -213,3 +215,108 @@ def test_weights_of_other_models_are_one_line(tmp_path, edit, words):
     with pytest.raises(UserError, match=words) as error:
         matta_jax.import_hf(folder, tmp_path / "ours")
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+def architecture_of(**fields):
+    """Of a model with the sizes of `timm_tensors`, and more fields."""
+    sizes = {"num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "image_size": 8}
+    scaling = {"image_mean": tuple(MEAN), "image_std": tuple(STD)}
+    section = c.VitConfig(
+        **sizes | {"image_classes": 3, "layer_norm_epsilon": 1e-6} | scaling | fields
+    )
+    nest = nesting.nest_of(c.Config(model=section))
+    return models.architecture_of(section, nest, nest.ta)
+
+
+def written(folder, architecture, packaging):
+    """A folder of random weights, which stand by path."""
+    rng = np.random.default_rng(0)
+    params = {
+        path: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32)
+        for path, leaf in flatten(models.abstract_params(architecture)).items()
+    }
+    folder = storage.resolve(folder)
+    folder.mkdir()
+    packages.write_weights(
+        folder,
+        packaging,
+        packages.in_memory(nesting.unflatten(params)),
+        architecture,
+        config={},
+        units=dict.fromkeys(params, ()),
+    )
+    return folder, params
+
+
+def test_tensors_come_and_go_as_the_same_bits(tmp_path):
+    tensors = timm_tensors()
+    ours = matta_jax.import_hf(write(tmp_path / "t", timm_config(), tensors), tmp_path / "ours")
+    back = matta_jax.convert(ours.path, tmp_path / "back", packaging=Packaging("timm"))
+    stored = safetensors.numpy.load_file(back.path / "model.safetensors")
+    assert set(stored) == set(tensors)
+    assert all(np.array_equal(stored[name], tensors[name]) for name in tensors)
+    config = json.loads((back.path / "config.json").read_text())
+    # timm has no such size: an architecture that it has, and arguments beside its name.
+    assert config["architecture"] == "vit_tiny_patch16_224" and config["num_classes"] == 3
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 8}
+    assert config["model_args"] == sizes | {"mlp_ratio": 1.5}
+    recipe = config["pretrained_cfg"]
+    assert (recipe["input_size"], recipe["mean"], recipe["std"]) == ([3, 8, 8], MEAN, STD)
+    # The card says how to load it, here and on the hub.
+    card = (back.path / "README.md").read_text()
+    assert "library_name: timm\n" in card and "tokenizer" not in card
+    assert 'timm.create_model("local-dir:THIS_FOLDER", pretrained=True)' in card
+
+
+@pytest.mark.parametrize(
+    "fields", [{"image_mean": (0.5,), "image_std": (0.5,)}, {"activation": "gelu_tanh"}]
+)
+def test_a_model_of_ours_comes_back_with_all_its_facts(tmp_path, fields):
+    architecture = architecture_of(**fields)
+    folder, params = written(tmp_path / "m", architecture, Packaging("timm"))
+    package = matta_jax.import_hf(folder, tmp_path / "ours")
+    assert package.architecture == architecture
+    loaded = flatten(packages.load_model(package.path).params)
+    for path, weight in params.items():
+        np.testing.assert_array_equal(loaded[path], weight)
+    # timm wants a number for each channel.
+    assert len(json.loads((folder / "config.json").read_text())["pretrained_cfg"]["mean"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"layer_norm_epsilon": 1e-12}, "layer_norm_epsilon=1e-12 must be 1e-06, which norms of"),
+        ({"image_pooling": "mean"}, "format='timm': timm's ViT reads a class token, and this mo"),
+        ({"head_dim": 4}, "format='timm': 2 heads of 4 do not fill d_model=16 of timm's ViT"),
+        ({"thinking_heads": (1,), "thoughts": 1}, "format='timm': timm's ViT runs one pass"),
+    ],
+)
+def test_what_timm_has_no_room_for_is_refused(fields, words):
+    with pytest.raises(UserError, match=words) as error:
+        packages.check_format(Packaging("timm"), architecture_of(**fields))
+    assert "\n" not in str(error.value)
+
+
+def test_other_families_and_several_files_are_refused():
+    plan = models.plan_of(c.Config())
+    with pytest.raises(UserError, match="format='timm' has vision transformers alone, and this"):
+        packages.check_format(Packaging("timm"), plan.architecture)
+    packages.check_format(Packaging("timm"), architecture_of())
+    with pytest.raises(UserError, match=r"max_shard_gb=1e-06 must be at least .* in one file"):
+        packages.check_format(Packaging("timm", max_shard_gb=1e-6), architecture_of())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fields", [{}, {"activation": "gelu_tanh", "d_ff": 25}])
+def test_timm_gives_our_logits(tmp_path, fields):
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    folder, _ = written(tmp_path / "m", architecture_of(**fields), Packaging("timm"))
+    logits = matta_jax.classify(matta_jax.import_hf(folder, tmp_path / "ours").load(), IMAGES)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    pixels = torch.tensor(((IMAGES / 255 - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32))
+    with torch.no_grad():
+        expected = model(pixels).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
