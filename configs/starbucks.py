@@ -6,6 +6,13 @@
         --config.data.source=text:stsb/sts-train.csv --config.data.eval_source=text:stsb/sts-dev.csv
     matta-evaluate --checkpoint=runs/starbucks --tasks=sts:stsb/sts-test.csv
 
+Variant `smae` learns the texts of the pairs first, by telling tokens that are hidden from it; what
+it reached is extracted, and pairs start from it:
+
+    matta-train --config=configs/starbucks.py:smae --workdir=runs/smae --init_from=models/minilm \
+        --config.data.source=text:stsb/sts-train.csv --config.data.eval_source=text:stsb/sts-dev.csv
+    matta-extract --checkpoint=runs/smae --sub_model=ta --output=models/told
+
 Any BERT of these sizes goes. Its vectors are read after layers 2, 3, 4 and 6, of 64 to 384 numbers:
 four models of one pass, that of the largest. What they score, beside models that are trained alone:
 experiments/starbucks/.
@@ -21,7 +28,8 @@ def get_config(variant: str = "default"):
     """The nest.
 
     Variants: `default`: pairs with scores, and CoSENT, as of the STS benchmark; `in_batch`: pairs
-    of texts that belong together, each second text among all of the batch, for retrieval.
+    of texts that belong together, each second text among all of the batch, for retrieval; `smae`:
+    each text by itself, before pairs.
     """
     objective = {
         "default": c.ObjectiveConfig(
@@ -36,8 +44,16 @@ def get_config(variant: str = "default"):
             member_weights=dict.fromkeys(LADDER, 1.0),
             member_distill_weights=dict.fromkeys(LADDER, 1.0),
         ),
+        "smae": c.ObjectiveConfig(
+            pair_loss="smae",
+            # BERT's [MASK].
+            mask_id=103,
+            distill_weight=0.0,
+            member_weights=dict.fromkeys(LADDER, 1.0),
+            member_distill_weights=dict.fromkeys(LADDER, 0.0),
+        ),
     }
-    is_scored = variant != "in_batch"
+    is_scored = variant == "default"
     return c.to_config_dict(
         c.Config(
             model=c.EmbedderConfig(

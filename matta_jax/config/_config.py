@@ -17,6 +17,9 @@ from matta_jax.config._training import (
 )
 from matta_jax.errors import UserError, listed, shorten
 
+# Of which a token can be hidden.
+_SHORTEST_HIDDEN = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -190,10 +193,43 @@ def _check_pairs(config: Config) -> None:
             "objective.pair_loss='cosent' orders pairs by their scores, and data.score_field=None; "
             "name the field, such as score"
         )
+    _check_hidden_tokens(config)
     if loss == "cosent" and config.teacher.task_labels == "teacher":
         raise UserError(
             "teacher.task_labels='teacher' is for classes and tokens, and "
             "objective.pair_loss='cosent' learns scores; leave one out"
+        )
+
+
+def _check_hidden_tokens(config: Config) -> None:
+    """Hidden tokens have an id that stands for them, and are told by what the text says."""
+    loss, mask_id = config.objective.pair_loss, config.objective.mask_id
+    if loss != "smae":
+        if mask_id is not None:
+            raise UserError(
+                f"objective.mask_id={mask_id} is without effect on objective.pair_loss={loss!r}, "
+                "which hides no tokens; leave it out"
+            )
+        return
+    if mask_id is None:
+        raise UserError(
+            "objective.pair_loss='smae' hides tokens behind another, and objective.mask_id=None; "
+            "set its id, such as 103 of BERT's vocabulary"
+        )
+    if mask_id >= config.model.vocab_size:
+        raise UserError(
+            f"objective.mask_id={mask_id} must be below model.vocab_size="
+            f"{config.model.vocab_size}; name an id of the tokenizer"
+        )
+    if config.data.seq_len < _SHORTEST_HIDDEN:
+        raise UserError(
+            f"data.seq_len={config.data.seq_len} must be at least {_SHORTEST_HIDDEN} with "
+            "objective.pair_loss='smae': a start, a token and an end; raise it"
+        )
+    if config.teacher.is_used:
+        raise UserError(
+            "objective.pair_loss='smae' learns from texts alone, and a Teacher tells of their "
+            "vectors; leave out the fields of teacher"
         )
 
 

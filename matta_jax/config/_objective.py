@@ -82,8 +82,27 @@ class ObjectiveConfig(Section):
         "in_batch",
         "What an embedder's pairs learn: in_batch, the own second text among those of the batch; "
         "in_batch_both, and the own first one; cosent, the order of the scores in "
-        "data.score_field.",
-        choices=("in_batch", "in_batch_both", "cosent"),
+        "data.score_field; smae, each text by itself, to tell its hidden tokens.",
+        choices=("in_batch", "in_batch_both", "cosent", "smae"),
+    )
+    mask_id: int | None = field(
+        None,
+        "Of pair_loss=smae: the id of the token that stands for hidden ones, 103 in BERT's "
+        "vocabulary.",
+        minimum=0,
+        maximum=2**24,
+    )
+    encoder_masks: float = field(
+        0.2,
+        "Of pair_loss=smae: the share of a text's tokens that the models tell themselves.",
+        above=0.0,
+        maximum=0.9,
+    )
+    decoder_masks: float = field(
+        0.4,
+        "And the share that a decoder beside them tells by the text's vector.",
+        above=0.0,
+        maximum=0.9,
     )
     chunk_size: int = field(
         256,

@@ -14,6 +14,7 @@ from matta_jax.distill._plan import Teacher as Teacher
 from matta_jax.distill._plan import Term as Term
 from matta_jax.distill._plan import TopKTeacher as TopKTeacher
 from matta_jax.distill._ramp import ramp as ramp
+from matta_jax.distill._smae import hide_tokens as hide_tokens
 from matta_jax.distill.fused import Losses as Losses
 from matta_jax.distill.fused import as_softmax as as_softmax
 from matta_jax.distill.fused import nested_loss as nested_loss

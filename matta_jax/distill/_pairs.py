@@ -102,5 +102,7 @@ PAIR_LOSSES: Mapping[str, type[Objective]] = {
     "in_batch": Objective,
     "in_batch_both": BothDirections,
     "cosent": Cosent,
+    # Of tokens that are hidden; where vectors are compared, of their pairs.
+    "smae": Objective,
 }
 """The objectives by `objective.pair_loss`."""

@@ -36,6 +36,7 @@ from matta_jax.nesting import (
     outside_blocks,
     sizes_of,
     stack_of,
+    training_sizes,
 )
 
 
@@ -160,7 +161,7 @@ def _narrow_modules(
     axes: Tree,
     sub_model: SubModel,
 ) -> Modules:
-    weights = narrow_modules(outer, axes, sizes_of(sub_model))
+    weights = narrow_modules(outer, axes, training_sizes(sub_model))
     return bind(plan.family, plan.architecture.options, weights)
 
 

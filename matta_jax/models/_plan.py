@@ -18,6 +18,7 @@ from matta_jax.models.families import Family, Schema, family_of
 from matta_jax.nesting import (
     BLOCKS,
     MEMBERS,
+    SCAFFOLD,
     Counts,
     Nest,
     SubModel,
@@ -42,11 +43,13 @@ class Plan:
       model: the section of the Student.
       nest: Student, TA and what lies between.
       seq_len: tokens of a sequence, by which attention is counted.
+      has_scaffold: whether modules that training alone needs stand beside the TA.
     """
 
     model: ModelConfig
     nest: Nest
     seq_len: int
+    has_scaffold: bool = False
 
     @property
     def family(self) -> Family:
@@ -61,12 +64,11 @@ class Plan:
         for sub_model in self.nest.members.values():
             if sub_model.member is not None:
                 owners.append(sub_model.member)
-        if not owners:
-            return plain
-
+        more = {SCAFFOLD: 1} if self.has_scaffold else {}
         # Owners are indices, so the largest tells how many entries the axis needs.
-        fixed = {**plain.fixed, MEMBERS: max(owners) + 1}
-        return dataclasses.replace(plain, fixed=fixed)
+        if owners:
+            more[MEMBERS] = max(owners) + 1
+        return dataclasses.replace(plain, fixed={**plain.fixed, **more}) if more else plain
 
     @functools.cached_property
     def abstract(self) -> Tree:
@@ -105,6 +107,13 @@ class Plan:
     def table(self, params: Tree) -> jax.Array | None:
         """The table [V, D] that hidden states are compared with; None where there is none."""
         return table_of(self.architecture, params)
+
+    def training_table(self, params: Tree) -> jax.Array | None:
+        """The table that a loss compares outputs with: the scaffold's, where there is one."""
+        if not self.has_scaffold:
+            return self.table(params)
+        assert self.family.scaffold_table is not None
+        return flatten(params)[self.family.scaffold_table]
 
     def count(self, sub_model: SubModel) -> Counts:
         """Counts a sub-model, with all its passes, without touching a weight."""
@@ -179,4 +188,5 @@ class Plan:
 @functools.lru_cache(maxsize=32)
 def plan_of(config: Config) -> Plan:
     """The plan of a run."""
-    return Plan(config.model, nest_of(config), config.seq_len)
+    has_scaffold = config.objective.pair_loss == "smae"
+    return Plan(config.model, nest_of(config), config.seq_len, has_scaffold)

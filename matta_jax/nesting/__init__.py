@@ -8,6 +8,7 @@ from matta_jax.nesting._axes import LAYERS as LAYERS
 from matta_jax.nesting._axes import MEMBERS as MEMBERS
 from matta_jax.nesting._axes import RECYCLED as RECYCLED
 from matta_jax.nesting._axes import RESIDUAL as RESIDUAL
+from matta_jax.nesting._axes import SCAFFOLD as SCAFFOLD
 from matta_jax.nesting._axes import THOUGHTS as THOUGHTS
 from matta_jax.nesting._axes import Axis as Axis
 from matta_jax.nesting._axes import Names as Names
@@ -56,6 +57,7 @@ from matta_jax.nesting._narrow import slice_axes as slice_axes
 from matta_jax.nesting._narrow import slice_model as slice_model
 from matta_jax.nesting._narrow import split_granules as split_granules
 from matta_jax.nesting._narrow import stack_of as stack_of
+from matta_jax.nesting._narrow import training_sizes as training_sizes
 from matta_jax.nesting._narrow import units as units
 from matta_jax.nesting._nest import STUDENT as STUDENT
 from matta_jax.nesting._nest import TA as TA

@@ -29,6 +29,10 @@ THOUGHTS = "thoughts"
 """The axis of what joins a model's earlier passes to the next: a size for each of these passes."""
 RECYCLED = "recycled"
 """The axis of what they leave: the residual stream of the widest."""
+SCAFFOLD = "scaffold"
+"""The axis, of one entry, of what stands beside models while they are trained. No sub-model has it:
+of a module with a weight of this axis nothing is extracted, counted or proved.
+"""
 RESIDUAL = "d_model"
 """The axis of the residual stream, which every layer reads and writes."""
 
@@ -104,6 +108,7 @@ register_axes(
         Axis(LAYERS, Role.STACK, is_picked=True, word="layers", fields="model.num_layers"),
         Axis(MEMBERS, Role.STACK, is_picked=True),
         Axis(THOUGHTS, Role.STACK, is_picked=True),
+        Axis(SCAFFOLD, Role.STACK, is_picked=True),
         Axis("qkv", Role.STACK),
         Axis("kv", Role.STACK),
         Axis("gate", Role.STACK),
@@ -117,7 +122,7 @@ register_axes(
         Axis("kv_heads", Role.FEATURES, mesh="tensor", word="num_kv_heads"),
         Axis("d_ff", Role.FEATURES, mesh="tensor", fields="nest.widths"),
         Axis("classes", Role.FEATURES, fields="model.num_classes"),
-        # Of vectors that are cut after the last layer: no weight has it.
+        # Of vectors that are cut after the last layer: no weight of a model has it.
         Axis("embed", Role.FEATURES),
         Axis("types", Role.ENTRIES, fields="model.num_types"),
         Axis("dense", Role.FEATURES, fields="model.num_dense"),

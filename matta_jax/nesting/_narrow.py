@@ -18,6 +18,7 @@ from matta_jax.nesting._axes import (
     GRANULES,
     LAYERS,
     MEMBERS,
+    SCAFFOLD,
     Names,
     axis_of,
     fan_in,
@@ -245,10 +246,15 @@ def sizes_of(sub_model: SubModel, sizes: Mapping[str, int] | None = None) -> dic
     """
     if sizes is None:
         sizes = sub_model.sizes
-    result: dict[str, Size] = dict(sizes)
+    result: dict[str, Size] = {SCAFFOLD: 0, **sizes}
     if sub_model.member is not None:
         result[MEMBERS] = Pick(sub_model.member)
     return result
+
+
+def training_sizes(sub_model: SubModel) -> dict[str, Size]:
+    """As `sizes_of`, with what stands beside the model while it is trained."""
+    return sizes_of(sub_model) | {SCAFFOLD: Pick(0)}
 
 
 def run_sizes(sub_model: SubModel, index: int) -> dict[str, Size]:

@@ -45,5 +45,8 @@ def plain_config(config: Config, architecture: Architecture) -> Config:
         member_weights={},
         member_distill_weights={},
     )
+    # Nothing stands beside a model, and without a decoder it learns pairs.
+    if objective.pair_loss == "smae":
+        objective = dataclasses.replace(objective, pair_loss="in_batch", mask_id=None)
     nest = NestConfig(mix_per_step=0)
     return dataclasses.replace(config, model=model, nest=nest, objective=objective)

@@ -51,7 +51,9 @@ def _check_sizes(config: Config, source: Source, where: str) -> None:
     if shapes(source.abstract) == shapes(plan_of(config).abstract):
         return
     changes = config_lib.differences(config_lib.to_dict(source.config), config_lib.to_dict(config))
-    sizes = [line for line in changes if line.startswith(("model.", "nest."))]
+    sizes = [
+        line for line in changes if line.startswith(("model.", "nest.", "objective.pair_loss"))
+    ]
     raise UserError(f"{where} holds another TA ({'; '.join(sizes)}); set these fields as there")
 
 

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from matta_jax.checkpoints import load_folder
 from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, Inputs, Plan, logical_axes, plan_of
+from matta_jax.models import Architecture, Inputs, Plan, init_params, logical_axes, plan_of
 from matta_jax.nesting import (
+    SCAFFOLD,
     SubModel,
     Tree,
     flatten,
@@ -130,7 +131,23 @@ def initial_params(
     if kind == "ta" and config.init.sort:
         sorting = jax.jit(lambda ta: sort_by_importance(ta, plan, inputs), out_shardings=shardings)
         return sorting(params), f"sorted {package.path} by importance, for the TA"
+    params |= _scaffold(config, plan, shardings)
     return params, f"took {package.path}" + (" for the TA" if kind == "ta" else "")
+
+
+def _scaffold(config: Config, plan: Plan, shardings: Tree) -> Tree:
+    """What stands beside the TA while it is trained, by module: fresh, as no model has it."""
+    names = {
+        path.partition("/")[0] for path, axes in flatten(plan.axes).items() if SCAFFOLD in axes
+    }
+    if not names:
+        return {}
+
+    def fresh() -> Tree:
+        params = init_params(plan.architecture, jax.random.key(config.train.seed), plan.nest)
+        return {name: params[name] for name in names}
+
+    return jax.jit(fresh, out_shardings={name: shardings[name] for name in names})()
 
 
 def _placed(package: Package, granules: Mapping[str, int], mesh: Mesh) -> Tree:

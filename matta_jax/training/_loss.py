@@ -18,6 +18,7 @@ from matta_jax.distill import (
     Teacher,
     TopKTeacher,
     as_softmax,
+    hide_tokens,
     make_objective,
     mix_stream,
 )
@@ -75,6 +76,8 @@ class Loss:
     ) -> tuple[jax.Array, Metrics]:
         setup, config = self._setup, self._setup.config
         targets = setup.plan.schema.targets(batch)
+        if config.objective.pair_loss == "smae":
+            targets = hide_tokens(targets, config.objective, draws.key)
         labels_N: jax.Array | SoftLabels = targets.labels_N
         teacher = None
         if targets.second_labels_N is not None:
@@ -104,7 +107,7 @@ class Loss:
         outputs = [family.logits_of(output, targets.inputs, options) for output in outputs]
         return self._objective(
             outputs,
-            setup.plan.table(params),
+            setup.plan.training_table(params),
             labels_N,
             targets.weights_N,
             ramp=draws.scale,

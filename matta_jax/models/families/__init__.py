@@ -5,6 +5,9 @@ from matta_jax.models.families import _gpt2 as _gpt2
 from matta_jax.models.families import _llama as _llama
 from matta_jax.models.families import _scorer as _scorer
 from matta_jax.models.families import _vit as _vit
+from matta_jax.models.families._embedder import DECODED as DECODED
+from matta_jax.models.families._embedder import HIDDEN as HIDDEN
+from matta_jax.models.families._embedder import HIDDEN_IN_DECODER as HIDDEN_IN_DECODER
 from matta_jax.models.families._family import Block as Block
 from matta_jax.models.families._family import Family as Family
 from matta_jax.models.families._family import Modules as Modules

@@ -76,6 +76,8 @@ class Family(abc.ABC):
       joints: the modules that join an earlier pass to the next, which `join` runs.
       table: path of the table that hidden states are compared with to give logits, which
         `table_path` may say otherwise of some models. None: `leave` gives logits itself.
+      scaffold_table: path of the table that outputs are compared with where a scaffold stands
+        beside the models; None: the family has no scaffold.
       is_causal: whether each position attends to those before it alone.
       compares_rows: whether what a loss compares of a row follows from the batch's other rows too.
       heads: the axis of its attention's heads, or of its groups of heads.
@@ -89,6 +91,7 @@ class Family(abc.ABC):
     exits: ClassVar[Sequence[str]]
     joints: ClassVar[Sequence[str]] = ()
     table: ClassVar[str | None]
+    scaffold_table: ClassVar[str | None] = None
     is_causal: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = False
     heads: ClassVar[str] = "heads"

@@ -8,6 +8,7 @@ from matta_jax.models.layers._attention import attend as attend
 from matta_jax.models.layers._attention import extend_cache as extend_cache
 from matta_jax.models.layers._build import Build as Build
 from matta_jax.models.layers._context import Context as Context
+from matta_jax.models.layers._context import Hidden as Hidden
 from matta_jax.models.layers._context import Window as Window
 from matta_jax.models.layers._dropout import drop as drop
 from matta_jax.models.layers._grouped import GroupedAttention as GroupedAttention

@@ -1,6 +1,6 @@
 """What all layers of a pass share beside the residual stream.
 
-Shape letters: B batch, S positions that are attended to.
+Shape letters: B batch, S positions that are attended to, K positions that are hidden, D d_model.
 """
 
 import dataclasses
@@ -29,10 +29,26 @@ class Window:
         return ~self.is_local | (distance < self.size)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """What is hidden of the texts of a batch, to be told by their models.
+
+    Attributes:
+      in_model_BK: positions that are hidden from the model.
+      in_decoder_BK: those that are hidden from the decoder beside it.
+      decoded_BSD: what the decoder reads.
+    """
+
+    in_model_BK: jax.Array
+    in_decoder_BK: jax.Array
+    decoded_BSD: jax.Array
+
+
 # `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["seen_BS", "start", "layer", "read_BS", "documents_BT"],
+    data_fields=["seen_BS", "start", "layer", "read_BS", "documents_BT", "hidden"],
     meta_fields=["seq_len", "engine"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Context:
         says.
       documents_BT: which document of its row each position belongs to: it attends to no other one,
         and its place is counted from the document's first position; None: a row is of one.
+      hidden: of a pass that tells what is hidden from it; None: it gives its own output.
       engine: what attends within sequences; None: blocks of queries.
     """
 
@@ -60,6 +77,7 @@ class Context:
     layer: jax.Array | int | None = None
     read_BS: jax.Array | None = None
     documents_BT: jax.Array | None = None
+    hidden: Hidden | None = None
     engine: Engine | None = None
 
     def by(self, engine: Engine | None) -> "Context":
