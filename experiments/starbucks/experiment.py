@@ -157,18 +157,18 @@ class _Runs:
             return [spec_of(self.layers, self._overrides["model.embed"])]
         return [spec_of(*pair) for pair in DIAGONAL]
 
-    def run(self, seed: int, rate: float) -> "_Run":
+    def run(self, seed: int, rate: float) -> "Run":
         """Trains it, unless it is trained."""
         overrides = {**self._overrides, "optimizer.learning_rate": rate}
         (run,) = self._lab.train({self._condition: overrides}, [seed]).values()
-        return _Run(run.workdir, self._lab.data)
+        return Run(run.workdir, self._lab.data)
 
     def tuning_loss(self, specs: Sequence[str], rate: float) -> float:
         """Minus the sum of what members reach on the dev pairs."""
         return -sum(self.run(TUNING_SEED, rate).scores("dev", specs).values())
 
 
-class _Run:
+class Run:
     """A finished run."""
 
     def __init__(self, workdir: pathlib.Path, data: pathlib.Path):

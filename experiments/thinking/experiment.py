@@ -4,7 +4,7 @@ of an image, against the plain nest, lone models, and thinking twice with the sm
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lab.protocol import Experiment, Results, shipped_config
@@ -19,6 +19,10 @@ from matta_jax.errors import UserError
 from matta_jax.reporting import markdown_table, new_figure, save_figure
 from matta_jax.sweeps import Overrides
 
+Images = tuple[np.ndarray, np.ndarray]
+"""Pixels [n, H, W, C], or [n, H, W] of greys, and classes [n]."""
+SIDES = ("train", "validation", "test")
+"""To train on, to choose by, to report on."""
 SMALL, LARGE = "alone, 3 heads", "alone, 6 heads"
 TWICE = "3 heads, twice"
 NEST, RECYCLED = "plain nest", "recycled"
@@ -30,7 +34,6 @@ TUNED_AS = {RECYCLED: NEST, TWICE: SMALL}
 """These start as those, for whose pass nothing is recycled yet, and take their rates."""
 VALIDATION = 2000
 """CIFAR-10's images of ten thousand that choose rates and thresholds."""
-_STEPS = 1000
 _NO_NEST: Overrides = {"nest.d_model": None, "nest.num_heads": None, "nest.d_ff": None}
 _ALONE: Overrides = {**_NO_NEST, "objective.ta_weight": 0.0, "objective.distill_weight": 0.0}
 _THINKS: Overrides = {"model.thinking_heads": (3,), "nest.thoughts": 1}
@@ -49,42 +52,77 @@ def conditions() -> dict[str, Overrides]:
 
 
 class Thinking(Experiment):
-    """Every condition with each seed, on CIFAR-10."""
+    """Every condition with each seed, on CIFAR-10.
+
+    Attributes:
+      images: what the files of its images begin with.
+      steps: of each run.
+      picture: the file of its plot.
+      rates_chosen: how learning rates were, in words.
+    """
 
     name = "thinking"
     seeds = (0, 1, 2)
+    images: ClassVar[str] = "cifar"
+    steps: ClassVar[int] = 1000
+    picture: ClassVar[str] = "thinking.png"
+    rates_chosen: ClassVar[str] = "by the validation images and a seed of their own"
 
     def write_data(self, data: pathlib.Path, workdir: pathlib.Path) -> None:
         """Writes three .npz: to train on, to choose by, and to report on."""
-        _file(workdir, "train").parent.mkdir(parents=True, exist_ok=True)
+        files = {side: self.file(workdir, side) for side in SIDES}
+        if all(file.is_file() for file in files.values()):
+            return
+        files["train"].parent.mkdir(parents=True, exist_ok=True)
+        for side, (pixels, classes) in self.sides(data).items():
+            np.savez(files[side], x=pixels, y=classes)
+
+    def sides(self, data: pathlib.Path) -> dict[str, Images]:
+        """The images of each of `SIDES`."""
         images = {side: _npz(data / "images" / f"cifar10_{side}.npz") for side in _CIFAR}
         pixels, classes = images["train_1000pc"]
         order = np.random.default_rng(0).permutation(len(classes))
         sides = {"validation": order[:VALIDATION], "train": order[VALIDATION:]}
-        for side, chosen in sides.items():
-            _write(_file(workdir, side), pixels[chosen], classes[chosen])
-        _write(_file(workdir, "test"), *images["test_200pc"])
+        chosen = {side: (pixels[rows], classes[rows]) for side, rows in sides.items()}
+        return chosen | {"test": images["test_200pc"]}
+
+    def fields(self) -> Overrides:
+        """How its images are read."""
+        return {"model.patch_size": 8}
+
+    def file(self, workdir: pathlib.Path, side: str) -> pathlib.Path:
+        """Of a side's images."""
+        return workdir / "images" / f"{self.images}_{side}.npz"
 
     def config(self, data: pathlib.Path, workdir: pathlib.Path) -> Config:
-        """That of configs/vit.py with patches of eight pixels, on CIFAR-10."""
+        """That of configs/vit.py with seventeen positions, on its images."""
         overrides = {
-            "model.patch_size": 8,
-            "data.source": f"images:{_file(workdir, 'train')}",
-            "data.eval_source": f"images:{_file(workdir, 'validation')}",
-            "train.num_steps": _STEPS,
-            "train.eval_every": _STEPS,
+            **self.fields(),
+            "data.source": f"images:{self.file(workdir, 'train')}",
+            "data.eval_source": f"images:{self.file(workdir, 'validation')}",
+            "train.num_steps": self.steps,
+            "train.eval_every": self.steps,
             "train.eval_batches": 32,
-            "train.checkpoint_every": _STEPS // 4,
+            "train.checkpoint_every": self.steps // 4,
             "train.keep_checkpoints": 1,
-            "optimizer.warmup_steps": _STEPS // 10,
+            "optimizer.warmup_steps": self.steps // 10,
         }
         return override(shipped_config("vit"), overrides)
 
     def measure(self, lab: Lab) -> Results:
-        """Tunes conditions on the validation images with a seed of its own, trains all seeds with
-        the best rate, and scores the test images.
-        """
+        """Trains all seeds with each condition's rate, and scores the test images."""
         rows = []
+        for condition, rate in self.rates(lab).items():
+            fields = {**conditions()[condition], "optimizer.learning_rate": rate}
+            for (_, seed), run in lab.train({condition: fields}, self.seeds).items():
+                about = {"condition": condition, "seed": seed, "learning_rate": rate}
+                rows.append(about | self._scores(run.workdir, lab.workdir, condition))
+        return {"rows": rows}
+
+    def rates(self, lab: Lab) -> dict[str, float]:
+        """The learning rate of each condition: the best on the validation images, of a seed of its
+        own.
+        """
         rates: dict[str, float] = {}
         for condition, overrides in conditions().items():
 
@@ -94,68 +132,55 @@ class Thinking(Experiment):
                 return sum(run.figures.values())
 
             tuned = TUNED_AS.get(condition)
-            rate = rates[tuned] if tuned else best_of_grid(tuning_loss, RATES)
-            rates[condition] = rate
-            fields = {**overrides, "optimizer.learning_rate": rate}
-            for (_, seed), run in lab.train({condition: fields}, self.seeds).items():
-                about = {"condition": condition, "seed": seed, "learning_rate": rate}
-                rows.append(about | _scores(run.workdir, lab.workdir, condition))
-        return {"rows": rows}
+            rates[condition] = rates[tuned] if tuned else best_of_grid(tuning_loss, RATES)
+        return rates
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
         """Accuracies of all models, and what cascades save."""
         rows = results["rows"]
-        _plot(rows, folder / "thinking.png")
+        _plot(rows, folder / self.picture)
         rates = {row["condition"]: row["learning_rate"] for row in rows}
         chosen = "; ".join(f"{name} {rate:g}" for name, rate in rates.items())
         return (
-            f"{_table(rows)}\n\n{_cascades(rows)}\n\n"
-            f"Learning rates, by the validation images and a seed of their own: {chosen}."
+            f"{_table(rows)}\n\n{_cascades(rows)}\n\nLearning rates, {self.rates_chosen}: {chosen}."
         )
+
+    def _scores(
+        self, run: pathlib.Path, workdir: pathlib.Path, condition: str
+    ) -> Mapping[str, Any]:
+        """The test accuracy of a run's models, and of a nest what its cascade gives; measured
+        once.
+        """
+        return stored(run / "scores.json", lambda: self._measured(run, workdir, condition))
+
+    def _measured(self, run: pathlib.Path, workdir: pathlib.Path, condition: str) -> dict[str, Any]:
+        test = str(self.file(workdir, "test"))
+        is_alone = condition in (SMALL, LARGE)
+        specs = ["student"] if is_alone else ["student", "ta"]
+        task = f"accuracy:{test}"
+        compared = matta_jax.compare(checkpoint=str(run), sub_models=specs, tasks=[task])
+        scores = [evaluation.scores[task] for evaluation in compared.evaluations]
+        result: dict[str, Any] = dict(zip(specs, scores, strict=True))
+        if condition in NESTS:
+            report = matta_jax.cascade_report(
+                *packages.load_in_place(str(run), specs),
+                tune=str(self.file(workdir, "validation")),
+                test=test,
+                output=run / "cascade",
+            )
+            points = [vars(point) for point in report.points]
+            result["cascade"] = {"points": points, "pick": vars(report.pick)}
+        return result
 
 
 _CIFAR = ("train_1000pc", "test_200pc")
 
 
-def _file(workdir: pathlib.Path, side: str) -> pathlib.Path:
-    return workdir / "images" / f"cifar_{side}.npz"
-
-
-def _npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+def _npz(path: pathlib.Path) -> Images:
     if not path.is_file():
         raise UserError(f"{str(path)!r} is missing; name the folder that has images/ as --data_dir")
     with np.load(path) as arrays:
         return arrays["x"], arrays["y"]
-
-
-def _write(path: pathlib.Path, images: np.ndarray, classes: np.ndarray) -> None:
-    if not path.is_file():
-        np.savez(path, x=images, y=classes)
-
-
-def _scores(run: pathlib.Path, workdir: pathlib.Path, condition: str) -> Mapping[str, Any]:
-    """The test accuracy of a run's models, and of a nest what its cascade gives; measured once."""
-    return stored(run / "scores.json", lambda: _measured(run, workdir, condition))
-
-
-def _measured(run: pathlib.Path, workdir: pathlib.Path, condition: str) -> dict[str, Any]:
-    test = str(_file(workdir, "test"))
-    is_alone = condition in (SMALL, LARGE)
-    specs = ["student"] if is_alone else ["student", "ta"]
-    task = f"accuracy:{test}"
-    compared = matta_jax.compare(checkpoint=str(run), sub_models=specs, tasks=[task])
-    scores = [evaluation.scores[task] for evaluation in compared.evaluations]
-    result: dict[str, Any] = dict(zip(specs, scores, strict=True))
-    if condition in NESTS:
-        report = matta_jax.cascade_report(
-            *packages.load_in_place(str(run), specs),
-            tune=str(_file(workdir, "validation")),
-            test=test,
-            output=run / "cascade",
-        )
-        points = [vars(point) for point in report.points]
-        result["cascade"] = {"points": points, "pick": vars(report.pick)}
-    return result
 
 
 def _table(rows: list[Row]) -> str:

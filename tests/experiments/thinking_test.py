@@ -39,7 +39,7 @@ def test_images_are_trained_on_chosen_by_or_reported_on(thinking, tmp_path, monk
     thinking.EXPERIMENT.write_data(tmp_path, tmp_path / "work")
     sides = {}
     for side in ("train", "validation", "test"):
-        with np.load(thinking._file(tmp_path / "work", side)) as arrays:
+        with np.load(thinking.EXPERIMENT.file(tmp_path / "work", side)) as arrays:
             assert np.array_equal(arrays["x"].ravel() % 10, arrays["y"])
             sides[side] = arrays["x"].ravel().tolist()
     assert len(sides["validation"]) == 3 and sorted(sides["train"] + sides["validation"]) == [
