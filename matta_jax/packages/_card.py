@@ -74,7 +74,7 @@ def usage(manifest: dict[str, Any], folder: storage.Path) -> list[str]:
     word in its place. In a shell for GGUF, in Python else.
     """
     architecture = architecture_from_json(manifest["architecture"])
-    layout = open_hf(folder).layout if manifest["format"] in HF_FORMATS else None
+    layout = open_hf(folder).layout if manifest["format"] in FOREIGN_FORMATS else None
     # As a text of Python, and as a word of a shell.
     text = json.dumps(str(folder), ensure_ascii=False)[1:-1]
     codes = [code.replace(_FOLDER, text) for code in _usage(manifest, architecture, layout)]
