@@ -17,7 +17,7 @@ from matta_jax.models import bind, bind_block
 from matta_jax.nesting import layer_axes, narrow, outside_blocks, sizes_of, stack_of
 from matta_jax.optim import make_optimizer
 from matta_jax.sharding import batch_sharding, place_batch, replicated
-from matta_jax.training import TrainState, make_train_step
+from matta_jax.training import TrainState, make_train_step, step_loss
 
 
 def size_s(*, num_layers=6, batch_size=8, mixes=0, widths=(), remat="dots"):
@@ -72,12 +72,12 @@ def replace_forward(apply):
       apply: takes the arguments of `matta_jax.models.joint_apply`, and returns what it returns.
 
     Raises:
-      AttributeError: the step's module has no `joint_apply`.
+      AttributeError: the loss's module has no `joint_apply`.
       RuntimeError: it has, but no step that was traced in the context called it.
     """
     forward = mock.Mock(side_effect=apply)
-    # The step has no argument for its forward pass: its module finds it by name, when it traces.
-    module = sys.modules[make_train_step.__module__]
+    # The loss has no argument for its forward pass: its module finds it by name, when it traces.
+    module = sys.modules[step_loss.__module__]
     with mock.patch.object(module, "joint_apply", forward):
         yield
     if not forward.called:

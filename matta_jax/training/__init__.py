@@ -13,6 +13,7 @@ from matta_jax.training._held_out import next_window as next_window
 from matta_jax.training._loop import TrainResult as TrainResult
 from matta_jax.training._loop import train as train
 from matta_jax.training._loop import train_whole as train_whole
+from matta_jax.training._loss import step_loss as step_loss
 from matta_jax.training._profile import profile_steps as profile_steps
 from matta_jax.training._state import Setup as Setup
 from matta_jax.training._state import TrainState as TrainState
