@@ -35,3 +35,4 @@ from matta_jax.sharding._topologies import Chip as Chip
 from matta_jax.sharding._topologies import collective_seconds as collective_seconds
 from matta_jax.sharding._topologies import published_tflops as published_tflops
 from matta_jax.sharding._topologies import topology_devices as topology_devices
+from matta_jax.sharding._traffic import memory_bytes as memory_bytes

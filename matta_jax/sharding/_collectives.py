@@ -1,44 +1,19 @@
-"""What crosses devices in a compiled program, read from its HLO text.
-
-An HLO text is a list of computations. Each has a head, `%name (parameters) -> type {`, and a line
-for each instruction, `%result = type operation(operands), attributes`; loops, fusions and
-conditionals name the computations that they call in their attributes.
-"""
+"""What crosses devices in a compiled program, read from its HLO text."""
 
 import dataclasses
 import math
 import re
 
+from matta_jax.sharding._hlo import Program, branches, bytes_of
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
-_DEFAULT_BYTES = 4
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f64": 8,
-    "s64": 8,
-    "u64": 8,
-}
-
-_HEAD = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{")
 _COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
 # Of a type such as `(bf16[16], f32[2,4]{1,0})`: each array's element type and dimensions.
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 
-_NAME = re.compile(r"%?([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
-# A conditional on a bool names its two branches, one on an index lists them.
-_BRANCH = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
-_TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
-_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_CONSTANT = re.compile(r"constant\((\d+)\)")
 
 # Groups are written as a list of lists, {{0,1},{2,3}}, as [number of groups, size], or as axes of a
 # mesh of named sizes, mesh['a'=2,'b'=4] {'a'}.
@@ -94,7 +69,7 @@ def collectives(hlo: str) -> list[Collective]:
     `-start` and a `-done`. An all-reduce that it fuses with the slice of its result is a
     reduce-scatter. Of the branches of a conditional the one that moves most counts.
     """
-    program = _Program(hlo)
+    program = _Collectives(hlo)
     main = _Place(program.entry, times=1, in_loop=False, in_fusion=False)
     return list(program.collectives_at(main).values())
 
@@ -116,28 +91,8 @@ class _Place:
     in_fusion: bool
 
 
-class _Program:
-    """The computations of an HLO text.
-
-    Attributes:
-      entry: name of the one that runs first.
-      lines_of: the instructions of each, by name.
-    """
-
-    def __init__(self, hlo: str):
-        self.entry = ""
-        self.lines_of: dict[str, list[str]] = {}
-
-        name = ""
-        for line in hlo.splitlines():
-            head = _HEAD.match(line)
-            if head is not None:
-                name = head["name"]
-                self.lines_of[name] = []
-                if head["entry"]:
-                    self.entry = name
-            elif name:
-                self.lines_of[name].append(line)
+class _Collectives(Program):
+    """The collectives of an HLO text."""
 
     def collectives_at(self, place: _Place) -> dict[str, Collective]:
         """Returns the collectives of a computation and of all that it calls.
@@ -161,7 +116,7 @@ class _Program:
         is_loop = " while(" in line
         inner = dataclasses.replace(
             place,
-            times=place.times * (self._trip_count(line) if is_loop else 1),
+            times=place.times * (self.trip_count(line) if is_loop else 1),
             in_loop=place.in_loop or is_loop,
         )
 
@@ -171,7 +126,7 @@ class _Program:
             result = self.collectives_at(callee) | result
 
         options = []
-        for name in _branches(line):
+        for name in branches(line):
             branch = dataclasses.replace(inner, computation=name)
             options.append(self.collectives_at(branch))
         if options:
@@ -187,7 +142,7 @@ class _Program:
         # crosses is a reduce-scatter, whose result is the root's.
         if place.computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-            result_type = self._root(place.computation).partition(" dynamic-slice(")[0]
+            result_type = self.root(place.computation).partition(" dynamic-slice(")[0]
 
         arrays = _ARRAY.findall(result_type)
         # The start of an asynchronous one shows its operands, its results, and scalars that tell
@@ -201,33 +156,10 @@ class _Program:
         for dtype, dimensions in arrays:
             shape = tuple(int(size) for size in dimensions.split(",") if size)
             shapes.append(shape)
-            num_bytes += _BYTES.get(dtype, _DEFAULT_BYTES) * math.prod(shape)
+            num_bytes += bytes_of(dtype) * math.prod(shape)
         return Collective(
             kind, tuple(shapes), num_bytes, place.times, place.in_loop, _group_size(line)
         )
-
-    def _root(self, computation: str) -> str:
-        """The instruction whose result is the computation's."""
-        lines = self.lines_of[computation]
-        return next(line for line in lines if line.lstrip().startswith("ROOT "))
-
-    def _trip_count(self, line: str) -> int:
-        """How often the body of a while loop runs: stated, or read from a condition that counts up
-        to a constant.
-        """
-        stated = _TRIP_COUNT.search(line)
-        if stated is not None:
-            return int(stated[1])
-
-        condition = _CONDITION.search(line)
-        if condition is None:
-            return 1
-        lines = self.lines_of.get(condition[1], [])
-        constants = [match for match in map(_CONSTANT.search, lines) if match is not None]
-        counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
-        if counts_up and len(constants) == 1:
-            return int(constants[0][1])
-        return 1
 
 
 def _key(line: str, place: _Place) -> str:
@@ -238,14 +170,6 @@ def _key(line: str, place: _Place) -> str:
     if place.in_fusion and source:
         return str(source)
     return f"{place.computation}: {line}"
-
-
-def _branches(line: str) -> list[str]:
-    """Names of the computations of which a conditional runs one."""
-    names = _BRANCH.findall(line)
-    for listing in _BRANCHES.findall(line):
-        names += _NAME.findall(listing)
-    return names
 
 
 def _total_bytes(branch: dict[str, Collective]) -> int:

@@ -13,18 +13,22 @@ from matta_jax.sharding._collectives import Collective
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a TPU chip can do at most; from Google Cloud's pages on each generation
-    (docs.cloud.google.com/tpu).
+    """What a device of a TPU generation can do at most; from Google Cloud's pages on each
+    (docs.cloud.google.com/tpu). A chip is one device, but of v4 and tpu7x, whose two cores are two.
 
     Attributes:
       hbm_gb: memory, in 10⁹ bytes.
+      hbm_gb_per_second: what it reads and writes, in 10⁹ bytes.
       tflops: bf16 matmuls, in 10¹² FLOP/s.
       ici_gb_per_second: all inter-chip links together, in one direction, in 10⁹ bytes.
+      wraps_from: chips of an axis of a slice from which its ends are joined too.
     """
 
     hbm_gb: float
+    hbm_gb_per_second: float
     tflops: float
     ici_gb_per_second: float
+    wraps_from: int
 
 
 # How many characters of libtpu's error a message shows.
@@ -48,9 +52,11 @@ _PEAKS = {
 }
 
 CHIPS = {
-    "v5e": Chip(hbm_gb=16, tflops=197, ici_gb_per_second=200),
-    "v5p": Chip(hbm_gb=95, tflops=459, ici_gb_per_second=600),
-    "v6e": Chip(hbm_gb=32, tflops=918, ici_gb_per_second=400),
+    "v4": Chip(16, hbm_gb_per_second=614, tflops=137.5, ici_gb_per_second=150, wraps_from=4),
+    "v5e": Chip(16, hbm_gb_per_second=819, tflops=197, ici_gb_per_second=200, wraps_from=16),
+    "v5p": Chip(95, hbm_gb_per_second=2765, tflops=459, ici_gb_per_second=600, wraps_from=4),
+    "v6e": Chip(32, hbm_gb_per_second=1638, tflops=918, ici_gb_per_second=400, wraps_from=16),
+    "tpu7x": Chip(96, hbm_gb_per_second=3690, tflops=1153, ici_gb_per_second=300, wraps_from=4),
 }
 
 
@@ -91,7 +97,13 @@ def topology_devices(topology: str) -> Sequence[Any]:
         ) from None
 
 
-def collective_seconds(chip: Chip, collectives: Iterable[Collective]) -> float:
-    """The least time that a step's collectives take: all links busy in one direction."""
+def collective_seconds(topology: str, collectives: Iterable[Collective]) -> float:
+    """The least time that a step's collectives take on a topology: all links busy in one direction,
+    or half of them where the ends of an axis are not joined.
+    """
+    name, _, shape = topology.partition(":")
+    chip = CHIPS[name]
+    is_ring = all(int(size) >= chip.wraps_from for size in shape.split("x"))
+    speed = chip.ici_gb_per_second * (1 if is_ring else 0.5)
     sent_bytes = sum(collective.sent * collective.times for collective in collectives)
-    return sent_bytes / (chip.ici_gb_per_second * 1e9)
+    return sent_bytes / (speed * 1e9)

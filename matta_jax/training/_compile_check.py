@@ -14,6 +14,7 @@ from matta_jax.sharding import (
     collective_seconds,
     collectives,
     make_mesh,
+    memory_bytes,
     topology_devices,
 )
 from matta_jax.training._cost import step_flops_of
@@ -36,8 +37,9 @@ class CompileReport:
       temporary_bytes: all else that the step needs at its peak; None when the compiler gave up.
       needed_bytes: of the whole step, by the compiler.
       collective_bytes: of the results of collectives, by kind.
+      traffic_bytes: read from and written to the memory of a device.
       flops: analytic, recomputation not counted.
-      compute_seconds, collective_seconds: each at the chip's peak.
+      compute_seconds, memory_seconds, collective_seconds: each at the chip's peak.
     """
 
     topology: str
@@ -48,8 +50,10 @@ class CompileReport:
     temporary_bytes: int | None
     needed_bytes: int
     collective_bytes: dict[str, int]
+    traffic_bytes: int
     flops: float
     compute_seconds: float
+    memory_seconds: float
     collective_seconds: float
 
     @property
@@ -59,15 +63,28 @@ class CompileReport:
 
     @property
     def bound_seconds(self) -> float:
-        """The roofline: computation at the peak and collectives at full speed, wholly
+        """The roofline: computation, memory and collectives, each at full speed and wholly
         overlapped.
         """
-        return max(self.compute_seconds, self.collective_seconds)
+        return max(self.compute_seconds, self.memory_seconds, self.collective_seconds)
 
     @property
     def expected_seconds(self) -> float:
         """The roofline with computation at the MFU that published runs reach."""
-        return max(self.compute_seconds / _REALISTIC_MFU, self.collective_seconds)
+        return max(self._roofs.values())
+
+    @property
+    def roof(self) -> str:
+        """What the step is to wait for: computation, memory or collectives."""
+        return max(self._roofs, key=self._roofs.__getitem__)
+
+    @property
+    def _roofs(self) -> dict[str, float]:
+        return {
+            "computation": self.compute_seconds / _REALISTIC_MFU,
+            "memory": self.memory_seconds,
+            "collectives": self.collective_seconds,
+        }
 
     def text(self) -> str:
         """The report for people."""
@@ -79,6 +96,7 @@ class CompileReport:
             f"{self.topology}, mesh data={data} fsdp={fsdp} tensor={tensor}; per device:",
             *self._memory_lines(),
             *self._collective_lines(),
+            *self._traffic_lines(),
             f"  computation      {self.flops / 1e12:>9.3f} TFLOP a step",
             *self._time_lines(),
             verdict,
@@ -108,15 +126,21 @@ class CompileReport:
             for kind, size in sorted(self.collective_bytes.items())
         ]
 
+    def _traffic_lines(self) -> list[str]:
+        if self.temporary_bytes is None:
+            return []
+        return [f"  HBM traffic      {self.traffic_bytes / 1e9:>9.3f} GB a step"]
+
     def _time_lines(self) -> list[str]:
         # Without the collectives, a time would be too short by an unknown amount.
         if self.temporary_bytes is None:
             return []
-        likely_ms = 1e3 * self.compute_seconds / _REALISTIC_MFU
+        times = {name: f"{1e3 * seconds:.1f} ms" for name, seconds in self._roofs.items()}
         return [
-            f"  step time        {1e3 * self.expected_seconds:>9.1f} ms: the larger of "
-            f"computation at {_REALISTIC_MFU:.0%} of the peak ({likely_ms:.1f} ms) and "
-            f"collectives at the links' full speed ({1e3 * self.collective_seconds:.1f} ms)",
+            f"  step time        {1e3 * self.expected_seconds:>9.1f} ms, by {self.roof}: the "
+            f"largest of computation at {_REALISTIC_MFU:.0%} of the peak "
+            f"({times['computation']}), memory ({times['memory']}) and collectives at the links' "
+            f"full speed ({times['collectives']})",
             f"  at least         {1e3 * self.bound_seconds:>9.1f} ms: the same at 100 % of the "
             "peak",
         ]
@@ -125,11 +149,12 @@ class CompileReport:
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
     """What the compiler says: bytes of the whole step and of its temporaries (None when the
-    compiler gave up), and the collectives.
+    compiler gave up), what it reads and writes, and the collectives.
     """
 
     needed_bytes: int
     temporary_bytes: int | None
+    traffic_bytes: int
     collectives: list[Collective]
 
 
@@ -165,9 +190,11 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         temporary_bytes=compiled.temporary_bytes,
         needed_bytes=compiled.needed_bytes,
         collective_bytes=dict(collective_bytes),
+        traffic_bytes=compiled.traffic_bytes,
         flops=flops,
         compute_seconds=flops / (chip.tflops * 1e12),
-        collective_seconds=collective_seconds(chip, compiled.collectives),
+        memory_seconds=compiled.traffic_bytes / (chip.hbm_gb_per_second * 1e9),
+        collective_seconds=collective_seconds(topology, compiled.collectives),
     )
 
 
@@ -179,14 +206,15 @@ def _compiled(setup: Setup, *, state_bytes: int) -> _Compiled:
         needed_bytes = _bytes_of_refusal(str(error), state_bytes)
         if needed_bytes is None:
             raise
-        return _Compiled(needed_bytes, None, [])
+        return _Compiled(needed_bytes, None, 0, [])
     memory = executable.memory_analysis()
     # A donated argument shares its memory with an output: it counts once.
     lasting_bytes = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )
     needed_bytes = lasting_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    return _Compiled(needed_bytes, memory.temp_size_in_bytes, collectives(executable.as_text()))
+    hlo = executable.as_text()
+    return _Compiled(needed_bytes, memory.temp_size_in_bytes, memory_bytes(hlo), collectives(hlo))
 
 
 def _bytes_of_refusal(message: str, state_bytes: int) -> int | None:

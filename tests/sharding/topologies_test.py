@@ -13,7 +13,10 @@ from matta_jax.sharding import (
 @pytest.mark.parametrize(
     ("topology", "words"),
     [
-        ("v5f:4x4", r"topology='v5f:4x4' must be a chip \(v5e, v5p, v6e\).* did you mean 'v5"),
+        (
+            "v5f:4x4",
+            r"topology='v5f:4x4' must be a chip \(v4, v5e, v5p, v6e, tpu7x\).* did you mean 'v5",
+        ),
         ("v5e", "must be a chip .* and a shape, such as v5e:4x4 or v5p:2x2x2$"),
     ],
 )
@@ -25,8 +28,11 @@ def test_a_topology_that_is_none_is_named(topology, words):
 def test_collectives_take_at_least_the_time_of_what_is_sent_over_all_links():
     chip = CHIPS["v5e"]
     gather = Collective("all-gather", ((25,),), 100, times=7, in_loop=True, group=4)
-    seconds = collective_seconds(chip, [gather, gather])
+    seconds = collective_seconds("v5e:16x16", [gather, gather])
     assert seconds == pytest.approx(2 * 7 * 75 / (chip.ici_gb_per_second * 1e9))
+    # Axes whose ends are not joined have half of the links.
+    assert collective_seconds("v5e:4x4", [gather, gather]) == pytest.approx(2 * seconds)
+    assert collective_seconds("v5p:4x4x4", [gather]) < collective_seconds("v5p:2x4x4", [gather])
 
 
 def test_the_peak_of_a_device_is_known_by_its_name():

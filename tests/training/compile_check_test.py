@@ -7,7 +7,7 @@ import pytest
 from matta_jax import compile_check
 from matta_jax.config import ModelConfig
 from matta_jax.errors import UserError
-from matta_jax.sharding import CHIPS, Collective, collective_seconds
+from matta_jax.sharding import Collective, collective_seconds
 from matta_jax.training import CompileReport, make_setup
 from matta_jax.training._compile_check import _bytes_of_refusal
 
@@ -22,14 +22,15 @@ REPORT = CompileReport(
     temporary_bytes=9 * 10**9,
     needed_bytes=15 * 10**9,
     collective_bytes={"all-gather": 10**9, "all-reduce": 2 * 10**9},
+    traffic_bytes=10**11,
     flops=98.5e12,
     compute_seconds=0.5,
+    memory_seconds=0.1,
     collective_seconds=0.025,
 )
 
 
-def test_the_roofline_is_the_larger_of_computation_and_collectives():
-    chip = CHIPS["v5e"]
+def test_the_roofline_is_the_largest_of_computation_memory_and_collectives():
     kinds = {
         "all-gather": 7 / 8,
         "all-reduce": 2 * 7 / 8,
@@ -38,10 +39,15 @@ def test_the_roofline_is_the_larger_of_computation_and_collectives():
     }
     for kind, sent in kinds.items():  # Of 1 GB, in groups of eight, three times.
         found = Collective(kind, (), 10**9, 3, True, 8)
-        assert collective_seconds(chip, [found, found]) == pytest.approx(2 * 3 * sent / 200), kind
+        assert collective_seconds("v5e:16x16", [found, found]) == pytest.approx(
+            2 * 3 * sent / 200
+        ), kind
     assert REPORT.bound_seconds == 0.5 and REPORT.expected_seconds == pytest.approx(0.5 / 0.45)
     slow = dataclasses.replace(REPORT, collective_seconds=3.0)
-    assert slow.bound_seconds == slow.expected_seconds == 3.0
+    assert slow.bound_seconds == slow.expected_seconds == 3.0 and slow.roof == "collectives"
+    by_memory = dataclasses.replace(REPORT, memory_seconds=2.0)
+    assert by_memory.bound_seconds == by_memory.expected_seconds == 2.0
+    assert "2000.0 ms, by memory" in by_memory.text() and "100.000 GB a step" in by_memory.text()
     assert (
         "1111.1 ms" in REPORT.text()
         and "9.000 GB" in REPORT.text()
@@ -68,10 +74,10 @@ def test_a_compiler_that_refuses_tells_what_it_needed():
     assert _bytes_of_refusal("INTERNAL: else", 7) is None
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v4:2x2", ""])
+@pytest.mark.parametrize("topology", ["v5e", "v3:2x2", ""])
 def test_an_unknown_chip_is_refused(tiny, topology):
     with pytest.raises(
-        UserError, match=r"topology='.*' must be a chip \(v5e, v5p, v6e\) and a shape"
+        UserError, match=r"topology='.*' must be a chip \(v4, v5e, v5p, v6e, tpu7x\) and a shape"
     ):
         compile_check(tiny(), topology)
 

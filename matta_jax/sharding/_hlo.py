@@ -1,0 +1,92 @@
+"""The text of a compiled program (HLO), read as computations and instructions.
+
+An HLO text is a list of computations. Each has a head, `%name (parameters) -> type {`, and a line
+for each instruction, `%result = type operation(operands), attributes`; loops, fusions and
+conditionals name the computations that they call in their attributes.
+"""
+
+import re
+
+_HEAD = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{")
+_NAME = re.compile(r"%?([\w.\-]+)")
+# A conditional on a bool names its two branches, one on an index lists them.
+_BRANCH = re.compile(r"(?:true|false)_computation=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+_TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"constant\((\d+)\)")
+
+_DEFAULT_BYTES = 4
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
+
+
+def bytes_of(dtype: str) -> int:
+    """The bytes of a number of a type, as HLO names it."""
+    return _BYTES.get(dtype, _DEFAULT_BYTES)
+
+
+class Program:
+    """The computations of an HLO text.
+
+    Attributes:
+      entry: name of the one that runs first.
+      lines_of: the instructions of each, by name.
+    """
+
+    def __init__(self, hlo: str):
+        self.entry = ""
+        self.lines_of: dict[str, list[str]] = {}
+
+        name = ""
+        for line in hlo.splitlines():
+            head = _HEAD.match(line)
+            if head is not None:
+                name = head["name"]
+                self.lines_of[name] = []
+                if head["entry"]:
+                    self.entry = name
+            elif name:
+                self.lines_of[name].append(line)
+
+    def root(self, computation: str) -> str:
+        """The instruction whose result is the computation's."""
+        lines = self.lines_of[computation]
+        return next(line for line in lines if line.lstrip().startswith("ROOT "))
+
+    def trip_count(self, line: str) -> int:
+        """How often the body of a while loop runs: stated, or read from a condition that counts up
+        to a constant.
+        """
+        stated = _TRIP_COUNT.search(line)
+        if stated is not None:
+            return int(stated[1])
+
+        condition = _CONDITION.search(line)
+        if condition is None:
+            return 1
+        lines = self.lines_of.get(condition[1], [])
+        constants = [match for match in map(_CONSTANT.search, lines) if match is not None]
+        counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
+        if counts_up and len(constants) == 1:
+            return int(constants[0][1])
+        return 1
+
+
+def branches(line: str) -> list[str]:
+    """Names of the computations of which a conditional runs one."""
+    names = _BRANCH.findall(line)
+    for listing in _BRANCHES.findall(line):
+        names += _NAME.findall(listing)
+    return names

@@ -1,0 +1,193 @@
+"""What a compiled program reads from and writes to the memory of a device, from its HLO text.
+
+The compiler's own count (`cost_analysis`) takes the body of a loop once. Here each instruction that
+is no fusion's part reads its operands and writes its result; a slice reads what it gives, an update
+in place writes what it gets, and a loop's body counts as often as it runs. What lies in the memory
+of a core (TPUs: `S(1)`) does not count.
+"""
+
+import dataclasses
+import math
+import re
+
+from matta_jax.sharding._hlo import Program, branches, bytes_of
+
+_INSTRUCTION = re.compile(
+    r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w\-]*)\("
+    r"(?P<operands>[^()]*)"
+)
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\](\{[^}]*\})?")
+_FUSED = re.compile(r"calls=%?([\w.\-]+)")
+_LOOP = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
+_TO_APPLY = re.compile(r"to_apply=%?([\w.\-]+)")
+_INDEX = re.compile(r"parameter\((\d+)\)")
+_IN_CORE = re.compile(r"S\([1-9]\d*\)")
+
+# They name what is there already.
+_FREE = frozenset(
+    [
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+        "iota",
+    ]
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATE = "dynamic-update-slice"
+
+
+def memory_bytes(hlo: str) -> int:
+    """The bytes that a device reads from its memory and writes to it, each time the program runs.
+
+    Of the branches of a conditional the one that moves most counts; loops of unknown length count
+    once. Padding of arrays to whole tiles does not count.
+
+    Args:
+      hlo: of a compiled program, `compiled.as_text()`.
+    """
+    program = _Traffic(hlo)
+    return program.bytes_at(program.entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    op: str
+    type: str
+    operands: tuple[str, ...]
+    line: str
+    is_root: bool
+
+
+class _Traffic(Program):
+    """What the computations of an HLO text move."""
+
+    def __init__(self, hlo: str):
+        super().__init__(hlo)
+        self._read: dict[str, dict[str, _Instruction]] = {}
+
+    def bytes_at(self, computation: str) -> int:
+        """The bytes that a computation moves, with all that it calls."""
+        instructions = self._instructions(computation)
+        return sum(self._moved(each, instructions) for each in instructions.values())
+
+    def _moved(self, each: _Instruction, instructions: dict[str, _Instruction]) -> int:
+        if each.op in _FREE or each.op.endswith("-done"):
+            return 0
+        if each.op == "while":
+            times = self.trip_count(each.line)
+            return times * sum(map(self.bytes_at, _LOOP.findall(each.line)))
+        if each.op == "conditional":
+            return max(map(self.bytes_at, branches(each.line)), default=0)
+        if each.op == "call":
+            return sum(map(self.bytes_at, _TO_APPLY.findall(each.line)))
+
+        operands = [instructions[name] for name in each.operands if name in instructions]
+        if each.op == "fusion":
+            return self._moved_by_fusion(each, operands)
+        if each.op.endswith("-start"):
+            # Its type names operands, results and marks: what is read is written somewhere.
+            if each.op == "async-start":
+                return sum(map(self.bytes_at, _FUSED.findall(each.line)))
+            return 2 * sum(_memory_bytes(operand.type) for operand in operands)
+        if each.op in _SLICES:
+            return 2 * _memory_bytes(each.type)
+        if each.op == _UPDATE:
+            return 2 * _memory_bytes(operands[1].type)
+        return _memory_bytes(each.type) + sum(_memory_bytes(operand.type) for operand in operands)
+
+    def _moved_by_fusion(self, fusion: _Instruction, operands: list[_Instruction]) -> int:
+        [computation] = _FUSED.findall(fusion.line)
+        fused = self._instructions(computation)
+        parameters: dict[int, _Instruction] = {}
+        for each in fused.values():
+            index = _INDEX.search(each.line) if each.op == "parameter" else None
+            if index is not None:
+                parameters[int(index[1])] = each
+
+        total = 0
+        for i, operand in enumerate(operands):
+            size = _memory_bytes(operand.type)
+            total += min(size, _used_bytes(parameters[i], fused)) if i in parameters else size
+        return total + _written_bytes(fusion, fused)
+
+    def _instructions(self, computation: str) -> dict[str, _Instruction]:
+        if computation not in self._read:
+            instructions = {}
+            for line in self.lines_of.get(computation, []):
+                match = _INSTRUCTION.match(line)
+                if match is not None:
+                    operands = tuple(_OPERAND.findall(match["operands"]))
+                    instructions[match["name"]] = _Instruction(
+                        match["name"],
+                        match["op"],
+                        match["type"],
+                        operands,
+                        line,
+                        match["root"] is not None,
+                    )
+            self._read[computation] = instructions
+        return self._read[computation]
+
+
+def _used_bytes(parameter: _Instruction, fused: dict[str, _Instruction]) -> int:
+    """How much of an operand a fusion reads: what it slices out of it, or all."""
+    total = 0
+    for each in fused.values():
+        if parameter.name not in each.operands:
+            continue
+        if each.op == "bitcast":
+            total += _used_bytes(each, fused)
+        elif each.op in _SLICES and each.operands[0] == parameter.name:
+            total += _array_bytes(each.type)
+        elif each.op == _UPDATE and each.operands[0] == parameter.name:
+            # What is not updated stays where it is.
+            total += 0
+        else:
+            return _array_bytes(parameter.type)
+    return total
+
+
+def _written_bytes(fusion: _Instruction, fused: dict[str, _Instruction]) -> int:
+    """What a fusion writes: its result, or what it updates of an operand in place."""
+    size = _memory_bytes(fusion.type)
+    root = next((each for each in fused.values() if each.is_root), None)
+    if root is None or not size:
+        return size
+    results = [fused.get(name) for name in root.operands] if root.op == "tuple" else [root]
+    total = 0
+    for result in results:
+        while result is not None and result.op == "bitcast":
+            result = fused.get(result.operands[0])
+        if result is None:
+            continue
+        is_update = result.op == _UPDATE and result.operands[1] in fused
+        total += _array_bytes(fused[result.operands[1]].type if is_update else result.type)
+    # Some of the results may stay in the core.
+    return min(size, total)
+
+
+def _memory_bytes(type: str) -> int:
+    """The bytes of a type's arrays that lie in the device's memory."""
+    return _sum_of_arrays(type, counts_core=False)
+
+
+def _array_bytes(type: str) -> int:
+    """The bytes of a type's arrays; within a fusion no place is told."""
+    return _sum_of_arrays(type, counts_core=True)
+
+
+def _sum_of_arrays(type: str, *, counts_core: bool) -> int:
+    total = 0
+    for dtype, dimensions, layout in _ARRAY.findall(type):
+        if counts_core or not _IN_CORE.search(layout):
+            sizes = [int(size) for size in dimensions.split(",") if size]
+            total += bytes_of(dtype) * math.prod(sizes)
+    return total
