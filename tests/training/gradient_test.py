@@ -1,12 +1,14 @@
 """The gradient of a step: of microbatches and devices as of one device."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from matta_jax.sharding import make_mesh, place_batch
-from matta_jax.training import make_setup
+from matta_jax.sharding import collectives, make_mesh, place_batch
+from matta_jax.training import compile_step, make_setup
 from matta_jax.training._gradient import make_gradient, rows_of
 from matta_jax.training._loss import Draws
 from matta_jax.training._step import trained_members
@@ -65,6 +67,17 @@ def test_metrics_and_gradient_are_those_of_one_device(tiny, expected, sizes, gat
     assert metrics == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
     for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
         np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
+
+
+def test_weights_beside_the_layers_come_together_once(tiny):
+    """Whole ones are not gathered again by a pass, which would cut the surplus off unseen."""
+    setup = make_setup(tiny(**NESTED), make_mesh((1, 8, 1)))
+    gathers = [
+        each for each in collectives(compile_step(setup).as_text()) if each.kind == "all-gather"
+    ]
+    weights = jax.tree.leaves(setup.abstract.params)
+    largest = max(math.prod(shape) for each in gathers for shape in each.shapes)
+    assert largest == max(weight.size for weight in weights)
 
 
 def test_who_needs_all_rows_has_them(tiny, embedder):
