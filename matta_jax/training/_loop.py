@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -148,13 +149,12 @@ class _Run:
     Attributes:
       setup: all that is known before an array exists.
       open_batches: of `Prepared`.
-      fingerprint: of the training data.
       teacher: the weights of one that runs along, alone in a list; empty without.
       train_step_at: of `make_train_steps`.
       cosines: of `make_cosines`.
       held_out: what evaluates.
       meter: what tells of the steps.
-      checkpoints: where states are saved.
+      save: `(state, step=, evaluation=)`, of `save_state`.
       writer: takes metrics.
       log: takes progress lines.
       on_eval: takes evaluations, where the caller wants them.
@@ -162,13 +162,12 @@ class _Run:
 
     setup: Setup
     open_batches: Callable[[int], AbstractContextManager[Iterator[Batch]]]
-    fingerprint: str
     teacher: list[Tree]
     train_step_at: Callable[[int], TrainStep]
     cosines: Callable[..., Mapping[str, Any]]
     held_out: HeldOut
     meter: Meter
-    checkpoints: Checkpoints
+    save: Callable[..., None]
     writer: Writer
     log: Log
     on_eval: OnMetrics | None
@@ -248,16 +247,16 @@ def _make_run(
         log=log,
         on_step=on_step,
     )
+    fingerprint = prepared.windows.fingerprint
     return _Run(
         setup=setup,
         open_batches=prepared.open_batches,
-        fingerprint=prepared.windows.fingerprint,
         teacher=teacher,
         train_step_at=make_train_steps(setup),
         cosines=make_cosines(setup),
         held_out=held_out,
         meter=meter,
-        checkpoints=checkpoints,
+        save=functools.partial(save_state, checkpoints, setup, fingerprint=fingerprint),
         writer=writer,
         log=log,
         on_eval=on_eval,
@@ -306,8 +305,9 @@ def _run_steps(
             # Every process must ask at every step, so that all stop at the same one.
             last = asked_to_stop(step) or step == train.num_steps
             # A checkpoint carries its evaluation, so that the best one can be kept.
-            saves = last or step % train.checkpoint_every == 0
-            if saves or step % train.eval_every == 0:
+            saves = step == train.num_steps or step % train.checkpoint_every == 0
+            evaluates = saves or step % train.eval_every == 0
+            if last or evaluates:
                 # Told before the evaluation, which waits for the step anyway.
                 run.meter.account(*pending)
                 pending = None
@@ -315,7 +315,12 @@ def _run_steps(
                     # Before it is saved: weights that no step has changed are no result.
                     run.meter.check_end()
                 stall.enter(f"the evaluation after step {step}, or its checkpoint")
-                evaluation = _evaluate(run, state, step, saves=saves)
+                if last and step < train.num_steps:
+                    # First of all: who stops a run may give it seconds.
+                    run.save(state, step=step)
+                    saves = False
+                if evaluates:
+                    evaluation = _evaluate(run, state, step, saves=saves)
                 # Neither the evaluation nor the saving is a step's time.
                 run.meter.restart_clock()
             _tell(run, state, step, rows)
@@ -383,14 +388,7 @@ def _evaluate(run: _Run, state: TrainState, step: int, *, saves: bool) -> dict[s
     if run.on_eval is not None:
         run.on_eval(step, evaluation)
     if saves:
-        save_state(
-            run.checkpoints,
-            run.setup,
-            state,
-            step=step,
-            fingerprint=run.fingerprint,
-            evaluation=evaluation,
-        )
+        run.save(state, step=step, evaluation=evaluation)
     return evaluation
 
 

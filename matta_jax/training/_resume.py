@@ -15,6 +15,9 @@ from matta_jax.tokenizers import bundled_spec, files_digest, resolved_tokenizer
 from matta_jax.training._longer import Length
 from matta_jax.training._state import Setup, TrainState
 
+# Of a state that was not evaluated: no run's best, and a number, as Orbax wants it.
+_NO_LOSS = 1e30
+
 
 def check_workdir(config: Config, workdir: storage.Path, resume: str, extend: bool = False) -> None:
     """Refuses a workdir that holds another run, or that `resume` does not allow.
@@ -143,7 +146,7 @@ def save_state(
     *,
     step: int,
     fingerprint: str,
-    evaluation: Mapping[str, float],
+    evaluation: Mapping[str, float] | None = None,
 ) -> None:
     """Starts to write a checkpoint.
 
@@ -153,15 +156,16 @@ def save_state(
       state: what is written.
       step: of the state, on the host: to read it there would wait for the device.
       fingerprint: of the training data.
-      evaluation: of the state.
+      evaluation: of the state; None: there was no time for it, and it is the best of no run.
 
     Raises:
       DivergenceError: the weights are not fit to be kept.
     """
+    loss = _NO_LOSS if evaluation is None else evaluation["eval/student"]
     # A checkpoint of such weights would push a good one out, and be resumed from.
-    if not math.isfinite(evaluation["eval/student"]):
+    if not math.isfinite(loss):
         raise DivergenceError(
-            f"eval/student={evaluation['eval/student']} at step {step}: the weights have diverged, "
+            f"eval/student={loss} at step {step}: the weights have diverged, "
             f"and are not saved; last good checkpoint: {last_good(checkpoints)}; lower "
             "optimizer.learning_rate"
         )
@@ -175,12 +179,10 @@ def save_state(
             "fingerprint": fingerprint,
             "next_example": step * setup.config.data.batch_size,
         },
-        "evaluation": dict(evaluation),
+        "evaluation": dict(evaluation or {}),
         "tokenizer": files_digest(setup.config.data.tokenizer),
     }
-    checkpoints.save(
-        step, _trees_of(state), meta, loss=evaluation["eval/student"], units=setup.units
-    )
+    checkpoints.save(step, _trees_of(state), meta, loss=loss, units=setup.units)
 
 
 def restore_state(
