@@ -279,11 +279,7 @@ def _run_steps(
     # What the meter has not seen: a step, its metrics on the device, and its wait for data.
     pending: tuple[int, Mapping[str, Any], float] | None = None
     stall = Stall(train.stall_seconds, logging.warning)
-    with (
-        stop_requests() as asked_to_stop,
-        run.open_batches(step) as batches,
-        stall.watched(),
-    ):
+    with stop_requests() as asked_to_stop, run.open_batches(step) as batches, stall.watched():
         while not last:
             profile.before(step)
             before = time.perf_counter()
@@ -304,8 +300,9 @@ def _run_steps(
 
             # Every process must ask at every step, so that all stop at the same one.
             last = asked_to_stop(step) or step == train.num_steps
-            # A checkpoint carries its evaluation, so that the best one can be kept.
-            saves = step == train.num_steps or step % train.checkpoint_every == 0
+            # A checkpoint carries its evaluation, but who stops a run may give it seconds.
+            stopped = last and step < train.num_steps
+            saves = not stopped and (last or step % train.checkpoint_every == 0)
             evaluates = saves or step % train.eval_every == 0
             if last or evaluates:
                 # Told before the evaluation, which waits for the step anyway.
@@ -315,10 +312,8 @@ def _run_steps(
                     # Before it is saved: weights that no step has changed are no result.
                     run.meter.check_end()
                 stall.enter(f"the evaluation after step {step}, or its checkpoint")
-                if last and step < train.num_steps:
-                    # First of all: who stops a run may give it seconds.
+                if stopped:
                     run.save(state, step=step)
-                    saves = False
                 if evaluates:
                     evaluation = _evaluate(run, state, step, saves=saves)
                 # Neither the evaluation nor the saving is a step's time.
