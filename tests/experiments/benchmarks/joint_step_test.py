@@ -8,7 +8,7 @@ import pytest
 
 from matta_jax import config as c
 from matta_jax.sharding import make_mesh
-from matta_jax.training import TrainState, make_setup, make_train_step
+from matta_jax.training import TrainState, make_setup, step_loss
 
 FOLDER = pathlib.Path(__file__).parents[3] / "experiments" / "benchmarks"
 
@@ -66,6 +66,6 @@ def test_a_forward_pass_that_no_step_calls_is_refused(joint_step, setup, monkeyp
     ):
         pass
 
-    monkeypatch.delattr(f"{make_train_step.__module__}.joint_apply")
+    monkeypatch.delattr(f"{step_loss.__module__}.joint_apply")
     with pytest.raises(AttributeError, match="joint_apply"):
         joint_step.lower_step(setup, unrolled=True)
