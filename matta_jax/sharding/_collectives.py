@@ -4,16 +4,12 @@ import dataclasses
 import math
 import re
 
-from matta_jax.sharding._hlo import Program, branches, bytes_of
+from matta_jax.sharding._hlo import Program, arrays_of, branches
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
 _COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
-# Of a type such as `(bf16[16], f32[2,4]{1,0})`: each array's element type and dimensions.
-_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
-
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
-
 
 # Groups are written as a list of lists, {{0,1},{2,3}}, as [number of groups, size], or as axes of a
 # mesh of named sizes, mesh['a'=2,'b'=4] {'a'}.
@@ -144,21 +140,19 @@ class _Collectives(Program):
             kind = "reduce-scatter"
             result_type = self.root(place.computation).partition(" dynamic-slice(")[0]
 
-        arrays = _ARRAY.findall(result_type)
+        arrays = arrays_of(result_type)
         # The start of an asynchronous one shows its operands, its results, and scalars that tell
         # that they are there. An all-reduce shows its results alone.
         if match["start"] and kind != "all-reduce":
-            arrays = [array for array in arrays if array[1]]
+            arrays = [array for array in arrays if array.shape]
             arrays = arrays[len(arrays) // 2 :]
-
-        shapes = []
-        num_bytes = 0
-        for dtype, dimensions in arrays:
-            shape = tuple(int(size) for size in dimensions.split(",") if size)
-            shapes.append(shape)
-            num_bytes += bytes_of(dtype) * math.prod(shape)
         return Collective(
-            kind, tuple(shapes), num_bytes, place.times, place.in_loop, _group_size(line)
+            kind,
+            shapes=tuple(array.shape for array in arrays),
+            bytes=sum(array.bytes for array in arrays),
+            times=place.times,
+            in_loop=place.in_loop,
+            group=_group_size(line),
         )
 
 

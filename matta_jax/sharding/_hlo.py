@@ -5,6 +5,8 @@ for each instruction, `%result = type operation(operands), attributes`; loops, f
 conditionals name the computations that they call in their attributes.
 """
 
+import dataclasses
+import math
 import re
 
 _HEAD = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{")
@@ -16,6 +18,9 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
+
+# Of a type such as `(bf16[16], f32[2,4]{1,0})`: each array's element type, dimensions and layout.
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\](\{[^}]*\})?")
 
 _DEFAULT_BYTES = 4
 _BYTES = {
@@ -32,9 +37,29 @@ _BYTES = {
 }
 
 
-def bytes_of(dtype: str) -> int:
-    """The bytes of a number of a type, as HLO names it."""
-    return _BYTES.get(dtype, _DEFAULT_BYTES)
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array of a type.
+
+    Attributes:
+      shape: its dimensions.
+      bytes: of all its numbers.
+      layout: as the text has it; empty: it is not told.
+    """
+
+    shape: tuple[int, ...]
+    bytes: int
+    layout: str
+
+
+def arrays_of(type: str) -> list[Array]:
+    """The arrays of a type, which may be a tuple of several."""
+    arrays = []
+    for dtype, dimensions, layout in _ARRAY.findall(type):
+        shape = tuple(int(size) for size in dimensions.split(",") if size)
+        size = _BYTES.get(dtype, _DEFAULT_BYTES) * math.prod(shape)
+        arrays.append(Array(shape, size, layout))
+    return arrays
 
 
 class Program:

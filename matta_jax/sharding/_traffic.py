@@ -7,17 +7,15 @@ of a core (TPUs: `S(1)`) does not count.
 """
 
 import dataclasses
-import math
 import re
 
-from matta_jax.sharding._hlo import Program, branches, bytes_of
+from matta_jax.sharding._hlo import Program, arrays_of, branches
 
 _INSTRUCTION = re.compile(
     r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w\-]*)\("
     r"(?P<operands>[^()]*)"
 )
 _OPERAND = re.compile(r"%([\w.\-]+)")
-_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\](\{[^}]*\})?")
 _FUSED = re.compile(r"calls=%?([\w.\-]+)")
 _LOOP = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
 _TO_APPLY = re.compile(r"to_apply=%?([\w.\-]+)")
@@ -143,14 +141,13 @@ def _used_bytes(parameter: _Instruction, fused: dict[str, _Instruction]) -> int:
     for each in fused.values():
         if parameter.name not in each.operands:
             continue
+        is_cut = each.operands[0] == parameter.name
         if each.op == "bitcast":
             total += _used_bytes(each, fused)
-        elif each.op in _SLICES and each.operands[0] == parameter.name:
+        elif each.op in _SLICES and is_cut:
             total += _array_bytes(each.type)
-        elif each.op == _UPDATE and each.operands[0] == parameter.name:
-            # What is not updated stays where it is.
-            total += 0
-        else:
+        # What an update does not reach stays where it is, unread.
+        elif not (each.op == _UPDATE and is_cut):
             return _array_bytes(parameter.type)
     return total
 
@@ -176,18 +173,9 @@ def _written_bytes(fusion: _Instruction, fused: dict[str, _Instruction]) -> int:
 
 def _memory_bytes(type: str) -> int:
     """The bytes of a type's arrays that lie in the device's memory."""
-    return _sum_of_arrays(type, counts_core=False)
+    return sum(array.bytes for array in arrays_of(type) if not _IN_CORE.search(array.layout))
 
 
 def _array_bytes(type: str) -> int:
     """The bytes of a type's arrays; within a fusion no place is told."""
-    return _sum_of_arrays(type, counts_core=True)
-
-
-def _sum_of_arrays(type: str, *, counts_core: bool) -> int:
-    total = 0
-    for dtype, dimensions, layout in _ARRAY.findall(type):
-        if counts_core or not _IN_CORE.search(layout):
-            sizes = [int(size) for size in dimensions.split(",") if size]
-            total += bytes_of(dtype) * math.prod(sizes)
-    return total
+    return sum(array.bytes for array in arrays_of(type))

@@ -39,9 +39,10 @@ ENTRY %main (a: f32[8,16], b: f32[8,16]) -> (s32[], f32[8,16], f32[8,16]) {
   %b = f32[8,16]{1,0} parameter(1)
   %z = s32[] constant(0)
   %t = (s32[], f32[8,16]{1,0}, f32[8,16]{1,0}) tuple(%z, %a, %b)
-  ROOT %w = (s32[], f32[8,16]{1,0}, f32[8,16]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  ROOT %w = (s32[], f32[8,16]{1,0}, f32[8,16]{1,0}) while(%t), \
+condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"8"}}
 }
-"""  # noqa: E501
+"""
 
 
 def test_a_loop_moves_a_layer_each_time():
