@@ -173,7 +173,8 @@ class TrainConfig(Section):
     gather: str = field(
         "microbatch",
         "When the weights that devices share come together: each layer's in each microbatch, or "
-        "all once in a step, which moves less and holds more.",
+        "all once in a step, which moves less and holds more. Where devices share no rows, or with "
+        "dropout, pairs of texts or a Teacher that runs along, it changes nothing.",
         choices=("microbatch", "step"),
         is_free=True,
     )

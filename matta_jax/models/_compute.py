@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from matta_jax.nesting import Names, Tree, fan_in
-from matta_jax.sharding import ONE_DEVICE, Placement
+from matta_jax.nesting import Names, Tree
+from matta_jax.sharding import ONE_DEVICE, Placement, sum_dtype
 
 # `dots` keeps what matrices make of tokens. Attention's products have batch axes: their scores, of
 # T·S numbers, are computed again with all that is cheap.
@@ -61,13 +61,13 @@ def _for_compute(weight: jax.Array, names: Names, compute: Compute) -> jax.Array
     it goes. A matrix or table whose gradient is to be summed in a wider type is handed on in that
     type, with its rounded values.
     """
-    is_wide = compute.reduce_dtype != "compute" and bool(fan_in(names))
+    handed_on = sum_dtype(names, compute.dtype, compute.reduce_dtype)
 
     @jax.custom_vjp
     def ready(weight: jax.Array) -> jax.Array:
         # In this order: what travels between devices is of the narrower type.
         gathered = compute.placement.gather(weight.astype(compute.dtype), names)
-        return gathered.astype(compute.reduce_dtype) if is_wide else gathered
+        return gathered.astype(handed_on)
 
     def forward(weight: jax.Array) -> tuple[jax.Array, None]:
         return ready(weight), None

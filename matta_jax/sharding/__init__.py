@@ -20,6 +20,7 @@ from matta_jax.sharding._placement import Engine as Engine
 from matta_jax.sharding._placement import Layout as Layout
 from matta_jax.sharding._placement import Placement as Placement
 from matta_jax.sharding._placement import free_axes as free_axes
+from matta_jax.sharding._placement import sum_dtype as sum_dtype
 from matta_jax.sharding._processes import any_process as any_process
 from matta_jax.sharding._processes import check_agreement as check_agreement
 from matta_jax.sharding._processes import check_shared as check_shared

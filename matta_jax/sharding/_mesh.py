@@ -24,7 +24,7 @@ from matta_jax.nesting import (
     mesh_axis,
     table_view,
 )
-from matta_jax.sharding._placement import Engine, Layout, Placement
+from matta_jax.sharding._placement import Engine, Layout, Placement, joins_granules
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -187,8 +187,7 @@ def placement(mesh: Mesh, engine: Engine | None = None) -> Placement:
       mesh: the devices.
       engine: what attends on them.
     """
-    is_tpu = mesh.devices.flat[0].platform == "tpu"
-    joins = mesh.shape["tensor"] == 1 and not is_tpu
+    joins = joins_granules(mesh)
     if mesh.size == 1:
         return Placement(joins=joins, engine=engine)
 

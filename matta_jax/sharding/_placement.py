@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from matta_jax.nesting import Names
+from matta_jax.nesting import Names, fan_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,23 @@ def free_axes(mesh: Mesh | AbstractMesh) -> set[str]:
     """The axes of a mesh that no `shard_map` around has taken yet."""
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return {name for name, kind in kinds if kind != AxisType.Manual}
+
+
+def joins_granules(mesh: Mesh) -> bool:
+    """Whether a weight's granules are joined before it is used, as `Placement` says."""
+    return mesh.shape["tensor"] == 1 and mesh.devices.flat[0].platform != "tpu"
+
+
+def sum_dtype(names: Names, dtype: str, reduce_dtype: str) -> str:
+    """The type in which gradients of a weight are summed over devices.
+
+    Args:
+      names: of its axes.
+      dtype: of weights while they are used.
+      reduce_dtype: of the sums of matrices and tables; `compute` for `dtype`.
+    """
+    is_wide = reduce_dtype != "compute" and bool(fan_in(names))
+    return reduce_dtype if is_wide else dtype
 
 
 def _stay(array: jax.Array, names: Names) -> jax.Array:

@@ -7,16 +7,25 @@ device computes with its rows; the gradients of all sub-models are added up ther
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from matta_jax.nesting import BLOCKS, Names, Tree, fan_in, map_names, table_view
+from matta_jax.nesting import BLOCKS, Names, Tree, map_names, table_view
 from matta_jax.sharding._mesh import BATCH_AXES, batch_axes, mesh_axis, weight_spec
-from matta_jax.sharding._placement import Engine, Layout, Placement, free_axes
+from matta_jax.sharding._placement import (
+    Engine,
+    Layout,
+    Placement,
+    free_axes,
+    joins_granules,
+    sum_dtype,
+)
 
 # Of a TPU: an array's last two axes lie in tiles, of 16 by 128 numbers in bfloat16.
 _LANES = 128
@@ -51,8 +60,7 @@ class Rows:
             # Its rows are the device's already.
             inner_mesh = self._inner_mesh if self._has_tensor_axis else None
             engine = dataclasses.replace(engine, mesh=inner_mesh, batch_axes=())
-        is_tpu = self.mesh.devices.flat[0].platform == "tpu"
-        placement = Placement(joins=not self._has_tensor_axis and not is_tpu, engine=engine)
+        placement = Placement(joins=joins_granules(self.mesh), engine=engine)
         if self.once:
             return placement
         return dataclasses.replace(
@@ -103,6 +111,19 @@ class Rows:
         """The gradient of what `together` returns, summed over devices: shards, in float32."""
         return self._moved(self._apart, gradient, axes)
 
+    def held_bytes(self, shapes: Tree, axes: Tree, *, is_accumulated: bool) -> int:
+        """The bytes on a device of all weights come together, and of their gradient, which is in
+        float32 where microbatches are added up.
+        """
+
+        def held(weight: Any, names: Names) -> int:
+            spec = weight_spec(names, self.mesh, without="fsdp")
+            numbers = math.prod(NamedSharding(self.mesh, spec).shard_shape(weight.shape))
+            size = np.dtype(self.sum_dtype(names)).itemsize
+            return numbers * (size + (4 if is_accumulated else size))
+
+        return sum(jax.tree.leaves(jax.tree.map(held, shapes, axes)))
+
     def sum(self, tree: Any) -> Any:
         """Numbers of each device, added up."""
         return jax.lax.psum(tree, batch_axes(self.mesh))
@@ -117,18 +138,18 @@ class Rows:
     def _together(self, weight: jax.Array, names: Names) -> jax.Array:
         # In this order: what travels between devices is of the narrower type.
         gathered = self._gather(weight.astype(self.dtype), names)
-        return gathered.astype(self._sum_dtype(names))
+        return gathered.astype(self.sum_dtype(names))
 
     def _apart(self, gradient: jax.Array, names: Names) -> jax.Array:
-        gradient = gradient.astype(self._sum_dtype(names))
+        gradient = gradient.astype(self.sum_dtype(names))
         return self._scatter(gradient, names).astype(jnp.float32)
 
-    def _sum_dtype(self, names: Names) -> str:
+    def sum_dtype(self, names: Names) -> str:
+        """The type in which a weight comes together before a pass, and its gradient is summed."""
         # A loss adds to a table in float32.
         if table_view(names) is not None:
             return "float32"
-        is_wide = self.reduce_dtype != "compute" and bool(fan_in(names))
-        return self.reduce_dtype if is_wide else self.dtype
+        return sum_dtype(names, self.dtype, self.reduce_dtype)
 
     def _gather(self, weight: jax.Array, names: Names) -> jax.Array:
         return self._by_tensor_shards(self._whole_of, weight, names)

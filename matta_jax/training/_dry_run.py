@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 
 from matta_jax.config import Config
 from matta_jax.models import Plan
@@ -86,10 +85,8 @@ def _gather_lines(setup: Setup) -> list[str]:
     rows = rows_of(setup)
     if rows is None:
         return []
-    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.abstract.params))
-    numbers //= setup.mesh.shape["tensor"]
-    # All weights as they are used, and their gradient, which is added up in float32.
-    held = numbers * (np.dtype(rows.dtype).itemsize + 4) / 1e6
+    is_accumulated = setup.config.train.microbatches > 1
+    held = rows.held_bytes(setup.abstract.params, setup.axes, is_accumulated=is_accumulated) / 1e6
     if rows.once:
         return [f"{'gathered':<12} {held:>12.2f} MB per device: all weights and their gradient"]
     return [f"{'':<12} {held:>12.2f} MB more per device with train.gather=step, which moves less"]

@@ -40,8 +40,8 @@ def make_gradient(setup: Setup, members: dict[str, SubModel], mixes: int) -> Ste
     if rows is None:
 
         def gradient_of(params: Tree, batch: Batch, draws: Draws, *teacher: Tree) -> Any:
-            def part(draws: Draws, rows: Batch) -> Any:
-                return of_part(params, rows, draws, *teacher)
+            def part(draws: Draws, batch: Batch) -> Any:
+                return of_part(params, batch, draws, *teacher)
 
             return _accumulate(part, batch, draws, microbatches)
 

@@ -23,6 +23,23 @@ def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
     assert "wide" not in text.splitlines()[0] and "d_ff=48,16*2" in text and "temporaries" in text
 
 
+def test_dry_run_tells_what_gathering_once_holds(tiny):
+    """Of weights in float32, whole on each of eight devices, and of as large a gradient."""
+
+    def line(**fields):
+        lines = [line for line in dry_run(tiny(mesh__fsdp=4, **fields)).splitlines()]
+        [found] = [line for line in lines if "gathered" in line or "train.gather=step" in line]
+        return found
+
+    held = 2 * models.plan_of(tiny()).count(models.plan_of(tiny()).nest.ta).bytes / 1e6
+    assert (
+        line()
+        == f"{'':<12} {held:>12.2f} MB more per device with train.gather=step, which moves less"
+    )
+    assert line(train__gather="step").startswith(f"gathered     {held:>12.2f} MB per device")
+    assert "gather" not in dry_run(tiny())
+
+
 @pytest.mark.slow
 def test_dry_run_names_the_members_of_a_run(tiny):
     config = tiny(nest__members={"middle": "layers=2;d_ff=32", "odd": "d_ff=40"})
