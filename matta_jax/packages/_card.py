@@ -9,7 +9,7 @@ from typing import Any
 from matta_jax import storage
 from matta_jax.models import Architecture, architecture_from_json
 from matta_jax.packages._card_engines import engine_parts
-from matta_jax.packages._packaging import FOREIGN_FORMATS
+from matta_jax.packages._packaging import FOREIGN_FORMATS, HF_FORMATS
 from matta_jax.packages.gguf import kind_of
 from matta_jax.packages.hf import Layout, hf_shapes, open_hf
 from matta_jax.tokenizers import companions
@@ -34,11 +34,8 @@ _TOKENIZER_FILES = {
 def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     """Returns the README.md of the model in a folder."""
     architecture = architecture_from_json(manifest["architecture"])
-    # As it was written: its config.json tells whether it is padded.
-    layout = open_hf(folder).layout if manifest["format"] in FOREIGN_FORMATS else None
-    library = "matta_jax" if layout is None else layout.library
-    if manifest["format"] == "gguf":
-        library = "llama.cpp"
+    layout = _layout_of(manifest, folder)
+    library = library_of(manifest["format"])
     tags = f"matta_jax, matryoshka, {architecture.family_name}"
     parts = [
         f"---\nlibrary_name: {library}\ntags: [{tags}]\n---",
@@ -74,7 +71,7 @@ def usage(manifest: dict[str, Any], folder: storage.Path) -> list[str]:
     word in its place. In a shell for GGUF, in Python else.
     """
     architecture = architecture_from_json(manifest["architecture"])
-    layout = open_hf(folder).layout if manifest["format"] in FOREIGN_FORMATS else None
+    layout = _layout_of(manifest, folder)
     # As a text of Python, and as a word of a shell.
     text = json.dumps(str(folder), ensure_ascii=False)[1:-1]
     codes = [code.replace(_FOLDER, text) for code in _usage(manifest, architecture, layout)]
@@ -82,6 +79,19 @@ def usage(manifest: dict[str, Any], folder: storage.Path) -> list[str]:
         file = shlex.quote(f"{folder}/model.gguf")
         codes.insert(0, _GGUF.replace(f"{_FOLDER}/model.gguf", file))
     return codes
+
+
+def library_of(format: str) -> str:
+    """The library that loads a format."""
+    if format in HF_FORMATS:
+        return "transformers"
+    return {"gguf": "llama.cpp", "timm": "timm"}.get(format, "matta_jax")
+
+
+def _layout_of(manifest: dict[str, Any], folder: storage.Path) -> Layout | None:
+    """That of a folder by other libraries' names; None: it has ours, or is a file of llama.cpp."""
+    # As it was written: its config.json tells whether it is padded.
+    return open_hf(folder).layout if manifest["format"] in FOREIGN_FORMATS else None
 
 
 def _llama_cpp(manifest: dict[str, Any], architecture: Architecture) -> list[str]:

@@ -8,9 +8,8 @@ from typing import Any
 from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.models import architecture_from_json
-from matta_jax.packages._card import CARD
+from matta_jax.packages._card import CARD, library_of
 from matta_jax.packages._package import Package, open_model
-from matta_jax.packages._packaging import HF_FORMATS
 
 _FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _TITLE = re.compile(r"^# .*$", re.MULTILINE)
@@ -123,13 +122,6 @@ def loading_from(text: str, repo: str) -> str:
     """The text of a card whose code loads a repository in place of a folder."""
     text = text.replace(_LOCAL, "hf-hub:THIS_FOLDER")
     return _LOADS.sub(lambda call: f"{call[1]}{repo}", text)
-
-
-def library_of(format: str) -> str:
-    """The library that loads a format."""
-    if format in HF_FORMATS:
-        return "transformers"
-    return {"gguf": "llama.cpp", "timm": "timm"}.get(format, "matta_jax")
 
 
 def _finite(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture
 from matta_jax.packages._formats import check_format, disk_bytes
-from matta_jax.packages._package import open_model
+from matta_jax.packages._package import Package, open_model
 from matta_jax.packages._packaging import Packaging
 from matta_jax.packages.engines._engine import Engine, installed_engine, run_child
 from matta_jax.packages.engines._request import request_of
@@ -114,7 +114,7 @@ def time_folders(
     }
     timings: list[Timing] = []
     version = ""
-    for batch in _batches(folders):
+    for batch in _batches([open_model(folder) for folder in folders]):
         about, rounds = _time_batch(engine, batch, request)
         version = str(about["version"])
         timings += [Timing.of(milliseconds) for milliseconds in rounds]
@@ -122,10 +122,10 @@ def time_folders(
 
 
 def _time_batch(
-    engine: Engine, folders: Sequence[storage.Path], request: dict[str, Any]
+    engine: Engine, packages: Sequence[Package], request: dict[str, Any]
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What an engine says, and milliseconds [models, rounds]."""
-    models = [request_of(engine, open_model(folder), FIELD) for folder in folders]
+    models = [request_of(engine, package, FIELD) for package in packages]
     about, rounds = run_child(engine, request | {"models": models}, FIELD)
     if not (np.isfinite(rounds).all() and (rounds >= 0).all()):
         raise UserError(
@@ -135,10 +135,10 @@ def _time_batch(
     return about, rounds
 
 
-def _batches(folders: Sequence[storage.Path]) -> Iterator[list[storage.Path]]:
+def _batches(packages: Sequence[Package]) -> Iterator[Sequence[Package]]:
     """Yields the models in parts of about equal size that lie in memory at once."""
-    sizes = [disk_bytes(folder, open_model(folder).manifest["format"]) for folder in folders]
+    sizes = [disk_bytes(package.path, package.manifest["format"]) for package in packages]
     num_batches = max(1, math.ceil(sum(sizes) / _MOST_BYTES))
-    count = math.ceil(len(folders) / num_batches)
-    for start in range(0, len(folders), count):
-        yield list(folders[start : start + count])
+    count = math.ceil(len(packages) / num_batches)
+    for start in range(0, len(packages), count):
+        yield packages[start : start + count]

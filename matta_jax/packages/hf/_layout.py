@@ -50,7 +50,6 @@ class Layout(abc.ABC):
       ignored: names of tensors that are no weights of ours.
       usage: how other libraries read a folder, in Python.
       form: the format that errors name.
-      library: that reads a folder, as model cards name it.
       serving: the command with which vLLM serves a folder; empty: it does not.
       is_unpadded: whether each layer has its own sizes; a folder has code for them then.
     """
@@ -61,7 +60,6 @@ class Layout(abc.ABC):
     prefix: str
     ignored: re.Pattern[str]
     form: ClassVar[str] = "hf"
-    library: ClassVar[str] = "transformers"
     serving: ClassVar[str] = ""
     is_unpadded: ClassVar[bool] = False
     usage: ClassVar[str] = """from transformers import AutoModelForCausalLM

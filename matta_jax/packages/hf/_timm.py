@@ -82,7 +82,6 @@ class TimmVitLayout(VitLayout):
 
     title = "timm's ViT"
     form: ClassVar[str] = "timm"
-    library: ClassVar[str] = "timm"
     ignored = re.compile(r"(?!)")
     usage: ClassVar[str] = """import timm
 

@@ -3,7 +3,6 @@
 In the default run an engine is a function that computes with our model of the files.
 """
 
-import importlib.util
 import json
 import math
 import pathlib
@@ -35,15 +34,6 @@ def num_stored(folder):
 
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     return sum(tensor.size for tensor in tensors.values())
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """Engines are installed, or seem to be."""
-    real = importlib.util.find_spec
-    modules = {module for engine in packages.ENGINES.values() for module in engine.modules}
-    fake = lambda name, *args: object() if name in modules else real(name, *args)
-    monkeypatch.setattr(_engine.importlib.util, "find_spec", fake)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Models are timed in engines: what these are asked, what is refused before, and real times."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
@@ -9,15 +7,6 @@ from matta_jax import packages
 from matta_jax.errors import UserError
 from matta_jax.packages import Packaging, Timing
 from matta_jax.packages.engines import _engine, _timing
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """Engines are installed, or seem to be."""
-    real = importlib.util.find_spec
-    modules = {module for engine in packages.ENGINES.values() for module in engine.modules}
-    fake = lambda name, *args: object() if name in modules else real(name, *args)
-    monkeypatch.setattr(_engine.importlib.util, "find_spec", fake)
 
 
 @pytest.fixture
