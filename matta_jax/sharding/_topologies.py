@@ -34,15 +34,16 @@ class Chip:
 # How many characters of libtpu's error a message shows.
 _SHOWN_CHARACTERS = 160
 
-# Dense bfloat16 matmuls, in 10¹² FLOP/s, by a part of the name that a device calls itself; from the
-# pages of Google Cloud and the data sheets of NVIDIA. The first that fits counts.
+# Dense bfloat16 matmuls of a device, in 10¹² FLOP/s, by a part of the name that it calls itself;
+# from the pages of Google Cloud and the data sheets of NVIDIA. The first that fits counts.
 _PEAKS = {
     "TPU v5 lite": 197,
     "TPU v5e": 197,
     "TPU v5": 459,
     "TPU v6 lite": 918,
     "TPU v6e": 918,
-    "TPU7x": 2307,
+    # A device is one of a chip's two cores.
+    "TPU7x": 1153.5,
     "TPU v4": 275,
     "H200": 989,
     "H100 PCIe": 756,
@@ -52,11 +53,11 @@ _PEAKS = {
 }
 
 CHIPS = {
-    "v4": Chip(16, hbm_gb_per_second=614, tflops=137.5, ici_gb_per_second=150, wraps_from=4),
+    "v4": Chip(16, hbm_gb_per_second=600, tflops=137.5, ici_gb_per_second=150, wraps_from=4),
     "v5e": Chip(16, hbm_gb_per_second=819, tflops=197, ici_gb_per_second=200, wraps_from=16),
     "v5p": Chip(95, hbm_gb_per_second=2765, tflops=459, ici_gb_per_second=600, wraps_from=4),
     "v6e": Chip(32, hbm_gb_per_second=1638, tflops=918, ici_gb_per_second=400, wraps_from=16),
-    "tpu7x": Chip(96, hbm_gb_per_second=3690, tflops=1153, ici_gb_per_second=300, wraps_from=4),
+    "tpu7x": Chip(96, hbm_gb_per_second=3690, tflops=1153.5, ici_gb_per_second=300, wraps_from=4),
 }
 
 

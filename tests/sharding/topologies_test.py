@@ -41,6 +41,7 @@ def test_the_peak_of_a_device_is_known_by_its_name():
         ("TPU v5p", 459),
         ("TPU v6 lite", 918),
         ("TPU v4", 275),
+        ("TPU7x", 1153.5),
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H200", 989),
