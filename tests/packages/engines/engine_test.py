@@ -75,7 +75,9 @@ def xllamacpp(tmp_path, monkeypatch):
     return install
 
 
-def test_an_answer_comes_from_a_process_by_itself(xllamacpp):
+def test_an_answer_comes_from_a_process_by_itself(xllamacpp, monkeypatch):
+    # Another test of this process may have imported the real one.
+    monkeypatch.delitem(sys.modules, "xllamacpp", raising=False)
     xllamacpp()
     answer = _engine.ask(LLAMA_CPP, REQUEST)
     assert (answer.version, answer.parameters) == ("7", 1234)
