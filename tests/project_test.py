@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -40,3 +42,16 @@ def test_contributing_sets_up_in_three_commands():
     [block, *_] = re.findall(r"```sh\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     commands = block.splitlines()
     assert len(commands) == 3 and "'.[dev]'" in commands[1] and commands[2] == "python -m pytest"
+
+
+TOP = """.ci .gitattributes .github .gitignore CHANGELOG.md CITATION.cff CONTRIBUTING.md LICENSE
+MANIFEST.in README.md SECURITY.md configs docs experiments matta_jax mkdocs.yml pyproject.toml
+setup.py tests"""
+
+
+def test_nothing_that_a_test_or_a_run_left_is_committed():
+    git = shutil.which("git")
+    listed = git and subprocess.run([git, "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if not listed or listed.returncode:
+        pytest.skip("is no checkout of git")
+    assert {file.split("/")[0] for file in listed.stdout.splitlines()} == set(TOP.split())
