@@ -17,7 +17,7 @@ import matta_jax
 from matta_jax import stops, storage
 from matta_jax.bin._complaints import complaints_held
 from matta_jax.bin._config_file import NEST_CALL, config_file_error, locate_config
-from matta_jax.bin._output import exit_of, guarded_output
+from matta_jax.bin._output import USAGE_ERROR, exit_of, guarded_output
 from matta_jax.config import (
     Config,
     Section,
@@ -28,8 +28,6 @@ from matta_jax.config import (
 )
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.packages import QUANTIZATIONS
-
-_USAGE_ERROR = 2
 
 # A flag in the arguments, joined by zeros: `--config=FILE` or `--config`, `FILE`.
 _INIT_FROM = re.compile(r"(?:^|\0)--?init_from[=\0]([^\0]*)")
@@ -223,7 +221,7 @@ def _machine_line(error: Exception) -> str | None:
     return None
 
 
-def _fail(message: str, code: int = _USAGE_ERROR) -> NoReturn:
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     # A number of thousands of digits would hide what is said of it.
     message = re.sub(r"\d{100,}", lambda digits: f"{digits[0][:20]}…", message)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

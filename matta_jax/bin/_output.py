@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+USAGE_ERROR = 2
+"""Exit code of a user's mistake."""
+
 # As a shell has it of a process that the signal of a closed pipe ends.
 _CLOSED_PIPE = 141
 

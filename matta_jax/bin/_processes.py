@@ -16,6 +16,7 @@ from typing import IO, TextIO
 
 from absl import flags
 
+from matta_jax.bin._output import USAGE_ERROR
 from matta_jax.errors import UserError
 
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -121,15 +122,26 @@ def _watch(command: list[str]) -> int:
     )
     assert child.stdout is not None and child.stderr is not None
 
+    passed_on: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        passed_on.append(number)
+        child.send_signal(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: child.send_signal(number))
+        signal.signal(number, pass_on)
 
     output = threading.Thread(target=_relay, args=(child.stdout, sys.stdout))
     output.start()
     has_said_why, dead = _relay(child.stderr, sys.stderr)
     output.join()
+    with child:
+        code = child.wait()
 
-    code = child.wait()
+    if has_said_why and code == -signal.SIGABRT:
+        # Aborted while it parted, because process 0 was gone first: the code is that of what it
+        # said.
+        return 128 + passed_on[-1] if passed_on else USAGE_ERROR
     if dead is None or code == 0 or has_said_why:
         # As a shell has it: 128 and the number of the signal that ended it.
         return code if code >= 0 else 128 - code

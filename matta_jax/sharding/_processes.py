@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 # How long a process that fails waits for the others to fail alike.
 _PARTING_SECONDS = 3.0
+# How long process 0 stays after that: it answers the others, and one without an answer is aborted.
+_ANSWER_SECONDS = 0.5
 # How long a process looks for what another wrote, and how often.
 _SEEN_SECONDS = 40.0
 _LOOK_SECONDS = 2.0
@@ -220,4 +222,5 @@ def part(code: int) -> None:
     # Any failure means that the others do not part now.
     with contextlib.suppress(Exception):
         client.wait_at_barrier("matta_jax/part", int(1000 * _PARTING_SECONDS))
+        time.sleep(_ANSWER_SECONDS * (jax.process_index() == 0))
     os._exit(code)

@@ -1,6 +1,9 @@
-"""What the parent of a distributed process lets through."""
+"""What the parent of a distributed process lets through, and the code that it ends by."""
 
 import io
+import sys
+
+import pytest
 
 from matta_jax.bin import _processes
 
@@ -32,3 +35,14 @@ def test_the_runtimes_last_words_name_who_died():
 def test_a_line_of_its_own_is_passed_on_among_last_words():
     text = b"F coordination_service.cc:99 fatal\nerror: train.num_steps=0 must be at least 1\n"
     assert relayed(text) == ((True, ""), b"error: train.num_steps=0 must be at least 1\n")
+
+
+@pytest.mark.parametrize(
+    "said, code", [("error: mend it", 2), ("F coordination_service.cc:9 fatal", _processes.LOST)]
+)
+def test_an_abort_while_it_parts_leaves_the_code_of_what_it_said(said, code, capfd, monkeypatch):
+    # The handlers of this process stay.
+    monkeypatch.setattr(_processes.signal, "signal", lambda *_: None)
+    abort = f"import os, sys; print({said!r}, file=sys.stderr, flush=True); os.abort()"
+    assert _processes._watch([sys.executable, "-c", abort]) == code
+    assert len(capfd.readouterr().err.splitlines()) == 1
