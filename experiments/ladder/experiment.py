@@ -9,7 +9,7 @@ from lab.protocol import Results
 from lab.rung_runs import RungExperiment, RungRuns, SeedRun, at_rate
 from lab.rungs import RUNGS, Rung
 from lab.runs import Lab
-from ladder import figures
+from ladder import figures, frontier
 from ladder.recipes import TWO_POINTS, conditions_of, settings
 
 from matta_jax.errors import UserError
@@ -38,9 +38,11 @@ class Ladder(RungExperiment):
         return {"rows": rows}
 
     def show(self, results: Results, folder: pathlib.Path) -> str:
-        """A table for each rung and length, and the picture of what nesting costs."""
+        """A table for each rung and length, and the pictures of what nesting costs."""
         scores = figures.Scores(results["rows"])
         figures.plot(scores, folder / "ladder.png")
+        if figures.whole_rungs(scores, frontier.LENGTH):
+            frontier.plot(scores, folder / "frontier.png")
         return figures.tables(scores)
 
 

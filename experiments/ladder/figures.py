@@ -73,6 +73,15 @@ def _measured(scores: Scores) -> list[tuple[Rung, int]]:
     return [(rung, length) for rung, length in settings if _references(scores, rung, length)[-1:]]
 
 
+def whole_rungs(scores: Scores, length: int) -> list[Rung]:
+    """The rungs of which a model of each width was trained alone, at a length."""
+    return [
+        rung
+        for rung, measured_length in _measured(scores)
+        if measured_length == length and len(_references(scores, rung, length)) == len(rung.widths)
+    ]
+
+
 def _references(scores: Scores, rung: Rung, length: int) -> list[int]:
     """The widths that were trained alone; none where the largest was not."""
     widths = [width for width in rung.widths if scores.has(rung, length, alone(width))]
@@ -93,7 +102,7 @@ def _trend(scores: Scores, excess_of: Callable[[Scores, Rung, int, str], list[fl
     settings = _measured(scores)
     header = ["recipe", *(f"{rung.name}, {length} tokens" for rung, length in settings)]
     lines = []
-    for condition in _recipes(RUNGS[0]):
+    for condition in recipes_of(RUNGS[0]):
         cells = []
         for rung, length in settings:
             is_there = scores.has(rung, length, condition)
@@ -104,7 +113,7 @@ def _trend(scores: Scores, excess_of: Callable[[Scores, Rung, int, str], list[fl
     return markdown_table(header, lines, left=(0,))
 
 
-def _recipes(rung: Rung) -> list[str]:
+def recipes_of(rung: Rung) -> list[str]:
     """All conditions but the models trained alone."""
     lone = {alone(width) for width in rung.widths}
     return [condition for condition in conditions_of(rung) if condition not in lone]
@@ -130,7 +139,7 @@ def _table(scores: Scores, rung: Rung, length: int) -> str:
     every_text = f"{every / ta_alone:.2f}" if is_whole else ""
     lines = [["each alone: bits per byte", *lone_bits, "", every_text]]
 
-    for condition in _recipes(rung):
+    for condition in recipes_of(rung):
         if not scores.has(rung, length, condition):
             continue
         excesses = {width: scores.excess(rung, length, condition, width) for width in references}
@@ -157,7 +166,7 @@ def plot(scores: Scores, path: pathlib.Path) -> None:
     panels = [
         (rung, length)
         for rung, length in _measured(scores)
-        if any(scores.has(rung, length, condition) for condition in _recipes(rung))
+        if any(scores.has(rung, length, condition) for condition in recipes_of(rung))
     ]
 
     figure = new_figure((1.5 + 3.2 * len(panels), 4.2))

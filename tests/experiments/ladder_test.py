@@ -23,6 +23,22 @@ def test_each_recipe_has_the_rate_that_is_best_on_the_validation_text(
     assert "61,440 parameters" in table and "| with a mix: %" in table
     # A cell for each width, and one in the trend.
     assert table.count("+2.0 ± 0.0") == 2 * 6 * (5 + 2)
+    assert (tmp_path / "frontier.png").stat().st_size > 0
+
+    figures, frontier = load("ladder.figures"), load("ladder.frontier")
+    scores = figures.Scores(results["rows"])
+    rungs = figures.whole_rungs(scores, 20)
+    assert tuple(rungs) == recipes.RUNGS
+    (point,) = frontier.recipe_points(scores, "with a mix", rungs)
+    assert point == pytest.approx((1.0, 2.0, 0.0), abs=0.005)  # All cost alike.
+    assert "at +2.0 % for 1.0 x the FLOPs" in frontier.verdict({"with a mix": [point]})
+
+
+def test_the_goal_is_met_by_both_of_its_numbers(load):
+    verdict = load("ladder.frontier").verdict
+    assert verdict({"cheap": [(1.4, 0.9, 0.1)]}).startswith("The goal is met: ")
+    for missed in ((1.6, 0.9, 0.1), (1.4, 1.1, 0.1)):
+        assert verdict({"missed": [missed]}).startswith("No recipe is at the goal yet: ")
 
 
 def test_the_largest_rung_takes_the_rates_of_the_middle_one(load, made_up_lab):
