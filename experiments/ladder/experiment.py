@@ -41,8 +41,9 @@ class Ladder(RungExperiment):
         """A table for each rung and length, and the pictures of what nesting costs."""
         scores = figures.Scores(results["rows"])
         figures.plot(scores, folder / "ladder.png")
-        if figures.whole_rungs(scores, frontier.LENGTH):
-            frontier.plot(scores, folder / "frontier.png")
+        rungs = figures.whole_rungs(scores, frontier.LENGTH)[-2:]
+        if rungs:
+            frontier.plot(scores, folder / "frontier.png", rungs, figures.recipes_of(rungs[-1]))
         return figures.tables(scores)
 
 

@@ -39,8 +39,14 @@ class Scores:
 
     def excess(self, rung: Rung, length: int, condition: str, width: int) -> list[float]:
         """By how many per cent a size is worse than a model of it trained alone, seed by seed."""
+        return self.against(rung, length, condition, alone(width), width)
+
+    def against(
+        self, rung: Rung, length: int, condition: str, reference: str, width: int
+    ) -> list[float]:
+        """By how many per cent a size is worse than that of another recipe, seed by seed."""
         values = self.bits(rung, length, condition, width)
-        references = self.bits(rung, length, alone(width), width)
+        references = self.bits(rung, length, reference, width)
         pairs = zip(values, references, strict=True)
         return [100 * (value / reference - 1) for value, reference in pairs]
 
@@ -59,7 +65,7 @@ def tables(scores: Scores) -> str:
     parts = []
     for rung, length in _measured(scores):
         parts.append(_heading(rung, length))
-        parts.append(_table(scores, rung, length))
+        parts.append(table(scores, rung, length, recipes_of(rung)))
     parts.append("The largest size against one trained alone, %, as models grow:")
     parts.append(_trend(scores, _largest_excess))
     parts.append("The worst size, %, as models grow:")
@@ -126,7 +132,8 @@ def _heading(rung: Rung, length: int) -> str:
     )
 
 
-def _table(scores: Scores, rung: Rung, length: int) -> str:
+def table(scores: Scores, rung: Rung, length: int, recipes: Sequence[str]) -> str:
+    """Models trained alone, and what each size of a recipe loses to them, in Markdown."""
     ta_alone = scores.tflops(rung, length, alone(rung.widths[-1]))
     references = _references(scores, rung, length)
     lone_bits = []
@@ -139,7 +146,7 @@ def _table(scores: Scores, rung: Rung, length: int) -> str:
     every_text = f"{every / ta_alone:.2f}" if is_whole else ""
     lines = [["each alone: bits per byte", *lone_bits, "", every_text]]
 
-    for condition in recipes_of(rung):
+    for condition in recipes:
         if not scores.has(rung, length, condition):
             continue
         excesses = {width: scores.excess(rung, length, condition, width) for width in references}
@@ -151,6 +158,21 @@ def _table(scores: Scores, rung: Rung, length: int) -> str:
         lines.append([f"{condition}: %", *cells, worst_text, f"{flops:.2f}"])
 
     header = ["recipe", *(f"d_ff {width}" for width in rung.widths), "worst, %", "FLOPs / TA's"]
+    return markdown_table(header, lines, left=(0,))
+
+
+def paired_table(
+    scores: Scores, rung: Rung, length: int, reference: str, recipes: Sequence[str]
+) -> str:
+    """What each size of a recipe loses to that of a reference, seed by seed, in Markdown."""
+    lines = []
+    for condition in recipes:
+        cells = [
+            _signed(scores.against(rung, length, condition, reference, width))
+            for width in rung.widths
+        ]
+        lines.append([condition, *cells])
+    header = ["recipe", *(f"d_ff {width}" for width in rung.widths)]
     return markdown_table(header, lines, left=(0,))
 
 

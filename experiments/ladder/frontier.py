@@ -6,7 +6,7 @@ from typing import Any
 
 from lab.rungs import Rung
 from lab.statistics import interval
-from ladder.figures import Scores, recipes_of, whole_rungs
+from ladder.figures import Scores
 from ladder.recipes import alone
 
 from matta_jax.reporting import new_figure, save_figure
@@ -21,15 +21,16 @@ _MARKERS = "osD^vPX*"
 _LEAST_PER_CENT = 0.5
 
 
-def plot(scores: Scores, path: pathlib.Path) -> None:
-    """Draws a point for each recipe at the two largest rungs, 20 tokens a parameter, and a line
-    from rung to rung; writes the picture to `path`.
+def plot(scores: Scores, path: pathlib.Path, rungs: Sequence[Rung], recipes: Sequence[str]) -> None:
+    """Draws a point for each recipe and rung, and a line from rung to rung.
 
-    Raises:
-      IndexError: no rung has all of its lone models.
+    Args:
+      scores: with all lone models of the rungs at 20 tokens a parameter.
+      path: of the picture.
+      rungs: in the order of their sizes; at least one.
+      recipes: those without figures are left out.
     """
-    rungs = whole_rungs(scores, LENGTH)[-2:]
-    points = {recipe: recipe_points(scores, recipe, rungs) for recipe in recipes_of(rungs[0])}
+    points = {recipe: recipe_points(scores, recipe, rungs) for recipe in recipes}
     points = {recipe: drawn for recipe, drawn in points.items() if drawn}
 
     figure = new_figure((7.2, 4.8))
