@@ -274,9 +274,18 @@ class MeshConfig(Section):
         maximum=2**20,
     )
 
+    slices: int = field(
+        1,
+        "TPU slices of the run, with a slow network between: data are split across them, fsdp "
+        "and tensor lie within each.",
+        minimum=1,
+        is_free=True,
+        maximum=2**12,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = dataclasses.asdict(self)
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
             if size == 0:
                 raise UserError(

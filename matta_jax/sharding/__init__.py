@@ -33,7 +33,8 @@ from matta_jax.sharding._processes import wait_for_verdict as wait_for_verdict
 from matta_jax.sharding._rows import Rows as Rows
 from matta_jax.sharding._topologies import CHIPS as CHIPS
 from matta_jax.sharding._topologies import Chip as Chip
-from matta_jax.sharding._topologies import collective_seconds as collective_seconds
+from matta_jax.sharding._topologies import Topology as Topology
+from matta_jax.sharding._topologies import parse_topology as parse_topology
 from matta_jax.sharding._topologies import published_tflops as published_tflops
 from matta_jax.sharding._topologies import topology_devices as topology_devices
 from matta_jax.sharding._traffic import memory_bytes as memory_bytes

@@ -19,6 +19,12 @@ _GROUPS = re.compile(
 )
 _MESH_AXIS = re.compile(r"'([^']+)'=(\d+)")
 _AXIS_NAME = re.compile(r"'([^']+)'")
+# Between slices, TPUs hand arrays to a runtime of their hosts: it is told the kind, and the slices.
+_BETWEEN_SLICES = re.compile(
+    r"= \((?P<type>.*?), u32\[\].* recv\(.*"
+    r'_xla_megascale_target="\{(?P<slices>[\d,:]+)\}.*_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
+_KINDS_BETWEEN = {"ONE_TO_ONE": "collective-permute"}
 _SOURCE = re.compile(r"channel_id=\d+|metadata=\{[^}]*\}")
 
 
@@ -32,7 +38,8 @@ class Collective:
       bytes: of its results on a device, each time it runs.
       times: how often it runs in a step; loops of unknown length count once.
       in_loop: whether it stands in the body of a loop.
-      group: devices that take part together.
+      group: devices that take part together, or slices.
+      crosses_slices: whether it goes from slice to slice, over the network of their hosts.
     """
 
     kind: str
@@ -41,6 +48,7 @@ class Collective:
     times: int
     in_loop: bool
     group: int = 1
+    crosses_slices: bool = False
 
     @property
     def sent(self) -> float:
@@ -98,7 +106,10 @@ class _Collectives(Program):
         result: dict[str, Collective] = {}
         for line in self.lines_of.get(place.computation, []):
             match = _COLLECTIVE.search(line)
-            if match is not None:
+            between = _BETWEEN_SLICES.search(line)
+            if between is not None:
+                result[_key(line, place)] = _between_slices(between, place)
+            elif match is not None:
                 key = _key(line, place)
                 result.setdefault(key, self._collective(line, match, place))
             else:
@@ -154,6 +165,26 @@ class _Collectives(Program):
             in_loop=place.in_loop,
             group=_group_size(line),
         )
+
+
+def _between_slices(match: re.Match[str], place: _Place) -> Collective:
+    kind = _KINDS_BETWEEN.get(match["kind"], match["kind"].lower().replace("_", "-"))
+    arrays = arrays_of(match["type"])
+    return Collective(
+        kind,
+        shapes=tuple(array.shape for array in arrays),
+        bytes=sum(array.bytes for array in arrays),
+        times=place.times,
+        in_loop=place.in_loop,
+        group=_count(match["slices"]),
+        crosses_slices=True,
+    )
+
+
+def _count(numbers: str) -> int:
+    """How many numbers a list such as `1,2` or `0:7,9` has."""
+    ends = [part.partition(":") for part in numbers.split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
 def _key(line: str, place: _Place) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from matta_jax.config import MeshConfig
@@ -38,7 +39,7 @@ def check_mesh(
 
     Raises:
       UserError: the axes need more devices than there are, leave an odd number to the axis of -1,
-        or do not divide the batch.
+        do not divide the batch, or do not lie within the slices.
     """
     sizes = {name: getattr(config, name) for name in AXES}
     free_axis = next((name for name in AXES if sizes[name] == -1), None)
@@ -49,6 +50,12 @@ def check_mesh(
         raise UserError(_misfit(sizes, num_devices, exact=free_axis is not None))
     if free_axis is not None:
         sizes[free_axis] = num_devices // fixed
+    if sizes["data"] % config.slices:
+        raise UserError(
+            f"mesh.data={sizes['data']} must be a multiple of mesh.slices={config.slices}: data are"
+            " split across slices, and fsdp and tensor lie within one; lower mesh.fsdp or "
+            "mesh.tensor, or use mesh.data=-1"
+        )
 
     parts = sizes["data"] * sizes["fsdp"] * microbatches
     if batch_size % parts:
@@ -86,12 +93,21 @@ def _misfit(sizes: Mapping[str, int], num_devices: int, *, exact: bool) -> str:
     return f"{shown} needs {rule}; lower two of them"
 
 
-def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    sizes: tuple[int, int, int], devices: Sequence[Any] | None = None, *, slices: int = 1
+) -> Mesh:
     """Makes the (data, fsdp, tensor) mesh: over the first devices, or with several processes over
     all of them.
 
+    Args:
+      sizes: of the axes.
+      devices: to take in place of this run's.
+      slices: of the devices; data are split across them first. Where devices do not tell their
+        slice, as many in a row are one.
+
     Raises:
-      UserError: several processes, and a mesh that leaves some of their devices idle.
+      UserError: several processes, and a mesh that leaves some of their devices idle; or the
+        devices are of another number of slices.
     """
     count = math.prod(sizes)
     is_shared = devices is None and jax.process_count() > 1
@@ -105,7 +121,22 @@ def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any] | None = None)
     if devices is None:
         devices = jax.devices()
     axis_types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices[:count])
+    devices = devices[:count]
+    if not _are_of_slices(devices, slices):
+        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+
+    within = (sizes[0] // slices, *sizes[1:])
+    array = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
+    return Mesh(array, AXES, axis_types=axis_types)
+
+
+def _are_of_slices(devices: Sequence[Any], slices: int) -> bool:
+    """Whether the devices tell of several slices. Raises UserError where they are not `slices`."""
+    indices = {getattr(device, "slice_index", None) for device in devices}
+    told = len(indices - {None})
+    if told > 1 and told != slices:
+        raise UserError(f"mesh.slices={slices}, but the devices are of {told}; use {told}")
+    return told > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

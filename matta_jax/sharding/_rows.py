@@ -44,6 +44,8 @@ class Rows:
         `dtype`, or float32, in which those of tables are summed at any rate.
       once: whether weights come together once in a step, and not again for each layer and
         microbatch: less crosses, but every device holds all of them and their gradient.
+      late: whether shards of a gradient that several devices hold are summed by `finish`, after
+        all microbatches, and not in each of them.
     """
 
     mesh: Mesh
@@ -51,6 +53,7 @@ class Rows:
     dtype: str
     reduce_dtype: str
     once: bool
+    late: bool = False
 
     @property
     def placement(self) -> Placement:
@@ -108,8 +111,20 @@ class Rows:
         return self._moved(self._together, params, axes)
 
     def apart(self, gradient: Tree, axes: Tree) -> Tree:
-        """The gradient of what `together` returns, summed over devices: shards, in float32."""
+        """The gradient of what `together` returns, summed over devices: shards, in float32. Where
+        sums are late, over those alone that hold other shards.
+        """
         return self._moved(self._apart, gradient, axes)
+
+    def finish(self, gradient: Tree, axes: Tree) -> Tree:
+        """The sums that `late` has left, of shards that are added up over microbatches."""
+        if not self.late:
+            return gradient
+
+        def finished(shard: jax.Array, names: Names) -> jax.Array:
+            return self._by_tensor_shards(self._summed, shard, names)
+
+        return jax.tree.map(finished, gradient, axes)
 
     def held_bytes(self, shapes: Tree, axes: Tree, *, is_accumulated: bool) -> int:
         """The bytes on a device of all weights come together, and of their gradient, which is in
@@ -180,12 +195,15 @@ class Rows:
         return weight
 
     def _sum_and_cut(self, gradient: jax.Array, names: Names) -> jax.Array:
-        sum_axes = set(batch_axes(self.mesh))
         for i, axis in enumerate(self._spec(names)):
             if axis is not None:
                 gradient = _reduce_scatter(gradient, axis, i)
-                sum_axes.remove(axis)
-        return jax.lax.psum(gradient, tuple(sorted(sum_axes)))
+        return gradient if self.late else self._summed(gradient, names)
+
+    def _summed(self, shard: jax.Array, names: Names) -> jax.Array:
+        """The sum over the devices that hold the same shard."""
+        sum_axes = set(batch_axes(self.mesh)) - set(self._spec(names))
+        return jax.lax.psum(shard, tuple(sorted(sum_axes)))
 
     def _spec(self, names: Names) -> PartitionSpec:
         """Over which of the axes that split rows each axis of a weight is sharded."""

@@ -5,16 +5,16 @@ topology.
 import collections
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from matta_jax.config import Config
 from matta_jax.sharding import (
-    CHIPS,
     Collective,
     check_mesh,
-    collective_seconds,
     collectives,
     make_mesh,
     memory_bytes,
+    parse_topology,
     topology_devices,
 )
 from matta_jax.training._cost import step_flops_of
@@ -36,10 +36,11 @@ class CompileReport:
       parameter_bytes, optimizer_bytes: of the state.
       temporary_bytes: all else that the step needs at its peak; None when the compiler gave up.
       needed_bytes: of the whole step, by the compiler.
-      collective_bytes: of the results of collectives, by kind.
+      collective_bytes: of the results of collectives within a slice, by kind.
+      network_bytes: the same from slice to slice.
       traffic_bytes: read from and written to the memory of a device.
       flops: analytic, recomputation not counted.
-      compute_seconds, memory_seconds, collective_seconds: each at the chip's peak.
+      compute_seconds, memory_seconds, collective_seconds, network_seconds: each at the chip's peak.
     """
 
     topology: str
@@ -50,11 +51,13 @@ class CompileReport:
     temporary_bytes: int | None
     needed_bytes: int
     collective_bytes: dict[str, int]
+    network_bytes: dict[str, int]
     traffic_bytes: int
     flops: float
     compute_seconds: float
     memory_seconds: float
     collective_seconds: float
+    network_seconds: float
 
     @property
     def fits(self) -> bool:
@@ -63,10 +66,10 @@ class CompileReport:
 
     @property
     def bound_seconds(self) -> float:
-        """The roofline: computation, memory and collectives, each at full speed and wholly
-        overlapped.
+        """The roofline: computation, memory, collectives and the network between slices, each at
+        full speed and wholly overlapped.
         """
-        return max(self.compute_seconds, self.memory_seconds, self.collective_seconds)
+        return max((self._roofs | {"computation": self.compute_seconds}).values())
 
     @property
     def expected_seconds(self) -> float:
@@ -75,16 +78,19 @@ class CompileReport:
 
     @property
     def roof(self) -> str:
-        """What the step is to wait for: computation, memory or collectives."""
+        """What the step is to wait for: computation, memory, collectives or the network between
+        slices.
+        """
         return max(self._roofs, key=self._roofs.__getitem__)
 
     @property
     def _roofs(self) -> dict[str, float]:
-        return {
+        roofs = {
             "computation": self.compute_seconds / _REALISTIC_MFU,
             "memory": self.memory_seconds,
             "collectives": self.collective_seconds,
         }
+        return roofs | ({"network": self.network_seconds} if self.network_bytes else {})
 
     def text(self) -> str:
         """The report for people."""
@@ -121,10 +127,15 @@ class CompileReport:
         # A compiler that gave up says nothing of the collectives.
         if self.temporary_bytes is None:
             return []
-        return [
+        lines = [
             f"  {kind:<16} {size / 1e9:>9.3f} GB a step"
             for kind, size in sorted(self.collective_bytes.items())
         ]
+        lines += [
+            f"  {kind:<16} {size / 1e9:>9.3f} GB a step from slice to slice"
+            for kind, size in sorted(self.network_bytes.items())
+        ]
+        return lines
 
     def _traffic_lines(self) -> list[str]:
         if self.temporary_bytes is None:
@@ -135,12 +146,18 @@ class CompileReport:
         # Without the collectives, a time would be too short by an unknown amount.
         if self.temporary_bytes is None:
             return []
-        times = {name: f"{1e3 * seconds:.1f} ms" for name, seconds in self._roofs.items()}
+        names = {
+            "computation": f"computation at {_REALISTIC_MFU:.0%} of the peak",
+            "collectives": "collectives at the links' full speed",
+            "network": "the network between slices at its full speed",
+        }
+        *parts, last = [
+            f"{names.get(name, name)} ({1e3 * seconds:.1f} ms)"
+            for name, seconds in self._roofs.items()
+        ]
         return [
             f"  step time        {1e3 * self.expected_seconds:>9.1f} ms, by {self.roof}: the "
-            f"largest of computation at {_REALISTIC_MFU:.0%} of the peak "
-            f"({times['computation']}), memory ({times['memory']}) and collectives at the links' "
-            f"full speed ({times['collectives']})",
+            f"largest of {', '.join(parts)} and {last}",
             f"  at least         {1e3 * self.bound_seconds:>9.1f} ms: the same at 100 % of the "
             "peak",
         ]
@@ -159,11 +176,13 @@ class _Compiled:
 
 
 def compile_check(config: Config, topology: str) -> CompileReport:
-    """Compiles a run's step for a TPU topology such as `v5e:4x4`, on a machine without a TPU.
+    """Compiles a run's step for a TPU topology such as `v5e:4x4`, or `2xv5e:4x4` with
+    `mesh.slices=2`, on a machine without a TPU.
 
     Raises:
       UserError: the topology cannot be compiled for, or the mesh does not fit it.
     """
+    parsed = parse_topology(topology)
     devices = topology_devices(topology)
     sizes = check_mesh(
         config.mesh,
@@ -171,14 +190,11 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         microbatches=config.train.microbatches,
         num_devices=len(devices),
     )
-    setup = make_setup(config, make_mesh(sizes, devices))
-    chip = CHIPS[topology.partition(":")[0]]
+    setup = make_setup(config, make_mesh(sizes, devices, slices=config.mesh.slices))
+    chip = parsed.chip
     parameter_bytes = device_bytes(setup.abstract.params)
     optimizer_bytes = device_bytes(setup.abstract.opt_state)
     compiled = _compiled(setup, state_bytes=parameter_bytes + optimizer_bytes)
-    collective_bytes: dict[str, int] = collections.defaultdict(int)
-    for collective in compiled.collectives:
-        collective_bytes[collective.kind] += collective.bytes * collective.times
     tokens = config.data.batch_size * config.seq_len
     flops = step_flops_of(setup) * tokens / setup.mesh.size
     return CompileReport(
@@ -189,13 +205,23 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         optimizer_bytes=optimizer_bytes,
         temporary_bytes=compiled.temporary_bytes,
         needed_bytes=compiled.needed_bytes,
-        collective_bytes=dict(collective_bytes),
+        collective_bytes=_bytes_by_kind(compiled.collectives, crosses_slices=False),
+        network_bytes=_bytes_by_kind(compiled.collectives, crosses_slices=True),
         traffic_bytes=compiled.traffic_bytes,
         flops=flops,
         compute_seconds=flops / (chip.tflops * 1e12),
         memory_seconds=compiled.traffic_bytes / (chip.hbm_gb_per_second * 1e9),
-        collective_seconds=collective_seconds(topology, compiled.collectives),
+        collective_seconds=parsed.link_seconds(compiled.collectives),
+        network_seconds=parsed.network_seconds(compiled.collectives),
     )
+
+
+def _bytes_by_kind(crossing: Sequence[Collective], *, crosses_slices: bool) -> dict[str, int]:
+    sizes: dict[str, int] = collections.defaultdict(int)
+    for collective in crossing:
+        if collective.crosses_slices == crosses_slices:
+            sizes[collective.kind] += collective.bytes * collective.times
+    return dict(sizes)
 
 
 def _compiled(setup: Setup, *, state_bytes: int) -> _Compiled:

@@ -29,7 +29,7 @@ def dry_run(config: Config) -> str:
         microbatches=config.train.microbatches,
         num_devices=jax.device_count(),
     )
-    setup = make_setup(config, make_mesh(sizes))
+    setup = make_setup(config, make_mesh(sizes, slices=config.mesh.slices))
     kind = jax.devices()[0].device_kind
     temporaries = compile_step(setup).memory_analysis().temp_size_in_bytes
     lines = [

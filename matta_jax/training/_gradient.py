@@ -64,6 +64,7 @@ def rows_of(setup: Setup) -> Rows | None:
         config.model.compute_dtype,
         config.model.reduce_dtype,
         once=config.train.gather == "step",
+        late=config.train.gather != "step" and config.train.microbatches > 1,
     )
 
 
@@ -86,7 +87,7 @@ def _by_rows(setup: Setup, rows: Rows, of_part: Callable[..., Any]) -> Callable[
         metrics, gradient = _accumulate(part, batch, draws, microbatches)
         if rows.once:
             gradient = rows.apart(gradient, setup.axes)
-        return rows.sum(metrics), gradient
+        return rows.sum(metrics), rows.finish(gradient, setup.axes)
 
     return gradient_of
 

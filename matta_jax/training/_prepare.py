@@ -163,7 +163,7 @@ def _checked(
 
     # A run that resumes has no use for what it once started from, which may be gone.
     package, source = (None, None) if has_checkpoint(workdir) else _check_origin(config)
-    setup = make_setup(config, make_mesh(mesh_sizes))
+    setup = make_setup(config, make_mesh(mesh_sizes, slices=config.mesh.slices))
     check_memory(setup)
     _advise(setup)
 

@@ -67,6 +67,33 @@ def test_every_collective_counts_once_for_each_time_that_it_runs():
     assert {each.shapes for each in found if each.bytes == 48} == {((16,), (2, 4))}
 
 
+RECV = """
+HloModule step
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %send = (bf16[128,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%b, %t), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[128,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%other, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %recv.2 = (f32[10]{0}, u32[], token[]) recv(%t), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1:4}x{0:7}",_xla_megascale_transfer_type="ONE_TO_ONE"}
+}
+"""
+
+
+def test_what_goes_from_slice_to_slice_is_told_apart():
+    rows = [
+        (each.kind, each.bytes, each.times, each.group, each.crosses_slices)
+        for each in collectives(RECV)
+    ]
+    assert sorted(rows) == [
+        ("all-reduce", 128 * 8 * 128 * 2, 3, 2, True),
+        ("collective-permute", 40, 1, 4, True),
+    ]
+    assert not any(each.crosses_slices for each in collectives(HLO))
+
+
 @pytest.mark.parametrize(
     ("kind", "sent"),
     [

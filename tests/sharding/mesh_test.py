@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -67,6 +68,32 @@ def test_impossible_meshes_say_which_number_is_wrong(mesh, batch, words):
         check_mesh(mesh, batch_size=batch, microbatches=1, num_devices=8)
     for word in words:
         assert word in str(error.value)
+
+
+class SliceDevice:
+    """A device that tells its slice, as those of TPUs do; without their coordinates."""
+
+    platform, device_kind, process_index = "gpu", "fake", 0
+
+    def __init__(self, id, slice_index):
+        self.id, self.slice_index = id, slice_index
+
+
+def test_data_are_split_across_slices_and_all_else_lies_within_one():
+    config = c.MeshConfig(data=-1, fsdp=4, slices=2)
+    assert check_mesh(config, batch_size=24, microbatches=1, num_devices=8) == (2, 4, 1)
+    with pytest.raises(UserError, match="mesh.data=1 must be a multiple of mesh.slices=2: data"):
+        check_mesh(
+            dataclasses.replace(config, fsdp=8), batch_size=24, microbatches=1, num_devices=8
+        )
+    # In whatever order the devices come.
+    devices = [SliceDevice(i, slice_index=i % 2) for i in range(8)]
+    mesh = make_mesh((4, 1, 2), devices, slices=2)
+    rows = [{device.slice_index for device in row.ravel()} for row in mesh.devices]
+    assert rows == [{0}, {0}, {1}, {1}]
+    with pytest.raises(UserError, match="mesh.slices=1, but the devices are of 2; use 2"):
+        make_mesh((2, 2, 2), devices)
+    assert make_mesh((4, 1, 2), slices=2) == make_mesh((4, 1, 2))
 
 
 def test_an_axis_that_does_not_divide_is_named(tiny):

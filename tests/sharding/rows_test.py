@@ -37,10 +37,10 @@ def rows_on(sizes, *, once=True, **fields):
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("once", [True, False])
-def test_weights_come_together_and_gradients_are_summed_over_rows(sizes, once):
+@pytest.mark.parametrize("once, late", [(True, False), (False, False), (False, True)])
+def test_weights_come_together_and_gradients_are_summed_over_rows(sizes, once, late):
     """A device's gradient is its weights times the sum of its rows."""
-    rows = rows_on(sizes, once=once)
+    rows = rows_on(sizes, once=once, late=late)
     params = weights()
     batch = jnp.arange(1.0, 9.0)
 
@@ -56,7 +56,7 @@ def test_weights_come_together_and_gradients_are_summed_over_rows(sizes, once):
         assert jax.tree.map(jnp.shape, whole) == jax.tree.map(jnp.shape, params)
         gradient = jax.tree.map(lambda weight: weight * batch.sum(), whole)
         gradient = moved(rows.placement.scatter, gradient)
-        return rows.sum(batch.sum()), rows.apart(gradient, AXES)
+        return rows.sum(batch.sum()), rows.finish(rows.apart(gradient, AXES), AXES)
 
     total, gradient = jax.jit(rows.run(on_device, AXES))(params, batch)
     assert total == 36

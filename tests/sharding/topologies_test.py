@@ -4,7 +4,7 @@ from matta_jax.errors import UserError
 from matta_jax.sharding import (
     CHIPS,
     Collective,
-    collective_seconds,
+    parse_topology,
     published_tflops,
     topology_devices,
 )
@@ -17,7 +17,9 @@ from matta_jax.sharding import (
             "v5f:4x4",
             r"topology='v5f:4x4' must be a chip \(v4, v5e, v5p, v6e, tpu7x\).* did you mean 'v5",
         ),
-        ("v5e", "must be a chip .* and a shape, such as v5e:4x4 or v5p:2x2x2$"),
+        ("v5e", "must be a chip .* and a shape, such as v5e:4x4 or v5p:2x2x2, or 2xv5e:4x4"),
+        ("0xv5e:4x4", "topology='0xv5e:4x4' must be a chip"),
+        ("2xv4:2x2x2", "between slices of v4 is, is not published; .* v5e, v5p, v6e$"),
     ],
 )
 def test_a_topology_that_is_none_is_named(topology, words):
@@ -28,11 +30,23 @@ def test_a_topology_that_is_none_is_named(topology, words):
 def test_collectives_take_at_least_the_time_of_what_is_sent_over_all_links():
     chip = CHIPS["v5e"]
     gather = Collective("all-gather", ((25,),), 100, times=7, in_loop=True, group=4)
-    seconds = collective_seconds("v5e:16x16", [gather, gather])
+    seconds = parse_topology("v5e:16x16").link_seconds([gather, gather])
     assert seconds == pytest.approx(2 * 7 * 75 / (chip.ici_gb_per_second * 1e9))
     # Axes whose ends are not joined have half of the links.
-    assert collective_seconds("v5e:4x4", [gather, gather]) == pytest.approx(2 * seconds)
-    assert collective_seconds("v5p:4x4x4", [gather]) < collective_seconds("v5p:2x4x4", [gather])
+    assert parse_topology("v5e:4x4").link_seconds([gather, gather]) == pytest.approx(2 * seconds)
+    cube, half_cube = map(parse_topology, ("v5p:4x4x4", "v5p:2x4x4"))
+    assert cube.link_seconds([gather]) < half_cube.link_seconds([gather])
+
+
+def test_what_goes_from_slice_to_slice_takes_the_time_of_the_network():
+    within = Collective("all-gather", ((25,),), 100, times=1, in_loop=False, group=4)
+    between = Collective("all-reduce", (), 10**9, 2, False, group=2, crosses_slices=True)
+    topology = parse_topology("2xv5e:16x16")
+    assert (topology.slices, topology.chip_name, topology.shape) == (2, "v5e", (16, 16))
+    assert topology.network_seconds([within, between]) == pytest.approx(2 * 1.0 / 3.125)
+    one = parse_topology("v5e:16x16")
+    assert one.network_seconds([within]) == 0.0
+    assert topology.link_seconds([within, between]) == one.link_seconds([within])
 
 
 def test_the_peak_of_a_device_is_known_by_its_name():

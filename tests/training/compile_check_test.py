@@ -5,9 +5,9 @@ import jax
 import pytest
 
 from matta_jax import compile_check
-from matta_jax.config import ModelConfig
+from matta_jax.config import ModelConfig, NestConfig
 from matta_jax.errors import UserError
-from matta_jax.sharding import Collective, collective_seconds
+from matta_jax.sharding import Collective, parse_topology
 from matta_jax.training import CompileReport, make_setup
 from matta_jax.training._compile_check import _bytes_of_refusal
 
@@ -22,11 +22,13 @@ REPORT = CompileReport(
     temporary_bytes=9 * 10**9,
     needed_bytes=15 * 10**9,
     collective_bytes={"all-gather": 10**9, "all-reduce": 2 * 10**9},
+    network_bytes={},
     traffic_bytes=10**11,
     flops=98.5e12,
     compute_seconds=0.5,
     memory_seconds=0.1,
     collective_seconds=0.025,
+    network_seconds=0.0,
 )
 
 
@@ -39,9 +41,8 @@ def test_the_roofline_is_the_largest_of_computation_memory_and_collectives():
     }
     for kind, sent in kinds.items():  # Of 1 GB, in groups of eight, three times.
         found = Collective(kind, (), 10**9, 3, True, 8)
-        assert collective_seconds("v5e:16x16", [found, found]) == pytest.approx(
-            2 * 3 * sent / 200
-        ), kind
+        seconds = parse_topology("v5e:16x16").link_seconds([found, found])
+        assert seconds == pytest.approx(2 * 3 * sent / 200), kind
     assert REPORT.bound_seconds == 0.5 and REPORT.expected_seconds == pytest.approx(0.5 / 0.45)
     slow = dataclasses.replace(REPORT, collective_seconds=3.0)
     assert slow.bound_seconds == slow.expected_seconds == 3.0 and slow.roof == "collectives"
@@ -53,6 +54,14 @@ def test_the_roofline_is_the_largest_of_computation_memory_and_collectives():
         and "9.000 GB" in REPORT.text()
         and REPORT.text().endswith("\nfits")
     )
+
+
+def test_the_network_between_slices_is_a_roof_of_its_own():
+    assert "network" not in REPORT.text() and "slice to slice" not in REPORT.text()
+    report = dataclasses.replace(REPORT, network_bytes={"all-reduce": 10**9}, network_seconds=4.0)
+    assert report.roof == "network" and report.expected_seconds == report.bound_seconds == 4.0
+    assert "all-reduce           1.000 GB a step from slice to slice" in report.text()
+    assert "and the network between slices at its full speed (4000.0 ms)" in report.text()
 
 
 @pytest.mark.parametrize("fields", [{"needed_bytes": 17 * 10**9}, {"temporary_bytes": None}])
@@ -126,3 +135,20 @@ def test_a_step_is_compiled_for_a_slice_that_is_not_there(tiny, tpu_mesh):
     ).nest
     refused = compile_check(dataclasses.replace(config, model=large, nest=nest), "v5e:2x4")
     assert not refused.fits and refused.needed_bytes > 16e9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra: tpu)")
+def test_between_slices_a_gradient_crosses_once_in_parts(tiny, tpu_mesh):
+    """It is added up within each slice first; a device then sends its part of it."""
+    config = tiny(mesh__data=-1, mesh__fsdp=4, mesh__slices=2, data__batch_size=8)
+    # What crosses is made of whole tiles, so that a device's part must have many.
+    model = ModelConfig(num_layers=1, d_model=512, num_heads=4, d_ff=512, max_len=32)
+    nest = NestConfig(num_layers=2, d_ff=1024)
+    config = dataclasses.replace(config, model=model, nest=nest)
+    report = compile_check(config, "2xv5e:2x2")
+    assert report.mesh == (2, 4, 1) and report.network_seconds > 0
+    parts = report.parameter_bytes
+    assert sum(report.network_bytes.values()) == pytest.approx(parts, rel=0.02)
+    with pytest.raises(UserError, match="mesh.slices=1, but the devices are of 2; use 2"):
+        compile_check(dataclasses.replace(config, mesh=tiny(mesh__fsdp=4).mesh), "2xv5e:2x2")

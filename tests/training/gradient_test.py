@@ -52,7 +52,9 @@ def expected(tiny):
     ("sizes", "gather", "microbatches"),
     [
         ((2, 4, 1), "step", 2),
-        ((1, 8, 1), "microbatch", 2),
+        ((2, 4, 1), "microbatch", 2),
+        pytest.param((1, 8, 1), "microbatch", 2, marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), "microbatch", 2, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), "microbatch", 1, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), "step", 2, marks=pytest.mark.slow),
         pytest.param((1, 8, 1), "step", 1, marks=pytest.mark.slow),
@@ -78,6 +80,15 @@ def test_weights_beside_the_layers_come_together_once(tiny):
     weights = jax.tree.leaves(setup.abstract.params)
     largest = max(math.prod(shape) for each in gathers for shape in each.shapes)
     assert largest == max(weight.size for weight in weights)
+
+
+def test_what_data_parallel_devices_add_up_crosses_once_for_all_microbatches(tiny):
+    config = tiny(**NESTED, train__microbatches=2)
+    setup = make_setup(config, make_mesh((8, 1, 1)))
+    sums = collectives(compile_step(setup).as_text())
+    assert not any(each.in_loop for each in sums)
+    weights = sum(4 * weight.size for weight in jax.tree.leaves(setup.abstract.params))
+    assert weights <= sum(each.bytes for each in sums) < 1.01 * weights
 
 
 def test_who_needs_all_rows_has_them(tiny, embedder):
