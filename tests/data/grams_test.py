@@ -57,6 +57,7 @@ def test_documents_count_where_half_of_them_is_shared():
     assert _grams.near_duplicates(grams_of(), training) == 0
 
 
+@pytest.mark.slow
 def test_a_run_tells_of_held_out_texts_that_it_trains_on(tiny, tmp_path):
     rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, 2000))) for _ in range(20)]

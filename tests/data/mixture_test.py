@@ -143,6 +143,7 @@ def test_what_is_held_out_is_that_of_each_source_in_one_stream(mixture, tiny):
         np.testing.assert_array_equal(joined.tokens[start:stop], expected[start:stop])
 
 
+@pytest.mark.slow
 def test_a_run_tells_of_each_source_and_goes_on_with_other_weights(mixture, tiny, tmp_path):
     class Killed(BaseException):
         pass

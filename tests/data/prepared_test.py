@@ -60,6 +60,7 @@ def test_a_missing_file_is_named_before_a_run_starts(folder, tiny, tmp_path):
         data.split_data(tiny(data__source=f"prepared:{tmp_path}"), held_out=False)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_it_gives_the_same_bits(folder, run, tiny, tmp_path):
     _, workdir, _ = run
     lines = []

@@ -116,6 +116,7 @@ def zero_slice(gradient):
     return jax.tree.map(cut, gradient, AXES)
 
 
+@pytest.mark.slow
 def test_the_distillation_gradient_on_shared_parameters_ignores_the_ta_path():
     """The same gradient as with the TA's logits computed beforehand and passed in as constants."""
     objective = only_distillation()

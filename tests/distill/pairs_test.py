@@ -43,6 +43,7 @@ def test_cosent_is_its_formula_over_the_pairs_that_count(counted):
     assert float(loss) == pytest.approx(sum(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_cosent_distils_by_rows_and_leaves_the_ta_alone():
     def loss(student, ta):
         weights = {"student_weight": 0.0, "ta_weight": 0.0, "distill_weight": 1.0}

@@ -69,7 +69,9 @@ def trained_states(trained_state):
 
 
 # The Student; and a model of three heads of 8 in a residual stream of 16.
-@pytest.mark.parametrize("spec", ["student", "d_model=16;d_ff=16"])
+@pytest.mark.parametrize(
+    "spec", ["student", pytest.param("d_model=16;d_ff=16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_from_the_extracted_state_is_the_sub_models_step_in_place(
     trained_states, name, spec
@@ -135,6 +137,7 @@ def test_moments_are_sliced_as_their_weights(trained_state, name):
     assert params["embed"]["tokens"].shape[1] == moment(state).shape[2] == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [

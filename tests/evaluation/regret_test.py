@@ -22,6 +22,7 @@ def lone_run(tiny, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_regret_is_the_loss_over_that_of_the_lone_model(run, lone_run):
     _, workdir, _ = run
     (row,) = regrets(workdir, [lone_run])

@@ -109,6 +109,7 @@ def test_the_page_tells_what_the_report_does(scored, tmp_path):
     assert not (workdir / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_as_the_page_says(scored):
     page = read(scored)
     codes = re.findall(r"import matta_jax\n.*?load_model\(.*?\n", page.text, re.DOTALL)

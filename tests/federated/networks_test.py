@@ -18,6 +18,7 @@ def parameters(name):
     return sum(array.size for array in jax.tree.leaves(init(name, 128, image=(32, 32, 3))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*federated.ARCHITECTURES, "shared"])
 def test_an_extractor_makes_features_of_each_image_by_itself(name):
     weights = init(name)

@@ -44,6 +44,7 @@ def windows_of(stream, *, start_id=None, seq_len=29):
     )
 
 
+@pytest.mark.slow
 def test_hidden_states_are_those_of_each_document_by_itself(config):
     plan = plan_of(config)
     params = init_params(plan.architecture, jax.random.key(0), plan.nest)
@@ -107,6 +108,7 @@ def test_the_loss_of_a_window_is_that_of_its_documents(config, start_id):
         np.testing.assert_allclose(together[name], alone[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_documents_apart_and_its_scores(tiny, tmp_path):
     config = tiny(data__documents="apart", train__num_steps=3)
     train(config, tmp_path / "run", log=lambda _: None)

@@ -120,6 +120,7 @@ def assert_gradients_of_plain_model(case, sub_model, gradients, tokens):
 REMAT = ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT)
 def test_a_mix_has_the_gradient_of_its_plain_model(nested, perturbed, tokens, remat):
     case = nested("all")
@@ -129,6 +130,7 @@ def test_a_mix_has_the_gradient_of_its_plain_model(nested, perturbed, tokens, re
     assert_gradients_of_plain_model(case, mix, gradients, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT)
 def test_a_static_mix_by_switch_has_the_gradient_of_its_plain_model(make_nested, tokens, remat):
     """With layers left out."""

@@ -1,9 +1,11 @@
 import jax.numpy as jnp
+import pytest
 
 from matta_jax.config import ShampooConfig
 from matta_jax.optim import MatrixView, blocking_of
 
 
+@pytest.mark.slow
 def test_blocks_of_a_bucket_are_cut_and_joined_without_loss():
     # A stack of transposed matrices, and a matrix.
     stack = jnp.arange(234, dtype=jnp.float32).reshape(2, 9, 13) + 1

@@ -13,6 +13,7 @@ SETTINGS = ShampooConfig(
 
 
 # With 7, parts of six, and the last of each axis padded.
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [8, pytest.param(7, marks=pytest.mark.slow)])
 def test_the_students_state_is_a_selection_of_the_tas_blocks_and_goes_on_alone(
     block_size, nested_model

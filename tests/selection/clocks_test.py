@@ -43,6 +43,7 @@ def engine(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_a_search_goes_by_the_milliseconds_of_files(run, output, engine, one_family):
     pytest.importorskip("gguf")
     lines = []
@@ -76,6 +77,7 @@ def test_a_search_goes_by_the_milliseconds_of_files(run, output, engine, one_fam
     assert "Latency model: off by 0%" in text
 
 
+@pytest.mark.slow
 def test_each_type_of_files_has_its_own_times(run, output, engine, one_family):
     pytest.importorskip("gguf")
     result = search(

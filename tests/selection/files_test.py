@@ -53,6 +53,7 @@ def find(wide_run, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_pair_of_spec_and_type_is_picked_and_written_at_its_size(find, tmp_path):
     # A q4_0 file of the TA fits, a q8_0 file of it does not.
     result = find(budget=Budget(max_file_mb=0.06), quantize=TYPES, extract_best=9)
@@ -88,6 +89,7 @@ def test_a_pair_of_spec_and_type_is_picked_and_written_at_its_size(find, tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_each_candidate_of_each_method_keeps_the_limit(find):
     best = {}
     for method in ("exhaustive", "additive"):

@@ -10,6 +10,7 @@ from matta_jax.selection import Budget, _rows
 from matta_jax.selection.scoring import InPlaceScorer, Loss
 
 
+@pytest.mark.slow
 def test_a_second_search_scores_nothing_again(run, output, monkeypatch, one_family):
     budget = Budget(max_params=19_000)
     first = search(str(run[1]), output, budget=budget, **one_family)

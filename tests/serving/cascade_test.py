@@ -68,6 +68,7 @@ def test_only_unsure_images_reach_the_large_model(pair, images, monkeypatch):
     assert sizes == [(0, 64)]
 
 
+@pytest.mark.slow
 def test_a_model_that_thinks_twice_goes_on_from_its_first_thought(vit, images, tmp_path):
     thinking = vit(model__thinking_heads=[2], nest__thoughts=1)
     matta_jax.train(thinking, tmp_path / "run", log=lambda _: None)

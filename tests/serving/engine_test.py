@@ -229,6 +229,7 @@ def test_many_that_come_and_go_leave_no_slot_behind(nest):
     assert weights > 0 and caches > 0
 
 
+@pytest.mark.slow
 def test_five_models_are_served_by_the_weights_of_one(run):
     models = packages.load_in_place(str(run[1]), [*SPECS, "d_ff=32", "d_ff=48,16,16"])
 

@@ -52,6 +52,7 @@ def test_a_model_of_the_tas_sizes_becomes_the_ta(start, starting, outputs, run, 
     )
 
 
+@pytest.mark.slow
 def test_a_plain_run_goes_on_from_the_same_step_with_the_same_moments(student, tmp_path):
     config = starts.plain_run(packages.open_model(student))
     lines = []
@@ -64,6 +65,7 @@ def test_a_plain_run_goes_on_from_the_same_step_with_the_same_moments(student, t
     assert any(line.startswith("step 1/6") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_model_whose_heads_do_not_fill_its_width_is_trained_on(run, tmp_path):
     """Three heads of 8 in a residual stream of 16."""
     packaging = packages.Packaging(with_optimizer=True)

@@ -23,6 +23,7 @@ def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
     assert "wide" not in text.splitlines()[0] and "d_ff=48,16*2" in text and "temporaries" in text
 
 
+@pytest.mark.slow
 def test_dry_run_tells_what_gathering_once_holds(tiny):
     """Of weights in float32, whole on each of eight devices, and of as large a gradient."""
 

@@ -71,6 +71,7 @@ def test_metrics_and_gradient_are_those_of_one_device(tiny, expected, sizes, gat
         np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
 
 
+@pytest.mark.slow
 def test_weights_beside_the_layers_come_together_once(tiny):
     """Whole ones are not gathered again by a pass, which would cut the surplus off unseen."""
     setup = make_setup(tiny(**NESTED), make_mesh((1, 8, 1)))

@@ -72,6 +72,7 @@ def test_a_lone_student_trains(tiny, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_named_members_are_trained_logged_and_evaluated(tiny, tmp_path):
     config = tiny(nest__members={"middle": "layers=2;d_ff=32"})
     lines = []

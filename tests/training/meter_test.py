@@ -38,6 +38,7 @@ def quiet(line):
     """Takes progress lines, and shows none."""
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny, tmp_path, poison, caplog):
     poison({2, 5})
     result = train(tiny(train__max_skipped_steps=1), tmp_path / "run", log=quiet)
@@ -126,6 +127,7 @@ def test_speed_leaves_out_the_step_that_compiles_and_counts_those_that_are_skipp
     assert lines[0].endswith("| 64 tok/s MFU 50.0% waits for data 25% | ETA 0:06")
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_every_step_does_not_end_well(tiny, tmp_path, poison):
     poison({1, 2, 3})
     with pytest.raises(DivergenceError, match="all 3 updates .* nothing was trained"):

@@ -17,6 +17,7 @@ def test_steps_are_first_and_last():
             profile_steps(text)
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_trace_that_perfetto_reads(tiny, tmp_path):
     lines = []
     train(tiny(), tmp_path / "run", log=lines.append, profile=range(2, 4))
@@ -27,6 +28,7 @@ def test_a_run_writes_a_trace_that_perfetto_reads(tiny, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_profile_writes_what_it_has(tiny, tmp_path):
     train(tiny(), tmp_path / "run", log=lambda _: None, profile=range(5, 100))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -140,6 +140,7 @@ _SLOW_DAMAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["metadata cut short", *_SLOW_DAMAGES])
 def test_fallback_goes_on_from_the_newest_healthy_step(
     run, tmp_path, kind, final_params, assert_same_bits
@@ -214,6 +215,7 @@ def test_changed_data_is_refused(tiny, tmp_path):
         train(config, tmp_path / "run", log=quiet)
 
 
+@pytest.mark.slow
 def test_diverged_weights_are_not_saved(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
         HeldOut, "evaluate", lambda self, state: {"eval/student": np.inf, "eval/ta": 1.0}
@@ -277,6 +279,7 @@ def test_shampoo_is_saved_on_eight_devices_continued_on_one_and_looked_at(tiny, 
             report(tmp_path / "many", **bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "[]", '{"loss": NaN}'])
 def test_a_run_goes_on_whatever_its_metrics_file_holds(run, tmp_path, damage):
     config, finished, _ = run

@@ -82,6 +82,7 @@ def outside_of_middle(tree):
     return outside
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(tiny, assert_same_bits):
     setup = make_setup(tiny(), make_mesh((1, 1, 1)))
     step = make_train_step(setup)
@@ -138,6 +139,7 @@ def test_distillation_of_a_member_sends_no_gradient_outside_of_it(tiny):
     )
 
 
+@pytest.mark.slow
 def test_metrics_of_a_member_are_its_terms(tiny):
     config = tiny(**MIDDLE, **PLAIN)
     before, _, metrics = step_of(config)
@@ -153,6 +155,7 @@ def test_metrics_of_a_member_are_its_terms(tiny):
     assert sums["members/middle"] / sums["targets"] == pytest.approx(terms["middle"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_member_of_no_weight_trains_nothing(tiny):
     off = {
         "objective__member_weights": {"middle": 0.0},
@@ -227,16 +230,22 @@ def test_a_mix_of_whole_models_has_one_size_throughout(tiny):
     ("weights", "trained"),
     [
         ({}, {"student", "ta", "members/middle"}),
-        ({"student_weight": 0.0, "distill_weight": 0.0}, {"ta", "members/middle"}),
+        pytest.param(
+            {"student_weight": 0.0, "distill_weight": 0.0},
+            {"ta", "members/middle"},
+            marks=pytest.mark.slow,
+        ),
         # A member that learns from the TA needs it.
         ({"student_weight": 0.0, "ta_weight": 0.0}, {"student", "ta", "members/middle"}),
-        (
+        pytest.param(
             {"distill_weight": 0.0, "ta_weight": 0.0, "member_distill_weights": {"middle": 0.0}},
             {"student", "members/middle"},
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             {"member_weights": {"middle": 0.0}, "member_distill_weights": {"middle": 0.0}},
             {"student", "ta"},
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -251,6 +260,7 @@ def test_a_step_runs_what_it_trains_and_what_that_learns_from(tiny, weights, tra
     assert ("gap" in metrics) == ({"student", "ta"} <= trained)
 
 
+@pytest.mark.slow
 def test_without_any_other_weight_a_step_is_that_of_the_ta_alone(tiny):
     others = {"student_weight": 0.0, "distill_weight": 0.0}
     config = tiny(**PLAIN, **{f"objective__{name}": value for name, value in others.items()})
@@ -260,6 +270,7 @@ def test_without_any_other_weight_a_step_is_that_of_the_ta_alone(tiny):
     jax.tree.map(np.testing.assert_array_equal, params, expected.params)
 
 
+@pytest.mark.slow
 def test_a_step_may_run_random_mixes_alone(tiny):
     """As in MatFormer's recipe of one size a step."""
     weights = ("student_weight", "ta_weight", "distill_weight", "mix_distill_weight")

@@ -109,6 +109,7 @@ def test_a_first_text_is_compared_with_all_second_ones(embedder):
     np.testing.assert_array_equal(targets.labels_N, np.arange(6))
 
 
+@pytest.mark.slow
 def test_each_member_is_extracted_with_a_certificate(trained, tmp_path):
     texts = ["the quick brown fox", "pack my box"]
     for spec in ("student", "middle", "layers=3;embed=4", "ta"):

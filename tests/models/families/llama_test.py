@@ -151,6 +151,7 @@ def test_counts_are_those_of_the_formula(llama):
     assert plan.first_part_flops(sub_model) == 2 * layer + attention // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EACH)
 def test_a_grown_ta_computes_the_students_function(llama, tokens, kind):
     config = llama(kind, nest__d_model=32)
@@ -241,6 +242,7 @@ def test_it_computes_the_same_on_eight_devices(llama, sizes):
         np.testing.assert_allclose(losses[1][name], losses[0][name], rtol=5e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_certified_searched_and_written_from(llama, tmp_path):
     config = llama("gemma")
     matta_jax.train(config, tmp_path / "run", log=lambda _: None)

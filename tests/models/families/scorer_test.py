@@ -117,6 +117,7 @@ def test_an_empty_text_is_scored_by_its_features(scorer):
     assert np.isfinite(run_ta(scorer(model__num_dense=0, model__categories=[]), empty)).all()
 
 
+@pytest.mark.slow
 def test_extracted_and_in_place_score_the_same(trained, tmp_path):
     specs = ["student", "d_ff=16,48,32", "layers=2;d_model=16;num_heads=2", "ta"]
     made = extract(str(trained), specs, tmp_path / "models")

@@ -60,6 +60,7 @@ def states_of(plan, params, inputs, members):
     return [output.reshape(num_texts, -1, output.shape[-1]) for output in outputs]
 
 
+@pytest.mark.slow
 def test_a_member_tells_its_tokens_by_its_own_last_layer(hidden):
     plan, params, targets = hidden
     members = list(plan.nest.members.values())
@@ -76,6 +77,7 @@ def test_a_member_tells_its_tokens_by_its_own_last_layer(hidden):
         assert states.shape[-1] == size
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_a_members_vector_and_what_it_sees(hidden):
     plan, params, targets = hidden
     student, inputs = plan.nest.student, targets.inputs
@@ -111,6 +113,7 @@ def test_members_give_together_what_each_gives_alone(hidden):
         np.testing.assert_allclose(states, by_itself, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_tells_more_of_what_is_hidden(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     held_out = [line for line in lines if "eval/ta" in line]
@@ -118,6 +121,7 @@ def test_training_tells_more_of_what_is_hidden(trained):
         assert held_out[-1][f"eval/{name}"] < held_out[0][f"eval/{name}"]
 
 
+@pytest.mark.slow
 def test_no_decoder_is_extracted_counted_or_gone_on_with(embedder, trained, largest, tmp_path):
     [student] = extract(str(trained), ["student"], tmp_path / "student")
     assert student.max_difference == 0
@@ -139,6 +143,7 @@ def test_no_decoder_is_extracted_counted_or_gone_on_with(embedder, trained, larg
         assert model.max_difference == 0
 
 
+@pytest.mark.slow
 def test_pairs_are_learnt_from_where_it_ended_and_hidden_tokens_too(
     embedder, smae, trained, largest, tmp_path
 ):
@@ -171,6 +176,7 @@ def test_a_file_of_single_texts_serves(smae, tmp_path):
     np.testing.assert_array_equal(batch["tokens"][0], batch["tokens"][1])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bits(smae, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")

@@ -128,6 +128,7 @@ def test_a_model_that_thinks_twice_starts_from_what_it_thought(vit):
     np.testing.assert_allclose(again, logits, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_nothing_recycled_it_is_the_plain_nest_bit_for_bit(vit):
     config = vit(**THINKING, nest__members=MEMBERS)
     plan, params = setup_of(config)
@@ -198,6 +199,7 @@ def test_the_joint_pass_equals_each_plain_model_and_one_in_place_does_bit_for_bi
         np.testing.assert_allclose(logits, plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_member_is_extracted_with_a_certificate(trained, tmp_path):
     for spec in ("student", "ta", "d_model=16;num_heads=2"):
         [model] = extract(

@@ -82,6 +82,7 @@ def flat(module):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "facts", "layer"),
     [

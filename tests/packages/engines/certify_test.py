@@ -256,6 +256,7 @@ def test_a_model_in_a_bucket_is_certified_there(gs_bucket, run, engines, format)
     assert len(asked) == 1 and "gs:" not in json.dumps(engines_of_copies[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "quantize", "measure", "share"),
     [
