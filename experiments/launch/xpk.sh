@@ -4,6 +4,7 @@
 #   export CLUSTER=my-cluster TPU_TYPE=v5litepod-16 IMAGE=us-docker.pkg.dev/my-project/images/matta_jax
 #   experiments/launch/xpk.sh gpt2-medium matta-train --config=configs/gpt2_medium.py --workdir=gs://my-bucket/runs/gpt2_medium
 #
+# On several slices, NUM_SLICES=2 and the flag --config.mesh.slices=2.
 # The workdir must be one that all workers see: in a bucket, or on Filestore (`xpk storage attach`).
 # Restarted after the end of a worker (exit code 3, or a signal), not after a mistake (exit code 2).
 set -euo pipefail

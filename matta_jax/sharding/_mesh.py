@@ -120,23 +120,35 @@ def make_mesh(
         )
     if devices is None:
         devices = jax.devices()
-    axis_types = (AxisType.Auto,) * len(AXES)
     devices = devices[:count]
-    if not _are_of_slices(devices, slices):
-        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+    _check_slices(devices, slices)
+    try:
+        array = _arranged(sizes, devices, slices)
+    # Axes that are no product of the links' axes: what is near may then lie further apart.
+    except NotImplementedError:
+        array = _arranged(sizes, devices, slices, allow_split_physical_axes=True)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
+
+def _arranged(
+    sizes: tuple[int, int, int], devices: Sequence[Any], slices: int, **options: bool
+) -> np.ndarray:
+    """The devices of a mesh, those near each other where most crosses."""
+    if slices == 1 or getattr(devices[0], "slice_index", None) is None:
+        return mesh_utils.create_device_mesh(sizes, devices, **options)
     within = (sizes[0] // slices, *sizes[1:])
-    array = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
-    return Mesh(array, AXES, axis_types=axis_types)
+    across = (slices, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, **options)
 
 
-def _are_of_slices(devices: Sequence[Any], slices: int) -> bool:
-    """Whether the devices tell of several slices. Raises UserError where they are not `slices`."""
-    indices = {getattr(device, "slice_index", None) for device in devices}
-    told = len(indices - {None})
-    if told > 1 and told != slices:
+def _check_slices(devices: Sequence[Any], slices: int) -> None:
+    """Raises UserError where devices tell of another number of slices."""
+    # GPUs call the machines of a cluster slices: as one network they may well be one mesh.
+    if devices[0].platform != "tpu" and slices == 1:
+        return
+    told = len({getattr(device, "slice_index", None) for device in devices} - {None})
+    if told > 0 and told != slices:
         raise UserError(f"mesh.slices={slices}, but the devices are of {told}; use {told}")
-    return told > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -34,6 +34,7 @@ def test_fields_that_may_change_on_resume_stand_by_themselves():
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
+        "mesh.slices",
         "data.cache_dir",
         "data.tfds_dir",
         "data.prefetch_batches",

@@ -71,12 +71,13 @@ def test_impossible_meshes_say_which_number_is_wrong(mesh, batch, words):
 
 
 class SliceDevice:
-    """A device that tells its slice, as those of TPUs do; without their coordinates."""
+    """A device that tells its slice, as TPUs do, and GPUs their machine."""
 
-    platform, device_kind, process_index = "gpu", "fake", 0
+    device_kind, process_index, core_on_chip = "fake", 0, 0
 
-    def __init__(self, id, slice_index):
-        self.id, self.slice_index = id, slice_index
+    def __init__(self, id, slice_index, platform="tpu"):
+        self.id, self.slice_index, self.platform = id, slice_index, platform
+        self.coords = (id // 2, 0, 0)
 
 
 def test_data_are_split_across_slices_and_all_else_lies_within_one():
@@ -91,8 +92,11 @@ def test_data_are_split_across_slices_and_all_else_lies_within_one():
     mesh = make_mesh((4, 1, 2), devices, slices=2)
     rows = [{device.slice_index for device in row.ravel()} for row in mesh.devices]
     assert rows == [{0}, {0}, {1}, {1}]
-    with pytest.raises(UserError, match="mesh.slices=1, but the devices are of 2; use 2"):
-        make_mesh((2, 2, 2), devices)
+    for slices in (1, 4):
+        with pytest.raises(UserError, match=f"slices={slices}, but the devices are of 2; use 2"):
+            make_mesh((4, 1, 2), devices, slices=slices)
+    gpus = [SliceDevice(i, slice_index=i // 4, platform="gpu") for i in range(8)]
+    assert [device.id for device in make_mesh((8, 1, 1), gpus).devices.ravel()] == list(range(8))
     assert make_mesh((4, 1, 2), slices=2) == make_mesh((4, 1, 2))
 
 
