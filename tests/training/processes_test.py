@@ -323,7 +323,7 @@ def test_a_second_trainer_of_a_bucket_is_refused(tiny, make_bucket, tmp_path):
     first.kill()
 
 
-@pytest.fixture(params=[("folder", 1, 20), ("bucket", 2, 4)], ids=lambda param: param[0])
+@pytest.fixture(params=[("folder", 1, 8), ("bucket", 2, 2)], ids=lambda param: param[0])
 def killed(request, tmp_path):
     """Where a run is killed, by how many processes it runs, and how often it is killed.
 
