@@ -2,6 +2,7 @@
 cluster's tools.
 """
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,6 +15,8 @@ import sys
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "experiments" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -39,7 +42,9 @@ def test_the_scripts_are_clean_shell():
     assert len(scripts) >= 5 and done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(filter(pathlib.Path.is_file, LAUNCH.iterdir())), ids=lambda path: path.name
+)
 def test_their_commands_are_real(path, check_commands):
     text = path.read_text()
     if path.suffix == ".yaml":
@@ -87,8 +92,44 @@ def test_the_configs_say_what_the_table_says_that_they_cost():
 def test_the_image_holds_what_the_package_needs():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    copied = {word.replace("${EXTRA}", "tpu") for word in copied}
     assert all((LAUNCH.parents[1] / name).exists() for name in copied)
     assert copied >= {"setup.py", "README.md", "matta_jax", "configs"}
+
+
+# Files of a requirement: its version, and the hashes of its wheels.
+LOCKED = re.compile(
+    r"^([a-z0-9.-]+)(?:\[[a-z0-9,-]+\])?==(\S+)((?: .*?--hash=sha256:[0-9a-f]{64})+)$"
+)
+
+
+def locked(extra):
+    """The versions that the image with an extra installs; each has hashes."""
+    text = (LAUNCH / "locks" / f"{extra}.txt").read_text()
+    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    matches = [LOCKED.match(line) for line in lines]
+    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
+    return {match[1]: match[2] for match in matches}
+
+
+@pytest.mark.parametrize("extra", ["tpu", "cuda", "plots"])
+def test_the_image_installs_files_of_known_hashes_that_setup_allows(extra):
+    dockerfile = (LAUNCH / "Dockerfile").read_text()
+    assert "pip install --no-cache-dir --require-hashes -r requirements.txt" in dockerfile
+    assert extra in re.search(r"# EXTRA: (.*)\.", dockerfile)[1]
+    versions = locked(extra)
+    extras = {extra, "tokenizers", "gcs"}
+    asked = [
+        requirement
+        for requirement in map(Requirement, importlib.metadata.requires("matta_jax"))
+        if requirement.marker is None
+        or any(requirement.marker.evaluate({"extra": name}) for name in extras)
+    ]
+    assert len(asked) > 10 and "setuptools" in versions  # Which builds the package.
+    for requirement in asked:
+        name = canonicalize_name(requirement.name)
+        assert requirement.specifier.contains(versions[name]), (str(requirement), versions[name])
 
 
 @pytest.fixture
