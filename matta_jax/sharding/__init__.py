@@ -4,6 +4,11 @@ from matta_jax.sharding._collectives import KINDS as KINDS
 from matta_jax.sharding._collectives import Collective as Collective
 from matta_jax.sharding._collectives import collectives as collectives
 from matta_jax.sharding._engine import engine_of as engine_of
+from matta_jax.sharding._local import local_mesh as local_mesh
+from matta_jax.sharding._local import map_rows as map_rows
+from matta_jax.sharding._local import place_rows as place_rows
+from matta_jax.sharding._local import row_shards as row_shards
+from matta_jax.sharding._local import weight_shardings as weight_shardings
 from matta_jax.sharding._mesh import batch_axes as batch_axes
 from matta_jax.sharding._mesh import batch_sharding as batch_sharding
 from matta_jax.sharding._mesh import check_mesh as check_mesh

@@ -6,7 +6,7 @@ only what lies inside them.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from matta_jax.errors import UserError
 from matta_jax.nesting import (
     RESIDUAL,
     Names,
+    Role,
     Tree,
     axis_of,
     is_granulated,
@@ -34,12 +35,30 @@ BATCH_AXES = ("data", "fsdp")
 def check_mesh(
     config: MeshConfig, *, batch_size: int, microbatches: int, num_devices: int
 ) -> tuple[int, int, int]:
+    """Returns the `mesh_sizes` of a run.
+
+    Raises:
+      UserError: as `mesh_sizes`, or the axes do not divide the batch.
+    """
+    data, fsdp, tensor = mesh_sizes(config, num_devices)
+    parts = data * fsdp * microbatches
+    if batch_size % parts:
+        nearest = max(round(batch_size / parts), 1) * parts
+        raise UserError(
+            f"data.batch_size={batch_size} must be a multiple of {parts} "
+            f"(mesh.data={data} x mesh.fsdp={fsdp} x train.microbatches={microbatches}); "
+            f"use {nearest}"
+        )
+    return data, fsdp, tensor
+
+
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     """Returns the (data, fsdp, tensor) sizes of a mesh over `num_devices`; an axis of -1 takes what
     the others leave.
 
     Raises:
       UserError: the axes need more devices than there are, leave an odd number to the axis of -1,
-        do not divide the batch, or do not lie within the slices.
+        or do not lie within the slices.
     """
     sizes = {name: getattr(config, name) for name in AXES}
     free_axis = next((name for name in AXES if sizes[name] == -1), None)
@@ -55,16 +74,6 @@ def check_mesh(
             f"mesh.data={sizes['data']} must be a multiple of mesh.slices={config.slices}: data are"
             " split across slices, and fsdp and tensor lie within one; lower mesh.fsdp or "
             "mesh.tensor, or use mesh.data=-1"
-        )
-
-    parts = sizes["data"] * sizes["fsdp"] * microbatches
-    if batch_size % parts:
-        nearest = max(round(batch_size / parts), 1) * parts
-        raise UserError(
-            f"data.batch_size={batch_size} must be a multiple of {parts} "
-            f"(mesh.data={sizes['data']} x mesh.fsdp={sizes['fsdp']} x "
-            f"train.microbatches={microbatches}); "
-            f"use {nearest}"
         )
     return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
@@ -179,14 +188,17 @@ def weight_spec(names: Names, mesh: Mesh, *, without: str | None = None) -> Part
     return PartitionSpec(*map(sharded_over, names))
 
 
-def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: bool = False) -> Tree:
+def param_shardings(
+    shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: Container[Role] = ()
+) -> Tree:
     """Returns the sharding of each weight.
 
     Args:
       shapes: the weights.
       axes: their axis names.
       mesh: the devices.
-      uneven_whole: whether an axis that does not divide over its mesh axis is kept on every device.
+      uneven_whole: roles of axes that every device has all of where they do not divide over their
+        mesh axis.
 
     Raises:
       UserError: an axis that does not divide over its mesh axis.
@@ -200,7 +212,7 @@ def param_shardings(shapes: Tree, axes: Tree, mesh: Mesh, *, uneven_whole: bool 
             size, parts = weight.shape[i], mesh.shape[axis]
             if size % parts == 0:
                 continue
-            if not uneven_whole:
+            if axis_of(names[i]).role not in uneven_whole:
                 raise UserError(_uneven(names, i, size, axis, parts))
             spec[i] = None
         return NamedSharding(mesh, PartitionSpec(*spec))

@@ -14,6 +14,7 @@ from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Inputs, Plan, init_params, logical_axes, plan_of
 from matta_jax.nesting import (
     SCAFFOLD,
+    Role,
     SubModel,
     Tree,
     flatten,
@@ -161,7 +162,7 @@ def _placed(package: Package, granules: Mapping[str, int], mesh: Mesh) -> Tree:
         weight = stored.whole().astype(np.float32, copy=False)
         # A plain model has granules of its own.
         weight = regranulate(weight, names[path], granules)
-        sharding = param_shardings(weight, names[path], mesh, uneven_whole=True)
+        sharding = param_shardings(weight, names[path], mesh, uneven_whole=Role)
         placed[path] = place(weight, sharding)
     return unflatten(placed)
 

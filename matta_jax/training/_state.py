@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from matta_jax.config import Config
 from matta_jax.models import Plan, init_params, plan_of
-from matta_jax.nesting import Nest, Tree, flatten, unflatten, units
+from matta_jax.nesting import Nest, Role, Tree, flatten, unflatten, units
 from matta_jax.optim import optimizer_of, state_shardings, weights_of
 from matta_jax.sharding import (
     Placement,
@@ -84,7 +84,7 @@ class Setup:
         if self.teacher is None:
             return ()
         dtype, abstract = self.config.model.compute_dtype, self.teacher.abstract
-        shardings = param_shardings(abstract, self.teacher.axes, self.mesh, uneven_whole=True)
+        shardings = param_shardings(abstract, self.teacher.axes, self.mesh, uneven_whole=Role)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
             abstract,
