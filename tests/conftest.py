@@ -275,6 +275,19 @@ def run(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def even_run(tiny, tmp_path_factory) -> str:
+    """The workdir of a run of two steps whose heads, d_ff and d_model divide over four devices."""
+    from matta_jax import train
+
+    workdir = tmp_path_factory.mktemp("even") / "run"
+    sizes = {"model__num_heads": 4, "nest__num_heads": 8, "nest__d_model": 32}
+    steps = {"train__num_steps": 2, "optimizer__warmup_steps": 1, "nest__mix_per_step": 0}
+    config = tiny(**sizes, **steps)
+    train(config, workdir, log=lambda _: None)
+    return str(workdir)
+
+
+@pytest.fixture(scope="session")
 def training_windows():
     """`training_windows(config)`: the windows that a run trains on."""
     from matta_jax import data

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from matta_jax import config as config_lib
 from matta_jax import storage
@@ -16,9 +17,10 @@ from matta_jax.checkpoints._steps import locate
 from matta_jax.checkpoints._stored import StoredArray, stored_arrays
 from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, Plan, plan_of
+from matta_jax.models import Architecture, Plan, abstract_params, logical_axes, plan_of
 from matta_jax.nesting import Counts, Nest, SubModel, Tree, flatten, slice_model, unflatten
 from matta_jax.optim import optimizer_of
+from matta_jax.sharding import place, weight_shardings
 from matta_jax.tokenizers import own_tokenizer
 
 
@@ -75,13 +77,28 @@ class Source:
         for sub_model in sub_models:
             yield slice_model(ta_weights, self.axes, sub_model)
 
-    def load(self, sub_model: SubModel) -> Tree:
-        """As `read`, onto the first device."""
-        return jax.tree.map(jnp.asarray, self.read(sub_model))
+    def load(self, sub_model: SubModel, mesh: Mesh | None = None) -> Tree:
+        """As `read`, onto the first device, or onto those of a mesh, each its own part. Raises
+        UserError as `read`, or where the mesh does not fit the model.
+        """
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, self.read(sub_model))
+        architecture = self.architecture_of(sub_model)
+        axes = logical_axes(architecture)
+        shardings = weight_shardings(abstract_params(architecture), axes, mesh)
+        return place(self.read(sub_model), shardings)
 
-    def load_ta(self) -> Tree:
-        """Reads the TA's weights onto the first device, with all that its members own."""
-        return jax.tree.map(lambda array: jnp.asarray(array.whole()), self.stored)
+    def load_ta(self, mesh: Mesh | None = None) -> Tree:
+        """Reads the TA's weights, with all that its members own, onto the first device, or onto
+        those of a mesh, each its own part.
+
+        Raises:
+          UserError: a piece is missing or damaged, or the mesh does not fit the model.
+        """
+        if mesh is None:
+            return jax.tree.map(lambda array: jnp.asarray(array.whole()), self.stored)
+        shardings = weight_shardings(self.abstract, self.axes, mesh)
+        return jax.tree.map(StoredArray.onto, self.stored, shardings)
 
     def architecture_of(self, sub_model: SubModel) -> Architecture:
         """The plain model that `sub_model` becomes."""

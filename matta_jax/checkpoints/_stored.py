@@ -1,15 +1,20 @@
 """Arrays that stay on disk until a part of them is asked for."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
+from jax.sharding import NamedSharding
 
 from matta_jax import storage
 from matta_jax.checkpoints._pieces import Units, fingerprint, grid_of, stored_shape, take
 from matta_jax.errors import UserError
+from matta_jax.sharding import place
 
 # For each axis a slice, or an array of the entries to keep.
 Index = tuple[Any, ...]
@@ -84,6 +89,29 @@ class StoredArray:
     def entry(self, i: int) -> np.ndarray:
         """Reads one entry of the first axis, which stays, and no others."""
         return self[(slice(i, i + 1), *(slice(None),) * (len(self.shape) - 1))]
+
+    def onto(self, sharding: NamedSharding, dtype: Any = None) -> jax.Array:
+        """Reads all of it onto devices, each its own part; where the first axis is cut into single
+        entries, such as layers, a host has but one of them at a time.
+
+        Args:
+          sharding: where it goes; an axis that is cut into single entries is on every device.
+          dtype: to which it is cast; None: its own.
+        """
+        dtype = dtype or self.dtype
+        if self.units[:1] != (1,):
+            return place(self.whole().astype(dtype, copy=False), sharding)
+
+        zeros = functools.partial(jnp.zeros, self.shape, dtype)
+        array = jax.jit(zeros, out_shardings=sharding)()
+        put = jax.jit(_put_entry, donate_argnums=0, out_shardings=sharding)
+        for i in range(self.shape[0]):
+            array = put(array, place(self.entry(i).astype(dtype, copy=False), sharding), i)
+        return array
+
+
+def _put_entry(array: jax.Array, entry: jax.Array, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, entry, i, 0)
 
 
 def _shape_of_part(shape: tuple[int, ...], index: Index) -> list[int]:

@@ -4,19 +4,23 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from matta_jax.config import Config
 from matta_jax.models import (
+    IN_PLACE,
     Architecture,
     Inputs,
     Plan,
     Schema,
     apply,
+    logical_axes,
     logits,
     sub_model_apply,
     table_of,
 )
-from matta_jax.nesting import Counts, SubModel, Tree
+from matta_jax.nesting import Counts, SubModel, Tree, flatten
+from matta_jax.sharding import ONE_DEVICE, Placement, placement
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class Model:
       origin: where it came from, for reports.
       architecture: of the plain model that it is, or would be.
       in_place: of a sub-model in place its run's plan and which one it is; None: it is plain.
+      mesh: the devices that share it; None: there is one.
     """
 
     spec: str
@@ -40,6 +45,7 @@ class Model:
     origin: dict[str, Any]
     architecture: Architecture
     in_place: tuple[Plan, SubModel] | None = None
+    mesh: Mesh | None = None
 
     def apply(self, params: Tree, inputs: Inputs) -> jax.Array:
         """Returns the normed hidden states [B·T, D], in float32; of a scorer the logits
@@ -49,10 +55,17 @@ class Model:
           params: of the model.
           inputs: by name, `tokens` [B, T] among them.
         """
+        where = self.placement
         if self.in_place is None:
-            return apply(self.architecture, params, inputs)
+            return apply(self.architecture, params, inputs, placement=where)
         plan, sub_model = self.in_place
-        return sub_model_apply(plan, params, inputs, sub_model)
+        compute = dataclasses.replace(IN_PLACE, placement=where)
+        return sub_model_apply(plan, params, inputs, sub_model, compute=compute)
+
+    @property
+    def placement(self) -> Placement:
+        """Where its weights lie."""
+        return ONE_DEVICE if self.mesh is None else placement(self.mesh)
 
     @property
     def reads_examples(self) -> bool:
@@ -70,9 +83,17 @@ class Model:
         assert table is not None
         return table
 
+    def head(self, params: Tree) -> jax.Array:
+        """As `table`, with all its columns on each device."""
+        axes = logical_axes(self.architecture) if self.in_place is None else self.in_place[0].axes
+        path = self.architecture.table_path
+        assert path is not None
+        names = flatten(axes)[path]
+        return self.placement.gather(self.table(params), names)
+
     def logits(self, params: Tree, tokens_BT: jax.Array) -> jax.Array:
         """Returns the logits [B·T, V] of a language model, in float32."""
-        return logits(self.apply(params, {"tokens": tokens_BT}), self.table(params))
+        return logits(self.apply(params, {"tokens": tokens_BT}), self.head(params))
 
     def plain(self) -> "Model":
         """This model with weights of its own: that of an extracted one is itself."""

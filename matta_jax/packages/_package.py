@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from matta_jax import storage
 from matta_jax.checkpoints import StoredArray, open_source
 from matta_jax.config import Config
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture
-from matta_jax.nesting import Counts, format_spec, parse_spec, unflatten
+from matta_jax.models import Architecture, logical_axes
+from matta_jax.nesting import Counts, flatten, format_spec, parse_spec, unflatten
 from matta_jax.packages._formats import disk_bytes, open_weights
 from matta_jax.packages._manifest import read_manifest
 from matta_jax.packages._model import Model
+from matta_jax.sharding import weight_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,24 @@ class Package:
         """Bytes of the weights' files; with `hf` more than `counts.bytes`, where it pads."""
         return disk_bytes(self.path, self.manifest["format"])
 
-    def load(self) -> Model:
-        """Reads and verifies the weights, as float32. Raises UserError when one is damaged."""
-        flat = {
-            path: jnp.asarray(array.whole(), jnp.float32) for path, array in self.stored.items()
-        }
+    def load(self, mesh: Mesh | None = None) -> Model:
+        """Reads and verifies the weights, as float32, onto the first device, or onto those of a
+        mesh, each its own part.
+
+        Raises:
+          UserError: a weight is damaged, or the mesh does not fit the model.
+        """
+        flat = {}
+        if mesh is None:
+            for path, array in self.stored.items():
+                flat[path] = jnp.asarray(array.whole(), jnp.float32)
+        else:
+            axes = flatten(logical_axes(self.architecture))
+            shardings = weight_shardings(
+                self.stored, {path: axes[path] for path in self.stored}, mesh
+            )
+            for path, array in self.stored.items():
+                flat[path] = array.onto(shardings[path], jnp.float32)
         origin = {"model": str(self.path), "step": self.manifest["parent"].get("step")}
         return Model(
             self.manifest["spec"],
@@ -55,6 +70,7 @@ class Package:
             unflatten(flat),
             origin,
             self.architecture,
+            mesh=mesh,
         )
 
 
@@ -73,18 +89,20 @@ def open_model(folder: str | storage.Path) -> Package:
     return Package(path, manifest, architecture, description.config, description.counts, stored)
 
 
-def load_model(folder: str | storage.Path) -> Model:
-    """Reads and verifies an extracted model. Raises UserError when it is missing or damaged."""
-    return open_model(folder).load()
+def load_model(folder: str | storage.Path, mesh: Mesh | None = None) -> Model:
+    """Reads and verifies an extracted model, as `Package.load`. Raises UserError when it is missing
+    or damaged, or the mesh does not fit it.
+    """
+    return open_model(folder).load(mesh)
 
 
-def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
-    """Reads a run's TA, once, and takes sub-models of it in place. Raises UserError for a bad
-    checkpoint or spec.
+def load_in_place(checkpoint: str, specs: Sequence[str], mesh: Mesh | None = None) -> list[Model]:
+    """Reads a run's TA, once, and takes sub-models of it in place; onto the first device, or onto
+    those of a mesh. Raises UserError for a bad checkpoint or spec, or a mesh that does not fit it.
     """
     source = open_source(checkpoint)
     sub_models = [parse_spec(spec, source.nest) for spec in specs]
-    params = source.load_ta()
+    params = source.load_ta(mesh)
     origin = {"checkpoint": str(source.directory), "step": source.step}
     return [
         Model(
@@ -95,6 +113,7 @@ def load_in_place(checkpoint: str, specs: Sequence[str]) -> list[Model]:
             dict(origin),
             source.architecture_of(sub_model),
             in_place=(source.plan, sub_model),
+            mesh=mesh,
         )
         for sub_model in sub_models
     ]
@@ -104,11 +123,15 @@ def load_chosen(
     models: Sequence[str | storage.Path],
     checkpoint: str | None = None,
     sub_models: Sequence[str] = (),
+    *,
+    mesh: Mesh | None = None,
 ) -> list[Model]:
-    """Reads extracted models, or sub-models in place in their run's checkpoint, which is read once.
+    """Reads extracted models, or sub-models in place in their run's checkpoint, which is read once;
+    onto the first device, or onto those of a mesh.
 
     Raises:
-      UserError: both or neither are named, or what is named is missing or damaged.
+      UserError: both or neither are named, what is named is missing or damaged, or the mesh does
+        not fit it.
     """
     if bool(models) == (checkpoint is not None):
         raise UserError(
@@ -116,9 +139,9 @@ def load_chosen(
             "neither"
         )
     if checkpoint is None:
-        return [load_model(folder) for folder in models]
+        return [load_model(folder, mesh) for folder in models]
     if not sub_models:
         raise UserError(
             "sub_model is missing; name one beside checkpoint, such as --sub_model=student"
         )
-    return load_in_place(checkpoint, sub_models)
+    return load_in_place(checkpoint, sub_models, mesh)

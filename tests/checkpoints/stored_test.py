@@ -2,11 +2,15 @@
 
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from matta_jax import checkpoints, extract
+from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
+from matta_jax.sharding import local_mesh
 
 
 def test_what_lies_outside_the_slice_may_be_damaged(run, tmp_path):
@@ -53,3 +57,26 @@ def test_an_index_keeps_whole_pieces(index, words):
     np.testing.assert_array_equal(stored[0:2, :], array[:2])
     with pytest.raises(UserError, match="array differs from its fingerprint; read it again"):
         stored[2:4, :]
+
+
+@pytest.mark.parametrize("units", [(1, 0), (0, 0)])
+def test_an_array_goes_onto_devices_by_its_entries(units):
+    array = np.arange(24, dtype=np.float32).reshape(3, 8)
+    reads = []
+
+    def read(index):
+        reads.append(index)
+        return array[index]
+
+    prints = checkpoints.fingerprint(array, units)
+    stored = checkpoints.StoredArray("it", array.shape, array.dtype, units, prints, "mend", read)
+    mesh = local_mesh(MeshConfig(data=2, tensor=4))
+    placed = stored.onto(NamedSharding(mesh, PartitionSpec(None, "tensor")), jnp.float32)
+    np.testing.assert_array_equal(placed, array)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 2)}
+    # However many devices: a host has but one entry at a time, and none is read twice.
+    assert len(reads) == (3 if units[0] else 1)
+
+    array[1, 5] += 1
+    with pytest.raises(UserError, match="it differs from its fingerprint; mend"):
+        stored.onto(NamedSharding(mesh, PartitionSpec(None, "tensor")))

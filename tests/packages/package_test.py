@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from matta_jax import extract, packages
+from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
+from matta_jax.models import plan_of
+from matta_jax.sharding import local_mesh, weight_shardings
 
 
 def test_damaged_models_are_named(run, tmp_path):
@@ -58,3 +61,65 @@ def test_a_flipped_bit_is_named_or_is_of_no_weight(run, tmp_path):
 def test_models_come_from_folders_or_from_a_checkpoint(models, checkpoint, words):
     with pytest.raises(UserError, match=words):
         packages.load_chosen(models, checkpoint)
+
+
+def device_bytes(tree):
+    """Bytes of a tree on the first device, and of all of it."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_data(0).nbytes for leaf in leaves), sum(x.nbytes for x in leaves)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share"), [((2, 1, 1), 1.0), ((1, 4, 1), 0.27), ((1, 1, 4), 0.3), ((1, 2, 2), 0.3)]
+)
+def test_a_mesh_shares_the_weights_bit_for_bit(even_run, tmp_path, sizes, share):
+    """Norms and biases alone are on every device."""
+    mesh = local_mesh(MeshConfig(*sizes))
+    [model] = extract(even_run, ["d_ff=16,48,32"], tmp_path / "model")
+    for load in (
+        lambda mesh: packages.load_in_place(even_run, ["student"], mesh)[0],
+        lambda mesh: packages.load_model(model.path, mesh),
+    ):
+        plain, shared = load(None), load(mesh)
+        assert plain.mesh is None and shared.mesh is mesh
+        for leaf, expected in zip(
+            *map(jax.tree.leaves, (shared.params, plain.params)), strict=True
+        ):
+            np.testing.assert_array_equal(leaf, expected)
+        one, total = device_bytes(shared.params)
+        assert one <= share * total
+
+
+@pytest.mark.parametrize(("sizes", "share"), [((1, 4, 1), 0.6), ((1, 1, 4), 0.4)])
+def test_no_device_ever_has_all_weights_of_a_pass(tiny, sizes, share):
+    """What a program takes and makes of a deep model, of which weights are most."""
+    depth = {"model__num_layers": 6, "nest__num_layers": 8}
+    heads = {"model__num_heads": 4, "nest__num_heads": 8}
+    widths = {"model__d_model": 64, "nest__d_model": 128, "model__d_ff": 256}
+    plan = plan_of(tiny(nest__d_ff=512, nest__widths=[256, 512], **depth, **heads, **widths))
+
+    def device_bytes_of(mesh):
+        params = plan.abstract
+        if mesh is not None:
+            shardings = weight_shardings(params, plan.axes, mesh)
+            params = jax.tree.map(
+                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                params,
+                shardings,
+            )
+        architecture = plan.architecture_of(plan.nest.ta)
+        model = packages.Model("ta", None, None, None, {}, architecture, (plan, plan.nest.ta), mesh)
+        tokens = jax.ShapeDtypeStruct((4, 16), np.int32)
+        compiled = jax.jit(model.apply).lower(params, {"tokens": tokens}).compile()
+        memory = compiled.memory_analysis()
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+    assert device_bytes_of(local_mesh(MeshConfig(*sizes))) <= share * device_bytes_of(None)
+
+
+def test_a_mesh_that_does_not_fit_is_told_before_weights_are_read(run, even_run):
+    mesh = local_mesh(MeshConfig(tensor=2))
+    with pytest.raises(UserError, match="mesh.tensor=2 must divide the common granule of 1 of hea"):
+        packages.load_in_place(str(run[1]), ["student"], mesh)
+    with pytest.raises(UserError, match="mesh.fsdp=5 must divide the d_model of 32"):
+        packages.load_in_place(even_run, ["student"], local_mesh(MeshConfig(data=1, fsdp=5)))
