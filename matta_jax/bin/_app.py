@@ -64,9 +64,10 @@ def _help(main: Callable[[], None]) -> str:
     name = sys.argv[0] if module.__name__ == "__main__" else module.__name__
     parts = [module.__doc__ or "", flags.FLAGS.module_help(name)]
 
-    takes_processes = hasattr(module, "_processes")
-    if takes_processes:
-        parts.append(flags.FLAGS.module_help("matta_jax.bin._processes"))
+    # Flags that several binaries have.
+    for shared in ("_processes", "_mesh"):
+        if hasattr(module, shared):
+            parts.append(flags.FLAGS.module_help(f"matta_jax.bin.{shared}"))
     if "config" in flags.FLAGS:
         parts.append(flags.FLAGS.module_help(__name__))
         parts.append(

@@ -3,13 +3,14 @@
 matta-evaluate --model=models/small --tasks='bits_per_byte:texts/*.txt' --output=small.json
 matta-evaluate --checkpoint=runs/quickstart --sub_model=student --sub_model=ta \\
   --tasks=bits_per_byte:held_out
+matta-evaluate --checkpoint=runs/big --sub_model=ta --tasks=bits_per_byte:held_out --mesh.fsdp=8
 matta-evaluate --model=models/gpt2 --tasks=lambada:lambada_test.jsonl,sat_math:sat-math.jsonl
 """
 
 from absl import flags
 
 import matta_jax
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _mesh
 
 _MODEL = flags.DEFINE_multi_string(
     "model", None, "Folder of an extracted model; several are compared with the first."
@@ -34,6 +35,7 @@ def _main() -> None:
         sub_models=_SUB_MODEL.value or [],
         tasks=_app.required(_TASKS, "bits_per_byte:held_out"),
         output=_OUTPUT.value,
+        mesh=_mesh.chosen(),
     )
     print(result.table)
 

@@ -12,7 +12,7 @@ matta-search --checkpoint=runs/llama --max_ms=5 --latency_engine=llama.cpp --qua
 from absl import flags
 
 import matta_jax
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _mesh
 from matta_jax.errors import UserError
 from matta_jax.packages import DTYPES, FORMATS, QUANTIZATIONS, Packaging
 from matta_jax.selection import JAX, LATENCY_ENGINES, METHODS, Budget, Workload, length_of_run
@@ -120,6 +120,7 @@ def _main() -> None:
             max_shard_gb=_MAX_SHARD_GB.value,
         ),
         quantize=_QUANTIZE.value,
+        mesh=_mesh.chosen(),
         log=_app.say,
     )
 

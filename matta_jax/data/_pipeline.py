@@ -130,19 +130,26 @@ def training_batches(  # noqa: PLR0913  Keyword-only: the order of a stream.
 
 
 def sequential_batches(
-    windows: Examples, *, batch_size: int, limit: int | None = None, within: range | None = None
+    windows: Examples,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    within: range | None = None,
+    most: int | None = None,
 ) -> Iterator[Batch]:
     """Yields the windows in order, once, in batches of one size; rows that fill up the last one do
     not count.
 
-    With a `limit` on the number of batches, the windows are taken evenly from the whole, or from
-    those `within`.
+    With a `limit` on the number of batches, or `most` windows, these are taken evenly from the
+    whole, or from those `within`.
     """
     if within is None:
         within = range(len(windows))
     count = len(within)
     if limit is not None:
         count = min(count, limit * batch_size)
+    if most is not None:
+        count = min(count, most)
 
     numbers = within.start + np.linspace(0, len(within) - 1, count).round().astype(int)
     for start in range(0, count, batch_size):

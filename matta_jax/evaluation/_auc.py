@@ -17,6 +17,7 @@ from matta_jax.models import plan_of
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
 from matta_jax.selection.scoring import HELD_OUT
+from matta_jax.sharding import place_rows
 
 # Of the bootstrap; all at once would hold a thousand copies of the scores.
 _RESAMPLES = 1000
@@ -109,7 +110,9 @@ def class_logits(model: Model, examples: ExampleSet, *, batch_size: int = 64) ->
     num_batches = -(-len(examples) // batch_size)
     title = f"auc {model.spec}"
     shown = progress(batches, desc=title, unit="batches", total=num_batches)
-    logits = [jax.device_get(program(model.params, batch)) for batch in shown]
+    logits = [
+        jax.device_get(program(model.params, place_rows(batch, model.mesh))) for batch in shown
+    ]
 
     # Rows that fill the last batch go.
     return np.concatenate(logits)[: len(examples)].astype(np.float64)

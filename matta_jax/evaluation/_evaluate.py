@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from matta_jax import storage
-from matta_jax.config import Config
+from matta_jax.config import Config, MeshConfig
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.evaluation._accuracy import Accuracy
 from matta_jax.evaluation._auc import Auc
@@ -20,6 +20,7 @@ from matta_jax.evaluation._tasks import Outcome, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
 from matta_jax.selection.scoring import score_record
+from matta_jax.sharding import local_mesh
 from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
 
 
@@ -60,6 +61,7 @@ def evaluate(
     sub_model: str | None = None,
     tasks: str | Sequence[str],
     output: str | storage.Path | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Evaluation:
     """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one
     model.
@@ -67,7 +69,7 @@ def evaluate(
     Args:
       model: folder of an extracted model; or
       checkpoint, sub_model: `D[@STEP]` and a spec.
-      tasks: as `compare`.
+      tasks, mesh: as `compare`.
       output: a JSON file for the result.
 
     Raises:
@@ -79,6 +81,7 @@ def evaluate(
         sub_models=[] if sub_model is None else [sub_model],
         tasks=tasks,
         output=output,
+        mesh=mesh,
     ).evaluations[0]
 
 
@@ -89,6 +92,7 @@ def compare(
     sub_models: str | Sequence[str] = (),
     tasks: str | Sequence[str],
     output: str | storage.Path | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Comparison:
     """Scores models side by side, each against the first by a paired test.
 
@@ -103,9 +107,11 @@ def compare(
         image classifiers `accuracy:FILE.npz` or a folder, also of `held_out`; of embedders
         `sts:FILE` and `retrieval:FOLDER`.
       output: a JSON file for the result.
+      mesh: of this process's devices; None: rows over all of them, or one CPU.
 
     Raises:
-      UserError: both or neither of models and checkpoint, a bad task, or files that cannot be read.
+      UserError: both or neither of models and checkpoint, a bad task, files that cannot be read, or
+        a mesh that does not fit the devices or a model.
       UnsavedError: scores cannot be written; it holds their table.
     """
     tasks, folders, specs = _listed(tasks), _listed(models), _listed(sub_models)
@@ -116,7 +122,7 @@ def compare(
     parsed_tasks = [_parse_task(task) for task in tasks]
     for field, names in {"tasks": tasks, "model": folders, "sub_model": specs}.items():
         _check_distinct(field, names)
-    loaded = load_chosen(folders, checkpoint, specs)
+    loaded = load_chosen(folders, checkpoint, specs, mesh=local_mesh(mesh))
 
     # Of all models and tasks, before the first is run: hours may lie between them.
     prepared = _Prepared()

@@ -9,7 +9,7 @@ Shape letters: B batch, T sequence, M target tokens, D d_model, V vocab.
 
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from matta_jax.models import logits
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
+from matta_jax.sharding import map_rows, place_rows, row_shards
 from matta_jax.tokenizers import Tokenizer
 
 # Examples that a warning names.
@@ -150,7 +151,7 @@ def likelihoods(
     Args:
       model: an extracted model, or a sub-model in place.
       requests: what to score.
-      batch_size: requests of a batch.
+      batch_size: requests of a batch, on each of the devices that split its rows.
       label: of the progress bar.
     """
     limit = model.config.data.seq_len
@@ -160,6 +161,7 @@ def likelihoods(
     longest_target = max((sequence.num_targets for sequence in sequences), default=1)
     num_targets = _bucket(longest_target, limit)
     program = _program(model)
+    batch_size *= row_shards(model.mesh)
 
     results: dict[int, Likelihood] = {}
     starts = range(0, len(order), batch_size)
@@ -170,7 +172,8 @@ def likelihoods(
         length = _bucket(max(len(sequence.tokens) - 1 for sequence in batch), limit)
         arrays = _filled(batch, batch_size=batch_size, length=length, num_targets=num_targets)
 
-        log_probs, is_top = jax.device_get(program(model.params, *arrays))
+        placed = place_rows(arrays, model.mesh)
+        log_probs, is_top = jax.device_get(program(model.params, placed))
         for row, i in enumerate(indices):
             count = sequences[i].num_targets
             total = float(np.sum(log_probs[row, :count], dtype=np.float64))
@@ -203,16 +206,15 @@ class _Sequence:
 
 
 def _program(model: Model) -> Callable[..., tuple[jax.Array, ...]]:
-    """The compiled function of weights, tokens [B, T], places and labels of the targets [B, M]; it
-    returns the targets' log-probabilities [B, M], and whether each is the most likely token.
+    """The compiled function of weights and what `_filled` returns; it returns the targets'
+    log-probabilities [B, M], and whether each is the most likely token.
     """
 
     @jax.jit
-    def program(
-        params: Tree, tokens_BT: jax.Array, places_BM: jax.Array, labels_BM: jax.Array
-    ) -> tuple[jax.Array, ...]:
+    def program(params: Tree, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        tokens_BT = batch["tokens"]
         hidden_BTD = model.apply(params, {"tokens": tokens_BT}).reshape(*tokens_BT.shape, -1)
-        table_VD = model.table(params)
+        table_VD = model.head(params)
 
         def of_row(row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             hidden_TD, places_M, labels_M = row
@@ -223,15 +225,17 @@ def _program(model: Model) -> Callable[..., tuple[jax.Array, ...]]:
             return log_probs_M, is_top_M
 
         # Row by row, so that logits exist of one at a time.
-        return jax.lax.map(of_row, (hidden_BTD, places_BM, labels_BM))
+        return map_rows(of_row, (hidden_BTD, batch["places"], batch["labels"]), model.mesh)
 
     return program
 
 
 def _filled(
     batch: Sequence[_Sequence], *, batch_size: int, length: int, num_targets: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [B, T] of a batch, and places and labels [B, M] of its targets, filled up by zeros."""
+) -> dict[str, np.ndarray]:
+    """The `tokens` [B, T] of a batch, and `places` and `labels` [B, M] of its targets, filled up by
+    zeros.
+    """
     tokens_BT = np.zeros((batch_size, length), np.int32)
     places_BM = np.zeros((batch_size, num_targets), np.int32)
     labels_BM = np.zeros((batch_size, num_targets), np.int32)
@@ -241,7 +245,7 @@ def _filled(
         tokens_BT[row, :num_inputs] = tokens[:-1]
         places_BM[row, :count] = np.arange(num_inputs - count, num_inputs)
         labels_BM[row, :count] = tokens[len(tokens) - count :]
-    return tokens_BT, places_BM, labels_BM
+    return {"tokens": tokens_BT, "places": places_BM, "labels": labels_BM}
 
 
 def _bucket(length: int, limit: int) -> int:

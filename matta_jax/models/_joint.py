@@ -38,6 +38,7 @@ from matta_jax.nesting import (
     stack_of,
     training_sizes,
 )
+from matta_jax.sharding import ONE_DEVICE, Placement
 
 
 def joint_apply(
@@ -183,6 +184,8 @@ def candidate_apply(
     inputs: Inputs,
     choice_L: jax.Array,
     sub_model: SubModel,
+    *,
+    placement: Placement = ONE_DEVICE,
 ) -> jax.Array:
     """Runs one sub-model in place whose layers are data, so that one program runs all of a depth
     and width.
@@ -194,6 +197,7 @@ def candidate_apply(
       choice_L: for each layer of the TA 0 to skip it, or 1 + an index into
         `plan.nest.layer_options`; may be traced.
       sub_model: tells the sizes that layers have alike.
+      placement: where weights lie.
 
     Returns:
       What `joint_apply` does, in float32.
@@ -202,52 +206,61 @@ def candidate_apply(
     options: list[Sizes] = []
     for option in plan.nest.layer_options:
         options.append({**sub_model.sizes, **option})
-    run = functools.partial(_candidate_pass, plan, params, inputs, choice_L)
-    modules, x_ND, context = run(sub_model, options)
+    candidate = _Candidate(plan, params, inputs, choice_L, placement)
+    modules, x_ND, context = candidate.run(sub_model, options)
     return plan.family.leave(modules, x_ND, context, sub_model.sizes)
 
 
-def _candidate_pass(
-    plan: Plan,
-    params: Tree,
-    inputs: Inputs,
-    choice_L: jax.Array,
-    sub_model: SubModel,
-    options: Sequence[Sizes],
-) -> tuple[Modules, jax.Array, Context]:
-    """Runs a pass of `candidate_apply`, and those before it, up to its exit; returns its modules
-    beside the layers too. `options` are the sizes of a layer for each option of the nest.
-    """
-    names = layer_axes(stack_of(plan.axes))
-    outer = outside_blocks(params)
-    outer_axes = outside_blocks(plan.axes)
-    modules = _narrow_modules(plan, outer, outer_axes, sub_model)
-    x_ND, context = plan.family.enter(modules, inputs)
-    earlier = plan.earlier(sub_model)
-    if earlier is not None:
-        facts = plan.architecture.options
-        earlier_options = [plan.family.earlier(sizes, facts) or {} for sizes in options]
-        earlier_modules, earlier_ND, _ = _candidate_pass(
-            plan, params, inputs, choice_L, earlier, earlier_options
-        )
-        x_ND = plan.family.join(modules, x_ND, earlier_modules, earlier_ND)
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A batch for sub-models whose layers are data; attributes as of `candidate_apply`."""
 
-    def skip(weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
-        del weights, index
-        return x_ND
+    plan: Plan
+    params: Tree
+    inputs: Inputs
+    choice_L: jax.Array
+    placement: Placement
 
-    def run(sizes: Sizes, weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
-        kept_sizes = sizes_of(sub_model, sizes)
-        block = narrow_block(plan, weights, names, kept_sizes, joins=True)
-        return block(x_ND, context.at(index))
+    def run(
+        self, sub_model: SubModel, options: Sequence[Sizes]
+    ) -> tuple[Modules, jax.Array, Context]:
+        """Runs a pass, and those before it, up to its exit; returns its modules beside the layers
+        too. `options` are the sizes of a layer for each option of the nest.
+        """
+        plan = self.plan
+        names = layer_axes(stack_of(plan.axes))
+        outer_axes = outside_blocks(plan.axes)
+        outer = {}
+        for name, part in outside_blocks(self.params).items():
+            outer[name] = jax.tree.map(self.placement.gather, part, outer_axes[name])
+        modules = _narrow_modules(plan, outer, outer_axes, sub_model)
+        x_ND, context = plan.family.enter(modules, self.inputs)
+        earlier = plan.earlier(sub_model)
+        if earlier is not None:
+            facts = plan.architecture.options
+            earlier_options = [plan.family.earlier(sizes, facts) or {} for sizes in options]
+            earlier_modules, earlier_ND, _ = self.run(earlier, earlier_options)
+            x_ND = plan.family.join(modules, x_ND, earlier_modules, earlier_ND)
 
-    branches: list[Callable[..., jax.Array]] = [skip]
-    branches += [functools.partial(run, sizes) for sizes in options]
+        def skip(weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
+            del weights, index
+            return x_ND
 
-    def body(x_ND: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        weights, choice, index = layer
-        return jax.lax.switch(choice, branches, weights, x_ND, index), None
+        def run(sizes: Sizes, weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
+            kept_sizes = sizes_of(sub_model, sizes)
+            block = narrow_block(plan, weights, names, kept_sizes, joins=self.placement.joins)
+            return block(x_ND, context.at(index))
 
-    layers = (stack_of(params), choice_L, jnp.arange(plan.nest.num_layers))
-    x_ND, _ = jax.lax.scan(body, x_ND, layers)
-    return modules, x_ND, context
+        branches: list[Callable[..., jax.Array]] = [skip]
+        branches += [functools.partial(run, sizes) for sizes in options]
+
+        def body(
+            x_ND: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]
+        ) -> tuple[jax.Array, None]:
+            weights, choice, index = layer
+            weights = jax.tree.map(self.placement.gather, weights, names)
+            return jax.lax.switch(choice, branches, weights, x_ND, index), None
+
+        layers = (stack_of(self.params), self.choice_L, jnp.arange(plan.nest.num_layers))
+        x_ND, _ = jax.lax.scan(body, x_ND, layers)
+        return modules, x_ND, context

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 
+from jax.sharding import Mesh
+
 from matta_jax import storage
 from matta_jax.checkpoints import Source
 from matta_jax.data import ExampleSet, Windows
@@ -95,8 +97,10 @@ class Ranking:
         *,
         root: storage.Path,
         num_windows: int,
+        mesh: Mesh | None = None,
     ):
         self.source = source
+        self._mesh = mesh
         self.space = space
         self.budget = budget
         self.prices = prices
@@ -117,7 +121,7 @@ class Ranking:
             windows.fingerprint,
             of_examples=source.config.model.reads_examples,
         )
-        self._scorer = InPlaceScorer(source, windows, numbers=self.numbers)
+        self._scorer = self._fresh_scorer()
 
     def score(self, sub_model: SubModel, num_windows: int) -> Loss:
         """The loss over a number of windows: from the file of scores, or computed now."""
@@ -249,7 +253,11 @@ class Ranking:
 
     def forget_weights(self) -> None:
         """Lets the TA go: models of another type come next."""
-        self._scorer = InPlaceScorer(self.source, self.windows, numbers=self.numbers)
+        self._scorer = self._fresh_scorer()
+
+    def _fresh_scorer(self) -> InPlaceScorer:
+        """Has read no weights yet."""
+        return InPlaceScorer(self.source, self.windows, numbers=self.numbers, mesh=self._mesh)
 
 
 def pick_of(rows: Sequence[Row], budget: Budget) -> Row:

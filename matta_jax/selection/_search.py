@@ -7,10 +7,14 @@ stopped goes on where it was.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
+from matta_jax.config import MeshConfig
 from matta_jax.elastic import Extracted, extract
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
 from matta_jax.nesting import slug
@@ -35,6 +39,7 @@ from matta_jax.selection._space import (
 )
 from matta_jax.selection._workload import Workload
 from matta_jax.selection.scoring import HELD_OUT, score_record, task_data
+from matta_jax.sharding import local_mesh, weight_shardings
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
 _MOST_EXHAUSTIVE = 256  # Models up to which `auto` scores them all.
@@ -94,6 +99,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     packaging: Packaging | None = None,
     quantize: Sequence[str] = (),
     seed: int = 0,
+    mesh: MeshConfig | None = None,
     log: Callable[[str], None] = print,
 ) -> SearchResult:
     """Finds the best sub-model of a run within a budget.
@@ -118,10 +124,13 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       quantize: types of GGUF files among which each model chooses, scored as these give its weights
         back; none: models are scored as they are in the run, but where the budget limits a file.
       seed: of `evolutionary`.
+      mesh: of this process's devices, on which models are scored; None: rows over all of them, or
+        one CPU. Models are timed on the first.
       log: takes progress lines.
 
     Raises:
-      UserError: a budget that no model keeps, an axis outside the nest, or a number out of bounds.
+      UserError: a budget that no model keeps, an axis outside the nest, a number out of bounds, or
+        a mesh that does not fit the devices or the run.
       UnsavedError: what was found cannot be written; it holds the table.
     """
     budget = budget or Budget()
@@ -135,6 +144,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         seed=seed,
     )
     source, root = _opened(checkpoint, budget), _checked_output(output)
+    devices = _checked_mesh(source, mesh)
     fixed = dict(d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, embed=embed)
     space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
@@ -149,10 +159,10 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         storage.make_folder(root)
 
     _announce(space, method, budget, log)
-    rankings = [
-        Ranking(source, space, budget, price, windows, root=root, num_windows=num_windows)
-        for price in prices
-    ]
+    ranking_of = functools.partial(
+        Ranking, source, space, budget, root=root, num_windows=num_windows, mesh=devices
+    )
+    rankings = [ranking_of(price, windows) for price in prices]
     for ranking in rankings:
         ranking.rank(method, count=verify, evaluations=evaluations, seed=seed)
         ranking.verify(verify)
@@ -229,6 +239,14 @@ def _opened(checkpoint: str, budget: Budget) -> Source:
             f"{source.config.model.a_noun}; leave it out"
         )
     return source
+
+
+def _checked_mesh(source: Source, mesh: MeshConfig | None) -> Mesh | None:
+    """The devices that share the TA. Raises UserError where they are too few, or do not fit it."""
+    devices = local_mesh(mesh)
+    if devices is not None:
+        weight_shardings(source.abstract, source.axes, devices)
+    return devices
 
 
 def _checked_output(output: str | storage.Path) -> storage.Path:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jax.sharding import Mesh
 
 from matta_jax.checkpoints import Source
 from matta_jax.config import Config
@@ -28,6 +29,15 @@ from matta_jax.models import DOCUMENTS, Plan, candidate_apply
 from matta_jax.nesting import Sizes, SubModel
 from matta_jax.packages import Model, Packaging, rounded
 from matta_jax.reporting import progress
+from matta_jax.sharding import (
+    ONE_DEVICE,
+    loss_layout,
+    place,
+    place_rows,
+    placement,
+    row_shards,
+    weight_shardings,
+)
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
 
@@ -90,8 +100,15 @@ def task_data(config: Config, where: str) -> Windows | ExampleSet:
 def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> Loss:
     """Sums a model's loss over windows. The separators between documents are context, but are not
     scored.
+
+    Args:
+      model: an extracted one, or a sub-model in place.
+      windows: of the text.
+      batch_size: windows of a batch, on each of the devices that split its rows.
     """
-    batch_loss = jax.jit(_batch_loss(model.apply, model.table, model.config, windows.separators))
+    loss = _batch_loss(model.apply, model.table, model.config, windows.separators, model.mesh)
+    batch_loss = jax.jit(loss)
+    batch_size *= row_shards(model.mesh)
     # Rounded up: the last batch may be filled up with rows that do not count.
     num_batches = -(-len(windows) // batch_size)
     batches = progress(
@@ -104,7 +121,7 @@ def text_loss(model: Model, windows: Windows, *, batch_size: int = 16) -> Loss:
     # Summed in Python's float64: a float32 sum over a long text would lose digits.
     nats, tokens = 0.0, 0
     for batch in batches:
-        batch_nats, batch_tokens = batch_loss(model.params, batch)
+        batch_nats, batch_tokens = batch_loss(model.params, place_rows(batch, model.mesh))
         nats += float(batch_nats)
         tokens += int(batch_tokens)
     return Loss(nats, tokens, windows.num_bytes)
@@ -115,6 +132,7 @@ def _batch_loss(
     table: Callable[[Any], jax.Array | None],
     config: Config,
     separators: Sequence[int],
+    mesh: Mesh | None,
 ) -> Callable[..., Any]:
     """Returns `(params, batch, *operands) -> (nats, tokens)` of a batch of windows.
 
@@ -123,9 +141,11 @@ def _batch_loss(
       table: of `params`, what hidden states are compared with.
       config: of the run.
       separators: ids that are no text, and not scored.
+      mesh: the devices, which divide the rows of a batch; None: there is one.
     """
     # The loss of training in chunks of tokens: the logits of a whole batch never exist at once.
-    objective = make_objective(config.objective)
+    layout = None if mesh is None else loss_layout(mesh)
+    objective = make_objective(config.objective, layout=layout)
 
     def loss(
         params: Any, batch: dict[str, jax.Array], *operands: Any
@@ -204,10 +224,11 @@ class InPlaceScorer:
     Args:
       source: the TA; its weights are read once.
       windows: of the corpus; or examples.
-      batch_size: windows of a batch; examples come in those of the run, which a pair's loss depends
-        on.
+      batch_size: windows of a batch, on each of the devices that split its rows; examples come in
+        those of the run, which a pair's loss depends on.
       numbers: the type of matrices in a GGUF file, as which all weights are rounded. Blocks end
         where a sub-model may be cut: a part of the rounded TA is the part that is rounded.
+      mesh: the devices that share the TA; None: the first one.
     """
 
     def __init__(
@@ -217,8 +238,10 @@ class InPlaceScorer:
         *,
         batch_size: int = 16,
         numbers: str | None = None,
+        mesh: Mesh | None = None,
     ):
         self._source = source
+        self._mesh = mesh
         self._numbers = numbers
         self._windows = windows
         reads_examples = source.config.model.reads_examples
@@ -228,27 +251,33 @@ class InPlaceScorer:
     @functools.cached_property
     def _params(self) -> Any:
         # At the first score: when all of them are in the file of scores, nothing is read.
-        params = self._source.load_ta()
+        source, mesh = self._source, self._mesh
+        params = source.load_ta(mesh)
         if self._numbers is None:
             return params
         packaging = Packaging("gguf", quantize=self._numbers)
-        weights = rounded(params, packaging, self._source.plan.architecture)
-        return jax.tree.map(jnp.asarray, weights)
+        weights = rounded(params, packaging, source.plan.architecture)
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, weights)
+        return place(weights, weight_shardings(source.abstract, source.axes, mesh))
 
     def __call__(self, sub_model: SubModel, num_windows: int) -> Loss:
-        """Sums a sub-model's loss over windows taken evenly from all, in whole batches; their bytes
-        are their share.
+        """Sums a sub-model's loss over windows taken evenly from all, as many as fill batches of a
+        device; their bytes are their share.
         """
         program = self._program(sub_model)
         choice_L = jnp.array(self._choices(sub_model), jnp.int32)
-        limit = -(-num_windows // self._batch_size)
-        batches = sequential_batches(self._windows, batch_size=self._batch_size, limit=limit)
+        most = -(-num_windows // self._batch_size) * self._batch_size
+        # The same windows, however many devices share them.
+        is_text = not isinstance(self._windows, ExampleSet)
+        size = self._batch_size * row_shards(self._mesh) if is_text else self._batch_size
+        batches = sequential_batches(self._windows, batch_size=size, most=most)
 
         # Read back at the end alone: until then the device need not wait for the host.
         sums = []
         scores = []
         for batch in batches:
-            sums.append(program(self._params, batch, choice_L))
+            sums.append(program(self._params, place_rows(batch, self._mesh), choice_L))
             scores.append(batch.get("score"))
         if ranks_by_order(self._source.config):
             return _order_loss(jax.device_get(sums), scores)
@@ -261,7 +290,7 @@ class InPlaceScorer:
         if isinstance(self._windows, ExampleSet):
             return Loss(nats, int(tokens), 0)
         # Bytes are counted of all windows together, not of each.
-        share = min(limit * self._batch_size / len(self._windows), 1.0)
+        share = min(most / len(self._windows), 1.0)
         return Loss(nats, int(tokens), round(self._windows.num_bytes * share))
 
     def _program(self, sub_model: SubModel) -> Callable[..., Any]:
@@ -269,14 +298,18 @@ class InPlaceScorer:
         # Which layers run, and of which option, is data: these sizes alone shape the program.
         key = source.nest.sizes_alike(sub_model)
         if key not in self._programs:
-            run = functools.partial(candidate_apply, source.plan, sub_model=sub_model)
+            where = ONE_DEVICE if self._mesh is None else placement(self._mesh)
+            run = functools.partial(
+                candidate_apply, source.plan, sub_model=sub_model, placement=where
+            )
             if ranks_by_order(source.config):
                 loss = _similarities(run, source.plan)
             elif isinstance(self._windows, ExampleSet):
                 loss = _example_loss(run, source.plan, source.config)
             else:
                 separators = self._windows.separators
-                loss = _batch_loss(run, source.plan.table, source.config, separators)
+                table = source.plan.table
+                loss = _batch_loss(run, table, source.config, separators, self._mesh)
             self._programs[key] = jax.jit(loss)
         return self._programs[key]
 

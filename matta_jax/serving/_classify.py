@@ -10,6 +10,7 @@ from matta_jax.config import VitConfig
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
+from matta_jax.sharding import place_rows
 
 BATCH_SIZE = 64
 """Images of a batch, to which the last one is filled up: one program for all."""
@@ -32,7 +33,8 @@ def classify(model: Model, images: np.ndarray) -> np.ndarray:
     for start in progress(starts, desc=f"classify {model.spec}", unit="batches"):
         batch = images[start : start + BATCH_SIZE]
         filled = filled_up(batch, BATCH_SIZE)
-        parts.append(np.asarray(program(model.params, {"image": filled}))[: len(batch)])
+        inputs = place_rows({"image": filled}, model.mesh)
+        parts.append(np.asarray(program(model.params, inputs))[: len(batch)])
     if not parts:
         return np.zeros((0, model.architecture.fixed["classes"]), np.float32)
     return np.concatenate(parts).astype(np.float32)

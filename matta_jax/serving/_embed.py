@@ -13,6 +13,7 @@ from matta_jax.data import framed_ids, framed_rows
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
 from matta_jax.reporting import progress
+from matta_jax.sharding import place_rows
 from matta_jax.tokenizers import fitting_tokenizer
 
 _BATCH_SIZE = 64
@@ -45,7 +46,7 @@ def embed(model: Model, texts: Sequence[str]) -> np.ndarray:
     starts = range(0, len(order), _BATCH_SIZE)
     for start in progress(starts, desc=f"embed {model.spec}", unit="batches", total=len(starts)):
         chosen = order[start : start + _BATCH_SIZE]
-        batch = _batch([ids[i] for i in chosen], config.data.seq_len)
+        batch = place_rows(_batch([ids[i] for i in chosen], config.data.seq_len), model.mesh)
         part_RE = np.asarray(program(model.params, batch))[: len(chosen)]
         if vectors_RE is None:
             vectors_RE = np.empty((len(ids), part_RE.shape[1]), np.float32)

@@ -6,7 +6,8 @@ from unittest import mock
 
 import pytest
 
-from matta_jax import compare, evaluate, evaluation, packages
+from matta_jax import compare, evaluate, evaluation, extract, packages
+from matta_jax.config import MeshConfig
 from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation import _evaluate
 
@@ -116,3 +117,42 @@ def test_a_single_name_is_a_list_of_one(run, models):
     )
     assert single.evaluations == listed.evaluations
     assert [e.spec for e in in_place.evaluations] == ["student"]
+
+
+@pytest.fixture(scope="module")
+def mixed(even_run, tmp_path_factory):
+    """The folder of a mix of three widths."""
+    return extract(even_run, ["d_ff=16,48,32"], tmp_path_factory.mktemp("mixed") / "model")[0].path
+
+
+@pytest.fixture(scope="module")
+def even_scores(even_run, mixed, files):
+    """`even_scores(mesh)`: of the Student and the TA in place, and of the mix."""
+    tasks = ["bits_per_byte:held_out", f"lambada:{files}/lambada.jsonl"]
+    made = {}
+
+    def scores(mesh):
+        if mesh not in made:
+            in_place = compare(
+                checkpoint=even_run, sub_models=["student", "ta"], tasks=tasks, mesh=mesh
+            )
+            alone = evaluate(model=mixed, tasks=tasks, mesh=mesh)
+            made[mesh] = [each.scores for each in (*in_place.evaluations, alone)]
+        return made[mesh]
+
+    return scores
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2), (1, 1, 4)])
+def test_scores_of_a_mesh_are_those_of_a_device(even_scores, sizes):
+    pairs = zip(even_scores(None), even_scores(MeshConfig(*sizes)), strict=True)
+    for expected, scores in pairs:
+        assert scores == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_are_scored_on_a_mesh(vit_model):
+    expected, shared = (
+        evaluate(model=vit_model, tasks=["accuracy:held_out"], mesh=mesh).scores
+        for mesh in (None, MeshConfig(data=2, fsdp=2))
+    )
+    assert shared == pytest.approx(expected, rel=1e-5)
