@@ -12,7 +12,7 @@ import dataclasses
 from absl import flags
 
 import matta_jax
-from matta_jax.bin import _app, _processes
+from matta_jax.bin import _app, _mesh, _processes
 
 _CONFIG = _app.define_config()
 _TEACHER = flags.DEFINE_string(
@@ -24,7 +24,9 @@ _TOP_K = flags.DEFINE_integer(
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 1.0, "Of the softmax; that of teacher.temperature later on."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Windows of a batch on each device.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 16, "Windows of a batch on each device that splits rows."
+)
 _MAX_WINDOWS = flags.DEFINE_integer(
     "max_windows",
     None,
@@ -53,6 +55,7 @@ def _main() -> None:
         top_k=_TOP_K.value,
         temperature=_TEMPERATURE.value,
         batch_size=_BATCH_SIZE.value,
+        mesh=_mesh.chosen(),
         log=_app.say,
     )
     num_windows = labels.header.num_windows

@@ -9,18 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from matta_jax import storage
-from matta_jax.config import Config
+from matta_jax.config import Config, MeshConfig
 from matta_jax.data import LabelHeader, Windows, split_data, write_header, write_labels
 from matta_jax.errors import UserError
-from matta_jax.models import apply, logits
+from matta_jax.models import Inputs, logits
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model, check_place
 from matta_jax.reporting import progress
-from matta_jax.sharding import check_agreement, is_first, wait_for_all
-from matta_jax.starts.teacher import check_teacher, open_teacher
+from matta_jax.sharding import (
+    check_agreement,
+    is_first,
+    local_mesh,
+    map_rows,
+    place_rows,
+    row_shards,
+    wait_for_all,
+    weight_shardings,
+)
+from matta_jax.starts.teacher import Teacher, check_teacher, open_teacher
 from matta_jax.tokenizers import fitting_tokenizer, tokenizer_digest
 
 _CHUNK = 256  # Tokens whose logits exist at once.
@@ -50,6 +59,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     top_k: int = 64,
     temperature: float = 1.0,
     batch_size: int = 16,
+    mesh: MeshConfig | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Labelled:
     """Writes a Teacher's top-k log-probabilities of a run's training windows, for `teacher.labels`.
@@ -63,12 +73,13 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       output: folder for the labels, which all processes see.
       top_k: ids to keep of each token's distribution.
       temperature: T at which log-probabilities are captured.
-      batch_size: windows of a batch, on each device of this process.
+      batch_size: windows of a batch, on each of the devices that split its rows.
+      mesh: of this process's devices; None: rows over all of them.
       log: takes progress lines.
 
     Raises:
-      UserError: a Teacher that cannot teach this run, a bad top_k, or an output that cannot be
-        written or holds labels of another kind.
+      UserError: a Teacher that cannot teach this run, a bad top_k, a mesh that does not fit the
+        devices or the Teacher, or an output that cannot be written or holds labels of another kind.
     """
     folder = check_place("output", output)
     if config.model.reads_examples:
@@ -78,8 +89,8 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         )
     opened = open_teacher(teacher, "teacher")
     check_teacher(opened, config, "teacher")
-    vocab_size = opened.architecture.vocab_size
-    _check_settings(top_k, temperature, batch_size, vocab_size)
+    devices = _checked_mesh(opened, mesh or MeshConfig())
+    _check_settings(top_k, temperature, batch_size, opened.architecture.vocab_size)
 
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
     # The very windows that a run of this config trains on.
@@ -87,7 +98,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     assert isinstance(windows, Windows)
     header = LabelHeader(
         teacher=opened.origin,
-        vocab_size=vocab_size,
+        vocab_size=opened.architecture.vocab_size,
         tokenizer=tokenizer_digest(tokenizer),
         temperature=float(temperature),
         top_k=top_k,
@@ -114,11 +125,21 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     )
     # The Teacher is loaded only where there is something to label.
     if missing:
-        capture = _Capture(opened.load(), header, batch_size)
+        capture = _Capture(opened.load(devices), header, batch_size)
         _write_files(folder, header, missing, capture, windows, f"labelling by {opened.where}")
 
     wait_for_all("matta_jax/labelled")
     return Labelled(folder, header, len(missing))
+
+
+def _checked_mesh(teacher: Teacher, mesh: MeshConfig) -> Mesh | None:
+    """The devices that share a Teacher. Raises UserError where they are too few, or do not fit
+    it.
+    """
+    devices = local_mesh(mesh)
+    if devices is not None:
+        weight_shardings(teacher.abstract, teacher.axes, devices)
+    return devices
 
 
 def _check_space(folder: storage.Path, header: LabelHeader) -> None:
@@ -162,22 +183,12 @@ def _missing_files(folder: storage.Path, header: LabelHeader) -> list[int]:
 
 
 class _Capture:
-    """The Teacher on this process's devices, each with its rows of a batch."""
+    """The Teacher on its devices, each with its rows of a batch."""
 
     def __init__(self, model: Model, header: LabelHeader, batch_size: int):
-        devices = jax.local_devices()
-        axis_types = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((len(devices),), ("data",), axis_types, devices=devices)
-        replicated = NamedSharding(mesh, PartitionSpec())
-
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
-        self._batch_size = batch_size * len(devices)
-        self._params = jax.device_put(model.params, replicated)
-        self._program = jax.jit(
-            _capture_program(model, header),
-            in_shardings=(replicated, self._rows),
-            out_shardings=self._rows,
-        )
+        self._model = model
+        self._batch_size = batch_size * row_shards(model.mesh)
+        self._program = jax.jit(_capture_program(model, header))
 
     def rows(self, windows: Windows, indices: range) -> Iterator[tuple[np.ndarray, ...]]:
         """Yields tokens [T + 1], ids [T, k], log-probabilities [T, k] and tail [T] of
@@ -190,29 +201,29 @@ class _Capture:
             fill = tokens[:1] * (self._batch_size - len(tokens))
             filled = np.stack(tokens + fill)
 
-            inputs = jax.device_put(filled[:, :-1], self._rows)
-            ids, log_probs, tail = jax.device_get(self._program(self._params, inputs))
+            inputs = place_rows({"tokens": filled[:, :-1]}, self._model.mesh)
+            ids, log_probs, tail = jax.device_get(self._program(self._model.params, inputs))
             for row, window_tokens in enumerate(tokens):
                 yield window_tokens, ids[row], log_probs[row], tail[row, :, 0]
 
 
 def _capture_program(
     model: Model, header: LabelHeader
-) -> Callable[[Tree, jax.Array], tuple[jax.Array, ...]]:
-    """The function of the Teacher's weights and tokens [B, T] that `top_k_log_probs` is of, each
+) -> Callable[[Tree, Inputs], tuple[jax.Array, ...]]:
+    """The function of the Teacher's weights and inputs that `top_k_log_probs` is of, each
     [B, T, ...].
     """
-    architecture, top_k, T = model.architecture, header.top_k, header.temperature
+    top_k, T = header.top_k, header.temperature
 
-    def capture(params: Tree, tokens_BT: jax.Array) -> tuple[jax.Array, ...]:
-        hidden_ND = apply(architecture, params, {"tokens": tokens_BT})
-        table = model.table(params)
+    def capture(params: Tree, inputs: Inputs) -> tuple[jax.Array, ...]:
+        hidden_ND = model.apply(params, inputs)
+        table = model.head(params)
 
         def of_token(hidden_D: jax.Array) -> tuple[jax.Array, ...]:
             return top_k_log_probs(logits(hidden_D[None], table), top_k, T)
 
-        parts = jax.lax.map(of_token, hidden_ND, batch_size=_CHUNK)
-        return tuple(part.reshape(*tokens_BT.shape, -1) for part in parts)
+        parts = map_rows(of_token, hidden_ND, model.mesh, at_once=_CHUNK)
+        return tuple(part.reshape(*inputs["tokens"].shape, -1) for part in parts)
 
     return capture
 

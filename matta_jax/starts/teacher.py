@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from matta_jax import storage
 from matta_jax.checkpoints import StoredArray, locate, open_source
 from matta_jax.config import Config
@@ -43,15 +45,17 @@ class Teacher:
         """Their axis names."""
         return logical_axes(self.architecture)
 
-    def load(self) -> Model:
-        """Reads and verifies the weights. Raises UserError when they are damaged."""
+    def load(self, mesh: Mesh | None = None) -> Model:
+        """Reads and verifies the weights, onto the first device, or onto those of a mesh. Raises
+        UserError when they are damaged, or do not fit the mesh.
+        """
         if (storage.path(self.where) / MANIFEST).is_file():
-            return load_model(self.where)
+            return load_model(self.where, mesh)
         source = open_source(self.where)
         ta = source.nest.ta
         origin: dict[str, Any] = dict(self.origin)
-        params, counts = source.load(ta), source.count(ta)
-        return Model("ta", source.config, counts, params, origin, self.architecture)
+        params, counts = source.load(ta, mesh), source.count(ta)
+        return Model("ta", source.config, counts, params, origin, self.architecture, mesh=mesh)
 
     def stored(self) -> Mapping[str, StoredArray | Weight]:
         """Its weights by path, to be read one after another; a run's TA is read at once."""

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from matta_jax import data, label, packages, train
+from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
 from matta_jax.starts import labelling
+from matta_jax.tokenizers import make_tokenizer
 
 
 def test_labels_are_the_models_own(tiny, teacher, labels, training_windows):
@@ -118,3 +120,24 @@ def test_a_disk_without_room_is_told_before_the_work(tmp_path, monkeypatch, num_
         labelling._check_space(tmp_path, header)
     monkeypatch.setattr(labelling.storage, "free_bytes", lambda folder: needed)
     labelling._check_space(tmp_path, header)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2), (1, 1, 4)])
+def test_labels_of_a_mesh_are_those_of_rows_on_devices(tiny, even_run, tmp_path, sizes):
+    config = tiny(data__max_windows=4)
+    folders = tmp_path / "a", tmp_path / "b"
+    label(config, even_run, folders[0], top_k=4, mesh=MeshConfig(data=1))
+    label(config, even_run, folders[1], top_k=4, mesh=MeshConfig(*sizes))
+    expected, labels = map(data.Labels, folders)
+    windows = data.split_windows(config.data, make_tokenizer("byte"), held_out=False)
+    for i in range(expected.header.num_windows):
+        rows = [each.get(i, windows[i]["tokens"]) for each in (expected, labels)]
+        for name, values in rows[0].items():
+            # Log-probabilities are stored in half precision.
+            np.testing.assert_allclose(rows[1][name], values, rtol=1e-3)
+
+
+def test_a_mesh_that_no_teacher_fits_is_refused_before_data_is_read(tiny, teacher, tmp_path):
+    with pytest.raises(UserError, match="mesh.tensor=4 must divide the common granule of 1 of hea"):
+        label(tiny(), teacher, tmp_path / "out", mesh=MeshConfig(tensor=4))
+    assert not (tmp_path / "out").exists()
