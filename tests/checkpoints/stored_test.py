@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from matta_jax import checkpoints, extract
 from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
-from matta_jax.sharding import local_mesh
+from matta_jax.sharding import local_mesh, place
 
 
 def test_what_lies_outside_the_slice_may_be_damaged(run, tmp_path):
@@ -60,22 +60,25 @@ def test_an_index_keeps_whole_pieces(index, words):
 
 
 @pytest.mark.parametrize("units", [(1, 0), (0, 0)])
-def test_an_array_goes_onto_devices_by_its_entries(units):
+def test_an_array_goes_onto_devices_by_its_entries(units, monkeypatch):
     array = np.arange(24, dtype=np.float32).reshape(3, 8)
-    reads = []
-
-    def read(index):
-        reads.append(index)
-        return array[index]
-
     prints = checkpoints.fingerprint(array, units)
-    stored = checkpoints.StoredArray("it", array.shape, array.dtype, units, prints, "mend", read)
+    stored = checkpoints.StoredArray(
+        "it", array.shape, array.dtype, units, prints, "mend", array.__getitem__
+    )
+    parts = []
+
+    def recorded(part, sharding):
+        parts.append(part.shape)
+        return place(part, sharding)
+
+    monkeypatch.setattr(checkpoints._stored, "place", recorded)
     mesh = local_mesh(MeshConfig(data=2, tensor=4))
     placed = stored.onto(NamedSharding(mesh, PartitionSpec(None, "tensor")), jnp.float32)
     np.testing.assert_array_equal(placed, array)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 2)}
-    # However many devices: a host has but one entry at a time, and none is read twice.
-    assert len(reads) == (3 if units[0] else 1)
+    # A host has but one entry at a time.
+    assert parts == ([(1, 8)] * 3 if units[0] else [(3, 8)])
 
     array[1, 5] += 1
     with pytest.raises(UserError, match="it differs from its fingerprint; mend"):

@@ -10,7 +10,7 @@ from matta_jax import extract, packages
 from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
 from matta_jax.models import plan_of
-from matta_jax.sharding import local_mesh, weight_shardings
+from matta_jax.sharding import batch_sharding, collectives, local_mesh, weight_shardings
 
 
 def test_damaged_models_are_named(run, tmp_path):
@@ -98,9 +98,10 @@ def test_no_device_ever_has_all_weights_of_a_pass(tiny, sizes, share):
     widths = {"model__d_model": 64, "nest__d_model": 128, "model__d_ff": 256}
     plan = plan_of(tiny(nest__d_ff=512, nest__widths=[256, 512], **depth, **heads, **widths))
 
-    def device_bytes_of(mesh):
-        params = plan.abstract
+    def program_of(mesh):
+        params, rows = plan.abstract, None
         if mesh is not None:
+            rows = batch_sharding(mesh)
             shardings = weight_shardings(params, plan.axes, mesh)
             params = jax.tree.map(
                 lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -109,12 +110,18 @@ def test_no_device_ever_has_all_weights_of_a_pass(tiny, sizes, share):
             )
         architecture = plan.architecture_of(plan.nest.ta)
         model = packages.Model("ta", None, None, None, {}, architecture, (plan, plan.nest.ta), mesh)
-        tokens = jax.ShapeDtypeStruct((4, 16), np.int32)
-        compiled = jax.jit(model.apply).lower(params, {"tokens": tokens}).compile()
-        memory = compiled.memory_analysis()
+        tokens = jax.ShapeDtypeStruct((4, 16), np.int32, sharding=rows)
+        return jax.jit(model.apply).lower(params, {"tokens": tokens}).compile()
+
+    def program_bytes(program):
+        memory = program.memory_analysis()
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
-    assert device_bytes_of(local_mesh(MeshConfig(*sizes))) <= share * device_bytes_of(None)
+    program = program_of(local_mesh(MeshConfig(*sizes)))
+    assert program_bytes(program) <= share * program_bytes(program_of(None))
+    if sizes[1] > 1:
+        # Weights come together for their layer; what is made of tokens stays where it is.
+        assert {each.kind for each in collectives(program.as_text())} == {"all-gather"}
 
 
 def test_a_mesh_that_does_not_fit_is_told_before_weights_are_read(run, even_run):
