@@ -12,7 +12,9 @@ _WHAT = {
 _SIZES = {name: flags.DEFINE_integer(f"mesh.{name}", None, what) for name, what in _WHAT.items()}
 
 
-def chosen() -> MeshConfig | None:
-    """The sizes that the flags name; None: they name none. Raises UserError for a size of 0."""
+def chosen(**defaults: int) -> MeshConfig | None:
+    """The sizes that the flags name, with other defaults than training's; None: they name none.
+    Raises UserError for a size of 0.
+    """
     sizes = {name: holder.value for name, holder in _SIZES.items() if holder.value is not None}
-    return MeshConfig(**sizes) if sizes else None
+    return MeshConfig(**defaults | sizes) if sizes else None

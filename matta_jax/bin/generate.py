@@ -2,16 +2,19 @@
 
 matta-generate --model=models/small --prompt='def main' --num_tokens=100 --temperature=0.7
 matta-generate --checkpoint=runs/quickstart --sub_model=student --num_samples=3 --top_p=0.9 --seed=1
+matta-generate --model=models/large --prompt='def main' --mesh.tensor=4
 matta-generate --checkpoint=runs/quickstart --sub_model=ta --draft=student --draft_tokens=4
 """
 
 from absl import flags
+from jax.sharding import Mesh
 
 import matta_jax
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _mesh
 from matta_jax.errors import UserError
 from matta_jax.packages import load_chosen
 from matta_jax.serving import Sampling
+from matta_jax.sharding import local_mesh
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of an extracted or imported model.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")
@@ -60,7 +63,7 @@ def _main() -> None:
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
     if _DRAFT.value and sub_models:
         sub_models.append(_DRAFT.value)
-    model, *drafts = load_chosen(models, _CHECKPOINT.value, sub_models)
+    model, *drafts = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_chosen_mesh())
 
     texts = matta_jax.generate(
         model,
@@ -74,6 +77,19 @@ def _main() -> None:
         if len(texts) > 1:
             print(f"--- sample {number}")
         print(text)
+
+
+def _chosen_mesh() -> Mesh | None:
+    """The devices that share a model; without sizes, one writes all texts. Raises UserError for
+    sizes that split texts.
+    """
+    sizes = _mesh.chosen(data=1)
+    if sizes is not None and sizes.data != 1:
+        raise UserError(
+            f"mesh.data={sizes.data}: texts are not split over devices; leave it out, and split "
+            "weights and caches by mesh.tensor, or weights by mesh.fsdp"
+        )
+    return None if sizes is None else local_mesh(sizes)
 
 
 def run() -> None:

@@ -35,6 +35,7 @@ from matta_jax.models._resident import Pool as Pool
 from matta_jax.models._resident import cache_in as cache_in
 from matta_jax.models._resident import init_pool as init_pool
 from matta_jax.models._resident import put_cache as put_cache
+from matta_jax.models._resident import resident_axes as resident_axes
 from matta_jax.models._resident import resident_weights as resident_weights
 from matta_jax.models._resident import sub_model_weights as sub_model_weights
 from matta_jax.models._streams import goes_along as goes_along

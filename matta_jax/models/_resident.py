@@ -23,6 +23,7 @@ from matta_jax.nesting import (
     Tree,
     layer_axes,
     logical_names,
+    map_names,
     merge_granules,
     narrow_array,
     narrow_modules,
@@ -53,6 +54,16 @@ def resident_weights(architecture: Architecture, params: Tree) -> Tree:
         for j in range(len(run.layers)):
             layers.append(jax.tree.map(lambda weight, j=j: weight[j], merged))
     return outside_blocks(params) | {"layers": layers}
+
+
+def resident_axes(architecture: Architecture) -> Tree:
+    """The axis names of `resident_weights`, as nested dicts and lists of tuples."""
+    axes = logical_axes(architecture)
+    layers: list[Tree] = []
+    for i, run in enumerate(architecture.sub_model.runs):
+        names = map_names(logical_names, layer_axes(axes[BLOCKS][str(i)]))
+        layers += [names] * len(run.layers)
+    return outside_blocks(axes) | {"layers": layers}
 
 
 def sub_model_weights(architecture: Architecture, weights: Tree, sub_model: SubModel) -> Tree:

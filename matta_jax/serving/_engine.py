@@ -116,6 +116,7 @@ class Engine:
             limit=model.config.data.seq_len,
             eos_id=vocabulary.eos_id,
             allowed=vocabulary.allowed,
+            mesh=model.mesh,
         )
         self._slots = [Slot() for _ in range(slots)]
         self._waiting: collections.deque[Completion] = collections.deque()

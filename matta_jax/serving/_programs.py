@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from matta_jax.models import (
     Architecture,
@@ -29,6 +30,10 @@ from matta_jax.models import (
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.packages import Model
 from matta_jax.serving._sampling import Draws, cut, draw
+from matta_jax.sharding import replicated
+
+HEADS = 1
+"""The axis of heads in a pool of caches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +44,22 @@ class Lane:
       resident: the architecture of the weights.
       sub_model: which sub-model, with layers that are indices into theirs.
       plain: the architecture of the plain model that it is.
+      mesh: the devices that share weights and caches; None: there is one.
     """
 
     resident: Architecture
     sub_model: SubModel
     plain: Architecture
+    mesh: Mesh | None = None
 
     @classmethod
     def of(cls, model: Model) -> "Lane":
         """That of a model: a sub-model in place, or a plain one by itself."""
         if model.in_place is None:
-            return cls(model.architecture, model.architecture.sub_model, model.architecture)
+            architecture = model.architecture
+            return cls(architecture, architecture.sub_model, architecture, model.mesh)
         plan, sub_model = model.in_place
-        return cls(plan.architecture, sub_model, model.architecture)
+        return cls(plan.architecture, sub_model, model.architecture, model.mesh)
 
     def begins(self, larger: "Lane") -> bool:
         """Whether it is the first layers of a larger sub-model: both then make the same of a
@@ -69,11 +77,20 @@ class Lane:
 
     def cache(self, pool: Pool, length: int) -> Cache:
         """Its part of the caches, up to a length."""
-        return cache_in(pool, self.plain, self.sub_model, length)
+        cache = cache_in(pool, self.plain, self.sub_model, length)
+        # Heads of slots, as rows.
+        return _split(cache, 0, self.mesh)
 
     def put(self, pool: Pool, cache: Cache) -> Pool:
         """The caches with its part in them."""
-        return put_cache(pool, cache, self.sub_model)
+        return _split(put_cache(pool, cache, self.sub_model), HEADS, self.mesh)
+
+    def logits(self, hidden_ND: jax.Array, table_VD: jax.Array) -> jax.Array:
+        """The logits [N, V] of hidden states, on every device: draws sort them."""
+        z_NV = logits(hidden_ND, table_VD)
+        if self.mesh is None:
+            return z_NV
+        return jax.lax.with_sharding_constraint(z_NV, replicated(self.mesh))
 
     def table(self, weights: Tree) -> jax.Array:
         """The table that its hidden states are compared with."""
@@ -81,6 +98,22 @@ class Lane:
         table = table_of(self.plain, outer)
         assert table is not None
         return table
+
+
+def _split(tree: Tree, axis: int, mesh: Mesh | None) -> Tree:
+    """Caches of which devices have heads, or rows of heads, where these divide."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, split_sharding(leaf, axis, mesh)), tree
+    )
+
+
+def split_sharding(leaf: Any, axis: int, mesh: Mesh) -> NamedSharding:
+    """An axis split over tensor; where it does not divide, every device has all of it."""
+    divides = leaf.shape[axis] % mesh.shape["tensor"] == 0
+    spec = [None] * axis + ["tensor" if divides else None]
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +291,7 @@ def decode(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, cache, rows, draws, drawn = carry
         hidden_SD, cache = extend(lane.plain, weights, rows.token[:, None], cache, rows.length)
-        z_SV = logits(hidden_SD, table)
+        z_SV = lane.logits(hidden_SD, table)
         ids_S = draw(cut(z_SV, draws), draws, rows.step)
         takes_part_S = rows.remaining > 0
         draws = draws.with_drawn(ids_S, takes_part_S)

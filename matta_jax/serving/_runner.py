@@ -3,21 +3,24 @@
 Shape letters: S slots, T tokens of a piece, V vocab.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from matta_jax.models import Architecture, init_pool, resident_weights
+from matta_jax.models import Architecture, Pool, init_pool, resident_axes, resident_weights
 from matta_jax.nesting import Tree
 from matta_jax.serving import _programs
 from matta_jax.serving._completions import Completion
-from matta_jax.serving._programs import Drawn, Lane, Program, Rows
+from matta_jax.serving._programs import HEADS, Drawn, Lane, Program, Rows, split_sharding
 from matta_jax.serving._sampling import Draws, Sampling, draws_of
 from matta_jax.serving._slots import Slot
 from matta_jax.serving._speculate import MOST_PROPOSALS, speculate
+from matta_jax.sharding import weight_shardings
 
 PIECE = 64
 """Tokens of a prompt that are read at once."""
@@ -40,9 +43,10 @@ class Runner:
       limit: tokens of the longest text.
       eos_id: the separator.
       allowed: bool [V], ids that may be drawn; None: all.
+      mesh: the devices that share weights and caches; None: there is one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  Keyword-only: what stands on the devices.
         self,
         resident: Architecture,
         params: Tree,
@@ -51,15 +55,16 @@ class Runner:
         limit: int,
         eos_id: int,
         allowed: np.ndarray | None = None,
+        mesh: Mesh | None = None,
     ):
         self.limit = limit
         self.eos_id = eos_id
         self.vocab_size = resident.vocab_size
         self._allowed = allowed
-        self._weights = jax.jit(resident_weights, static_argnums=0)(resident, params)
+        self._weights = _resident_on(mesh, resident, params)
         # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
         self._room = -(-(limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
-        self._pool = init_pool(resident, slots=slots, length=self._room)
+        self._pool = _pool_on(mesh, resident, slots=slots, length=self._room)
         self._compiled: set[tuple[str, ...]] = set()
 
     @property
@@ -165,6 +170,25 @@ class Runner:
         self._compiled.add(key)
         sizes = ", ".join(f"{axis} {size}" for axis, size in program.lane.sub_model.sizes.items())
         logging.info("compiles %s for %d positions (%s)", name, program.length, sizes)
+
+
+def _resident_on(mesh: Mesh | None, resident: Architecture, params: Tree) -> Tree:
+    """The resident weights, each device its own part."""
+    shardings = None
+    if mesh is not None:
+        shapes = jax.eval_shape(functools.partial(resident_weights, resident), params)
+        shardings = weight_shardings(shapes, resident_axes(resident), mesh)
+    make = jax.jit(resident_weights, static_argnums=0, out_shardings=shardings)
+    return make(resident, params)
+
+
+def _pool_on(mesh: Mesh | None, resident: Architecture, *, slots: int, length: int) -> Pool:
+    """Empty caches, each device those of its heads."""
+    make = functools.partial(init_pool, resident, slots=slots, length=length)
+    if mesh is None:
+        return make()
+    shardings = jax.tree.map(lambda leaf: split_sharding(leaf, HEADS, mesh), jax.eval_shape(make))
+    return jax.jit(make, out_shardings=shardings)()
 
 
 def _completion(slot: Slot) -> Completion:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from matta_jax.models import Cache, Pool, extend, logits
+from matta_jax.models import Cache, Pool, extend
 from matta_jax.nesting import Tree
 from matta_jax.serving._programs import Drawn, Lane, Program, Rows
 from matta_jax.serving._sampling import Draws, cut, draw
@@ -71,7 +71,7 @@ def speculate(
         cache = program.lane.cache(short, program.length)
         hidden_ND, cache = extend(program.lane.plain, target_weights, tokens_SJ, cache, rows.length)
         short = program.lane.put(short, cache)
-        z_SJV = logits(hidden_ND, table).reshape(*tokens_SJ.shape, -1)
+        z_SJV = program.lane.logits(hidden_ND, table).reshape(*tokens_SJ.shape, -1)
         rows, drawn = _settle(rows, drawn, draws, proposals_SJ, z_SJV, has_room(rows, drawn))
         return step + 1, short, rows, drawn
 
@@ -114,7 +114,7 @@ class _Proposer:
             hidden_SD, cache = extend(
                 self.lane.plain, self.weights, token_S[:, None], cache, rows.length + step
             )
-            z_SV = cut(logits(hidden_SD, table), self.draws)
+            z_SV = cut(self.lane.logits(hidden_SD, table), self.draws)
             drawn_S = draw(z_SV, self.draws, rows.step + step)
             return (cache, drawn_S), drawn_S
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from matta_jax import extract, models, packages, serving
+from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
-from matta_jax.serving import Sampling
+from matta_jax.serving import Engine, Sampling, Vocabulary, _programs
+from matta_jax.sharding import collectives, local_mesh
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +187,70 @@ def test_a_draft_changes_no_text_and_must_be_of_the_run(run, model):
         write(draft=(model, 3))
     with pytest.raises(UserError, match="draft_tokens=9 must be from 1 to 8"):
         write(draft=(student, 9))
+
+
+@pytest.fixture(scope="module")
+def texts_of(even_run, tmp_path_factory):
+    """`texts_of(mesh)`: by TA and Student in place together, and by a mix of widths."""
+    output = tmp_path_factory.mktemp("even_mix") / "m"
+    [mixed] = extract(even_run, ["d_ff=16,48,32"], output)
+    greedy, drawn = Sampling(temperature=0), Sampling(0.7, seed=1)
+    made = {}
+
+    def texts(sizes):
+        if sizes not in made:
+            mesh = None if sizes is None else local_mesh(MeshConfig(*sizes))
+            ta, student = packages.load_in_place(even_run, ["ta", "student"], mesh)
+            plain = packages.load_model(mixed.path, mesh)
+            made[sizes] = [
+                serving.generate(ta, "a", num_tokens=20, sampling=drawn, draft=(student, 3)),
+                serving.generate(plain, "t", num_tokens=20, num_samples=3, sampling=greedy),
+            ]
+        return made[sizes]
+
+    return texts
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 4), (1, 2, 2)])
+def test_a_mesh_writes_what_a_device_does(texts_of, sizes):
+    assert texts_of(sizes) == texts_of(None)
+
+
+def share_of_first(tree):
+    """Of the bytes of a tree, those on the first device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_data(0).nbytes for leaf in leaves) / sum(x.nbytes for x in leaves)
+
+
+def decode_program(engine, model):
+    """What draws tokens of a model, compiled."""
+    runner = engine._runner
+    program = _programs.Program(_programs.Lane.of(model), runner._length_for(40), 32)
+    rows, draws = runner._rows(engine._slots, [], 4), runner._draws(engine._slots, [])
+    return _programs.decode.lower(program, runner._weights, runner._pool, rows, draws).compile()
+
+
+def test_devices_share_weights_and_caches_and_keep_them_so(even_run):
+    programs = []
+    for mesh in (None, local_mesh(MeshConfig(data=1, tensor=4))):
+        [ta] = packages.load_in_place(even_run, ["ta"], mesh)
+        engine = Engine([ta], Vocabulary(0), slots=16)
+        programs.append(decode_program(engine, ta))
+    runner = engine._runner
+    # Norms, biases and positions are on every device.
+    assert share_of_first(runner._weights) < 0.4
+    assert share_of_first(runner._pool) == 0.25
+    for _ in range(3):
+        engine.submit(serving.Request((1, 2, 3), "ta", 4, Sampling(temperature=0), 0))
+    engine.run()
+    assert share_of_first(runner._pool) == 0.25
+
+    needed = []
+    for program in programs:
+        memory = program.memory_analysis()
+        needed.append(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+    assert needed[1] < 0.5 * needed[0]
+    # A token moves what is made of it, and neither weights nor caches.
+    moved = [each.bytes for each in collectives(programs[1].as_text()) if each.in_loop]
+    layer = sum(leaf.nbytes for leaf in jax.tree.leaves(runner._weights["layers"][0]))
+    assert moved and sum(moved) < layer
