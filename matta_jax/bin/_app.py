@@ -218,7 +218,10 @@ def _machine_line(error: Exception) -> str | None:
         return f"{os.strerror(errno.ENOSPC)}; make room, and start again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
         reason = str(error).strip().split("\n")[0][:160]
-        return f"out of memory ({reason}); lower data.batch_size, data.seq_len or the model's sizes"
+        return (
+            f"out of memory ({reason}); lower data.batch_size, data.seq_len or the model's sizes, "
+            "or split weights over devices by mesh.fsdp"
+        )
     return None
 
 

@@ -112,6 +112,21 @@ FEDMRL = "--config=configs/fedmrl.py"
             [QUICK, "--workdir=W", "--config.nest.members.middle=layers=2"],
             ["unknown config field 'nest.members.middle'", "did you mean 'nest.members'"],
         ),
+        (
+            "evaluate",
+            ["--model=M", "--tasks=bits_per_byte:held_out", "--mesh.tensr=2"],
+            ["unknown flag --mesh.tensr", "did you mean 'mesh.tensor'"],
+        ),
+        (
+            "evaluate",
+            ["--model=M", "--tasks=bits_per_byte:held_out", "--mesh.tensor=16"],
+            ["mesh.tensor=16 needs 16 devices", "the 8 that there are", "mesh.tensor=8"],
+        ),
+        (
+            "generate",
+            ["--model=M", "--mesh.data=2"],
+            ["mesh.data=2: texts are not split over devices", "mesh.tensor"],
+        ),
         ("train", [QUICK, "--workdir=W", "--config.nest.widths=0.5"], ["nest.widths=(0.5,)"]),
         (
             "train",
