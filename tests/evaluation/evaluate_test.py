@@ -143,13 +143,21 @@ def even_scores(even_run, mixed, files):
     return scores
 
 
-@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((2, 1, 1), marks=pytest.mark.slow),
+        (1, 2, 2),
+        pytest.param((1, 1, 4), marks=pytest.mark.slow),
+    ],
+)
 def test_scores_of_a_mesh_are_those_of_a_device(even_scores, sizes):
     pairs = zip(even_scores(None), even_scores(MeshConfig(*sizes)), strict=True)
     for expected, scores in pairs:
         assert scores == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_images_are_scored_on_a_mesh(vit_model):
     expected, shared = (
         evaluate(model=vit_model, tasks=["accuracy:held_out"], mesh=mesh).scores

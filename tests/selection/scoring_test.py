@@ -25,7 +25,14 @@ def even_source(even_run):
     return checkpoints.open_source(even_run)
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (1, 2, 2), (1, 1, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((3, 1, 1), marks=pytest.mark.slow),
+        (1, 2, 2),
+        pytest.param((1, 1, 4), marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_scores_the_same_windows_as_a_device(even_source, sizes):
     """Of three devices too, which do not divide the batch of one."""
     windows = scoring.task_windows(even_source.config, "held_out")
@@ -38,6 +45,7 @@ def test_a_mesh_scores_the_same_windows_as_a_device(even_source, sizes):
         assert (loss.num_tokens, loss.num_bytes) == (expected.num_tokens, expected.num_bytes)
 
 
+@pytest.mark.slow
 def test_a_mesh_scores_rounded_weights(even_source):
     pytest.importorskip("gguf")
     windows = scoring.task_windows(even_source.config, "held_out")
