@@ -1,6 +1,7 @@
 """What a run was, in lines: what it trained, on what, how far and fast, and how well in the end."""
 
 import dataclasses
+import datetime
 import statistics
 
 from matta_jax.config import Config
@@ -9,6 +10,9 @@ from matta_jax.evaluation._regime import overlap_text, tokens_per_parameter
 from matta_jax.evaluation._sizes import width_text
 from matta_jax.models import plan_of
 from matta_jax.nesting import RESIDUAL, nest_of
+
+_SECONDS = "seconds/"
+"""Before the name of what a run's seconds went to."""
 
 
 def run_lines(config: Config, metrics: Metrics) -> list[list[str]]:
@@ -36,6 +40,9 @@ def run_lines(config: Config, metrics: Metrics) -> list[list[str]]:
     speed = _speed(metrics)
     if speed is not None:
         lines.append(["speed", speed])
+    goodput = _goodput(metrics)
+    if goodput is not None:
+        lines.append(["goodput", goodput])
     return lines
 
 
@@ -95,6 +102,28 @@ def _speed(metrics: Metrics) -> str | None:
     if num_skipped:
         text += f"; {num_skipped:.0f} steps skipped"
     return text
+
+
+def _goodput(metrics: Metrics) -> str | None:
+    """The share of steps in a run's wall time, and of what took the time besides, the largest
+    first; None where no row has them.
+    """
+    rows = [row for row in metrics if "goodput" in row]
+    if not rows:
+        return None
+    last = rows[-1]
+    seconds = {
+        name.removeprefix(_SECONDS): value
+        for name, value in last.items()
+        if name.startswith(_SECONDS)
+    }
+    total = sum(seconds.values())
+    text = f"{last['goodput']:.1%} of {datetime.timedelta(seconds=round(total))} in training steps"
+    seconds.pop("step", None)
+    # What takes a second of a day is no reason to look for it.
+    losses = sorted(seconds.items(), key=lambda loss: -loss[1])
+    shares = [f"{cause} {lost / total:.1%}" for cause, lost in losses if lost >= 0.0005 * total > 0]
+    return "; ".join([text, ", ".join(shares)]) if shares else text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import functools
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
@@ -14,29 +11,32 @@ from matta_jax import config as config_lib
 from matta_jax import stops, storage
 from matta_jax.checkpoints import Checkpoints
 from matta_jax.config import Config
-from matta_jax.data import Batch
 from matta_jax.errors import UserError
-from matta_jax.nesting import Tree
-from matta_jax.sharding import check_shared, is_first, place_batch, together
+from matta_jax.sharding import check_shared, is_first, together
 from matta_jax.tokenizers import bundle_tokenizer
-from matta_jax.training._cosines import make_cosines
-from matta_jax.training._held_out import HeldOut, report_evaluation, report_overlap
-from matta_jax.training._meter import Meter, SkippedSteps, cost_of
-from matta_jax.training._metrics import Writer, open_writers
+from matta_jax.training._goodput import Ledger
+from matta_jax.training._held_out import report_overlap
+from matta_jax.training._metrics import open_writers, read_rows
 from matta_jax.training._prepare import Prepared, check_start, config_text
 from matta_jax.training._profile import Profile
-from matta_jax.training._resume import restore_state, save_state
-from matta_jax.training._samples import samples
+from matta_jax.training._resume import restore_state
+from matta_jax.training._run import (
+    Listeners,
+    Log,
+    OnMetrics,
+    Run,
+    advance,
+    evaluate,
+    make_run,
+    next_rows,
+    save,
+    tell,
+    tell_time,
+)
 from matta_jax.training._signals import stop_requests
 from matta_jax.training._stall import Stall
 from matta_jax.training._start import go_on_from, start_from
-from matta_jax.training._state import Setup, TrainState
-from matta_jax.training._step import TrainStep, make_eval_step, make_train_steps
-
-Log = Callable[[str], None]
-
-OnMetrics = Callable[[int, Mapping[str, float]], None]
-"""Takes a step and its metrics by name."""
+from matta_jax.training._state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     on_step: OnMetrics | None = None,
     on_eval: OnMetrics | None = None,
     profile: range = range(0),
+    started: float | None = None,
 ) -> TrainResult:
     """Trains a nest: the TA with its Student and random mixes.
 
@@ -90,6 +91,8 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       on_eval: called with each evaluation, such as `eval/student`.
       profile: steps of which a trace is written into `workdir/profile`; `range(10, 13)`: the three
         after step 10.
+      started: when its process began, in seconds of `time.perf_counter`: since then the run's time
+        counts in its goodput; None: since this call.
 
     Raises:
       UserError: the config does not fit the devices, the data or the run in `workdir`; or nothing
@@ -98,6 +101,7 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       DivergenceError: more than `train.max_skipped_steps` losses or gradients in a row are not
         finite.
     """
+    ledger = Ledger(started)
     workdir = storage.resolve(workdir)
     if not is_first():
         log = _log_nothing
@@ -116,14 +120,21 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         ) as checkpoints:
             state = _first_state(prepared, checkpoints, log, fallback=fallback, extend=extend)
+            # Before the lines of steps that are taken back are dropped.
+            told_before = ledger.go_on(read_rows(workdir), int(state.step))
             # After the state, whose step says which lines of an earlier process count.
             with open_writers(config, workdir, int(state.step)) as writer:
+                if told_before and int(state.step) < config.train.num_steps:
+                    writer.write(int(state.step), ledger.row())
                 if int(state.step) == 0:
                     report_overlap(prepared.windows, prepared.eval_windows, writer, log)
-                run = _make_run(prepared, checkpoints, writer, log, on_step, on_eval)
+                listeners = Listeners(log, on_step, on_eval)
+                run = make_run(prepared, checkpoints, writer, ledger, listeners)
                 if prepared.scores_first(int(state.step)):
-                    _evaluate(run, state, int(state.step), saves=False)
-                with contextlib.closing(Profile(profile, workdir, log)) as traced:
+                    evaluate(run, state, int(state.step), saves=False)
+                    ledger.enter("start")
+                closing = contextlib.closing(Profile(profile, workdir, log))
+                with closing as traced, run.ends.watched():
                     return _run_steps(run, state, workdir, traced)
 
 
@@ -140,37 +151,6 @@ def train_whole(config: Config, workdir: str | storage.Path, log: Log = print) -
         )
     stops.raise_remembered()
     return result
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What stays while the state goes by.
-
-    Attributes:
-      setup: all that is known before an array exists.
-      open_batches: of `Prepared`.
-      teacher: the weights of one that runs along, alone in a list; empty without.
-      train_step_at: of `make_train_steps`.
-      cosines: of `make_cosines`.
-      held_out: what evaluates.
-      meter: what tells of the steps.
-      save: `(state, step=, evaluation=)`, of `save_state`.
-      writer: takes metrics.
-      log: takes progress lines.
-      on_eval: takes evaluations, where the caller wants them.
-    """
-
-    setup: Setup
-    open_batches: Callable[[int], AbstractContextManager[Iterator[Batch]]]
-    teacher: list[Tree]
-    train_step_at: Callable[[int], TrainStep]
-    cosines: Callable[..., Mapping[str, Any]]
-    held_out: HeldOut
-    meter: Meter
-    save: Callable[..., None]
-    writer: Writer
-    log: Log
-    on_eval: OnMetrics | None
 
 
 def _take(config: Config, workdir: storage.Path, stack: contextlib.ExitStack) -> None:
@@ -219,53 +199,7 @@ def _first_state(
     return prepared.setup.init()
 
 
-def _make_run(
-    prepared: Prepared,
-    checkpoints: Checkpoints,
-    writer: Writer,
-    log: Log,
-    on_step: OnMetrics | None,
-    on_eval: OnMetrics | None,
-) -> _Run:
-    """Puts the parts of the loop together: reads the Teacher, and measures the device."""
-    setup = prepared.setup
-    config = setup.config
-    # A list, since the step takes the weights as an argument more, or none.
-    teacher = [] if setup.teacher is None else [setup.load_teacher()]
-    held_out = HeldOut(
-        config,
-        setup.mesh,
-        make_eval_step(setup),
-        windows=prepared.windows,
-        eval_windows=prepared.eval_windows,
-    )
-    meter = Meter(
-        config,
-        cost=cost_of(setup, log),
-        skipped_steps=SkippedSteps(config.train.max_skipped_steps, checkpoints),
-        writer=writer,
-        log=log,
-        on_step=on_step,
-    )
-    fingerprint = prepared.windows.fingerprint
-    return _Run(
-        setup=setup,
-        open_batches=prepared.open_batches,
-        teacher=teacher,
-        train_step_at=make_train_steps(setup),
-        cosines=make_cosines(setup),
-        held_out=held_out,
-        meter=meter,
-        save=functools.partial(save_state, checkpoints, setup, fingerprint=fingerprint),
-        writer=writer,
-        log=log,
-        on_eval=on_eval,
-    )
-
-
-def _run_steps(
-    run: _Run, state: TrainState, workdir: storage.Path, profile: Profile
-) -> TrainResult:
+def _run_steps(run: Run, state: TrainState, workdir: storage.Path, profile: Profile) -> TrainResult:
     """Steps from a state to the last step of the config, or to one at which a signal stops it."""
     train = run.setup.config.train
     # Read once; the loop counts on the host.
@@ -282,13 +216,11 @@ def _run_steps(
     with stop_requests() as asked_to_stop, run.open_batches(step) as batches, stall.watched():
         while not last:
             profile.before(step)
-            before = time.perf_counter()
             stall.enter(f"the data of step {step + 1}")
-            rows = next(batches)
-            waited = time.perf_counter() - before
+            rows, waited = next_rows(run, batches)
 
             stall.enter(f"the device, which computes step {step + 1}, or compiles it")
-            state, metrics = _advance(run, state, step, rows)
+            state, metrics = advance(run, state, step, rows)
             # To read `state.step` would wait for the device.
             step += 1
             profile.after(step, state)
@@ -313,78 +245,27 @@ def _run_steps(
                     run.meter.check_end()
                 stall.enter(f"the evaluation after step {step}, or its checkpoint")
                 if stopped:
-                    run.save(state, step=step)
+                    save(run, state, step)
                 if evaluates:
-                    evaluation = _evaluate(run, state, step, saves=saves)
+                    evaluation = evaluate(run, state, step, saves=saves)
+                if not last:
+                    tell_time(run, step, ended=False)
                 # Neither the evaluation nor the saving is a step's time.
                 run.meter.restart_clock()
-            _tell(run, state, step, rows)
+            tell(run, state, step, rows)
 
+    if run.programs:
+        tell_time(run, step, ended=True)
     return _ended(run, step, workdir, evaluation)
 
 
-def _advance(
-    run: _Run, state: TrainState, step: int, rows: Batch
-) -> tuple[TrainState, Mapping[str, Any]]:
-    """Takes the step after so many, which takes the old state's memory. No name holds the batch: it
-    would be a copy more on the device.
-    """
-    batch_size = run.setup.config.data.batch_size
-    return run.train_step_at(step)(
-        state, place_batch(rows, run.setup.mesh, batch_size), *run.teacher
-    )
-
-
-def _ended(
-    run: _Run, step: int, workdir: storage.Path, evaluation: dict[str, float]
-) -> TrainResult:
+def _ended(run: Run, step: int, workdir: storage.Path, evaluation: dict[str, float]) -> TrainResult:
     """Tells how a run ended."""
     train = run.setup.config.train
     finished = step >= train.num_steps
     ending = "finished" if finished else "stopped, to be continued by the same command,"
     run.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
     return TrainResult(workdir, step, finished=finished, metrics=evaluation)
-
-
-def _tell(run: _Run, state: TrainState, step: int, rows: Batch) -> None:
-    """Tells what a config asks for at this step, beside metrics and evaluations."""
-    _tell_samples(run, state, step)
-    _tell_cosines(run, state, step, rows)
-
-
-def _tell_samples(run: _Run, state: TrainState, step: int) -> None:
-    """Lets Student and TA write a text, where one is due."""
-    period = run.setup.config.train.sample_every
-    if not period or step % period:
-        return
-    for line in samples(run.setup, state, step):
-        run.log(line)
-    run.meter.restart_clock()
-
-
-def _tell_cosines(run: _Run, state: TrainState, step: int, rows: Batch) -> None:
-    """Measures how far members agree with the TA on the batch of this step, where it is due."""
-    config = run.setup.config
-    if not config.train.cosine_every or step % config.train.cosine_every:
-        return
-    batch = place_batch(rows, run.setup.mesh, config.data.batch_size)
-    values = {name: float(value) for name, value in run.cosines(state.params, batch).items()}
-    if values:
-        run.writer.write(step, values)
-        told = " ".join(f"{name} {value:.3f}" for name, value in values.items())
-        run.log(f"step {step}: {told}")
-    run.meter.restart_clock()
-
-
-def _evaluate(run: _Run, state: TrainState, step: int, *, saves: bool) -> dict[str, float]:
-    """Evaluates a state and tells of it; then saves it, where it is due."""
-    evaluation = run.held_out.evaluate(state)
-    report_evaluation(step, evaluation, run.writer, run.log)
-    if run.on_eval is not None:
-        run.on_eval(step, evaluation)
-    if saves:
-        run.save(state, step=step, evaluation=evaluation)
-    return evaluation
 
 
 def _log_nothing(line: str) -> None:

@@ -13,6 +13,7 @@ from matta_jax.config import Config
 from matta_jax.errors import DivergenceError
 from matta_jax.sharding import is_first, published_tflops
 from matta_jax.training._cost import alone_flops_of, mean_flops_of, measure_peak_flops
+from matta_jax.training._goodput import Ledger
 from matta_jax.training._metrics import Writer
 from matta_jax.training._resume import last_good
 from matta_jax.training._state import Setup
@@ -156,17 +157,19 @@ class Meter:
       config: the run.
       cost: what MFU is computed from.
       skipped_steps: their count.
+      ledger: where the time goes.
       writer: takes the means.
       log: takes progress lines.
       on_step: takes each step and its metrics, where the caller wants them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  Keyword-only: what it reads, and where it tells.
         self,
         config: Config,
         *,
         cost: Cost,
         skipped_steps: SkippedSteps,
+        ledger: Ledger,
         writer: Writer,
         log: Callable[[str], None],
         on_step: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -175,6 +178,7 @@ class Meter:
         self._config = config
         self._cost = cost
         self._skipped_steps = skipped_steps
+        self._ledger = ledger
         self._writer = writer
         self._log = log
         self._clock = Clock()
@@ -231,7 +235,7 @@ class Meter:
         skipped = self._skipped_steps.tell()
         # All of them were skipped: there is no mean, and their count says so.
         if not self._rows:
-            self._writer.write(step, {"skipped_steps": skipped})
+            self._writer.write(step, {"skipped_steps": skipped} | self._ledger.row())
             return
 
         # Where the TA has begun alone, a member is in the last of these rows only; mixes may be in
@@ -248,6 +252,7 @@ class Meter:
         seconds = self._clock.seconds_per_step()
         means |= self._speed(step, seconds, means["data_wait_seconds"])
         means |= memory_peak()
+        means |= self._ledger.row()
         self._writer.write(step, means)
 
         num_steps = self._config.train.num_steps

@@ -14,6 +14,7 @@ from matta_jax.errors import UserError
 
 # The field that asks for it, the package, and the extra that installs it.
 _TENSORBOARD = ("train.tensorboard", "tensorboardX", "tensorboard")
+_FILE = "metrics.jsonl"
 _WANDB = ("train.wandb_project", "wandb", "wandb")
 
 
@@ -105,7 +106,7 @@ def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iter
             writers.append(_TensorBoard(workdir / "tensorboard"))
         if config.train.wandb_project:
             writers.append(_open_wandb(config, workdir))
-        writers.append(_open_json_lines(workdir / "metrics.jsonl", start_step))
+        writers.append(_open_json_lines(workdir / _FILE, start_step))
 
     writer = _EachOf(writers)
     try:
@@ -114,15 +115,26 @@ def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iter
         writer.close()
 
 
+def read_rows(workdir: storage.Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, in their order, without those that are damaged."""
+    path = workdir / _FILE
+    lines = storage.recover_lines(path) if jax.process_index() == 0 else []
+    return [row for _, row in _rows(lines)]
+
+
+def _rows(lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines with what stands in them."""
+    for line in lines:
+        # A crash may have damaged a line, and others may have written one.
+        with contextlib.suppress(ValueError):
+            row = storage.parse_json(line)
+            if isinstance(row, dict) and storage.is_number(row.get("step")):
+                yield line, row
+
+
 def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
     """Opens a file of metrics to append to; a resumed run drops the lines past its step."""
-    lines = []
-    for line in storage.recover_lines(path):
-        # A crash may have damaged a line, and others may have written one.
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            if storage.parse_json(line)["step"] <= start_step:
-                lines.append(line)
-
+    lines = [line for line, row in _rows(storage.recover_lines(path)) if row["step"] <= start_step]
     storage.replace_text(path, "".join(line + "\n" for line in lines))
     return _JsonLines(path)
 

@@ -81,6 +81,7 @@ def test_a_run_that_goes_on_with_it_gives_the_same_bits(folder, run, tiny, tmp_p
         [
             {name: value for name, value in json.loads(line).items() if "eval/" in name}
             for line in (where / "metrics.jsonl").read_text().splitlines()
+            if "eval/" in line
         ]
         for where in (workdir, tmp_path / "run")
     ]

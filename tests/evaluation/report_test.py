@@ -43,6 +43,11 @@ def test_report_gathers_table_and_plots(run, tiny, tmp_path):
     }
     assert ("loss of the Student, nats per token", f"{last['eval/student']:.4f}") in cells
     assert ("steps", "6 of 6, of 4 x 32 tokens") in cells
+    timed = [row for row in metrics if "goodput" in row][-1]
+    goodput = dict(cell for cell in cells if len(cell) == 2)["goodput"]
+    assert goodput.startswith(f"{timed['goodput']:.1%} of 0:0") and "redone" not in goodput
+    total = sum(value for name, value in timed.items() if name.startswith("seconds/"))
+    assert f", start {timed['seconds/start'] / total:.1%}" in goodput.replace("; ", ", ")
     assert dict(cell for cell in cells if len(cell) == 2)["TA"].endswith(
         f"{made.rows[1]['parameters']:,} parameters, 0.036 tokens for each"
     )

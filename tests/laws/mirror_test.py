@@ -75,6 +75,7 @@ PROVED_ELSEWHERE = {
     "matta_jax/training/_held_out.py": "tests/training/loop_test.py",
     "matta_jax/training/_loss.py": "tests/training/step_test.py",
     "matta_jax/training/_prepare.py": "tests/training/loop_test.py",
+    "matta_jax/training/_run.py": "tests/training/loop_test.py",
     "matta_jax/training/_start.py": "tests/training/loop_test.py",
     "matta_jax/training/_state.py": "tests/training/step_test.py",
 }

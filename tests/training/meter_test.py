@@ -10,6 +10,7 @@ import pytest
 from matta_jax import train
 from matta_jax.errors import DivergenceError
 from matta_jax.training import _meter, _prepare
+from matta_jax.training._goodput import Ledger
 from matta_jax.training._meter import Cost, Meter, SkippedSteps
 
 
@@ -108,6 +109,7 @@ def test_speed_leaves_out_the_step_that_compiles_and_counts_those_that_are_skipp
             flops_per_token=10.0, alone_flops_per_token=5.0, joining_step=0, peak_flops=1280.0
         ),
         skipped_steps=SkippedSteps(limit=1, checkpoints=None),
+        ledger=Ledger(clock=lambda: seconds[0]),
         writer=rows,
         log=lines.append,
     )
@@ -124,6 +126,7 @@ def test_speed_leaves_out_the_step_that_compiles_and_counts_those_that_are_skipp
     assert step == 3 and means["skipped_steps"] == 1
     assert means["tokens_per_second"] == 64 and means["data_wait_share"] == 0.25
     assert means["mfu"] == 0.5
+    assert means["seconds/start"] == 104 and means["goodput"] == 0
     assert lines[0].endswith("| 64 tok/s MFU 50.0% waits for data 25% | ETA 0:06")
 
 

@@ -99,7 +99,9 @@ class Launch:
 
 
 def rows_of(workdir):
-    return list(map(json.loads, storage.read_text(workdir / "metrics.jsonl").splitlines()))
+    rows = map(json.loads, storage.read_text(workdir / "metrics.jsonl").splitlines())
+    # Lines of time alone stand between.
+    return [row for row in rows if "loss" in row or "goodput" not in row]
 
 
 def steps_of(workdir):
