@@ -20,6 +20,8 @@ from matta_jax.sharding._mesh import place as place
 from matta_jax.sharding._mesh import place_batch as place_batch
 from matta_jax.sharding._mesh import placement as placement
 from matta_jax.sharding._mesh import replicated as replicated
+from matta_jax.sharding._overlap import Overlap as Overlap
+from matta_jax.sharding._overlap import overlaps as overlaps
 from matta_jax.sharding._placement import ONE_DEVICE as ONE_DEVICE
 from matta_jax.sharding._placement import Engine as Engine
 from matta_jax.sharding._placement import Layout as Layout
@@ -42,4 +44,6 @@ from matta_jax.sharding._topologies import Topology as Topology
 from matta_jax.sharding._topologies import parse_topology as parse_topology
 from matta_jax.sharding._topologies import published_tflops as published_tflops
 from matta_jax.sharding._topologies import topology_devices as topology_devices
+from matta_jax.sharding._tpu_flags import TPU_FLAGS as TPU_FLAGS
+from matta_jax.sharding._tpu_flags import set_tpu_flags as set_tpu_flags
 from matta_jax.sharding._traffic import memory_bytes as memory_bytes

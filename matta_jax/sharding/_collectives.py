@@ -8,8 +8,8 @@ from matta_jax.sharding._hlo import Program, arrays_of, branches
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
-_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
-_CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
+COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 
 # Groups are written as a list of lists, {{0,1},{2,3}}, as [number of groups, size], or as axes of a
 # mesh of named sizes, mesh['a'=2,'b'=4] {'a'}.
@@ -73,13 +73,13 @@ def collectives(hlo: str) -> list[Collective]:
     `-start` and a `-done`. An all-reduce that it fuses with the slice of its result is a
     reduce-scatter. Of the branches of a conditional the one that moves most counts.
     """
-    program = _Collectives(hlo)
-    main = _Place(program.entry, times=1, in_loop=False, in_fusion=False)
+    program = CollectiveProgram(hlo)
+    main = Place(program.entry, times=1, in_loop=False, in_fusion=False)
     return list(program.collectives_at(main).values())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class Place:
     """A computation, where it is called.
 
     Attributes:
@@ -95,29 +95,29 @@ class _Place:
     in_fusion: bool
 
 
-class _Collectives(Program):
+class CollectiveProgram(Program):
     """The collectives of an HLO text."""
 
-    def collectives_at(self, place: _Place) -> dict[str, Collective]:
+    def collectives_at(self, place: Place) -> dict[str, Collective]:
         """Returns the collectives of a computation and of all that it calls.
 
         The keys tell two collectives apart that are equal, and are the same for the stages of one.
         """
         result: dict[str, Collective] = {}
         for line in self.lines_of.get(place.computation, []):
-            match = _COLLECTIVE.search(line)
+            match = COLLECTIVE.search(line)
             between = _BETWEEN_SLICES.search(line)
             if between is not None:
                 result[_key(line, place)] = _between_slices(between, place)
             elif match is not None:
                 key = _key(line, place)
-                result.setdefault(key, self._collective(line, match, place))
+                result.setdefault(key, self.collective(line, match, place))
             else:
                 result = self._called(line, place, result)
         return result
 
     def _called(
-        self, line: str, place: _Place, result: dict[str, Collective]
+        self, line: str, place: Place, result: dict[str, Collective]
     ) -> dict[str, Collective]:
         """Returns the collectives so far, and those of the computations that a line calls."""
         is_loop = " while(" in line
@@ -127,7 +127,7 @@ class _Collectives(Program):
             in_loop=place.in_loop or is_loop,
         )
 
-        for name in _CALLED.findall(line):
+        for name in CALLED.findall(line):
             in_fusion = place.in_fusion or " fusion(" in line
             callee = dataclasses.replace(inner, computation=name, in_fusion=in_fusion)
             result = self.collectives_at(callee) | result
@@ -137,11 +137,12 @@ class _Collectives(Program):
             branch = dataclasses.replace(inner, computation=name)
             options.append(self.collectives_at(branch))
         if options:
-            largest: dict[str, Collective] = max(options, key=_total_bytes)
+            largest: dict[str, Collective] = max(options, key=total_bytes)
             result |= largest
         return result
 
-    def _collective(self, line: str, match: re.Match[str], place: _Place) -> Collective:
+    def collective(self, line: str, match: re.Match[str], place: Place) -> Collective:
+        """The collective that a line of a computation shows."""
         kind = match["kind"]
         result_type = match["type"]
 
@@ -167,7 +168,7 @@ class _Collectives(Program):
         )
 
 
-def _between_slices(match: re.Match[str], place: _Place) -> Collective:
+def _between_slices(match: re.Match[str], place: Place) -> Collective:
     kind = _KINDS_BETWEEN.get(match["kind"], match["kind"].lower().replace("_", "-"))
     arrays = arrays_of(match["type"])
     return Collective(
@@ -187,7 +188,7 @@ def _count(numbers: str) -> int:
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)
 
 
-def _key(line: str, place: _Place) -> str:
+def _key(line: str, place: Place) -> str:
     """Stages of one collective share their channel and source; two others may share a channel, but
     stand in one computation.
     """
@@ -197,7 +198,8 @@ def _key(line: str, place: _Place) -> str:
     return f"{place.computation}: {line}"
 
 
-def _total_bytes(branch: dict[str, Collective]) -> int:
+def total_bytes(branch: dict[str, Collective]) -> int:
+    """Of the results of all collectives, as often as they run."""
     return sum(collective.bytes * collective.times for collective in branch.values())
 
 

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from matta_jax.config import Config
 from matta_jax.sharding import (
     Collective,
+    Overlap,
     check_mesh,
     collectives,
     make_mesh,
     memory_bytes,
+    overlaps,
     parse_topology,
     topology_devices,
 )
@@ -38,6 +40,7 @@ class CompileReport:
       needed_bytes: of the whole step, by the compiler.
       collective_bytes: of the results of collectives within a slice, by kind.
       network_bytes: the same from slice to slice.
+      overlapped_bytes: of collectives within a slice, those that run beside matmuls.
       traffic_bytes: read from and written to the memory of a device.
       flops: analytic, recomputation not counted.
       compute_seconds, memory_seconds, collective_seconds, network_seconds: each at the chip's peak.
@@ -58,6 +61,7 @@ class CompileReport:
     memory_seconds: float
     collective_seconds: float
     network_seconds: float
+    overlapped_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -128,7 +132,8 @@ class CompileReport:
         if self.temporary_bytes is None:
             return []
         lines = [
-            f"  {kind:<16} {size / 1e9:>9.3f} GB a step"
+            f"  {kind:<16} {size / 1e9:>9.3f} GB a step, of which "
+            f"{self.overlapped_bytes.get(kind, 0) / 1e9:.3f} beside matmuls"
             for kind, size in sorted(self.collective_bytes.items())
         ]
         lines += [
@@ -166,13 +171,15 @@ class CompileReport:
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
     """What the compiler says: bytes of the whole step and of its temporaries (None when the
-    compiler gave up), what it reads and writes, and the collectives.
+    compiler gave up), what it reads and writes, the collectives, and those of them that have a
+    start and a done.
     """
 
     needed_bytes: int
     temporary_bytes: int | None
     traffic_bytes: int
     collectives: list[Collective]
+    overlaps: list[Overlap]
 
 
 def compile_check(config: Config, topology: str) -> CompileReport:
@@ -195,6 +202,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     parameter_bytes = device_bytes(setup.abstract.params)
     optimizer_bytes = device_bytes(setup.abstract.opt_state)
     compiled = _compiled(setup, state_bytes=parameter_bytes + optimizer_bytes)
+    hidden = [overlap.collective for overlap in compiled.overlaps if overlap.matmuls]
     tokens = config.data.batch_size * config.seq_len
     flops = step_flops_of(setup) * tokens / setup.mesh.size
     return CompileReport(
@@ -213,6 +221,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         memory_seconds=compiled.traffic_bytes / (chip.hbm_gb_per_second * 1e9),
         collective_seconds=parsed.link_seconds(compiled.collectives),
         network_seconds=parsed.network_seconds(compiled.collectives),
+        overlapped_bytes=_bytes_by_kind(hidden, crosses_slices=False),
     )
 
 
@@ -232,7 +241,7 @@ def _compiled(setup: Setup, *, state_bytes: int) -> _Compiled:
         needed_bytes = _bytes_of_refusal(str(error), state_bytes)
         if needed_bytes is None:
             raise
-        return _Compiled(needed_bytes, None, 0, [])
+        return _Compiled(needed_bytes, None, 0, [], [])
     memory = executable.memory_analysis()
     # A donated argument shares its memory with an output: it counts once.
     lasting_bytes = (
@@ -240,7 +249,13 @@ def _compiled(setup: Setup, *, state_bytes: int) -> _Compiled:
     )
     needed_bytes = lasting_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     hlo = executable.as_text()
-    return _Compiled(needed_bytes, memory.temp_size_in_bytes, memory_bytes(hlo), collectives(hlo))
+    return _Compiled(
+        needed_bytes,
+        memory.temp_size_in_bytes,
+        memory_bytes(hlo),
+        collectives(hlo),
+        overlaps(hlo),
+    )
 
 
 def _bytes_of_refusal(message: str, state_bytes: int) -> int | None:

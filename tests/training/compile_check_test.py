@@ -29,6 +29,7 @@ REPORT = CompileReport(
     memory_seconds=0.1,
     collective_seconds=0.025,
     network_seconds=0.0,
+    overlapped_bytes={"all-gather": 75 * 10**7},
 )
 
 
@@ -54,6 +55,8 @@ def test_the_roofline_is_the_largest_of_computation_memory_and_collectives():
         and "9.000 GB" in REPORT.text()
         and REPORT.text().endswith("\nfits")
     )
+    assert "all-gather           1.000 GB a step, of which 0.750 beside matmuls\n" in REPORT.text()
+    assert "all-reduce           2.000 GB a step, of which 0.000 beside matmuls\n" in REPORT.text()
 
 
 def test_the_network_between_slices_is_a_roof_of_its_own():
