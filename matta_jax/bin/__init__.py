@@ -1,8 +1,12 @@
 """Binaries: flags, and one library call each."""
 
 import sys
+import time
 
 from matta_jax import stops
+
+# When the process began, but for Python itself; in seconds of `time.perf_counter`.
+STARTED = time.perf_counter()
 
 # Before all other imports, which take seconds. Whoever imports a binary as a library keeps handlers
 # of his own.

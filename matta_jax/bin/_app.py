@@ -128,6 +128,16 @@ def define_quantize() -> Any:
     )
 
 
+def define_tpu_flags() -> Any:
+    """Defines `--tpu_flags`; returns its holder, for `sharding.set_tpu_flags`."""
+    return flags.DEFINE_string(
+        "tpu_flags",
+        "none",
+        "What the compiler for TPUs is told: none (its defaults), overlap (collectives beside "
+        "matmuls) or synchronous (no such).",
+    )
+
+
 def checked_config(holder: Any) -> Config:
     """Returns the `Config` of a `define_config` flag. Raises UserError when it is missing or
     invalid.

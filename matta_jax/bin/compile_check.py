@@ -18,11 +18,16 @@ from matta_jax.bin import _app
 _CONFIG = _app.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chip and shape: v5e:4x4, v5p:2x2x2, v6e:2x4, …")
 
+_TPU_FLAGS = _app.define_tpu_flags()
+
 
 def _main() -> None:
     # Before JAX is imported: a TPU that is there is not taken.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+    from matta_jax.sharding import set_tpu_flags
+
+    set_tpu_flags(_TPU_FLAGS.value)
     config = _app.checked_config(_CONFIG)
     report = matta_jax.compile_check(config, _app.required(_TOPOLOGY, "v5e:4x4"))
     print(report.text())

@@ -12,7 +12,8 @@ import dataclasses
 from absl import flags
 
 import matta_jax
-from matta_jax.bin import _app, _processes
+from matta_jax.bin import STARTED, _app, _processes
+from matta_jax.sharding import set_tpu_flags
 from matta_jax.training import profile_steps
 
 _CONFIG = _app.define_config()
@@ -38,12 +39,15 @@ _PROFILE_STEPS = flags.DEFINE_string(
     None,
     "Write a trace of these steps into workdir/profile: 10:13 for the three after step 10.",
 )
+_TPU_FLAGS = _app.define_tpu_flags()
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print sizes and memory, compile one step, and stop."
 )
 
 
 def _main() -> None:
+    # Before JAX starts, and a child of several processes has them too.
+    set_tpu_flags(_TPU_FLAGS.value)
     config = _app.checked_config(_CONFIG)
     if _INIT_FROM.value is not None:
         init = dataclasses.replace(config.init, model=_INIT_FROM.value)
@@ -66,6 +70,7 @@ def _main() -> None:
         extend=_EXTEND.value,
         log=_app.say,
         profile=profile,
+        started=STARTED,
     )
 
 

@@ -251,6 +251,16 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["gpt2_small.py'", "has no sweep()"],
         ),
         (
+            "train",
+            [QUICK, "--workdir=W", "--tpu_flags=overlaps"],
+            ["tpu_flags='overlaps'", "did you mean 'overlap'"],
+        ),
+        (
+            "compile_check",
+            [QUICK, "--topology=v5e:2x4", "--tpu_flags=overlap=1"],
+            ["tpu_flags='overlap=1'", "LIBTPU_INIT_ARGS"],
+        ),
+        (
             "compile_check",
             [QUICK, "--topology=v5f:4x4"],
             ["topology='v5f:4x4'", "did you mean 'v5"],
@@ -443,3 +453,26 @@ def test_a_sweep_prints_the_commands_that_it_runs(call, tmp_path):
     config.write_text(SWEEP.replace("yield", "assert False; yield", 1))
     code, output = call("sweep", *flags, f"--workdir={workdir}")
     assert code == 2 and "raises AssertionError" in output
+
+
+STARTED = """
+import sys, time
+before = time.perf_counter()
+sys.argv = ["matta-train", "--config=configs/quickstart.py", "--workdir=W", "--tpu_flags=overlap"]
+import matta_jax.bin.train as binary
+imported = time.perf_counter()
+import json, os, matta_jax
+def train(*_, started, **options):
+    share = (started - before) / (imported - before)
+    print(json.dumps([share, os.environ["LIBTPU_INIT_ARGS"]]))
+matta_jax.train = train
+binary.run()
+"""
+
+
+def test_a_run_counts_from_before_the_libraries_and_has_the_flags_of_tpus():
+    done = subprocess.run([sys.executable, "-c", STARTED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    share, arguments = json.loads(done.stdout)
+    assert 0 <= share < 0.2
+    assert "--xla_tpu_enable_async_collective_fusion=true" in arguments
