@@ -19,6 +19,12 @@ set -euo pipefail
 : "${1:?name a command, such as matta-train --config=F --workdir=D}"
 # shellcheck source=/dev/null
 . .venv/bin/activate
+# What a run has compiled stays in its workdir, so that a restart does not compile it again.
+cache=${JAX_COMPILATION_CACHE_DIR:-}
+for word in "$@"; do
+  if [[ -z $cache && $word == --workdir=* ]]; then cache=${word#--workdir=}/compiled; fi
+done
+export JAX_COMPILATION_CACHE_DIR="$cache"
 code=0 asked=0
 srun --kill-on-bad-exit=0 "$@" --distributed &
 step=$!

@@ -31,7 +31,12 @@ case "${1:-}" in
     ;;
   start)
     shift
-    printf -v command '%q ' "${@:?name a command, such as matta-train --config=F --workdir=D}"
+    # What a run has compiled stays in its workdir, so that a restart does not compile it again.
+    cache=${JAX_COMPILATION_CACHE_DIR:-}
+    for word in "$@"; do
+      if [[ -z $cache && $word == --workdir=* ]]; then cache=${word#--workdir=}/compiled; fi
+    done
+    printf -v command '%q ' env "JAX_COMPILATION_CACHE_DIR=$cache" "${@:?name a command, such as matta-train --config=F --workdir=D}"
     on all "cd matta_jax && . .venv/bin/activate && nohup ${command}--distributed > ../matta.log 2>&1 < /dev/null &"
     ;;
   log) on 0 'tail -n 50 -f matta.log' ;;

@@ -12,7 +12,12 @@ set -euo pipefail
 : "${IMAGE:?set IMAGE to the image of experiments/launch/Dockerfile}"
 workload=${1:?name the workload}
 shift
-printf -v command '%q ' "${@:?name a command, such as matta-train --config=F --workdir=D}"
+# What a run has compiled stays in its workdir, so that a restart does not compile it again.
+cache=${JAX_COMPILATION_CACHE_DIR:-}
+for word in "$@"; do
+  if [[ -z $cache && $word == --workdir=* ]]; then cache=${word#--workdir=}/compiled; fi
+done
+printf -v command '%q ' env "JAX_COMPILATION_CACHE_DIR=$cache" "${@:?name a command, such as matta-train --config=F --workdir=D}"
 xpk workload create --cluster="$CLUSTER" --workload="$workload" --tpu-type="$TPU_TYPE" --docker-image="$IMAGE" \
   --num-slices="${NUM_SLICES:-1}" --max-restarts="${MAX_RESTARTS:-20}" --restart-on-exit-codes="3,137,143" \
   --command="${command}--distributed"

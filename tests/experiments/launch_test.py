@@ -26,6 +26,7 @@ TRAIN = [
     "--workdir=/shared/run",
     "--config.data.source=text:/a b/*.txt",
 ]
+CACHE = "JAX_COMPILATION_CACHE_DIR=/shared/run/compiled"
 JOBSET = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
 POD = JOBSET["spec"]["replicatedJobs"][0]["template"]["spec"]
 
@@ -34,6 +35,7 @@ POD = JOBSET["spec"]["replicatedJobs"][0]["template"]["spec"]
 def own_environment(monkeypatch):
     """What pip has installed beside this Python is on the path, activated or not."""
     monkeypatch.setenv("PATH", f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
 
 
 def test_the_scripts_are_clean_shell():
@@ -64,6 +66,10 @@ def test_the_job_set_has_a_pod_for_each_machine_and_ends_on_mistakes():
     claims = {volume["name"] for volume in pod["volumes"]}
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= claims
     assert "--distributed" in pod["containers"][0]["command"]
+    words = pod["containers"][0]["command"]
+    [workdir] = [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
+    [variable] = pod["containers"][0]["env"]
+    assert variable == {"name": "JAX_COMPILATION_CACHE_DIR", "value": f"{workdir}/compiled"}
 
 
 def test_the_page_of_pods_has_the_table_of_slices():
@@ -183,7 +189,7 @@ def test_tpu_vm_starts_the_same_command_on_every_worker(stand_in, tmp_path):
         and "--worker=0" in stop
     )
     command = re.search(r"nohup (.*) > \.\./matta\.log", start[-1])[1]
-    assert shlex.split(command) == [*TRAIN, "--distributed"]
+    assert shlex.split(command) == ["env", CACHE, *TRAIN, "--distributed"]
     assert launch("tpu_vm.sh", "begin", **slice_).returncode == 2
     assert "set TPU to the name" in launch("tpu_vm.sh", "stop").stderr
 
@@ -198,7 +204,8 @@ def test_xpk_gets_the_command_as_one_argument(stand_in):
         and "--workload=mine" in call
         and "--tpu-type=v5litepod-16" in call
     )
-    assert shlex.split(call[-1].removeprefix("--command=")) == [*TRAIN, "--distributed"]
+    command = call[-1].removeprefix("--command=")
+    assert shlex.split(command) == ["env", CACHE, *TRAIN, "--distributed"]
     assert "name a command" in launch("xpk.sh", "mine", **names).stderr
 
 
@@ -209,6 +216,46 @@ def checkout(tmp_path):
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").write_text("")
     return folder
+
+
+@pytest.mark.parametrize("set_by_user", [None, "gs://mine/cache"])
+def test_slurm_and_two_processes_store_what_they_compile(stand_in, checkout, set_by_user):
+    environment = os.environ | {"SLURM_JOB_ID": "7"}
+    if set_by_user is not None:
+        environment["JAX_COMPILATION_CACHE_DIR"] = set_by_user
+    stand_in("srun", 'echo "$JAX_COMPILATION_CACHE_DIR"')
+    stand_in("matta-train", 'echo "$JAX_COMPILATION_CACHE_DIR"')
+    for name, times in (("slurm.sh", 1), ("two_processes.sh", 2)):
+        done = subprocess.run(
+            [LAUNCH / name, *TRAIN], cwd=checkout, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.split() == times * [set_by_user or "/shared/run/compiled"], done.stderr
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("/cache_hits")))
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
+print(sum(hits))
+"""
+
+
+def test_what_is_compiled_is_stored_in_a_bucket_and_read_again(gs_bucket):
+    """By JAX itself, with what the extra `gcs` installs."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": f"{gs_bucket}/runs/a/compiled",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_RAISE_PERSISTENT_CACHE_ERRORS": "1",
+    }
+    hits = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        hits.append(int(done.stdout))
+    assert hits[0] == 0 < hits[1]
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (3, True)])
