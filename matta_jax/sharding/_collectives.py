@@ -25,7 +25,8 @@ _BETWEEN_SLICES = re.compile(
     r'_xla_megascale_target="\{(?P<slices>[\d,:]+)\}.*_xla_megascale_transfer_type="(?P<kind>\w+)"'
 )
 _KINDS_BETWEEN = {"ONE_TO_ONE": "collective-permute"}
-_SOURCE = re.compile(r"channel_id=\d+|metadata=\{[^}]*\}")
+# Stages of a collective that another fusion, `async-collective-start`, has begun.
+_LATER_STAGE = re.compile(r"^\s*(?:ROOT )?%?async-collective-done|calls=%?async_collective_fusion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +70,12 @@ class Collective:
 def collectives(hlo: str) -> list[Collective]:
     """Returns the collectives of a compiled program, from `compiled.as_text()`.
 
-    One that the compiler fuses into several computations in stages counts once, as one with a
-    `-start` and a `-done`. An all-reduce that it fuses with the slice of its result is a
-    reduce-scatter. Of the branches of a conditional the one that moves most counts.
+    One that TPUs run in stages, in fusions of a start, of matmuls beside it and of a done, counts
+    once, as one with a `-start` and a `-done`. An all-reduce that they fuse with the slice of its
+    result is a reduce-scatter. Of the branches of a conditional the one that moves most counts.
     """
     program = CollectiveProgram(hlo)
-    main = Place(program.entry, times=1, in_loop=False, in_fusion=False)
+    main = Place(program.entry, times=1, in_loop=False)
     return list(program.collectives_at(main).values())
 
 
@@ -86,13 +87,11 @@ class Place:
       computation: its name.
       times: how often it runs in a step.
       in_loop: whether it is called in the body of a loop, however deep.
-      in_fusion: the same of a fusion.
     """
 
     computation: str
     times: int
     in_loop: bool
-    in_fusion: bool
 
 
 class CollectiveProgram(Program):
@@ -101,7 +100,7 @@ class CollectiveProgram(Program):
     def collectives_at(self, place: Place) -> dict[str, Collective]:
         """Returns the collectives of a computation and of all that it calls.
 
-        The keys tell two collectives apart that are equal, and are the same for the stages of one.
+        The keys tell two collectives apart that are equal.
         """
         result: dict[str, Collective] = {}
         for line in self.lines_of.get(place.computation, []):
@@ -120,6 +119,8 @@ class CollectiveProgram(Program):
         self, line: str, place: Place, result: dict[str, Collective]
     ) -> dict[str, Collective]:
         """Returns the collectives so far, and those of the computations that a line calls."""
+        if _LATER_STAGE.search(line):
+            return result
         is_loop = " while(" in line
         inner = dataclasses.replace(
             place,
@@ -128,8 +129,7 @@ class CollectiveProgram(Program):
         )
 
         for name in CALLED.findall(line):
-            in_fusion = place.in_fusion or " fusion(" in line
-            callee = dataclasses.replace(inner, computation=name, in_fusion=in_fusion)
+            callee = dataclasses.replace(inner, computation=name)
             result = self.collectives_at(callee) | result
 
         options = []
@@ -189,12 +189,7 @@ def _count(numbers: str) -> int:
 
 
 def _key(line: str, place: Place) -> str:
-    """Stages of one collective share their channel and source; two others may share a channel, but
-    stand in one computation.
-    """
-    source = _SOURCE.findall(line)
-    if place.in_fusion and source:
-        return str(source)
+    """Tells a line of a computation from all others."""
     return f"{place.computation}: {line}"
 
 

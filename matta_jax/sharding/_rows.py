@@ -30,6 +30,8 @@ from matta_jax.sharding._placement import (
 # Of a TPU: an array's last two axes lie in tiles, of 16 by 128 numbers in bfloat16.
 _LANES = 128
 _TILE = 16 * _LANES
+# By how much of itself an array may be filled up to whole tiles.
+_MOST_FILLED = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,12 +227,29 @@ def _reduce_scatter(x: jax.Array, mesh_axis: str, position: int) -> jax.Array:
     """Sums over a mesh axis, and cuts an axis of the array.
 
     The compiler for TPUs sums all on every device, at twice the bytes, unless the parts are a first
-    axis by themselves, and each of them is made of whole tiles.
+    axis by themselves, and each of them is made of whole tiles: the last axis is filled up to them,
+    where little is added.
     """
     num_parts = jax.lax.axis_size(mesh_axis)
     first = jnp.moveaxis(x, position, 0)
+    size = first.shape[-1]
+    filled = size + _missing(first.shape, num_parts)
+    if filled > size:
+        first = jnp.pad(first, [(0, 0)] * (first.ndim - 1) + [(0, filled - size)])
     parts = first.reshape(num_parts, -1)
     if parts.shape[1] % _TILE == 0:
         parts = parts.reshape(num_parts, -1, _LANES)
-    part = jax.lax.psum_scatter(parts, mesh_axis)
-    return jnp.moveaxis(part.reshape(-1, *first.shape[1:]), 0, position)
+    part = jax.lax.psum_scatter(parts, mesh_axis).reshape(-1, *first.shape[1:])
+    return jnp.moveaxis(part[..., :size], 0, position)
+
+
+def _missing(shape: tuple[int, ...], num_parts: int) -> int:
+    """By how much the last axis of an array that is cut along its first one must grow for parts of
+    whole tiles; 0 where it would grow by much.
+    """
+    *cut, size = shape
+    rows = math.prod(cut) // num_parts
+    if len(shape) == 1 or not rows:
+        return 0
+    missing = -size % (_TILE // math.gcd(_TILE, rows))
+    return missing if missing <= _MOST_FILLED * size else 0

@@ -1,12 +1,16 @@
 """Devices that compute with their own rows: what crosses is gathered, summed and cut right."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.sharding import Rows, make_mesh
+from matta_jax.sharding import Rows, collectives, make_mesh
+from matta_jax.sharding._rows import _missing, _reduce_scatter
 
 MATRIX = ("d_ff_granules", "d_model", "d_ff")
 TABLE = ("vocab", "d_model")
@@ -67,10 +71,10 @@ def test_weights_come_together_and_gradients_are_summed_over_rows(sizes, once, l
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-@pytest.mark.parametrize("shape", [(8, 16, 24), (32, 32, 128)], ids=["rows", "tiles"])
+@pytest.mark.parametrize(
+    "shape", [(8, 16, 24), (32, 32, 128), (16, 16, 120)], ids=["rows", "tiles", "filled"]
+)
 def test_each_axis_of_an_array_can_be_cut(position, shape):
-    from matta_jax.sharding._rows import _reduce_scatter
-
     array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     spec = P(*(["fsdp" if i == position else None for i in range(3)]))
     summed = jax.jit(
@@ -83,6 +87,29 @@ def test_each_axis_of_an_array_can_be_cut(position, shape):
         )
     )(array)
     np.testing.assert_allclose(summed, 8 * array, rtol=1e-6)
+
+
+def test_an_array_is_filled_up_to_tiles_where_that_adds_little():
+    assert _missing((16, 16, 120), 8) == 8
+    assert _missing((32, 32, 128), 8) == _missing((8, 16, 24), 8) == _missing((24,), 8) == 0
+    assert _missing((1024, 50257), 8) == 15  # A vocabulary of GPT-2, cut by columns.
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_table_of_uneven_rows_is_summed_and_cut_at_once_on_a_tpu(tpu_mesh):
+    mesh = tpu_mesh((1, 8, 1))
+    summed = jax.shard_map(
+        lambda x: _reduce_scatter(x, "fsdp", 1),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(None, "fsdp"),
+        check_vma=False,
+    )
+    table = jax.ShapeDtypeStruct((1001, 1024), jnp.float32, sharding=NamedSharding(mesh, P()))
+    moved = collectives(jax.jit(summed).lower(table).compile().as_text())
+    kinds = {each.kind for each in moved if each.bytes > 1001 * 1024 * 4 // 100}
+    assert kinds == {"reduce-scatter"}
 
 
 def test_what_crosses_is_rounded_and_tables_are_summed_in_float32():
