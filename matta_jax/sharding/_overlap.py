@@ -46,7 +46,7 @@ def overlaps(hlo: str) -> list[Overlap]:
     runs between two instructions.
     """
     program = _Overlaps(hlo)
-    main = Place(program.entry, times=1, in_loop=False, in_fusion=False)
+    main = Place(program.entry, times=1, in_loop=False)
     return list(program.overlaps_at(main))
 
 
@@ -76,8 +76,8 @@ class _Overlaps(CollectiveProgram):
         is_loop = " while(" in line
         times = place.times * (self.trip_count(line) if is_loop else 1)
         in_loop = place.in_loop or is_loop
-        inner = [Place(name, times, in_loop, in_fusion=False) for name in CALLED.findall(line)]
-        options = [Place(name, times, in_loop, in_fusion=False) for name in branches(line)]
+        inner = [Place(name, times, in_loop) for name in CALLED.findall(line)]
+        options = [Place(name, times, in_loop) for name in branches(line)]
         if options:
             inner.append(max(options, key=lambda place: total_bytes(self.collectives_at(place))))
         return inner

@@ -3,8 +3,8 @@ import pytest
 
 from matta_jax.sharding import Collective, collectives
 
-# As compilers print it: a loop that counts to 6 in its condition, a conditional, stages of one
-# gather, a scatter.
+# As compilers print it: a loop that counts to 6 in its condition, a conditional, stages of two
+# gathers, a scatter.
 HLO = """
 HloModule step
 
@@ -13,17 +13,28 @@ HloModule step
   ROOT %less = pred[] compare(%i, %limit), direction=LT
 }
 
-%stage_1 (p: f32[4]) -> f32[32] {
+%start_1 (p: f32[4]) -> f32[32] {
   %g.1 = f32[32]{0:S(1)} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="w"}
 }
 
-%stage_2 (p: f32[4]) -> f32[32] {
+%start_2 (p: f32[4]) -> f32[32] {
+  %g.1 = f32[32]{0:S(1)} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="w"}
+}
+
+%async_collective_fusion.9 (p: f32[4]) -> f32[32] {
+  %g.2 = f32[32]{0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="w"}
+}
+
+%done_1 (p: f32[4]) -> f32[32] {
   %g.2 = f32[32]{0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="w"}
 }
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %a = f32[32] fusion(%p), kind=kCustom, calls=%stage_1
-  %b = f32[32] fusion(%a), kind=kCustom, calls=%stage_2
+  %async-collective-start.1 = f32[32] fusion(%p), kind=kCustom, calls=%start_1
+  %async-collective-start.2 = f32[32] fusion(%p), kind=kCustom, calls=%start_2
+  %m = f32[32] fusion(%p), kind=kCustom, calls=%async_collective_fusion.9
+  %async-collective-done.1 = f32[32] fusion(%m), kind=kCustom, calls=%done_1
+  %async-collective-done.2 = f32[32] fusion(%m), kind=kCustom, calls=%done_1
   %one = (bf16[16], bf16[2,4]) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
   %two = f32[16] all-reduce(%a), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
 }
@@ -56,6 +67,7 @@ def test_every_collective_counts_once_for_each_time_that_it_runs():
     found = collectives(HLO)
     rows = [(each.kind, each.bytes, each.times, each.in_loop, each.group) for each in found]
     assert sorted(rows) == [
+        ("all-gather", 128, 6, True, 4),  # Two alike, of one line of code.
         ("all-gather", 128, 6, True, 4),
         ("all-reduce", 16, 3, True, 2),
         ("all-reduce", 48, 6, True, 8),
