@@ -261,6 +261,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return _parsed(argv, file[2] if file else None)
     except UserError as error:
         _fail(str(error))
+    # While a config file runs, which may take its time.
+    except KeyboardInterrupt:
+        _fail_by_signal(signal.SIGINT)
 
 
 def _with_config_file(argv: Sequence[str]) -> list[str]:

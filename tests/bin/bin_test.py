@@ -476,3 +476,10 @@ def test_a_run_counts_from_before_the_libraries_and_has_the_flags_of_tpus():
     share, arguments = json.loads(done.stdout)
     assert 0 <= share < 0.2
     assert "--xla_tpu_enable_async_collective_fusion=true" in arguments
+
+
+def test_an_interrupt_while_a_config_file_runs_is_one_line(call, tmp_path):
+    config = tmp_path / "asks.py"
+    config.write_text("raise KeyboardInterrupt\n")
+    code, output = call("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert code == 130 and output.count("\n") == 1 and "error: interrupted" in output
