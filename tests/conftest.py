@@ -84,6 +84,21 @@ def make_config(text: str, cache: str, **fields) -> c.Config:
     return c.from_dict(values)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Makes slow what a test marked `few(n)` has beyond n cases, taken evenly from all."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for alike in cases.values():
+        [count] = alike[0].get_closest_marker("few").args
+        default = {i * len(alike) // count for i in range(min(count, len(alike)))}
+        for i, item in enumerate(alike):
+            if i not in default:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> str:
     """A `text:` source of forty documents."""

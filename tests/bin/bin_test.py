@@ -14,13 +14,14 @@ from matta_jax import federated
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# One child imports the libraries, and forks for each command line: what a user runs, without the
-# wait.
+# One child imports the libraries and all rooms but the binaries, and forks for each command line:
+# what a user runs, without the wait.
 CHILD = """
 import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import conftest
 import jax, flax.nnx, optax, grain, ml_collections, orbax.checkpoint
+import matta_jax.evaluation, matta_jax.federated, matta_jax.serving, matta_jax.sweeps
 for line in sys.stdin:
     name, arguments, out = json.loads(line)
     pid = os.fork()
@@ -375,6 +376,7 @@ def test_the_binaries_walk_the_road(call, tmp_path):
         assert (workdir / name).exists() and name in output, output
 
 
+@pytest.mark.slow
 def test_a_federated_run_goes_on_from_flags(call, images, tmp_path):
     flags = [FEDMRL, f"--workdir={tmp_path / 'run'}", f"--config.images.source=images:{images}"]
     flags += ["--config.images.image_size=8", "--config.images.num_classes=3"]

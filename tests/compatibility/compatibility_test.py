@@ -135,6 +135,7 @@ def test_an_old_model_is_whole_and_gives_the_same_logits(before, values, folder)
         assert loss == pytest.approx(expected["loss"], abs=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("folder", MODELS)
 def test_a_model_extracted_again_has_the_same_tensors(before, values, tmp_path, folder):
     old = matta_jax.open_model(before / folder)
@@ -163,6 +164,7 @@ def test_an_old_run_is_of_the_same_config(before, values, name):
         matta_jax.train(config, before / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["run", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS[1:])]
 )

@@ -164,6 +164,7 @@ def refuse_string(name, declared, text):
     return str(error.value)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(("name", "declared"), STRINGS, ids=lambda value: str(value)[:40])
 def test_each_string_is_printed_in_one_line(name, declared):
     rule = declared.metadata

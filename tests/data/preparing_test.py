@@ -241,6 +241,7 @@ def test_summed_tallies_tell_the_first_loss():
     assert total == _preparing.Tally(2, 4, 6, 3, "a")
 
 
+@pytest.mark.slow
 def test_a_corpus_in_a_bucket_is_prepared_into_it(bucket, corpus, prepared, tiny):
     for file in storage.glob(corpus.removeprefix("text:")):
         storage.copy_file(file, storage.path(bucket) / "prepare me" / file.name)

@@ -125,6 +125,7 @@ def place(case, mesh):
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", ["none", "online", "top_k"])
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_any_mesh_gives_the_result_of_one_device(

@@ -13,6 +13,7 @@ N, V = 37, 51  # Of the cases in conftest.py.
 WIDTHS = [(12,), (12, 12), (8, 12), (12, 12, 12), (6, 12, 12), (4, 8, 8, 12)]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_value_and_gradients_are_those_of_the_naive_form_in_float64(
@@ -91,6 +92,7 @@ def test_distillation_reaches_neither_the_ta_nor_its_own_columns(make_case, make
     assert np.abs(d_hidden[0]).max() > 1e-4 and np.abs(d_table[:, :8]).max() > 1e-4
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("k", [1, 5, V])
 def test_cached_top_k_labels_are_those_of_the_naive_form(

@@ -69,6 +69,7 @@ def trained_states(trained_state):
 
 
 # The Student; and a model of three heads of 8 in a residual stream of 16.
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "spec", ["student", pytest.param("d_model=16;d_ff=16", marks=pytest.mark.slow)]
 )

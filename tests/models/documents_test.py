@@ -76,6 +76,7 @@ def test_a_window_tells_its_documents_apart(start_id):
     assert "documents" not in dataclasses.replace(windows_of(stream), apart=False)[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("start_id", [None, 7])
 def test_the_loss_of_a_window_is_that_of_its_documents(config, start_id):
     setup = make_setup(config, make_mesh((1, 1, 1)))

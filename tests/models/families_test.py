@@ -304,6 +304,7 @@ def test_decoding_with_a_cache_is_the_cache_free_pass(rotary, count, ragged):
         np.testing.assert_allclose(actual, expected[row, at : at + count], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_it_writes_text_and_is_searched(rotary_run, tmp_path):
     _, workdir = rotary_run
     found = matta_jax.search(

@@ -40,6 +40,7 @@ def joint_pass(case, members, tokens, choices_ML=(), **compute):
     return jax.jit(run)(case.params, tokens, choices_ML)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "remat"), JOINT)
 def test_the_joint_pass_equals_each_plain_model_bit_for_bit(nested, tokens, name, remat):
     case, nest = nested(name), nested(name).nest

@@ -21,6 +21,7 @@ def trees_equal(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+@pytest.mark.slow
 @hypothesis.given(st.data())
 def test_slicing_is_idempotent(cases, ta_weights, data):
     nest, sub_model = data.draw(cases())

@@ -39,6 +39,7 @@ def test_schedule_warms_up_and_decays():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "shampoo"])
 def test_each_rule_lowers_a_quadratic(name):
     config = OptimizerConfig(name=name, learning_rate=0.02, warmup_steps=0, weight_decay=0.0)

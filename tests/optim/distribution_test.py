@@ -16,6 +16,7 @@ SMALL = ShampooConfig(block_size=8, precondition_every=1, start_step=0, beta2=0.
 SHAPES = {"a": (24, 40), "b": (3, 16, 16), "c": (5,), "d": (50, 8)}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("fields", [{}, {"staggered": True}, {"graft_scope": "parameter"}], ids=str)
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_give_the_updates_of_one(

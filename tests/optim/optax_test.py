@@ -55,6 +55,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_the_wrappers_of_optax_take_it(name):
     optimizer = WRAPPERS[name](small_shampoo())

@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from matta_jax import optim
 from matta_jax.config import ShampooConfig
@@ -26,6 +27,7 @@ def test_a_block_whose_gradient_is_not_finite_stands_still_and_is_counted(
         assert float(optim.diagnostics((state,))["shampoo_failures"]) == 1
 
 
+@pytest.mark.slow
 def test_a_block_without_gradient_stays_finite_for_three_thousand_steps(random_gradients):
     transform = scale_by_shampoo(dataclasses.replace(SMALL, precondition_every=10))
     gradient = jnp.zeros((16, 8)).at[:8].set(random_gradients((8, 8), 1)[0])

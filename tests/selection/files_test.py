@@ -100,6 +100,7 @@ def test_each_candidate_of_each_method_keeps_the_limit(find):
     assert best["additive"] <= best["exhaustive"] * 1.01
 
 
+@pytest.mark.slow
 def test_without_types_a_file_is_of_the_type_of_its_numbers(find):
     result = find(budget=Budget(max_file_mb=0.2), extract_best=1)
     assert result.pick.numbers == "f32"

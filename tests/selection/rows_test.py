@@ -26,6 +26,7 @@ def test_a_second_search_scores_nothing_again(run, output, monkeypatch, one_fami
         search(f"{run[1]}@3", output, budget=budget, **one_family)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_keeps_its_scores_and_goes_on(run, tmp_path, monkeypatch, one_family):
     real, calls = InPlaceScorer.__call__, []
 

@@ -211,6 +211,7 @@ def texts_of(even_run, tmp_path_factory):
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [pytest.param((1, 1, 4), marks=pytest.mark.slow), (1, 2, 2)])
 def test_a_mesh_writes_what_a_device_does(texts_of, sizes):
     assert texts_of(sizes) == texts_of(None)

@@ -107,6 +107,7 @@ def test_draws_have_the_distribution_of_the_cut_logits():
     assert scipy.stats.chisquare(counts[inside], rows * p[inside] / p.sum()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_row_draws_by_its_seed_its_sample_and_its_step_alone():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, V)), jnp.float32)
     hot = Sampling(2.0, seed=4)

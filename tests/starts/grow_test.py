@@ -25,6 +25,7 @@ def merged(params, architecture):
     }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "kind",
     [

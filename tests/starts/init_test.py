@@ -81,6 +81,7 @@ def test_a_model_whose_heads_do_not_fill_its_width_is_trained_on(run, tmp_path):
     assert packages.open_model(ta.path).architecture.along("heads") == (3, 3, 3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_its_model_any_more(student, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(student, copy)

@@ -7,6 +7,7 @@ from matta_jax import models
 from matta_jax.training import dry_run, make_setup
 
 
+@pytest.mark.slow
 def test_dry_run_tells_sizes_and_writes_nothing(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny(mesh__fsdp=4)

@@ -48,6 +48,7 @@ def expected(tiny):
     return gradient_of(tiny(**NESTED), (1, 1, 1))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("sizes", "gather", "microbatches"),
     [

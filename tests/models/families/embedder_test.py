@@ -124,6 +124,7 @@ def test_each_member_is_extracted_with_a_certificate(trained, tmp_path):
         np.testing.assert_allclose(np.linalg.norm(plain, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_search_ranks_members_by_the_loss_of_held_out_pairs(embedder, trained, tmp_path):
     result = matta_jax.search(
         str(trained), tmp_path / "s", budget=Budget(max_vector_bytes=32), log=lambda _: None

@@ -104,6 +104,7 @@ def test_the_decoder_reads_a_members_vector_and_what_it_sees(hidden):
     np.testing.assert_array_equal(before[:, :num_own], after[:, :num_own])
 
 
+@pytest.mark.slow
 def test_members_give_together_what_each_gives_alone(hidden):
     plan, params, targets = hidden
     members = list(plan.nest.members.values())

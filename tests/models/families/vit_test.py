@@ -142,6 +142,7 @@ def test_with_nothing_recycled_it_is_the_plain_nest_bit_for_bit(vit):
         np.testing.assert_array_equal(run(plan, params, IMAGES, member), once)
 
 
+@pytest.mark.slow
 def test_an_earlier_pass_may_change_its_sizes_in_every_layer(vit):
     """So often that a joint pass runs it by data, and not as scans."""
     many = "num_heads=3,1,3,1,3,1"
@@ -224,6 +225,7 @@ def test_one_altered_entry_of_what_recycles_is_found(vit, path):
     assert _proof.prove(plan, nesting.unflatten(altered), written, plan.nest.ta)[0] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_ta_of_the_same_task_teaches(vit, trained, tiny):
     opened = teacher.open_teacher(str(trained), "teacher.model")
     teacher.check_teacher(opened, vit(), "teacher.model")
@@ -236,6 +238,7 @@ def test_a_ta_of_the_same_task_teaches(vit, trained, tiny):
             teacher.check_teacher(opened, config, "teacher.model")
 
 
+@pytest.mark.slow
 def test_a_ta_that_thinks_twice_grows_around_a_student(vit):
     plan, params = setup_of(vit(**THINKING))
     student = plan.slice(params, plan.nest.student)
@@ -275,6 +278,7 @@ def test_a_step_is_the_same_on_every_mesh(vit, optimizer, thinking):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_each_member_learns_the_labels_of_both_of_a_mixed_image_by_their_shares(vit):
     config = vit(data__mixup=1.0, data__cutmix=1.0, nest__members={"middle": "d_ff=32"})
     setup = make_setup(config, make_mesh((1, 1, 1)))

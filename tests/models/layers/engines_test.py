@@ -70,6 +70,7 @@ def assert_close(arrays, expected, atol):
         np.testing.assert_allclose(array, other, atol=atol * max(1.0, np.abs(other).max()))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("name", "dtype", "atol"),
     [("splash", jnp.float32, 2e-6), ("splash", jnp.bfloat16, 2e-2), ("cudnn", jnp.bfloat16, 2e-2)],

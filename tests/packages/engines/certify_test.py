@@ -198,6 +198,7 @@ def test_an_engine_that_is_not_there_is_named(run, models, tmp_path, monkeypatch
         assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_has_no_log_probabilities_is_refused(vit_model, installed):
     with pytest.raises(UserError, match="certify='transformers' is for language models, and this"):
         matta_jax.certify(vit_model, ["transformers"])

@@ -20,6 +20,7 @@ def test_a_file_has_the_bytes_that_are_counted(written, spec, quantize):
     assert packages.file_bytes(architecture, quantize, "byte") == size
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("block", KINDS)
 @pytest.mark.parametrize("spec", ["ta", "layers=2", "d_ff=96,48,64"])
 def test_so_has_a_file_of_each_kind(written, block, spec):

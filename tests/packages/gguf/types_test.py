@@ -29,6 +29,7 @@ COARSENESS = {
 MIX = "d_ff=128,64,96"
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 @pytest.mark.parametrize(
     ("block", "spec"), [("llama", MIX), ("qwen3", MIX), ("gpt2", "student"), ("qwen2", "ta")]

@@ -60,6 +60,7 @@ def num_values(folder):
     return sum(int(t.n_elements) for t in tensors if t.name != "rope_freqs.weight")
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(("block", "spec"), WRITTEN)
 def test_a_model_comes_back_bit_for_bit(
     written, weights, assert_same_bits, architecture_of, tmp_path, block, spec
@@ -75,6 +76,7 @@ def test_a_model_comes_back_bit_for_bit(
     assert_same_bits(weights(again.path), expected)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(("block", "spec"), WRITTEN)
 def test_a_file_says_what_the_model_is(written, architecture_of, block, spec):
     folder, expected = written(block, spec)

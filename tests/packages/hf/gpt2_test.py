@@ -68,6 +68,7 @@ def tensors_without(name):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("format", "dtype"), ONE_DTYPE_EACH)
 def test_an_exported_model_is_imported_bit_for_bit(
     weights, assert_same_bits, models, tmp_path, format, dtype

@@ -31,6 +31,7 @@ FIELDS += [("llama", "d_ff=40,20,40", {"num_heads": 3}), ("llama", MIX, {"num_he
 FIELDS += [("qwen3", MIX, {"window": 5, "global_layers": (0,), "local_rope_theta": 10_000.0})]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("kind", "spec"), CASES)
 def test_a_mix_is_written_without_padding_and_read_bit_for_bit(
     mix_of, write_folder, read_folder, kind, spec

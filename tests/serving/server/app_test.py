@@ -58,6 +58,7 @@ def events(client, path="/v1/completions", **body):
     return [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize(
     "settings",
