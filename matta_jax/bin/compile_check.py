@@ -8,6 +8,7 @@ Exit code 1 when the step does not fit the memory of a chip. Needs libtpu: pip i
 """
 
 import os
+import signal
 import sys
 
 from absl import flags
@@ -24,6 +25,10 @@ _TPU_FLAGS = _app.define_tpu_flags()
 def _main() -> None:
     # Before JAX is imported: a TPU that is there is not taken.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+    # It saves nothing, so that it may end at once; the compiler would go on for minutes.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
     from matta_jax.sharding import set_tpu_flags
 

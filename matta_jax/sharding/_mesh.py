@@ -70,12 +70,23 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     if free_axis is not None:
         sizes[free_axis] = num_devices // fixed
     if sizes["data"] % config.slices:
-        raise UserError(
-            f"mesh.data={sizes['data']} must be a multiple of mesh.slices={config.slices}: data are"
-            " split across slices, and fsdp and tensor lie within one; lower mesh.fsdp or "
-            "mesh.tensor, or use mesh.data=-1"
-        )
+        raise UserError(_split_slices(sizes, config.slices, num_devices))
     return sizes["data"], sizes["fsdp"], sizes["tensor"]
+
+
+def _split_slices(sizes: Mapping[str, int], slices: int, num_devices: int) -> str:
+    """The line about data that are not split evenly across slices."""
+    if num_devices % slices:
+        fitting = math.gcd(num_devices, slices)
+        return f"mesh.slices={slices} must divide the {num_devices} devices; use {fitting}"
+    within = num_devices // slices
+    mend = f"use mesh.data={within * slices // (sizes['fsdp'] * sizes['tensor'])}"
+    if within % (sizes["fsdp"] * sizes["tensor"]):
+        mend = f"mesh.fsdp x mesh.tensor must divide the {within} devices of a slice"
+    return (
+        f"mesh.data={sizes['data']} must be a multiple of mesh.slices={slices}: data are split "
+        f"across slices, and fsdp and tensor lie within one; {mend}"
+    )
 
 
 def _misfit(sizes: Mapping[str, int], num_devices: int, *, exact: bool) -> str:
@@ -155,8 +166,10 @@ def _check_slices(devices: Sequence[Any], slices: int) -> None:
     # GPUs call the machines of a cluster slices: as one network they may well be one mesh.
     if devices[0].platform != "tpu" and slices == 1:
         return
-    told = len({getattr(device, "slice_index", None) for device in devices} - {None})
-    if told > 0 and told != slices:
+    # Of a TPU that is one slice, devices may not tell.
+    told = len({getattr(device, "slice_index", None) for device in devices})
+    is_simulated = devices[0].platform != "tpu" and told == 1
+    if told != slices and not is_simulated:
         raise UserError(f"mesh.slices={slices}, but the devices are of {told}; use {told}")
 
 

@@ -23,6 +23,7 @@ class Chip:
       tflops: bf16 matmuls, in 10¹² FLOP/s.
       ici_gb_per_second: all inter-chip links together, in one direction, in 10⁹ bytes.
       wraps_from: chips of an axis of a slice from which its ends are joined too.
+      largest: chips of the largest slice along its axes, from the shortest.
       network_gb_per_second: from slice to slice, over the network of the data centre, in 10⁹ bytes;
         None where the pages do not tell.
     """
@@ -32,6 +33,7 @@ class Chip:
     tflops: float
     ici_gb_per_second: float
     wraps_from: int
+    largest: tuple[int, ...]
     network_gb_per_second: float | None = None
 
 
@@ -57,13 +59,21 @@ _PEAKS = {
 }
 
 CHIPS = {
-    "v4": Chip(16, hbm_gb_per_second=600, tflops=137.5, ici_gb_per_second=150, wraps_from=4),
+    "v4": Chip(
+        16,
+        hbm_gb_per_second=600,
+        tflops=137.5,
+        ici_gb_per_second=150,
+        wraps_from=4,
+        largest=(16, 16, 16),
+    ),
     "v5e": Chip(
         16,
         hbm_gb_per_second=819,
         tflops=197,
         ici_gb_per_second=200,
         wraps_from=16,
+        largest=(16, 16),
         network_gb_per_second=3.125,
     ),
     "v5p": Chip(
@@ -72,6 +82,7 @@ CHIPS = {
         tflops=459,
         ici_gb_per_second=600,
         wraps_from=4,
+        largest=(16, 16, 24),
         network_gb_per_second=6.25,
     ),
     "v6e": Chip(
@@ -80,9 +91,17 @@ CHIPS = {
         tflops=918,
         ici_gb_per_second=400,
         wraps_from=16,
+        largest=(16, 16),
         network_gb_per_second=12.5,
     ),
-    "tpu7x": Chip(96, hbm_gb_per_second=3690, tflops=1153.5, ici_gb_per_second=300, wraps_from=4),
+    "tpu7x": Chip(
+        96,
+        hbm_gb_per_second=3690,
+        tflops=1153.5,
+        ici_gb_per_second=300,
+        wraps_from=4,
+        largest=(16, 24, 24),
+    ),
 }
 
 # Such as 2xv5e:4x4.
@@ -130,16 +149,17 @@ def parse_topology(text: str) -> Topology:
     """Reads `v5e:4x4`, or `2xv5e:4x4` for two slices.
 
     Raises:
-      UserError: an unknown chip, no shape, or several slices of a chip of which nobody says how
-        fast the network between them is.
+      UserError: an unknown chip, a shape that no slice of it has, or several slices of a chip of
+        which nobody says how fast the network between them is.
     """
     match = _TOPOLOGY.fullmatch(text)
     chip = match["chip"] if match else text.partition(":")[0]
     if match is None or chip not in CHIPS:
-        hint = "" if chip in CHIPS else did_you_mean(chip, CHIPS)
+        name = chip.lstrip("-0123456789x") if chip not in CHIPS else chip
+        hint = "" if name in CHIPS else did_you_mean(chip, CHIPS)
         raise UserError(
             f"topology={text!r} must be a chip ({', '.join(CHIPS)}) and a shape, such as "
-            f"v5e:4x4 or v5p:2x2x2, or 2xv5e:4x4 for two slices{hint}"
+            f"v5e:4x4 or v5p:2x2x2, or 2xv5e:4x4 for two slices, of 9999 at most{hint}"
         )
     slices = int(match["slices"] or 1)
     if slices > 1 and CHIPS[chip].network_gb_per_second is None:
@@ -149,6 +169,14 @@ def parse_topology(text: str) -> Topology:
             f"published; several slices can be of {', '.join(speeds)}"
         )
     shape = tuple(int(size) for size in match["shape"].split("x"))
+    # The compiler ends the process, or never ends, for what no machine has.
+    largest = CHIPS[chip].largest
+    pairs = zip(sorted(shape), largest, strict=False)
+    if len(shape) != len(largest) or any(not 0 < size <= most for size, most in pairs):
+        raise UserError(
+            f"topology={text!r}: a slice of {chip} has {len(largest)} axes, and at most "
+            f"{'x'.join(map(str, largest))} chips; name such a shape"
+        )
     return Topology(text, chip, shape, slices)
 
 

@@ -8,9 +8,11 @@ import re
 from collections.abc import Sequence
 
 from matta_jax.config import Config
+from matta_jax.errors import UserError
 from matta_jax.sharding import (
     Collective,
     Overlap,
+    Topology,
     check_mesh,
     collectives,
     make_mesh,
@@ -190,6 +192,8 @@ def compile_check(config: Config, topology: str) -> CompileReport:
       UserError: the topology cannot be compiled for, or the mesh does not fit it.
     """
     parsed = parse_topology(topology)
+    if parsed.slices != config.mesh.slices:
+        raise UserError(_unlike_slices(parsed, config.mesh.slices))
     devices = topology_devices(topology)
     sizes = check_mesh(
         config.mesh,
@@ -223,6 +227,13 @@ def compile_check(config: Config, topology: str) -> CompileReport:
         network_seconds=parsed.network_seconds(compiled.collectives),
         overlapped_bytes=_bytes_by_kind(hidden, crosses_slices=False),
     )
+
+
+def _unlike_slices(topology: Topology, slices: int) -> str:
+    mend = f"use mesh.slices={topology.slices}"
+    if topology.slices == 1:
+        mend += f", or --topology={slices}x{topology.text}"
+    return f"mesh.slices={slices}, but topology={topology.text!r} has {topology.slices}; {mend}"
 
 
 def _bytes_by_kind(crossing: Sequence[Collective], *, crosses_slices: bool) -> dict[str, int]:

@@ -84,10 +84,18 @@ class SliceDevice:
 def test_data_are_split_across_slices_and_all_else_lies_within_one():
     config = c.MeshConfig(data=-1, fsdp=4, slices=2)
     assert check_mesh(config, batch_size=24, microbatches=1, num_devices=8) == (2, 4, 1)
-    with pytest.raises(UserError, match="mesh.data=1 must be a multiple of mesh.slices=2: data"):
-        check_mesh(
-            dataclasses.replace(config, fsdp=8), batch_size=24, microbatches=1, num_devices=8
-        )
+    for fields, words in (
+        ({"fsdp": 8}, "mesh.data=1 must be a multiple of mesh.slices=2: data .* divide the 4 dev"),
+        (
+            {"data": 3, "fsdp": 1},
+            "mesh.data=3 must be a multiple of mesh.slices=2.*; use mesh.da.*=8",
+        ),
+        ({"slices": 3}, "mesh.slices=3 must divide the 8 devices; use 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_mesh(
+                dataclasses.replace(config, **fields), batch_size=24, microbatches=1, num_devices=8
+            )
     # In whatever order the devices come.
     devices = [SliceDevice(i, slice_index=i % 2) for i in range(8)]
     mesh = make_mesh((4, 1, 2), devices, slices=2)
@@ -99,6 +107,10 @@ def test_data_are_split_across_slices_and_all_else_lies_within_one():
     gpus = [SliceDevice(i, slice_index=i // 4, platform="gpu") for i in range(8)]
     assert [device.id for device in make_mesh((8, 1, 1), gpus).devices.ravel()] == list(range(8))
     assert make_mesh((4, 1, 2), slices=2) == make_mesh((4, 1, 2))
+    # A TPU of one slice need not tell.
+    one = [SliceDevice(i, slice_index=None) for i in range(8)]
+    with pytest.raises(UserError, match="mesh.slices=2, but the devices are of 1; use 1"):
+        make_mesh((8, 1, 1), one, slices=2)
 
 
 def test_an_axis_that_does_not_divide_is_named(tiny):

@@ -18,7 +18,11 @@ from matta_jax.sharding import (
             r"topology='v5f:4x4' must be a chip \(v4, v5e, v5p, v6e, tpu7x\).* did you mean 'v5",
         ),
         ("v5e", "must be a chip .* and a shape, such as v5e:4x4 or v5p:2x2x2, or 2xv5e:4x4"),
-        ("0xv5e:4x4", "topology='0xv5e:4x4' must be a chip"),
+        ("0xv5e:4x4", "topology='0xv5e:4x4' must be a chip .*, of 9999 at most$"),
+        ("v5e:4x4x4", "'v5e:4x4x4': a slice of v5e has 2 axes, and at most 16x16 chips"),
+        ("v5p:4x4", "a slice of v5p has 3 axes, and at most 16x16x24 chips"),
+        ("v6e:4x32", "a slice of v6e has 2 axes, and at most 16x16 chips"),
+        ("v6e:0x4", "a slice of v6e has 2 axes, and at most 16x16 chips"),
         ("2xv4:2x2x2", "between slices of v4 is, is not published; .* v5e, v5p, v6e$"),
     ],
 )

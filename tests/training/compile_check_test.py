@@ -94,6 +94,14 @@ def test_an_unknown_chip_is_refused(tiny, topology):
         compile_check(tiny(), topology)
 
 
+def test_slices_are_those_of_the_topology(tiny):
+    words = "mesh.slices=2, but topology='v5e:2x2' has 1; use mesh.slices=1, or --topology=2xv5e:2"
+    with pytest.raises(UserError, match=words):
+        compile_check(tiny(mesh__slices=2), "v5e:2x2")
+    with pytest.raises(UserError, match="topology='3xv5e:2x2' has 3; use mesh.slices=3$"):
+        compile_check(tiny(mesh__slices=2), "3xv5e:2x2")
+
+
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
 def test_without_libtpu_the_line_says_what_to_install(tiny):
     with pytest.raises(UserError, match=r"pip install 'matta_jax\[tpu\]'"):
@@ -153,5 +161,7 @@ def test_between_slices_a_gradient_crosses_once_in_parts(tiny, tpu_mesh):
     assert report.mesh == (2, 4, 1) and report.network_seconds > 0
     parts = report.parameter_bytes
     assert sum(report.network_bytes.values()) == pytest.approx(parts, rel=0.02)
-    with pytest.raises(UserError, match="mesh.slices=1, but the devices are of 2; use 2"):
+    with pytest.raises(
+        UserError, match="mesh.slices=1, but topology='2xv5e:2x2' has 2; use mesh.slices=2$"
+    ):
         compile_check(dataclasses.replace(config, mesh=tiny(mesh__fsdp=4).mesh), "2xv5e:2x2")
