@@ -5,7 +5,7 @@ from absl import flags
 from matta_jax.config import MeshConfig
 
 _WHAT = {
-    "data": "Devices that split rows. No --mesh flag: all accelerators, or one CPU.",
+    "data": "Devices that split rows. -1: what the others leave.",
     "fsdp": "Devices that split rows, and the weights too. -1: what the others leave.",
     "tensor": "Devices that split heads, d_ff and vocabulary. -1: what the others leave.",
 }

@@ -1,4 +1,5 @@
-"""Scores a model, or several side by side.
+"""Scores a model, or several side by side. Without --mesh flags all accelerators split rows; CPUs
+are one device.
 
 matta-evaluate --model=models/small --tasks='bits_per_byte:texts/*.txt' --output=small.json
 matta-evaluate --checkpoint=runs/quickstart --sub_model=student --sub_model=ta \\

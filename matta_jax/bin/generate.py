@@ -1,4 +1,4 @@
-"""Writes text with a model.
+"""Writes text with a model, on one device; with --mesh flags devices share its weights and caches.
 
 matta-generate --model=models/small --prompt='def main' --num_tokens=100 --temperature=0.7
 matta-generate --checkpoint=runs/quickstart --sub_model=student --num_samples=3 --top_p=0.9 --seed=1

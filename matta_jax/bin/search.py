@@ -1,4 +1,5 @@
-"""Finds the best sub-model of a run within a budget.
+"""Finds the best sub-model of a run within a budget. Without --mesh flags all accelerators split
+rows; CPUs are one device.
 
 matta-search --checkpoint=runs/quickstart --max_params=600e3 --output=runs/quickstart/search \\
   --extract_best=1

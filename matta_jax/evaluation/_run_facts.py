@@ -5,6 +5,7 @@ import datetime
 import statistics
 
 from matta_jax.config import Config
+from matta_jax.errors import UserError
 from matta_jax.evaluation._curves import Metrics, divergence_label, unit
 from matta_jax.evaluation._regime import overlap_text, tokens_per_parameter
 from matta_jax.evaluation._sizes import width_text
@@ -13,6 +14,7 @@ from matta_jax.nesting import RESIDUAL, nest_of
 
 _SECONDS = "seconds/"
 """Before the name of what a run's seconds went to."""
+_MOST_SECONDS = 1e10
 
 
 def run_lines(config: Config, metrics: Metrics) -> list[list[str]]:
@@ -118,7 +120,21 @@ def _goodput(metrics: Metrics) -> str | None:
         if name.startswith(_SECONDS)
     }
     total = sum(seconds.values())
+    if min(seconds.values(), default=0.0) < 0 or total > _MOST_SECONDS:
+        raise UserError(
+            f"metrics.jsonl is damaged: its last line of goodput says {total:g} seconds in all; "
+            "remove that line"
+        )
     text = f"{last['goodput']:.1%} of {datetime.timedelta(seconds=round(total))} in training steps"
+    # Those of an older version.
+    first = rows[0]["step"]
+    untold = [
+        row["step"]
+        for row in metrics
+        if "loss" in row and "goodput" not in row and row["step"] <= first
+    ]
+    if untold:
+        text += f" since step {max(untold)}, before which lines do not tell"
     seconds.pop("step", None)
     # What takes a second of a day is no reason to look for it.
     losses = sorted(seconds.items(), key=lambda loss: -loss[1])

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import math
 import queue
 import threading
 import time
@@ -31,6 +30,8 @@ _PREFIX = "seconds/"
 # Of a line: the time of day, and whether its process ended by itself.
 _TIME = "time"
 _ENDED = "ended"
+# 300 years: what is more is damage.
+_MOST_SECONDS = 1e10
 
 
 class Ledger:
@@ -73,10 +74,9 @@ class Ledger:
             self.enter(cause, at=since)
         self.enter("step")
 
-    def go_on(self, rows: Sequence[Mapping[str, Any]], step: int) -> bool:
+    def go_on(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Takes over what the lines of earlier processes tell, of a run that goes on from a step.
-
-        Steps after it are redone. Returns whether a line told anything.
+        Steps after it are redone.
 
         Args:
           rows: of all lines, in their order, also of steps that are taken back.
@@ -84,7 +84,7 @@ class Ledger:
         """
         told = [row for row in rows if _is_ledger(row)]
         if not told:
-            return False
+            return
         last = told[-1]
         for cause in CAUSES:
             self._seconds[cause] += last[_PREFIX + cause]
@@ -97,7 +97,6 @@ class Ledger:
         if not last.get(_ENDED):
             # Clocks of two machines may differ.
             self._seconds["down"] += max(self._start_time - last[_TIME], 0.0)
-        return True
 
     def row(self, *, ended: bool = False) -> dict[str, float]:
         """Metrics up to this moment: `goodput`, the share of `step` in all seconds; `seconds/CAUSE`
@@ -125,9 +124,9 @@ def time_line(row: Mapping[str, float]) -> str:
 
 
 def _is_ledger(row: Mapping[str, Any]) -> bool:
-    """Whether a line tells of all causes, as those of older versions do not."""
+    """Whether a line tells of all causes, as those of older versions do not; and of what can be."""
     values = [row.get(name) for name in ("step", _TIME, *(_PREFIX + cause for cause in CAUSES))]
-    return all(storage.is_number(value) and math.isfinite(value) for value in values)
+    return all(storage.is_number(value) and 0 <= value <= _MOST_SECONDS for value in values)
 
 
 class StepEnds:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -16,7 +16,7 @@ from matta_jax.sharding import check_shared, is_first, together
 from matta_jax.tokenizers import bundle_tokenizer
 from matta_jax.training._goodput import Ledger
 from matta_jax.training._held_out import report_overlap
-from matta_jax.training._metrics import open_writers, read_rows
+from matta_jax.training._metrics import Writer, open_writers, read_rows
 from matta_jax.training._prepare import Prepared, check_start, config_text
 from matta_jax.training._profile import Profile
 from matta_jax.training._resume import restore_state
@@ -121,21 +121,35 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         ) as checkpoints:
             state = _first_state(prepared, checkpoints, log, fallback=fallback, extend=extend)
             # Before the lines of steps that are taken back are dropped.
-            told_before = ledger.go_on(read_rows(workdir), int(state.step))
+            ledger.go_on(read_rows(workdir), int(state.step))
+            step = int(state.step)
             # After the state, whose step says which lines of an earlier process count.
-            with open_writers(config, workdir, int(state.step)) as writer:
-                if told_before and int(state.step) < config.train.num_steps:
-                    writer.write(int(state.step), ledger.row())
-                if int(state.step) == 0:
+            writing_to = open_writers(config, workdir, step)
+            with writing_to as writer, _told_end(writer, ledger, step):
+                if step < config.train.num_steps:
+                    writer.write(step, ledger.row())
+                if step == 0:
                     report_overlap(prepared.windows, prepared.eval_windows, writer, log)
                 listeners = Listeners(log, on_step, on_eval)
                 run = make_run(prepared, checkpoints, writer, ledger, listeners)
-                if prepared.scores_first(int(state.step)):
-                    evaluate(run, state, int(state.step), saves=False)
+                if prepared.scores_first(step):
+                    evaluate(run, state, step, saves=False)
                     ledger.enter("start")
                 closing = contextlib.closing(Profile(profile, workdir, log))
                 with closing as traced, run.ends.watched():
                     return _run_steps(run, state, workdir, traced)
+
+
+@contextlib.contextmanager
+def _told_end(writer: Writer, ledger: Ledger, step: int) -> Iterator[None]:
+    """Where a signal ends the process within the block, a line says that it ended by itself: the
+    time without it is nobody's.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, stops.Stopped):
+        writer.write(step, ledger.row(ended=True))
+        raise
 
 
 def train_whole(config: Config, workdir: str | storage.Path, log: Log = print) -> TrainResult:

@@ -8,6 +8,7 @@ import pytest
 from matta_jax import evaluate, extract, report, storage
 from matta_jax.checkpoints import read_meta, weights_fingerprint
 from matta_jax.errors import UnsavedError, UserError
+from matta_jax.evaluation import _run_facts
 from matta_jax.evaluation._sizes import plotted
 from matta_jax.packages._manifest import sealed
 
@@ -168,3 +169,17 @@ def test_a_report_that_cannot_be_written_is_not_lost(run, tmp_path, monkeypatch)
     with pytest.raises(UnsavedError, match="cannot be written .No space left on device.") as error:
         report(tmp_path)
     assert error.value.text == table
+
+
+def test_goodput_is_told_since_the_first_line_that_has_it_and_damage_is_named():
+    told = {"step": 900, "goodput": 0.75, "seconds/step": 90.0, "seconds/start": 30.0}
+    old = {"step": 900, "loss": 1.0}
+    line = _run_facts._goodput([old, told])
+    assert line == (
+        "75.0% of 0:02:00 in training steps since step 900, before which lines do not tell; "
+        "start 25.0%"
+    )
+    assert "since" not in _run_facts._goodput([told | {"step": 0}, old])
+    for damage in ({"seconds/start": -500.0}, {"seconds/start": 1e300}):
+        with pytest.raises(UserError, match=r"metrics.jsonl is damaged: .* remove that line"):
+            _run_facts._goodput([told | damage])

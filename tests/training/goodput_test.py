@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matta_jax import train
-from matta_jax.training import _prepare, _run
+from matta_jax import stops, train
+from matta_jax.training import _loop, _prepare, _run
 from matta_jax.training._goodput import CAUSES, Ledger, StepEnds, time_line
 
 
@@ -80,7 +80,7 @@ def test_steps_that_a_kill_took_back_are_lost():
     rows = killed_rows()
     clock = Clock(140.0)
     ledger = ledger_at(clock, started=130.0)
-    assert ledger.go_on([{"step": 0, "data/near_duplicates": 4}, *rows], 10)
+    ledger.go_on([{"step": 0, "data/near_duplicates": 4}, *rows], 10)
     row = ledger.row()
     expected = {"start": 30, "compile": 10, "step": 50, "checkpoint": 4, "redone": 25, "down": 21}
     assert seconds_of(row) == dict.fromkeys(CAUSES, 0) | expected
@@ -102,11 +102,18 @@ def test_the_time_after_a_run_that_ended_by_itself_is_no_loss():
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [{"step": 3, "loss": 1.0}], [{"step": 3, "seconds/step": "1", "time": None}]]
+    "rows",
+    [
+        [],
+        [{"step": 3, "loss": 1.0}],
+        [{"step": 3, "seconds/step": "1", "time": None}],
+        [{"step": 3, "time": 1.0} | {f"seconds/{cause}": -1.0 for cause in CAUSES}],
+        [{"step": 3, "time": 1.0} | {f"seconds/{cause}": 1e300 for cause in CAUSES}],
+    ],
 )
 def test_lines_that_tell_no_time_are_passed_over(rows):
     ledger = ledger_at(Clock(9.0))
-    assert not ledger.go_on(rows, 3)
+    ledger.go_on(rows, 3)
     assert sum(seconds_of(ledger.row()).values()) == 0
 
 
@@ -200,10 +207,10 @@ def test_a_run_that_was_killed_counts_what_it_did_twice(tiny, tmp_path):
     train(tiny(), workdir, log=lambda line: None)
 
     rows = rows_of(workdir)
-    assert [row["step"] for row in rows] == [1, 2, 3, 3, 3, 4, 5, 6, 6]
-    assert_adds_up(rows[:4])
-    assert_adds_up(rows[4:])
-    saved, resumed = seconds_of(rows[3]), seconds_of(rows[4])
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3, 3, 4, 5, 6, 6]
+    assert_adds_up(rows[:5])
+    assert_adds_up(rows[5:])
+    saved, resumed = seconds_of(rows[4]), seconds_of(rows[5])
     killed = seconds_of(first[-1])
     assert resumed["step"] == pytest.approx(saved["step"])
     assert resumed["redone"] == pytest.approx(killed["step"] - saved["step"]) and killed["step"] > 0
@@ -211,6 +218,20 @@ def test_a_run_that_was_killed_counts_what_it_did_twice(tiny, tmp_path):
     # From the first start, whichever process told.
     last = rows[-1]
     assert sum(seconds_of(last).values()) == pytest.approx(last["time"] - began, abs=0.1)
+
+
+@pytest.mark.parametrize("number", [KeyboardInterrupt, stops.Stopped])
+def test_a_process_that_a_signal_ends_in_its_start_ends_by_itself(
+    tiny, tmp_path, monkeypatch, number
+):
+    def interrupted(*arguments):
+        raise number
+
+    monkeypatch.setattr(_loop, "make_run", interrupted)
+    with pytest.raises(number):
+        train(tiny(), tmp_path / "run", log=lambda line: None)
+    rows = rows_of(tmp_path / "run")
+    assert [row.get("ended") for row in rows if "goodput" in row] == [None, 1]
 
 
 def test_devices_without_work_wait_for_data(tiny, tmp_path, monkeypatch):
@@ -246,6 +267,8 @@ def test_what_is_told_on_the_way_is_evaluation(tiny, tmp_path, monkeypatch):
     train(tiny(train__cosine_every=1), tmp_path / "run", log=lambda line: None)
     rows = rows_of(tmp_path / "run")
     # The line of a step comes after the next one began: two of them were compared by then.
-    assert [row["step"] for row in rows[:2]] == [1, 2]
-    assert 0.3 <= rows[0]["seconds/evaluation"] < 0.6 <= rows[1]["seconds/evaluation"] < 0.9
+    start, *steps = rows
+    assert start["step"] == start["seconds/evaluation"] == 0
+    assert [row["step"] for row in steps[:2]] == [1, 2]
+    assert 0.3 <= steps[0]["seconds/evaluation"] < 0.6 <= steps[1]["seconds/evaluation"] < 0.9
     assert_adds_up(rows)
