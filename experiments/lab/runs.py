@@ -13,6 +13,7 @@ from typing import Any
 import matta_jax
 from lab.statistics import Row
 from matta_jax import config as c
+from matta_jax import stops
 from matta_jax.errors import UserError
 from matta_jax.sharding import make_mesh
 from matta_jax.storage import replace_text
@@ -62,8 +63,11 @@ class Lab:
     def train(
         self, conditions: Mapping[str, Overrides], seeds: Sequence[int]
     ) -> dict[RunKey, Trained]:
-        """Trains each condition with each seed; returns the runs. Raises UserError while some are
-        missing.
+        """Trains each condition with each seed; returns the runs.
+
+        Raises:
+          UserError: some are missing.
+          Stopped: a signal stopped one of them.
         """
         runs = self._plan(conditions, seeds)
 
@@ -71,7 +75,10 @@ class Lab:
             is_ours = self.seeds is None or seed in self.seeds
             if is_ours and not is_finished(run):
                 self.log(f"{condition}, seed {seed}")
-                matta_jax.train(run.config, run.workdir, log=lambda line: None)
+                result = matta_jax.train(run.config, run.workdir, log=lambda line: None)
+                # No UserError, which experiments pass over: no other run is to begin.
+                if not result.finished:
+                    raise stops.Stopped
 
         return {key: _trained(run) for key, run in runs.items()}
 

@@ -4,7 +4,9 @@ import pytest
 
 import matta_jax
 from matta_jax import config as c
+from matta_jax import stops
 from matta_jax.errors import UserError
+from matta_jax.training import TrainResult
 
 CONDITIONS = {"alone": {"nest.d_ff": None, "nest.widths": ()}, "MatTA": {}}
 
@@ -21,6 +23,7 @@ def trained(monkeypatch):
         (workdir / "config.json").write_text(json.dumps(c.to_dict(config)))
         row = {"step": 4, "eval/student": 3.0, "eval/ta": 2.0 if config.nest.d_ff else None}
         (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return TrainResult(workdir, config.train.num_steps, finished=True, metrics={})
 
     monkeypatch.setattr(matta_jax, "train", train, raising=False)
     return names
@@ -50,6 +53,21 @@ def test_runs_are_trained_once_and_seeds_can_be_shared_by_processes(load, traine
     assert log[2:] == ["alone, seed 1", "MatTA, seed 1"] and len(set(trained)) == 4
     assert models["alone", 1] == {"student": 3.0}
     assert models["MatTA", 0] == {"student": 3.0, "ta": 2.0}
+
+
+def test_no_other_run_begins_after_one_that_a_signal_stopped(load, tmp_path, monkeypatch):
+    names = []
+
+    def train(config, workdir, log):
+        names.append(workdir.name)
+        return TrainResult(workdir, 2, finished=False, metrics={})
+
+    monkeypatch.setattr(matta_jax, "train", train, raising=False)
+    lab = load("lab.runs").Lab(config(), tmp_path, tmp_path, None, lambda line: None)
+    # Experiments pass over a UserError of a condition.
+    with pytest.raises(stops.Stopped):
+        lab.train(CONDITIONS, [0, 1])
+    assert len(names) == 1
 
 
 def test_a_row_tells_the_flops_of_its_run(load, trained, tmp_path):
