@@ -7,6 +7,8 @@ attention. What it computes in float32 differs from ours by a few 1e-6 of the lo
 import contextlib
 import functools
 import json
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import matta_jax
 from matta_jax import packages
 from matta_jax.packages import Packaging
+from matta_jax.packages.engines import _child
 from matta_jax.tokenizers import make_tokenizer
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -77,6 +80,8 @@ class Engine:
         kinds = xllamacpp.llama_flash_attn_type
         settings.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(settings)
+        # One that was asked nothing may wait for ever for its own thread when it goes.
+        self._server.handle_completions({"prompt": [1], "max_tokens": 1})
 
     def log_probs(self, ids, vocab_size):
         """Those after each id [T, V]."""
@@ -177,9 +182,24 @@ def test_texts_have_our_ids(written, tokenizer_file, kind):
     assert answer["tokens"] == [tokenizer.start_id, *tokenizer.encode("a").tolist()]
 
 
+COUNT = """
+import os, runpy, sys
+server = runpy.run_path(sys.argv[1])["_LlamaServer"](sys.argv[2], 8, threads=1, is_exact=True)
+print(server.num_parameters(), flush=True)
+os._exit(0)
+"""
+
+
 def test_a_file_without_a_tokenizer_is_loaded(written, save_words):
     folder, weights = written("llama", "student", tokenizer=save_words(256))
-    assert Engine(folder).num_params == sum(weight.size for weight in weights.values())
+    # It cannot be asked anything, so that it may not end: in a process which does not wait for it.
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, _child.__file__, str(folder / "model.gguf")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert int(done.stdout) == sum(weight.size for weight in weights.values()), done.stderr
 
 
 def test_a_sub_model_of_a_run_is_served(run, compared, tmp_path):
