@@ -166,7 +166,8 @@ def test_a_scorer_may_be_the_teacher(scorer, trained, tmp_path):
         teacher__model=str(trained), teacher__student_weight=1.0, teacher__temperature=2.0
     )
     train(config, tmp_path / "run", log=lambda _: None)
-    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    line = next(line for line in lines if "loss" in line)
     assert line["teacher_student"] > 0
     with pytest.raises(UserError, match="num_dense=2, and must have the run's 0"):
         train(
@@ -232,7 +233,7 @@ def test_scorer_fields_of_a_gpt_are_named(tiny):
 @pytest.mark.slow
 def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monkeypatch):
     """Of every example, the run reads it for an evaluation before it reads it for a step."""
-    from matta_jax.training import _loop
+    from matta_jax.training import _run
 
     config = scorer(
         data__stream=True, train__num_steps=7, train__eval_every=3, train__checkpoint_every=2
@@ -246,14 +247,14 @@ def test_a_stream_trains_on_no_example_before_scoring_it(scorer, tmp_path, monke
     def wrapped(step, kind):
         return lambda first, batch: (recorded(kind, batch), step(first, batch))[1]
 
-    make_train, make_eval = _loop.make_train_steps, _loop.make_eval_step
+    make_train, make_eval = _run.make_train_steps, _run.make_eval_step
 
     def make_recorded(setup):
         step_at = make_train(setup)
         return lambda i: wrapped(step_at(i), "train")
 
-    monkeypatch.setattr(_loop, "make_train_steps", make_recorded)
-    monkeypatch.setattr(_loop, "make_eval_step", lambda setup: wrapped(make_eval(setup), "score"))
+    monkeypatch.setattr(_run, "make_train_steps", make_recorded)
+    monkeypatch.setattr(_run, "make_eval_step", lambda setup: wrapped(make_eval(setup), "score"))
     train(config, tmp_path / "run", log=lambda _: None)
     steps = [i for kind, i in events if kind == "train"]
     assert steps == list(range(56))  # Once, in order.
