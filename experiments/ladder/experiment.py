@@ -28,9 +28,10 @@ class Ladder(RungExperiment):
         rows = []
         for rung, length in settings():
             runs = RungRuns(lab, rung, length)
-            for condition in conditions_of(rung):
+            for condition, overrides in conditions_of(rung).items():
                 try:
-                    rows += scored(runs, condition, self.seeds)
+                    rate = best_rate(runs, condition)
+                    rows += scored(runs, condition, overrides, rate, self.seeds)
                 except UserError as error:
                     lab.log(f"{rung.name}, {length} tokens a parameter, {condition}: {error}")
         if not rows:
@@ -47,10 +48,11 @@ class Ladder(RungExperiment):
         return figures.tables(scores)
 
 
-def scored(runs: RungRuns, condition: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Trains a recipe of the ladder with its best rate; returns a row for each seed and size."""
-    rung, overrides = runs.rung, conditions_of(runs.rung)[condition]
-    rate = best_rate(runs, condition)
+def scored(
+    runs: RungRuns, condition: str, overrides: Overrides, rate: float, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Trains a recipe with a learning rate; returns a row for each seed and size."""
+    rung = runs.rung
     tuned = at_rate(overrides, rate)
     about = {"rung": rung.name, "length": runs.length, "condition": condition}
     about |= {"learning_rate": rate, "tflops": runs.tflops(tuned)}

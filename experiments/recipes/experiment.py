@@ -2,13 +2,12 @@
 
 import json
 import pathlib
-from typing import Any
 
 from lab.protocol import FOLDER, Results
-from lab.rung_runs import RungExperiment, RungRuns, at_rate
+from lab.rung_runs import RungExperiment, RungRuns
 from lab.runs import Lab
 from ladder import figures, frontier
-from ladder.experiment import size_rows
+from ladder.experiment import scored
 from ladder.recipes import WITH_A_MIX
 
 from matta_jax.errors import UserError
@@ -32,7 +31,7 @@ class Recipes(RungExperiment):
         rows = []
         for condition, overrides in self.conditions().items():
             try:
-                rows += self._scored(runs, condition, at_rate(overrides, _RATE))
+                rows += scored(runs, condition, overrides, _RATE, self.seeds)
             except UserError as error:
                 lab.log(f"{condition}: {error}")
         if not rows:
@@ -55,7 +54,8 @@ class Recipes(RungExperiment):
         """Each against lone models and against the mix, and the frontier."""
         ladder = json.loads((FOLDER / "ladder" / "results.json").read_text())["rows"]
         scores = figures.Scores([*ladder, *results["rows"]])
-        measured = [name for name in self.conditions() if self._has(scores, name)]
+        conditions = self.conditions()
+        measured = [name for name in conditions if scores.has(self.rung, self.length, name)]
         recipes = [*_OF_THE_LADDER, *measured]
         frontier.plot(scores, folder / "recipes.png", [self.rung], recipes)
         return "\n\n".join(
@@ -66,16 +66,6 @@ class Recipes(RungExperiment):
                 figures.paired_table(scores, self.rung, self.length, WITH_A_MIX, measured),
             ]
         )
-
-    def _has(self, scores: figures.Scores, condition: str) -> bool:
-        return scores.has(self.rung, self.length, condition)
-
-    def _scored(self, runs: RungRuns, condition: str, tuned: Overrides) -> list[dict[str, Any]]:
-        about = {"rung": self.rung.name, "length": self.length, "condition": condition}
-        about |= {"learning_rate": _RATE, "tflops": runs.tflops(tuned)}
-        specs = {width: f"d_ff={width}" for width in self.rung.widths}
-        trained = runs.train(condition, tuned, self.seeds)
-        return [about | row for run in trained for row in size_rows(runs, run, specs)]
 
 
 EXPERIMENT = Recipes()
