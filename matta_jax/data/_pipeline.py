@@ -133,21 +133,18 @@ def sequential_batches(
     windows: Examples,
     *,
     batch_size: int,
-    limit: int | None = None,
-    within: range | None = None,
     most: int | None = None,
+    within: range | None = None,
 ) -> Iterator[Batch]:
     """Yields the windows in order, once, in batches of one size; rows that fill up the last one do
     not count.
 
-    With a `limit` on the number of batches, or `most` windows, these are taken evenly from the
-    whole, or from those `within`.
+    Where they are more than `most`, that many are taken evenly from the whole, or from those
+    `within`.
     """
     if within is None:
         within = range(len(windows))
     count = len(within)
-    if limit is not None:
-        count = min(count, limit * batch_size)
     if most is not None:
         count = min(count, most)
 

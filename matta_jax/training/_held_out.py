@@ -74,9 +74,9 @@ class HeldOut:
         metrics: dict[str, float] = {}
         for name, windows in held_out.parts.items():
             share = limit * len(windows) / len(held_out)
-            batches = sequential_batches(
-                windows, batch_size=self._config.data.batch_size, limit=max(round(share), 1)
-            )
+            batch_size = self._config.data.batch_size
+            most = max(round(share), 1) * batch_size
+            batches = sequential_batches(windows, batch_size=batch_size, most=most)
             sums = self._sums(state, batches)
             totals = {term: totals.get(term, 0.0) + value for term, value in sums.items()}
             means = _means(sums)
@@ -109,9 +109,8 @@ class HeldOut:
         if self._config.data.stream and step < train.num_steps:
             within = next_window(self._config, step)
             return sequential_batches(self._windows, batch_size=batch_size, within=within)
-        return sequential_batches(
-            self._eval_windows, batch_size=batch_size, limit=train.eval_batches
-        )
+        most = train.eval_batches * batch_size
+        return sequential_batches(self._eval_windows, batch_size=batch_size, most=most)
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:

@@ -268,7 +268,7 @@ def test_sequential_batches_fill_up_and_spread(tmp_path):
     starts = [
         b["tokens"]
         for b in data.sequential_batches(
-            windows_of("".join(map(str, range(200))), tmp_path), batch_size=2, limit=2
+            windows_of("".join(map(str, range(200))), tmp_path), batch_size=2, most=4
         )
     ]
     assert len(starts) == 2 and not np.array_equal(starts[0], starts[1])
