@@ -10,8 +10,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from jax.sharding import Mesh
-
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.config import MeshConfig
@@ -39,7 +37,7 @@ from matta_jax.selection._space import (
 )
 from matta_jax.selection._workload import Workload
 from matta_jax.selection.scoring import HELD_OUT, score_record, task_data
-from matta_jax.sharding import local_mesh, weight_shardings
+from matta_jax.sharding import fitting_mesh
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
 _MOST_EXHAUSTIVE = 256  # Models up to which `auto` scores them all.
@@ -144,7 +142,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         seed=seed,
     )
     source, root = _opened(checkpoint, budget), _checked_output(output)
-    devices = _checked_mesh(source, mesh)
+    devices = fitting_mesh(mesh, source.abstract, source.axes)
     fixed = dict(d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, embed=embed)
     space = make_space(source.nest, layers=layers, **fixed)
     method = _chosen_method(method, space)
@@ -239,14 +237,6 @@ def _opened(checkpoint: str, budget: Budget) -> Source:
             f"{source.config.model.a_noun}; leave it out"
         )
     return source
-
-
-def _checked_mesh(source: Source, mesh: MeshConfig | None) -> Mesh | None:
-    """The devices that share the TA. Raises UserError where they are too few, or do not fit it."""
-    devices = local_mesh(mesh)
-    if devices is not None:
-        weight_shardings(source.abstract, source.axes, devices)
-    return devices
 
 
 def _checked_output(output: str | storage.Path) -> storage.Path:

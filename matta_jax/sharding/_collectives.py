@@ -3,8 +3,9 @@
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
-from matta_jax.sharding._hlo import Program, arrays_of, branches
+from matta_jax.sharding._hlo import Array, Program, arrays_of, branches
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
@@ -158,27 +159,24 @@ class CollectiveProgram(Program):
         if match["start"] and kind != "all-reduce":
             arrays = [array for array in arrays if array.shape]
             arrays = arrays[len(arrays) // 2 :]
-        return Collective(
-            kind,
-            shapes=tuple(array.shape for array in arrays),
-            bytes=sum(array.bytes for array in arrays),
-            times=place.times,
-            in_loop=place.in_loop,
-            group=_group_size(line),
-        )
+        return _of_arrays(kind, arrays, place, _group_size(line))
 
 
 def _between_slices(match: re.Match[str], place: Place) -> Collective:
     kind = _KINDS_BETWEEN.get(match["kind"], match["kind"].lower().replace("_", "-"))
-    arrays = arrays_of(match["type"])
+    collective = _of_arrays(kind, arrays_of(match["type"]), place, _count(match["slices"]))
+    return dataclasses.replace(collective, crosses_slices=True)
+
+
+def _of_arrays(kind: str, arrays: Sequence[Array], place: Place, group: int) -> Collective:
+    """The collective whose results on a device are arrays."""
     return Collective(
         kind,
         shapes=tuple(array.shape for array in arrays),
         bytes=sum(array.bytes for array in arrays),
         times=place.times,
         in_loop=place.in_loop,
-        group=_count(match["slices"]),
-        crosses_slices=True,
+        group=group,
     )
 
 

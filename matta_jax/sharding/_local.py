@@ -45,6 +45,23 @@ def local_mesh(config: MeshConfig | None) -> Mesh | None:
     return make_mesh(sizes, devices, slices=config.slices)
 
 
+def fitting_mesh(config: MeshConfig | None, shapes: Tree, axes: Tree) -> Mesh | None:
+    """Returns the `local_mesh` of a model, before its weights are read.
+
+    Args:
+      config: as of `local_mesh`.
+      shapes: the weights.
+      axes: their axis names.
+
+    Raises:
+      UserError: as `local_mesh`, or where the devices do not fit the model.
+    """
+    mesh = local_mesh(config)
+    if mesh is not None:
+        weight_shardings(shapes, axes, mesh)
+    return mesh
+
+
 def weight_shardings(shapes: Tree, axes: Tree, mesh: Mesh) -> Tree:
     """Returns the sharding of each weight of a model that is not trained. Every device has all of a
     table whose rows do not divide: a model's vocabulary is what it is.

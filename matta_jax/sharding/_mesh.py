@@ -79,9 +79,9 @@ def _split_slices(sizes: Mapping[str, int], slices: int, num_devices: int) -> st
     if num_devices % slices:
         fitting = math.gcd(num_devices, slices)
         return f"mesh.slices={slices} must divide the {num_devices} devices; use {fitting}"
-    within = num_devices // slices
-    mend = f"use mesh.data={within * slices // (sizes['fsdp'] * sizes['tensor'])}"
-    if within % (sizes["fsdp"] * sizes["tensor"]):
+    within, row_devices = num_devices // slices, sizes["fsdp"] * sizes["tensor"]
+    mend = f"use mesh.data={num_devices // row_devices}"
+    if within % row_devices:
         mend = f"mesh.fsdp x mesh.tensor must divide the {within} devices of a slice"
     return (
         f"mesh.data={sizes['data']} must be a multiple of mesh.slices={slices}: data are split "

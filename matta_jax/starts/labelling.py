@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from matta_jax import storage
 from matta_jax.config import Config, MeshConfig
@@ -21,15 +20,14 @@ from matta_jax.packages import Model, check_place
 from matta_jax.reporting import progress
 from matta_jax.sharding import (
     check_agreement,
+    fitting_mesh,
     is_first,
-    local_mesh,
     map_rows,
     place_rows,
     row_shards,
     wait_for_all,
-    weight_shardings,
 )
-from matta_jax.starts.teacher import Teacher, check_teacher, open_teacher
+from matta_jax.starts.teacher import check_teacher, open_teacher
 from matta_jax.tokenizers import fitting_tokenizer, tokenizer_digest
 
 _CHUNK = 256  # Tokens whose logits exist at once.
@@ -89,7 +87,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         )
     opened = open_teacher(teacher, "teacher")
     check_teacher(opened, config, "teacher")
-    devices = _checked_mesh(opened, mesh or MeshConfig())
+    devices = fitting_mesh(mesh or MeshConfig(), opened.abstract, opened.axes)
     _check_settings(top_k, temperature, batch_size, opened.architecture.vocab_size)
 
     tokenizer = fitting_tokenizer(config.data.tokenizer, config.model.vocab_size)
@@ -130,16 +128,6 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 
     wait_for_all("matta_jax/labelled")
     return Labelled(folder, header, len(missing))
-
-
-def _checked_mesh(teacher: Teacher, mesh: MeshConfig) -> Mesh | None:
-    """The devices that share a Teacher. Raises UserError where they are too few, or do not fit
-    it.
-    """
-    devices = local_mesh(mesh)
-    if devices is not None:
-        weight_shardings(teacher.abstract, teacher.axes, devices)
-    return devices
 
 
 def _check_space(folder: storage.Path, header: LabelHeader) -> None:
