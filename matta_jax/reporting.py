@@ -3,7 +3,15 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence, Sized
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from typing import Any, TypeVar
 
 import tqdm
@@ -70,6 +78,25 @@ def _say(line: str) -> None:
     # Work goes on where no one reads of it: stderr may be closed, or full.
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
+
+
+SECONDS = "seconds/"
+"""Before the name of a cause in a line of metrics, which a run's wall time is counted to."""
+MOST_SECONDS = 1e10
+"""Of a cause, 300 years: what is more is damage."""
+
+
+def wall_time(row: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Returns what a line of metrics tells of a run's wall time: its seconds in all, and the share
+    of each cause but training steps, the largest first.
+    """
+    seconds = {
+        name.removeprefix(SECONDS): value for name, value in row.items() if name.startswith(SECONDS)
+    }
+    total = sum(seconds.values())
+    seconds.pop("step", None)
+    losses = sorted(seconds.items(), key=lambda loss: -loss[1])
+    return total, {cause: lost / total for cause, lost in losses if lost > 0}
 
 
 def markdown_table(

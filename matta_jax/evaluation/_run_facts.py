@@ -11,10 +11,7 @@ from matta_jax.evaluation._regime import overlap_text, tokens_per_parameter
 from matta_jax.evaluation._sizes import width_text
 from matta_jax.models import plan_of
 from matta_jax.nesting import RESIDUAL, nest_of
-
-_SECONDS = "seconds/"
-"""Before the name of what a run's seconds went to."""
-_MOST_SECONDS = 1e10
+from matta_jax.reporting import MOST_SECONDS, SECONDS, wall_time
 
 
 def run_lines(config: Config, metrics: Metrics) -> list[list[str]]:
@@ -114,13 +111,9 @@ def _goodput(metrics: Metrics) -> str | None:
     if not rows:
         return None
     last = rows[-1]
-    seconds = {
-        name.removeprefix(_SECONDS): value
-        for name, value in last.items()
-        if name.startswith(_SECONDS)
-    }
-    total = sum(seconds.values())
-    if min(seconds.values(), default=0.0) < 0 or total > _MOST_SECONDS:
+    total, losses = wall_time(last)
+    seconds = [value for name, value in last.items() if name.startswith(SECONDS)]
+    if min(seconds, default=0.0) < 0 or total > MOST_SECONDS:
         raise UserError(
             f"metrics.jsonl is damaged: its last line of goodput says {total:g} seconds in all; "
             "remove that line"
@@ -135,10 +128,8 @@ def _goodput(metrics: Metrics) -> str | None:
     ]
     if untold:
         text += f" since step {max(untold)}, before which lines do not tell"
-    seconds.pop("step", None)
     # What takes a second of a day is no reason to look for it.
-    losses = sorted(seconds.items(), key=lambda loss: -loss[1])
-    shares = [f"{cause} {lost / total:.1%}" for cause, lost in losses if lost >= 0.0005 * total > 0]
+    shares = [f"{cause} {share:.1%}" for cause, share in losses.items() if share >= 0.0005]
     return "; ".join([text, ", ".join(shares)]) if shares else text
 
 

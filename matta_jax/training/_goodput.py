@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from matta_jax import storage
+from matta_jax.reporting import MOST_SECONDS, SECONDS, wall_time
 
 CAUSES = ("step", "compile", "data", "evaluation", "checkpoint", "start", "redone", "down")
 """What seconds are counted by:
@@ -26,12 +27,9 @@ CAUSES = ("step", "compile", "data", "evaluation", "checkpoint", "start", "redon
   told of, and the time without a process. After a run that ended by itself nothing is counted.
 """
 
-_PREFIX = "seconds/"
 # Of a line: the time of day, and whether its process ended by itself.
 _TIME = "time"
 _ENDED = "ended"
-# 300 years: what is more is damage.
-_MOST_SECONDS = 1e10
 
 
 class Ledger:
@@ -87,11 +85,11 @@ class Ledger:
             return
         last = told[-1]
         for cause in CAUSES:
-            self._seconds[cause] += last[_PREFIX + cause]
+            self._seconds[cause] += last[SECONDS + cause]
 
-        standing = [row[_PREFIX + "step"] for row in told if row["step"] <= step]
+        standing = [row[SECONDS + "step"] for row in told if row["step"] <= step]
         # What a line told of steps is never less than what an earlier one told.
-        taken_back = max(last[_PREFIX + "step"] - max(standing, default=0.0), 0.0)
+        taken_back = max(last[SECONDS + "step"] - max(standing, default=0.0), 0.0)
         self._seconds["step"] -= taken_back
         self._seconds["redone"] += taken_back
         if not last.get(_ENDED):
@@ -108,25 +106,23 @@ class Ledger:
         self.enter(self._cause)
         total = sum(self._seconds.values())
         row = {"goodput": self._seconds["step"] / total if total else 0.0}
-        row |= {_PREFIX + cause: seconds for cause, seconds in self._seconds.items()}
+        row |= {SECONDS + cause: seconds for cause, seconds in self._seconds.items()}
         row[_TIME] = self._time_of_day()
         return row | ({_ENDED: 1} if ended else {})
 
 
 def time_line(row: Mapping[str, float]) -> str:
     """What `Ledger.row` says, for people: `goodput 83% of 0:12:03 (compile 9%, start 6%)`."""
-    seconds = {cause: row[_PREFIX + cause] for cause in CAUSES}
-    total = sum(seconds.values())
-    losses = sorted(CAUSES[1:], key=seconds.__getitem__, reverse=True)
-    shares = [f"{cause} {seconds[cause] / total:.0%}" for cause in losses if seconds[cause] > 0]
+    total, losses = wall_time(row)
+    shares = [f"{cause} {share:.0%}" for cause, share in losses.items()]
     span = datetime.timedelta(seconds=round(total))
     return f"goodput {row['goodput']:.0%} of {span} ({', '.join(shares)})"
 
 
 def _is_ledger(row: Mapping[str, Any]) -> bool:
     """Whether a line tells of all causes, as those of older versions do not; and of what can be."""
-    values = [row.get(name) for name in ("step", _TIME, *(_PREFIX + cause for cause in CAUSES))]
-    return all(storage.is_number(value) and 0 <= value <= _MOST_SECONDS for value in values)
+    values = [row.get(name) for name in ("step", _TIME, *(SECONDS + cause for cause in CAUSES))]
+    return all(storage.is_number(value) and 0 <= value <= MOST_SECONDS for value in values)
 
 
 class StepEnds:
