@@ -16,14 +16,18 @@ from matta_jax.sharding import check_shared, is_first, together
 from matta_jax.tokenizers import bundle_tokenizer
 from matta_jax.training._goodput import Ledger
 from matta_jax.training._held_out import report_overlap
-from matta_jax.training._metrics import Writer, open_writers, read_rows
+from matta_jax.training._metrics import (
+    Listeners,
+    Log,
+    OnMetrics,
+    Writer,
+    open_writers,
+    read_lines,
+)
 from matta_jax.training._prepare import Prepared, check_start, config_text
 from matta_jax.training._profile import Profile
 from matta_jax.training._resume import restore_state
 from matta_jax.training._run import (
-    Listeners,
-    Log,
-    OnMetrics,
     Run,
     advance,
     evaluate,
@@ -120,11 +124,12 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
             workdir / "checkpoints", keep=config.train.keep_checkpoints
         ) as checkpoints:
             state = _first_state(prepared, checkpoints, log, fallback=fallback, extend=extend)
-            # Before the lines of steps that are taken back are dropped.
-            ledger.go_on(read_rows(workdir), int(state.step))
             step = int(state.step)
+            lines = read_lines(workdir)
+            # Of all lines: those of steps that are taken back are dropped then.
+            ledger.go_on([line.row for line in lines], step)
             # After the state, whose step says which lines of an earlier process count.
-            writing_to = open_writers(config, workdir, step)
+            writing_to = open_writers(config, workdir, lines, step)
             with writing_to as writer, _told_end(writer, ledger, step):
                 if step < config.train.num_steps:
                     writer.write(step, ledger.row())
@@ -220,7 +225,7 @@ def _run_steps(run: Run, state: TrainState, workdir: storage.Path, profile: Prof
     step = int(state.step)
     last = step >= train.num_steps
     if last:
-        run.log(f"the run is finished: it is at step {step} of {train.num_steps}")
+        run.listeners.log(f"the run is finished: it is at step {step} of {train.num_steps}")
     # A finished run that is started again tells its evaluation, and is left as it is.
     evaluation = run.held_out.evaluate(state) if last else {}
 
@@ -278,7 +283,7 @@ def _ended(run: Run, step: int, workdir: storage.Path, evaluation: dict[str, flo
     train = run.setup.config.train
     finished = step >= train.num_steps
     ending = "finished" if finished else "stopped, to be continued by the same command,"
-    run.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
+    run.listeners.log(f"{ending} at step {step} of {train.num_steps}: {workdir}")
     return TrainResult(workdir, step, finished=finished, metrics=evaluation)
 
 

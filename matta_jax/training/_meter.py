@@ -14,7 +14,7 @@ from matta_jax.errors import DivergenceError
 from matta_jax.sharding import is_first, published_tflops
 from matta_jax.training._cost import alone_flops_of, mean_flops_of, measure_peak_flops
 from matta_jax.training._goodput import Ledger
-from matta_jax.training._metrics import Writer
+from matta_jax.training._metrics import Listeners, Writer
 from matta_jax.training._resume import last_good
 from matta_jax.training._state import Setup
 from matta_jax.training._step import joining_step
@@ -159,11 +159,10 @@ class Meter:
       skipped_steps: their count.
       ledger: where the time goes.
       writer: takes the means.
-      log: takes progress lines.
-      on_step: takes each step and its metrics, where the caller wants them.
+      listeners: who hears of steps.
     """
 
-    def __init__(  # noqa: PLR0913  Keyword-only: what it reads, and where it tells.
+    def __init__(
         self,
         config: Config,
         *,
@@ -171,16 +170,14 @@ class Meter:
         skipped_steps: SkippedSteps,
         ledger: Ledger,
         writer: Writer,
-        log: Callable[[str], None],
-        on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+        listeners: Listeners,
     ):
-        self._on_step = on_step
         self._config = config
         self._cost = cost
         self._skipped_steps = skipped_steps
         self._ledger = ledger
         self._writer = writer
-        self._log = log
+        self._listeners = listeners
         self._clock = Clock()
         self._rows: list[dict[str, float]] = []  # Metrics of the steps since the last line.
         self._has_compiled = False
@@ -201,8 +198,8 @@ class Meter:
         host_metrics = jax.device_get(dict(metrics))
         values = {name: float(value) for name, value in host_metrics.items()}
         values["data_wait_seconds"] = waited
-        if self._on_step is not None:
-            self._on_step(step, dict(values))
+        if self._listeners.on_step is not None:
+            self._listeners.on_step(step, dict(values))
 
         if values.pop("skipped"):
             self._skipped_steps.add(step, values)
@@ -256,7 +253,7 @@ class Meter:
         self._writer.write(step, means)
 
         num_steps = self._config.train.num_steps
-        self._log(progress_line(step, num_steps, means, seconds * (num_steps - step)))
+        self._listeners.log(progress_line(step, num_steps, means, seconds * (num_steps - step)))
         self._warn_of_capacity_mismatch(step, means)
 
         self._rows.clear()

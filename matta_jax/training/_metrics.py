@@ -1,9 +1,10 @@
 """Where metrics go: a file of JSON lines, and TensorBoard or W&B where the config asks for them."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +17,27 @@ from matta_jax.errors import UserError
 _TENSORBOARD = ("train.tensorboard", "tensorboardX", "tensorboard")
 _FILE = "metrics.jsonl"
 _WANDB = ("train.wandb_project", "wandb", "wandb")
+
+
+Log = Callable[[str], None]
+
+OnMetrics = Callable[[int, Mapping[str, float]], None]
+"""Takes a step and its metrics by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listeners:
+    """Who hears of a run.
+
+    Attributes:
+      log: takes progress lines.
+      on_step: takes each step and its metrics, where the caller wants them.
+      on_eval: takes evaluations, likewise.
+    """
+
+    log: Log
+    on_step: OnMetrics | None = None
+    on_eval: OnMetrics | None = None
 
 
 class Writer(Protocol):
@@ -96,9 +118,45 @@ class _EachOf:
             writer.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a run's metrics.
+
+    Attributes:
+      text: as it stands in the file.
+      row: what it says; `step` is a number.
+    """
+
+    text: str
+    row: dict[str, Any]
+
+
+def read_lines(workdir: storage.Path) -> list[Line]:
+    """The lines of a run's metrics, in their order, without those that are damaged; none but on the
+    first process.
+    """
+    lines = []
+    for text in storage.recover_lines(workdir / _FILE) if jax.process_index() == 0 else []:
+        # A crash may have damaged a line, and others may have written one.
+        with contextlib.suppress(ValueError):
+            row = storage.parse_json(text)
+            if isinstance(row, dict) and storage.is_number(row.get("step")):
+                lines.append(Line(text, row))
+    return lines
+
+
 @contextlib.contextmanager
-def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iterator[Writer]:
-    """Opens the writers that the config asks for, as one; none but on the first process."""
+def open_writers(
+    config: Config, workdir: storage.Path, lines: Sequence[Line], start_step: int
+) -> Iterator[Writer]:
+    """Opens the writers that the config asks for, as one; none but on the first process.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      lines: of `read_lines`.
+      start_step: from which the run goes on.
+    """
     writers: list[Writer] = []
     # Metrics are the same on every process, and files are written by one.
     if jax.process_index() == 0:
@@ -106,7 +164,7 @@ def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iter
             writers.append(_TensorBoard(workdir / "tensorboard"))
         if config.train.wandb_project:
             writers.append(_open_wandb(config, workdir))
-        writers.append(_open_json_lines(workdir / _FILE, start_step))
+        writers.append(_open_json_lines(workdir / _FILE, lines, start_step))
 
     writer = _EachOf(writers)
     try:
@@ -115,27 +173,10 @@ def open_writers(config: Config, workdir: storage.Path, start_step: int) -> Iter
         writer.close()
 
 
-def read_rows(workdir: storage.Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, in their order, without those that are damaged."""
-    path = workdir / _FILE
-    lines = storage.recover_lines(path) if jax.process_index() == 0 else []
-    return [row for _, row in _rows(lines)]
-
-
-def _rows(lines: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines with what stands in them."""
-    for line in lines:
-        # A crash may have damaged a line, and others may have written one.
-        with contextlib.suppress(ValueError):
-            row = storage.parse_json(line)
-            if isinstance(row, dict) and storage.is_number(row.get("step")):
-                yield line, row
-
-
-def _open_json_lines(path: storage.Path, start_step: int) -> _JsonLines:
+def _open_json_lines(path: storage.Path, lines: Sequence[Line], start_step: int) -> _JsonLines:
     """Opens a file of metrics to append to; a resumed run drops the lines past its step."""
-    lines = [line for line, row in _rows(storage.recover_lines(path)) if row["step"] <= start_step]
-    storage.replace_text(path, "".join(line + "\n" for line in lines))
+    texts = [line.text + "\n" for line in lines if line.row["step"] <= start_step]
+    storage.replace_text(path, "".join(texts))
     return _JsonLines(path)
 
 

@@ -18,32 +18,12 @@ from matta_jax.training._cosines import make_cosines
 from matta_jax.training._goodput import Ledger, StepEnds, time_line
 from matta_jax.training._held_out import HeldOut, report_evaluation
 from matta_jax.training._meter import Meter, SkippedSteps, cost_of
-from matta_jax.training._metrics import Writer
+from matta_jax.training._metrics import Listeners, Writer
 from matta_jax.training._prepare import Prepared
 from matta_jax.training._resume import save_state
 from matta_jax.training._samples import samples
 from matta_jax.training._state import Setup, TrainState
 from matta_jax.training._step import TrainStep, make_eval_step, make_train_steps
-
-Log = Callable[[str], None]
-
-OnMetrics = Callable[[int, Mapping[str, float]], None]
-"""Takes a step and its metrics by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Listeners:
-    """Who hears of a run.
-
-    Attributes:
-      log: takes progress lines.
-      on_step: takes steps, where the caller wants them.
-      on_eval: takes evaluations, likewise.
-    """
-
-    log: Log
-    on_step: OnMetrics | None
-    on_eval: OnMetrics | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +44,7 @@ class Run:
       save: `(state, step=, evaluation=)`, of `save_state`.
       wait: returns when what was saved is written.
       writer: takes metrics.
-      log: takes progress lines.
-      on_eval: takes evaluations, where the caller wants them.
+      listeners: who hears of it.
     """
 
     setup: Setup
@@ -81,8 +60,7 @@ class Run:
     save: Callable[..., None]
     wait: Callable[[], None]
     writer: Writer
-    log: Log
-    on_eval: OnMetrics | None
+    listeners: Listeners
 
 
 def make_run(
@@ -110,8 +88,7 @@ def make_run(
         skipped_steps=SkippedSteps(config.train.max_skipped_steps, checkpoints),
         ledger=ledger,
         writer=writer,
-        log=listeners.log,
-        on_step=listeners.on_step,
+        listeners=listeners,
     )
     fingerprint = prepared.windows.fingerprint
     return Run(
@@ -128,8 +105,7 @@ def make_run(
         save=functools.partial(save_state, checkpoints, setup, fingerprint=fingerprint),
         wait=checkpoints.wait,
         writer=writer,
-        log=listeners.log,
-        on_eval=listeners.on_eval,
+        listeners=listeners,
     )
 
 
@@ -176,7 +152,7 @@ def _tell_samples(run: Run, state: TrainState, step: int) -> None:
         return
     _enter_idle(run, state)
     for line in samples(run.setup, state, step):
-        run.log(line)
+        run.listeners.log(line)
     run.ledger.enter("step")
     run.meter.restart_clock()
 
@@ -192,7 +168,7 @@ def _tell_cosines(run: Run, state: TrainState, step: int, rows: Batch) -> None:
     if values:
         run.writer.write(step, values)
         told = " ".join(f"{name} {value:.3f}" for name, value in values.items())
-        run.log(f"step {step}: {told}")
+        run.listeners.log(f"step {step}: {told}")
     run.ledger.enter("step")
     run.meter.restart_clock()
 
@@ -207,9 +183,9 @@ def evaluate(run: Run, state: TrainState, step: int, *, saves: bool) -> dict[str
     """Evaluates a state and tells of it; then saves it, where it is due."""
     run.ledger.enter("evaluation")
     evaluation = run.held_out.evaluate(state)
-    report_evaluation(step, evaluation, run.writer, run.log)
-    if run.on_eval is not None:
-        run.on_eval(step, evaluation)
+    report_evaluation(step, evaluation, run.writer, run.listeners.log)
+    if run.listeners.on_eval is not None:
+        run.listeners.on_eval(step, evaluation)
     if saves:
         save(run, state, step, evaluation)
     return evaluation
@@ -234,4 +210,4 @@ def tell_time(run: Run, step: int, *, ended: bool) -> None:
     row = run.ledger.row(ended=ended)
     run.writer.write(step, row)
     if ended:
-        run.log(time_line(row))
+        run.listeners.log(time_line(row))

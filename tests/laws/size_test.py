@@ -33,7 +33,6 @@ MANY_PARAMETERS = {
     "matta_jax/selection/_search.py::search": "keyword-only: the settings of a public call",
     "matta_jax/serving/_runner.py::Runner.__init__": "keyword-only: what stands on the devices",
     "matta_jax/training/_loop.py::train": "keyword-only: the settings of a public call",
-    "matta_jax/training/_meter.py::Meter.__init__": "keyword-only: what it reads, where it tells",
     "matta_jax/starts/labelling.py::label": "keyword-only: the settings of a public call",
 }
 

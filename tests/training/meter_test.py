@@ -12,6 +12,7 @@ from matta_jax.errors import DivergenceError
 from matta_jax.training import _meter, _prepare
 from matta_jax.training._goodput import Ledger
 from matta_jax.training._meter import Cost, Meter, SkippedSteps
+from matta_jax.training._metrics import Listeners
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_speed_leaves_out_the_step_that_compiles_and_counts_those_that_are_skipp
         skipped_steps=SkippedSteps(limit=1, checkpoints=None),
         ledger=Ledger(clock=lambda: seconds[0]),
         writer=rows,
-        log=lines.append,
+        listeners=Listeners(lines.append),
     )
     metrics = {
         name: np.float32(1)

@@ -9,7 +9,7 @@ import pytest
 from matta_jax import train
 from matta_jax.config import to_dict
 from matta_jax.errors import UserError
-from matta_jax.training._metrics import open_writers
+from matta_jax.training._metrics import open_writers, read_lines
 
 
 def quiet(line):
@@ -20,7 +20,7 @@ def test_a_resumed_run_drops_lines_past_its_step_and_one_that_was_cut_short(tiny
     file = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "loss": 0.5} for step in (1, 2, 3)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 2, "lo')
-    with open_writers(tiny(), tmp_path, 2) as writer:
+    with open_writers(tiny(), tmp_path, read_lines(tmp_path), 2) as writer:
         writer.write(3, {"loss": 0.25})
     written = [json.loads(line) for line in file.read_text().splitlines()]
     assert written == [*rows[:2], {"step": 3, "loss": 0.25}]
@@ -30,7 +30,7 @@ def test_a_resumed_run_drops_lines_past_its_step_and_one_that_was_cut_short(tiny
 def test_a_resumed_run_drops_a_line_that_is_no_row(line, tiny, tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f'{line}\n{{"step": 1, "loss": 0.5}}\n')
-    with open_writers(tiny(), tmp_path, 2):
+    with open_writers(tiny(), tmp_path, read_lines(tmp_path), 2):
         assert file.read_text() == '{"step": 1, "loss": 0.5}\n'
 
 
@@ -65,7 +65,7 @@ def test_wandb_has_the_config_and_an_id_of_the_folder(tiny, tmp_path, monkeypatc
     config = tiny(train__wandb_project="mine")
     folders = [tmp_path / sweep / "lr=1" for sweep in ("a", "a", "b")]
     for folder in folders:
-        with open_writers(config, folder, 0):
+        with open_writers(config, folder, read_lines(folder), 0):
             pass
     ids = [settings["id"] for settings in opened]
     # A run that goes on is the same one; of two sweeps the folders have the same names.
