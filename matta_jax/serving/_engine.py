@@ -110,13 +110,7 @@ class Engine:
         self._draft = draft
         self._drafters = {} if draft is None else drafters_of(models, draft)
         self._runner = Runner(
-            model.architecture if model.in_place is None else model.in_place[0].architecture,
-            model.params,
-            slots=slots,
-            limit=model.config.data.seq_len,
-            eos_id=vocabulary.eos_id,
-            allowed=vocabulary.allowed,
-            mesh=model.mesh,
+            model, slots=slots, eos_id=vocabulary.eos_id, allowed=vocabulary.allowed
         )
         self._slots = [Slot() for _ in range(slots)]
         self._waiting: collections.deque[Completion] = collections.deque()

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from matta_jax.models import Architecture, Pool, init_pool, resident_axes, resident_weights
 from matta_jax.nesting import Tree
+from matta_jax.packages import Model
 from matta_jax.serving import _programs
 from matta_jax.serving._completions import Completion
 from matta_jax.serving._programs import HEADS, Drawn, Lane, Program, Rows, split_sharding
@@ -37,34 +38,23 @@ class Runner:
     """Reads and draws for the slots of an engine.
 
     Args:
-      resident: the architecture of the weights.
-      params: them, which are copied.
+      model: a plain one, or any sub-model in place of a run; its weights are copied. Its devices
+        share them and the caches.
       slots: texts that stand side by side.
-      limit: tokens of the longest text.
       eos_id: the separator.
       allowed: bool [V], ids that may be drawn; None: all.
-      mesh: the devices that share weights and caches; None: there is one.
     """
 
-    def __init__(  # noqa: PLR0913  Keyword-only: what stands on the devices.
-        self,
-        resident: Architecture,
-        params: Tree,
-        *,
-        slots: int,
-        limit: int,
-        eos_id: int,
-        allowed: np.ndarray | None = None,
-        mesh: Mesh | None = None,
-    ):
-        self.limit = limit
+    def __init__(self, model: Model, *, slots: int, eos_id: int, allowed: np.ndarray | None = None):
+        resident = model.architecture if model.in_place is None else model.in_place[0].architecture
+        self.limit = model.config.data.seq_len
         self.eos_id = eos_id
         self.vocab_size = resident.vocab_size
         self._allowed = allowed
-        self._weights = _resident_on(mesh, resident, params)
+        self._weights = _resident_on(model.mesh, resident, model.params)
         # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
-        self._room = -(-(limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
-        self._pool = _pool_on(mesh, resident, slots=slots, length=self._room)
+        self._room = -(-(self.limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
+        self._pool = _pool_on(model.mesh, resident, slots=slots, length=self._room)
         self._compiled: set[tuple[str, ...]] = set()
 
     @property

@@ -31,7 +31,6 @@ MANY_PARAMETERS = {
     "matta_jax/packages/_formats.py::write_weights": "keyword-only: what stands beside the weights",
     "matta_jax/selection/_ranking.py::Ranking.__init__": "keyword-only: where scores lie, how many",
     "matta_jax/selection/_search.py::search": "keyword-only: the settings of a public call",
-    "matta_jax/serving/_runner.py::Runner.__init__": "keyword-only: what stands on the devices",
     "matta_jax/training/_loop.py::train": "keyword-only: the settings of a public call",
     "matta_jax/starts/labelling.py::label": "keyword-only: the settings of a public call",
 }
