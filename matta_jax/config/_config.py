@@ -51,6 +51,7 @@ class Config:
         _check_documents(self)
         _check_lengths(self)
         _check_weights(self)
+        _check_context(self)
 
 
 def _check_nest(model: ModelConfig, nest: NestConfig) -> None:
@@ -274,6 +275,31 @@ def _check_lengths(config: Config) -> None:
         raise UserError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than "
             f"train.num_steps={train.num_steps}; set optimizer.warmup_steps={fitting_steps}"
+        )
+
+
+def _check_context(config: Config) -> None:
+    """Devices that share windows each compute with a part of their tokens."""
+    count, seq_len = config.mesh.context, config.data.seq_len
+    if count == 1:
+        return
+    for is_set, field in (
+        (config.model.reads_examples, f"model.name={config.model.name!r}, which reads examples"),
+        (config.model.dropout > 0, f"model.dropout={config.model.dropout}"),
+        (config.teacher.model is not None, f"teacher.model={shorten(config.teacher.model)}"),
+    ):
+        if is_set:
+            raise UserError(
+                f"mesh.context={count} splits windows of tokens, and is not for {field}; leave one "
+                "out"
+            )
+    # Of each half of a window a device has a stretch.
+    parts = 2 * count
+    if seq_len % parts:
+        nearest = max(round(seq_len / parts), 1) * parts
+        raise UserError(
+            f"data.seq_len={seq_len} must be a multiple of {parts} with mesh.context={count}, of "
+            f"which each device has two stretches; use {nearest}"
         )
 
 

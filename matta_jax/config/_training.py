@@ -273,11 +273,18 @@ class MeshConfig(Section):
         is_free=True,
         maximum=2**20,
     )
-
+    context: int = field(
+        1,
+        "Context parallel: positions of a window are split; each device attends with its own to "
+        "the keys and values of all.",
+        minimum=1,
+        is_free=True,
+        maximum=2**12,
+    )
     slices: int = field(
         1,
-        "TPU slices of the run, with a slow network between: data are split across them, fsdp "
-        "and tensor lie within each.",
+        "TPU slices of the run, with a slow network between: data are split across them, the "
+        "other axes lie within each.",
         minimum=1,
         is_free=True,
         maximum=2**12,

@@ -51,4 +51,5 @@ from matta_jax.models.families import Schema as Schema
 from matta_jax.models.families import Targets as Targets
 from matta_jax.models.families import families as families
 from matta_jax.models.families import family_of as family_of
+from matta_jax.models.families import flat_positions as flat_positions
 from matta_jax.models.families import register as register

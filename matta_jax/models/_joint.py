@@ -137,7 +137,7 @@ class _JointPass:
         # One look-up for all: columns of a table's rows are rows of its columns.
         widest = max(sub_models, key=lambda sub_model: sub_model.sizes[RESIDUAL])
         x_ND, context = self.plan.family.enter(self._modules(widest), self.inputs)
-        context = context.by(self.compute.placement.engine)
+        context = context.on(self.compute.placement)
 
         # Layers fold their index into the key, and the embeddings the first number that is none.
         num_layers = self.plan.nest.num_layers

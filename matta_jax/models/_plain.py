@@ -217,7 +217,7 @@ def apply_pass(
 
     modules = ready_modules(params)
     x_ND, context = family.enter(modules, inputs)
-    context = context.by(placement.engine)
+    context = context.on(placement)
     x_ND = x_ND.astype(dtype)
     earlier = earlier_model(architecture, params)
     if earlier is not None:

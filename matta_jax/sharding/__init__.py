@@ -15,6 +15,7 @@ from matta_jax.sharding._mesh import batch_sharding as batch_sharding
 from matta_jax.sharding._mesh import check_mesh as check_mesh
 from matta_jax.sharding._mesh import loss_layout as loss_layout
 from matta_jax.sharding._mesh import make_mesh as make_mesh
+from matta_jax.sharding._mesh import mesh_text as mesh_text
 from matta_jax.sharding._mesh import own_rows as own_rows
 from matta_jax.sharding._mesh import param_shardings as param_shardings
 from matta_jax.sharding._mesh import place as place
@@ -39,6 +40,7 @@ from matta_jax.sharding._processes import together as together
 from matta_jax.sharding._processes import wait_for_all as wait_for_all
 from matta_jax.sharding._processes import wait_for_verdict as wait_for_verdict
 from matta_jax.sharding._rows import Rows as Rows
+from matta_jax.sharding._stretches import Stretches as Stretches
 from matta_jax.sharding._topologies import CHIPS as CHIPS
 from matta_jax.sharding._topologies import Chip as Chip
 from matta_jax.sharding._topologies import Topology as Topology

@@ -28,19 +28,25 @@ from matta_jax.nesting import (
 )
 from matta_jax.sharding._placement import Engine, Layout, Placement, joins_granules
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 BATCH_AXES = ("data", "fsdp")
+# The axis over which the positions of a window are split.
+CONTEXT_AXIS = "context"
+
+Sizes = tuple[int, ...]
+"""Of the axes of a mesh: data, fsdp, tensor, context; last ones that are left out are 1."""
 
 
 def check_mesh(
     config: MeshConfig, *, batch_size: int, microbatches: int, num_devices: int
-) -> tuple[int, int, int]:
+) -> Sizes:
     """Returns the `mesh_sizes` of a run.
 
     Raises:
       UserError: as `mesh_sizes`, or the axes do not divide the batch.
     """
-    data, fsdp, tensor = mesh_sizes(config, num_devices)
+    sizes = mesh_sizes(config, num_devices)
+    data, fsdp = sizes[:2]
     parts = data * fsdp * microbatches
     if batch_size % parts:
         nearest = max(round(batch_size / parts), 1) * parts
@@ -49,12 +55,11 @@ def check_mesh(
             f"(mesh.data={data} x mesh.fsdp={fsdp} x train.microbatches={microbatches}); "
             f"use {nearest}"
         )
-    return data, fsdp, tensor
+    return sizes
 
 
-def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """Returns the (data, fsdp, tensor) sizes of a mesh over `num_devices`; an axis of -1 takes what
-    the others leave.
+def mesh_sizes(config: MeshConfig, num_devices: int) -> Sizes:
+    """Returns the sizes of a mesh over `num_devices`; an axis of -1 takes what the others leave.
 
     Raises:
       UserError: the axes need more devices than there are, leave an odd number to the axis of -1,
@@ -71,7 +76,13 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
         sizes[free_axis] = num_devices // fixed
     if sizes["data"] % config.slices:
         raise UserError(_split_slices(sizes, config.slices, num_devices))
-    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+    return tuple(sizes[name] for name in AXES)
+
+
+def mesh_text(sizes: Sizes) -> str:
+    """The sizes of a mesh for people; that of an axis of which most runs have one is left out."""
+    shown = zip(AXES, sizes, strict=False)
+    return " ".join(f"{name}={n}" for name, n in shown if n > 1 or name != CONTEXT_AXIS)
 
 
 def _split_slices(sizes: Mapping[str, int], slices: int, num_devices: int) -> str:
@@ -79,13 +90,15 @@ def _split_slices(sizes: Mapping[str, int], slices: int, num_devices: int) -> st
     if num_devices % slices:
         fitting = math.gcd(num_devices, slices)
         return f"mesh.slices={slices} must divide the {num_devices} devices; use {fitting}"
-    within, row_devices = num_devices // slices, sizes["fsdp"] * sizes["tensor"]
+    inner = {name: size for name, size in sizes.items() if name != "data"}
+    within, row_devices = num_devices // slices, math.prod(inner.values())
     mend = f"use mesh.data={num_devices // row_devices}"
     if within % row_devices:
-        mend = f"mesh.fsdp x mesh.tensor must divide the {within} devices of a slice"
+        product = " x ".join(f"mesh.{name}" for name in inner)
+        mend = f"{product} must divide the {within} devices of a slice"
     return (
         f"mesh.data={sizes['data']} must be a multiple of mesh.slices={slices}: data are split "
-        f"across slices, and fsdp and tensor lie within one; {mend}"
+        f"across slices, and the other axes lie within one; {mend}"
     )
 
 
@@ -113,11 +126,8 @@ def _misfit(sizes: Mapping[str, int], num_devices: int, *, exact: bool) -> str:
     return f"{shown} needs {rule}; lower two of them"
 
 
-def make_mesh(
-    sizes: tuple[int, int, int], devices: Sequence[Any] | None = None, *, slices: int = 1
-) -> Mesh:
-    """Makes the (data, fsdp, tensor) mesh: over the first devices, or with several processes over
-    all of them.
+def make_mesh(sizes: Sizes, devices: Sequence[Any] | None = None, *, slices: int = 1) -> Mesh:
+    """Makes a mesh: over the first devices, or with several processes over all of them.
 
     Args:
       sizes: of the axes.
@@ -129,12 +139,13 @@ def make_mesh(
       UserError: several processes, and a mesh that leaves some of their devices idle; or the
         devices are of another number of slices.
     """
+    sizes = (*sizes, *[1] * (len(AXES) - len(sizes)))
     count = math.prod(sizes)
     is_shared = devices is None and jax.process_count() > 1
     if is_shared and count != jax.device_count():
+        product = " x ".join(f"mesh.{name}={n}" for name, n in zip(AXES, sizes, strict=True))
         raise UserError(
-            f"mesh.data={sizes[0]} x mesh.fsdp={sizes[1]} x mesh.tensor={sizes[2]} is {count} "
-            "devices, but the "
+            f"{product} is {count} devices, but the "
             f"{jax.process_count()} processes have {jax.device_count()}, and all must take part; "
             "use mesh.data=-1"
         )
@@ -150,14 +161,12 @@ def make_mesh(
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _arranged(
-    sizes: tuple[int, int, int], devices: Sequence[Any], slices: int, **options: bool
-) -> np.ndarray:
+def _arranged(sizes: Sizes, devices: Sequence[Any], slices: int, **options: bool) -> np.ndarray:
     """The devices of a mesh, those near each other where most crosses."""
     if slices == 1 or getattr(devices[0], "slice_index", None) is None:
         return mesh_utils.create_device_mesh(sizes, devices, **options)
     within = (sizes[0] // slices, *sizes[1:])
-    across = (slices, 1, 1)
+    across = (slices, 1, 1, 1)
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, **options)
 
 

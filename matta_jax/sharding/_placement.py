@@ -7,6 +7,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from matta_jax.nesting import Names, fan_in
+from matta_jax.sharding._stretches import Stretches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Placement:
       engine: what attends; None: blocks of queries, on any device.
       layers_alone: whether only the weights of layers are gathered and scattered; those beside
         them have come together before the pass.
+      stretches: how devices share the positions of a window; None: each has all of them.
     """
 
     gather: Callable[[jax.Array, Names], jax.Array] = _stay
@@ -77,6 +79,7 @@ class Placement:
     joins: bool = True
     engine: Engine | None = None
     layers_alone: bool = False
+    stretches: Stretches | None = None
 
     @property
     def beside_layers(self) -> "Placement":

@@ -1,4 +1,5 @@
-"""Each device with its own rows of a batch: what crosses devices is written out.
+"""Each device with its own rows of a batch, or its own part of them: what crosses devices is
+written out.
 
 Left to itself, the partitioner sums the gradient of each sub-model over devices before it adds them
 up: a branch of a `lax.switch` cannot hand on what is summed in part alone. Within `Rows.run` a
@@ -17,7 +18,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from matta_jax.nesting import BLOCKS, Names, Tree, map_names, table_view
-from matta_jax.sharding._mesh import BATCH_AXES, batch_axes, mesh_axis, weight_spec
+from matta_jax.sharding._mesh import (
+    BATCH_AXES,
+    CONTEXT_AXIS,
+    batch_axes,
+    mesh_axis,
+    weight_spec,
+)
 from matta_jax.sharding._placement import (
     Engine,
     Layout,
@@ -26,7 +33,10 @@ from matta_jax.sharding._placement import (
     joins_granules,
     sum_dtype,
 )
+from matta_jax.sharding._stretches import Stretches
 
+# What `Rows.run` takes from the partitioner.
+_MANUAL_AXES = (*BATCH_AXES, CONTEXT_AXIS)
 # Of a TPU: an array's last two axes lie in tiles, of 16 by 128 numbers in bfloat16.
 _LANES = 128
 _TILE = 16 * _LANES
@@ -65,12 +75,20 @@ class Rows:
             # Its rows are the device's already.
             inner_mesh = self._inner_mesh if self._has_tensor_axis else None
             engine = dataclasses.replace(engine, mesh=inner_mesh, batch_axes=())
-        placement = Placement(joins=joins_granules(self.mesh), engine=engine)
+        placement = Placement(
+            joins=joins_granules(self.mesh), engine=engine, stretches=self.stretches
+        )
         if self.once:
             return placement
         return dataclasses.replace(
             placement, gather=self._gather, scatter=self._scatter, layers_alone=True
         )
+
+    @property
+    def stretches(self) -> Stretches | None:
+        """How devices share the positions of a window; None: each has all of them."""
+        count = self.mesh.shape[CONTEXT_AXIS]
+        return Stretches(CONTEXT_AXIS, count) if count > 1 else None
 
     @property
     def layout(self) -> Layout | None:
@@ -92,7 +110,7 @@ class Rows:
         rows_spec: Any = PartitionSpec(batch_axes(self.mesh))
         replicated: Any = PartitionSpec()
         # Over a tensor axis the partitioner goes on with what a device has within its rows.
-        manual_axes = BATCH_AXES if self._has_tensor_axis else self.mesh.axis_names
+        manual_axes = _MANUAL_AXES if self._has_tensor_axis else self.mesh.axis_names
 
         def run(params: Tree, batch: Tree, *arguments: Any) -> Any:
             return jax.shard_map(
@@ -143,7 +161,7 @@ class Rows:
 
     def sum(self, tree: Any) -> Any:
         """Numbers of each device, added up."""
-        return jax.lax.psum(tree, batch_axes(self.mesh))
+        return jax.lax.psum(tree, self._sum_axes)
 
     def _moved(self, move: Callable[..., jax.Array], tree: Tree, axes: Tree) -> Tree:
         result = {}
@@ -204,7 +222,7 @@ class Rows:
 
     def _summed(self, shard: jax.Array, names: Names) -> jax.Array:
         """The sum over the devices that hold the same shard."""
-        sum_axes = set(batch_axes(self.mesh)) - set(self._spec(names))
+        sum_axes = set(self._sum_axes) - set(self._spec(names))
         return jax.lax.psum(shard, tuple(sorted(sum_axes)))
 
     def _spec(self, names: Names) -> PartitionSpec:
@@ -213,13 +231,19 @@ class Rows:
         return PartitionSpec(*(axis if axis in BATCH_AXES else None for axis in spec))
 
     @property
+    def _sum_axes(self) -> tuple[str, ...]:
+        """The axes whose devices have other tokens."""
+        axes = batch_axes(self.mesh)
+        return axes if self.stretches is None else (*axes, CONTEXT_AXIS)
+
+    @property
     def _has_tensor_axis(self) -> bool:
         return self.mesh.shape["tensor"] > 1
 
     @property
     def _inner_mesh(self) -> AbstractMesh:
         """The mesh as it is within `run`."""
-        manual = dict.fromkeys(BATCH_AXES, AxisType.Manual)
+        manual = dict.fromkeys(_MANUAL_AXES, AxisType.Manual)
         return self.mesh.abstract_mesh.update_axis_types(manual)
 
 

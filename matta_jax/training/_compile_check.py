@@ -17,6 +17,7 @@ from matta_jax.sharding import (
     collectives,
     make_mesh,
     memory_bytes,
+    mesh_text,
     overlaps,
     parse_topology,
     topology_devices,
@@ -35,7 +36,7 @@ class CompileReport:
 
     Attributes:
       topology: its name.
-      mesh: the (data, fsdp, tensor) sizes.
+      mesh: the (data, fsdp, tensor, context) sizes.
       hbm_bytes: memory of a device.
       parameter_bytes, optimizer_bytes: of the state.
       temporary_bytes: all else that the step needs at its peak; None when the compiler gave up.
@@ -49,7 +50,7 @@ class CompileReport:
     """
 
     topology: str
-    mesh: tuple[int, int, int]
+    mesh: tuple[int, ...]
     hbm_bytes: float
     parameter_bytes: int
     optimizer_bytes: int
@@ -100,12 +101,11 @@ class CompileReport:
 
     def text(self) -> str:
         """The report for people."""
-        data, fsdp, tensor = self.mesh
         verdict = "fits"
         if not self.fits:
             verdict = "does not fit: raise mesh.fsdp or train.microbatches, or take a larger slice"
         lines = [
-            f"{self.topology}, mesh data={data} fsdp={fsdp} tensor={tensor}; per device:",
+            f"{self.topology}, mesh {mesh_text(self.mesh)}; per device:",
             *self._memory_lines(),
             *self._collective_lines(),
             *self._traffic_lines(),

@@ -9,7 +9,7 @@ from matta_jax.config import Config
 from matta_jax.models import Plan
 from matta_jax.nesting import parse_spec, preset_specs
 from matta_jax.optim import find_shampoo
-from matta_jax.sharding import check_mesh, make_mesh
+from matta_jax.sharding import check_mesh, make_mesh, mesh_text
 from matta_jax.training._gradient import rows_of
 from matta_jax.training._state import Setup, make_setup
 from matta_jax.training._step import abstract_batch, make_train_step
@@ -23,7 +23,7 @@ def dry_run(config: Config) -> str:
       A table for people: parameters, bytes and FLOPs per token of Student, TA, each uniform width
       and each pattern at half its layers; then the memory of a device.
     """
-    data, fsdp, tensor = sizes = check_mesh(
+    sizes = check_mesh(
         config.mesh,
         batch_size=config.data.batch_size,
         microbatches=config.train.microbatches,
@@ -35,7 +35,7 @@ def dry_run(config: Config) -> str:
     lines = [
         *_sub_model_lines(setup.plan),
         "",
-        f"mesh data={data} fsdp={fsdp} tensor={tensor} on {kind}",
+        f"mesh {mesh_text(sizes)} on {kind}",
         *_memory_lines(setup),
         f"{'temporaries':<12} {temporaries / 1e6:>12.2f} MB per device, of the compiled step",
     ]

@@ -50,13 +50,14 @@ def make_gradient(setup: Setup, members: dict[str, SubModel], mixes: int) -> Ste
 
 
 def rows_of(setup: Setup) -> Rows | None:
-    """How devices share the rows of a batch, each by itself; None where rows are not split, or what
+    """How devices share the rows of a batch, each by itself; None where they are not split, or what
     a step does of them needs all of them: similarities to the texts of the batch, the masks of
     dropout, a Teacher that runs along.
     """
     config = setup.config
     needs_all = setup.plan.family.compares_rows or config.model.dropout or setup.teacher is not None
-    if needs_all or not batch_axes(setup.mesh):
+    is_split = batch_axes(setup.mesh) or setup.mesh.shape["context"] > 1
+    if needs_all or not is_split:
         return None
     return Rows(
         setup.mesh,

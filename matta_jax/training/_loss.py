@@ -22,7 +22,7 @@ from matta_jax.distill import (
     make_objective,
     mix_stream,
 )
-from matta_jax.models import Compute, Targets, apply, joint_apply, table_of
+from matta_jax.models import Compute, Targets, apply, flat_positions, joint_apply, table_of
 from matta_jax.nesting import SubModel, Tree
 from matta_jax.sharding import Layout, Rows, loss_layout
 from matta_jax.training._state import Setup
@@ -64,6 +64,7 @@ class Loss:
         """A loss of a batch; or within `Rows.run`, a device's share of it."""
         self._setup, self._is_training = setup, is_training
         self._placement = setup.placement if rows is None else rows.placement
+        self._stretches = self._placement.stretches
         layout = loss_layout(setup.mesh) if rows is None else rows.layout
         self._members = members
         self._is_taught = is_training and setup.config.teacher.is_used
@@ -75,7 +76,7 @@ class Loss:
         self, params: Tree, batch: Batch, draws: Draws, *teacher_weights: Tree
     ) -> tuple[jax.Array, Metrics]:
         setup, config = self._setup, self._setup.config
-        targets = setup.plan.schema.targets(batch)
+        targets = setup.plan.schema.targets(batch, self._stretches)
         if config.objective.pair_loss == "smae":
             targets = hide_tokens(targets, config.objective, draws.key)
         labels_N: jax.Array | SoftLabels = targets.labels_N
@@ -157,7 +158,7 @@ def _teacher_of(setup: Setup, batch: Batch, targets: Targets, weights: tuple[Tre
     config = setup.config
     if setup.teacher is None:
         flat = {
-            name: array.reshape(-1, *array.shape[2:])
+            name: flat_positions(array, targets.inputs)
             for name, array in batch.items()
             if name.startswith("teacher_")
         }

@@ -34,6 +34,7 @@ def test_fields_that_may_change_on_resume_stand_by_themselves():
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",
+        "mesh.context",
         "mesh.slices",
         "data.cache_dir",
         "data.tfds_dir",
@@ -46,3 +47,19 @@ def test_an_optimiser_state_fits_the_same_rule_clipping_and_shampoo():
     shampoo = {f"shampoo.{declared.name}" for declared in dataclasses.fields(c.ShampooConfig)}
     assert len(shampoo) == 13
     assert c.state_fields() == {"optimizer.name", "optimizer.clip_norm", *shampoo}
+
+
+def test_devices_share_windows_of_tokens_that_divide(assert_one_line):
+    shared = {"mesh": {"context": 4}, "data": {"seq_len": 32}}
+    for fields, words in (
+        (
+            {"data": {"seq_len": 36}},
+            ["data.seq_len=36", "multiple of 8", "mesh.context=4", "use 32"],
+        ),
+        ({"model": {"dropout": 0.1}}, ["mesh.context=4", "model.dropout=0.1", "leave one out"]),
+        (
+            {"teacher": {"model": "large", "ta_weight": 1.0}},
+            ["mesh.context=4", "teacher.model='large'"],
+        ),
+    ):
+        assert_one_line(shared | fields, words)

@@ -18,7 +18,7 @@ def test_a_cpu_is_one_device_unless_sizes_are_named():
     assert sharding.local_mesh(None) is None
     assert sharding.local_mesh(MeshConfig(data=1)) is None
     mesh = sharding.local_mesh(MeshConfig(tensor=4))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4, "context": 1}
     assert sharding.row_shards(mesh) == 2 and sharding.row_shards(None) == 1
 
 
@@ -30,7 +30,7 @@ def test_all_accelerators_split_rows_by_default(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Chip()] * 6)
     monkeypatch.setattr(sharding._local, "make_mesh", lambda sizes, *_, **__: made.append(sizes))
     sharding.local_mesh(None)
-    assert made == [(6, 1, 1)]
+    assert made == [(6, 1, 1, 1)]
 
 
 @pytest.mark.parametrize(

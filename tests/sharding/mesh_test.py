@@ -28,10 +28,11 @@ from matta_jax.training._dry_run import compile_step
 @pytest.mark.parametrize(
     ("mesh", "sizes"),
     [
-        (c.MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
-        (c.MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
-        (c.MeshConfig(data=2, tensor=-1), (2, 1, 4)),
-        (c.MeshConfig(data=3), (3, 1, 1)),  # The rest stays idle.
+        (c.MeshConfig(fsdp=2, tensor=2), (2, 2, 2, 1)),
+        (c.MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2, 1)),
+        (c.MeshConfig(data=2, tensor=-1), (2, 1, 4, 1)),
+        (c.MeshConfig(tensor=2, context=4), (1, 1, 2, 4)),
+        (c.MeshConfig(data=3), (3, 1, 1, 1)),  # The rest stays idle.
     ],
 )
 def test_minus_one_takes_the_devices_that_are_left(mesh, sizes):
@@ -83,7 +84,7 @@ class SliceDevice:
 
 def test_data_are_split_across_slices_and_all_else_lies_within_one():
     config = c.MeshConfig(data=-1, fsdp=4, slices=2)
-    assert check_mesh(config, batch_size=24, microbatches=1, num_devices=8) == (2, 4, 1)
+    assert check_mesh(config, batch_size=24, microbatches=1, num_devices=8) == (2, 4, 1, 1)
     for fields, words in (
         ({"fsdp": 8}, "mesh.data=1 must be a multiple of mesh.slices=2: data .* divide the 4 dev"),
         (
@@ -214,7 +215,12 @@ ON_ONE_AXIS = [(sizes, "layer", "adamw") for sizes in ((8, 1, 1), (1, 8, 1), (1,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "nesting", "optimizer"),
-    [*ON_ALL_AXES, *ON_ONE_AXIS, ((1, 8, 1), "layer", "shampoo")],
+    [
+        *ON_ALL_AXES,
+        *ON_ONE_AXIS,
+        ((1, 8, 1), "layer", "shampoo"),
+        ((1, 2, 2, 2), "layer", "shampoo"),
+    ],
     ids=str,
 )
 def test_a_run_and_its_student_are_the_same_on_any_mesh(tiny, sizes, nesting, optimizer):

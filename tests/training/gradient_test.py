@@ -29,12 +29,14 @@ NESTED = {
 }
 
 
-def gradient_of(config, sizes):
-    """Metrics and gradient of a step with a random mix, of rows of several lengths."""
+def gradient_of(config, sizes, **arrays):
+    """Metrics and gradient of a step with a random mix, of rows of several lengths, and of other
+    arrays of the batch.
+    """
     setup = make_setup(config, make_mesh(sizes))
     generator = np.random.default_rng(0)
     length = generator.integers(8, 33, 16).astype(np.int32)
-    batch = {"tokens": generator.integers(0, 256, (16, 33), np.int32), "length": length}
+    batch = {"tokens": generator.integers(0, 256, (16, 33), np.int32), "length": length, **arrays}
     num_layers = setup.nest.num_layers
     choice_ML = jnp.arange(num_layers)[None] % len(setup.nest.layer_options)
     draws = Draws(choice_ML, jax.random.key(0), jnp.float32(0.5), jnp.float32(length.sum()))
@@ -62,6 +64,9 @@ def expected(tiny):
         pytest.param((2, 2, 2), "step", 2, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), "microbatch", 2, marks=pytest.mark.slow),
         pytest.param((1, 4, 2), "microbatch", 1, marks=pytest.mark.slow),
+        ((1, 2, 1, 4), "microbatch", 2),
+        pytest.param((1, 1, 1, 8), "step", 1, marks=pytest.mark.slow),
+        pytest.param((2, 1, 2, 2), "microbatch", 2, marks=pytest.mark.slow),
     ],
 )
 def test_metrics_and_gradient_are_those_of_one_device(tiny, expected, sizes, gather, microbatches):
@@ -69,6 +74,33 @@ def test_metrics_and_gradient_are_those_of_one_device(tiny, expected, sizes, gat
     metrics, gradient = gradient_of(config, sizes)
     assert metrics == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
     for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
+        np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_devices_that_share_windows_know_documents_and_labels_of_a_teacher(tiny, family):
+    """Documents end within a stretch, and between two."""
+    fields = NESTED | {"model__name": family}
+    fields |= {"teacher__labels": "labels", "teacher__student_weight": 0.5}
+    if family == "llama":
+        fields |= {"model__num_kv_heads": 2, "model__window": 5, "model__window_pattern": 2}
+        fields |= {"nest__num_heads": None}
+    generator = np.random.default_rng(1)
+    ends = np.array([3, 4, 16, 21])[:, None] + generator.integers(0, 3, 16)
+    probs = generator.dirichlet(np.ones(5), (16, 32)).astype(np.float32)
+    arrays = {
+        "documents": (np.arange(32) >= ends[..., None]).sum(0).astype(np.int32),
+        "teacher_ids": generator.integers(0, 256, (16, 32, 4), np.int32),
+        "teacher_log_probs": np.log(probs[..., :4]),
+        "teacher_tail": np.log(probs[..., 4]),
+    }
+    config = tiny(**fields)
+    metrics, gradient = gradient_of(config, (1, 2, 1, 4), **arrays)
+    expected_metrics, expected = gradient_of(config, (1, 1, 1), **arrays)
+    assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-6)
+    assert "student_teacher" in metrics or any("teacher" in name for name in metrics)
+    for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
         np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
 
 

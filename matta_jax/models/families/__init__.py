@@ -19,3 +19,4 @@ from matta_jax.models.families._schema import Input as Input
 from matta_jax.models.families._schema import Inputs as Inputs
 from matta_jax.models.families._schema import Schema as Schema
 from matta_jax.models.families._schema import Targets as Targets
+from matta_jax.models.families._schema import flat_positions as flat_positions

@@ -12,7 +12,7 @@ from flax import nnx
 from matta_jax.config import ModelConfig
 from matta_jax.models.families._blocks import PreNormBlock
 from matta_jax.models.families._family import Family, Modules, register
-from matta_jax.models.families._schema import DOCUMENTS, Input, Inputs, Schema
+from matta_jax.models.families._schema import Input, Inputs, Schema, context_of
 from matta_jax.models.layers import MLP, Attention, Build, Context, LayerNorm
 from matta_jax.nesting import BLOCKS
 
@@ -26,7 +26,7 @@ class Embed(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array, context: Context) -> jax.Array:
         """Returns the embedded tokens [B·T, D]."""
-        if context.start is None and context.documents_BT is None:
+        if context.is_in_order:
             positions = self.positions[...][: context.seq_len]
         else:
             positions = self.positions[...][context.positions]
@@ -72,10 +72,8 @@ class GPT2(Family):
         inputs: Inputs,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Context]:
-        tokens_BT = inputs["tokens"]
-        documents_BT = inputs.get(DOCUMENTS)
-        context = Context(tokens_BT.shape[1], start=start, documents_BT=documents_BT)
-        return modules["embed"](tokens_BT, context), context
+        context = context_of(inputs, start)
+        return modules["embed"](inputs["tokens"], context), context
 
     def leave(
         self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]

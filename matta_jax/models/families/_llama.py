@@ -13,7 +13,7 @@ from immutabledict import immutabledict
 from matta_jax.config import LlamaConfig
 from matta_jax.models.families._blocks import PreNormBlock
 from matta_jax.models.families._family import Family, Modules, register
-from matta_jax.models.families._schema import DOCUMENTS, Input, Inputs, Schema
+from matta_jax.models.families._schema import Input, Inputs, Schema, context_of
 from matta_jax.models.layers import (
     Build,
     Context,
@@ -122,10 +122,8 @@ class Llama(Family):
         inputs: Inputs,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, Context]:
-        tokens_BT = inputs["tokens"]
-        documents_BT = inputs.get(DOCUMENTS)
-        context = Context(tokens_BT.shape[1], start=start, documents_BT=documents_BT)
-        return modules["embed"](tokens_BT), context
+        context = context_of(inputs, start)
+        return modules["embed"](inputs["tokens"]), context
 
     def leave(
         self, modules: Modules, x_ND: jax.Array, context: Context, sizes: Mapping[str, int]

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from matta_jax.models.layers import Context
+from matta_jax.sharding import Stretches
+
 Inputs = Mapping[str, jax.Array]
 """What a model reads, by name; `tokens` [B, T] among them."""
 
@@ -18,6 +21,29 @@ DOCUMENTS = "documents"
 """Of windows whose documents are apart: which of them each position [B, T] belongs to; -1 for one
 whose target does not count.
 """
+
+
+POSITIONS = "positions"
+"""Of a device that has a part of each window: where in it the tokens stand [T]; `DOCUMENTS` tells
+of all positions still.
+"""
+
+
+def context_of(inputs: Inputs, start: jax.Array | None = None) -> Context:
+    """What the layers of a decoder share; `start` as of `Context`."""
+    return Context(
+        inputs["tokens"].shape[1],
+        start=start,
+        documents_BT=inputs.get(DOCUMENTS),
+        at_T=inputs.get(POSITIONS),
+    )
+
+
+def flat_positions(x_BS: jax.Array, inputs: Inputs) -> jax.Array:
+    """What stands at the positions that a model reads [B·T, ...], of all positions [B, S, ...]."""
+    if POSITIONS in inputs:
+        x_BS = x_BS[:, inputs[POSITIONS]]
+    return x_BS.reshape(-1, *x_BS.shape[2:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +124,10 @@ class Schema:
         shapes["weight"] = ((batch_size,), "float32")
         return shapes
 
-    def targets(self, batch: Mapping[str, jax.Array]) -> Targets:
-        """Reads a batch."""
+    def targets(
+        self, batch: Mapping[str, jax.Array], stretches: Stretches | None = None
+    ) -> Targets:
+        """Reads a batch; with `stretches` a device's part of each window."""
         if self.kind != "windows":
             inputs = {name: batch[name] for name in self.inputs}
             weights_N = batch["weight"]
@@ -121,10 +149,13 @@ class Schema:
         if DOCUMENTS in batch:
             inputs[DOCUMENTS] = batch[DOCUMENTS]
             counted_BT &= batch[DOCUMENTS] >= 0
+        if stretches is not None:
+            inputs[POSITIONS] = stretches.positions(tokens_BT.shape[1] - 1)
+            inputs["tokens"] = inputs["tokens"][:, inputs[POSITIONS]]
         return Targets(
             inputs,
-            tokens_BT[:, 1:].reshape(-1),
-            counted_BT.reshape(-1).astype(jnp.float32),
+            flat_positions(tokens_BT[:, 1:], inputs),
+            flat_positions(counted_BT, inputs).astype(jnp.float32),
         )
 
     def example(self, batch_size: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:

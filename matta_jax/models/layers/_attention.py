@@ -7,6 +7,7 @@ Shape letters: B batch, T new positions, S positions attended to, N tokens (= BÂ
   K head granules, H heads of a granule, Q queries of a head, E head_dim, C q, k and v.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 
 from matta_jax.models.layers._build import Build
 from matta_jax.models.layers._context import Context, Window
-from matta_jax.models.layers._engines import fused, serves
+from matta_jax.models.layers._engines import fused, fused_part, serves
 from matta_jax.models.layers._linear import project
 
 Cache = tuple[jax.Array, jax.Array]
@@ -47,7 +48,9 @@ def attend(
     # Before the product: a query has E numbers, but S scores.
     head_dim = q.shape[-1]
     q = q / math.sqrt(head_dim)
-    if context.engine is not None and serves(context.engine, q):
+    if context.stretches is not None:
+        gathered = _attend_across(q, k, v, context, window)
+    elif context.engine is not None and serves(context.engine, q):
         gathered = fused(q, k, v, context, window)
     elif context.seen_BS is not None:
         # [B, 1, 1, 1, S]: alike for all heads and queries of a row.
@@ -55,8 +58,31 @@ def attend(
         may_see = context.seen_BS.reshape(batch_size, *[1] * (q.ndim - 2), seen_len)
         gathered = _softmax_attention(q, k, v, may_see)
     else:
-        gathered = _causal_attention(q, k, v, window, context.documents_BT)
+        gathered = _causal_attention(q, k, v, _Sight(window, context.documents_BT))
     return _by_token(gathered)
+
+
+def _attend_across(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: Context, window: Window | None
+) -> jax.Array:
+    """Attends with a device's queries to the keys and values of all that share a window."""
+    stretches, engine = context.stretches, context.engine
+    assert stretches is not None and context.at_T is not None
+    k, v = stretches.join(k, -2), stretches.join(v, -2)
+    seq_len = k.shape[-2]
+    queries = jnp.split(q, 2, axis=-2)
+    positions = jnp.split(context.at_T, 2)
+    # No position of the first half sees one of the second.
+    gathered = []
+    for half, num_keys in enumerate((seq_len // 2, seq_len)):
+        operands = queries[half], k[..., :num_keys, :], v[..., :num_keys, :]
+        if engine is not None and serves(engine, queries[half], is_part=True):
+            part = fused_part(*operands, context, window)
+        else:
+            sight = _Sight(window, context.documents_BT, positions[half])
+            part = _causal_attention(*operands, sight)
+        gathered.append(part)
+    return jnp.concatenate(gathered, axis=-2)
 
 
 def _by_token(gathered: jax.Array) -> jax.Array:
@@ -66,23 +92,46 @@ def _by_token(gathered: jax.Array) -> jax.Array:
     return jnp.moveaxis(gathered, -2, 1).reshape(-1, *heads, head_dim)
 
 
-def _causal_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    window: Window | None,
-    documents_BT: jax.Array | None,
-) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class _Sight:
+    """What the queries of causal attention see.
+
+    Attributes:
+      window: as of `attend`.
+      documents_BS: as of `Context`, of all keys.
+      at_T: the positions of the queries, where these are no longer the keys' own.
+    """
+
+    window: Window | None
+    documents_BS: jax.Array | None
+    at_T: jax.Array | None = None
+
+    def num_keys(self, end: int, seq_len: int) -> int:
+        """How many keys queries up to `end` see at most, of `seq_len`."""
+        return end if self.at_T is None else seq_len
+
+    def mask(self, start: int, end: int, num_keys: int) -> jax.Array:
+        """Whether queries from `start` to `end` see each of the first keys: [T, S], or
+        [B, T, S] where rows differ.
+        """
+        queries = slice(start, end)
+        at_T = jnp.arange(start, end) if self.at_T is None else self.at_T[queries]
+        distance_TS = at_T[:, None] - jnp.arange(num_keys)
+        may_see = distance_TS >= 0
+        if self.window is not None:
+            may_see &= self.window.sees(distance_TS)
+        if self.documents_BS is None:
+            return may_see
+        own_BT = self.documents_BS[:, queries if self.at_T is None else at_T]
+        return may_see & (own_BT[:, :, None] == self.documents_BS[:, None, :num_keys])
+
+
+def _causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, sight: _Sight) -> jax.Array:
     """Attention of each position to itself and those before it, in blocks of queries.
 
     Each block leaves out the keys after it, which saves 3/8 of the work in four blocks.
     """
     seq_len = q.shape[-2]
-    all_TS = jnp.ones((seq_len, seq_len), bool)
-    causal_TS = jnp.tril(all_TS)
-    if window is not None:
-        positions = jnp.arange(seq_len)
-        causal_TS &= window.sees(positions[:, None] - positions)
     # Rounded up, or a fifth block would hold the remainder.
     quarter = -(-seq_len // _MOST_BLOCKS)
     size = max(quarter, _SMALLEST_BLOCK)
@@ -90,14 +139,14 @@ def _causal_attention(
     blocks = []
     for start in range(0, seq_len, size):
         end = min(start + size, seq_len)
-        keys = k[..., :end, :]
-        values = v[..., :end, :]
-        may_see = causal_TS[start:end, :end]
-        if documents_BT is not None:
-            is_own = documents_BT[:, start:end, None] == documents_BT[:, None, :end]
+        num_keys = sight.num_keys(end, k.shape[-2])
+        keys = k[..., :num_keys, :]
+        values = v[..., :num_keys, :]
+        may_see = sight.mask(start, end, num_keys)
+        if may_see.ndim == 3:
             # [B, 1, 1, T, S], or with one axis more for the queries of a head.
             axes = [1] * (q.ndim - 3)
-            may_see = (may_see & is_own).reshape(-1, *axes, *may_see.shape)
+            may_see = may_see.reshape(-1, *axes, *may_see.shape[1:])
         queries = q[..., start:end, :]
         gathered = _softmax_attention(queries, keys, values, may_see)
         blocks.append(gathered)

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from matta_jax.sharding import Engine
+from matta_jax.sharding import Engine, Placement, Stretches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Hidden:
 # `seq_len` is the shape of arrays, and so part of what a jitted function is compiled for.
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["seen_BS", "start", "layer", "read_BS", "documents_BT", "hidden"],
-    meta_fields=["seq_len", "engine"],
+    data_fields=["seen_BS", "start", "layer", "read_BS", "documents_BT", "at_T", "hidden"],
+    meta_fields=["seq_len", "engine", "stretches"],
 )
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -67,8 +67,11 @@ class Context:
         says.
       documents_BT: which document of its row each position belongs to: it attends to no other one,
         and its place is counted from the document's first position; None: a row is of one.
+      at_T: where in a window the tokens stand, of a device that has a part of it; None: from its
+        first position on. What tells of documents tells of all positions then.
       hidden: of a pass that tells what is hidden from it; None: it gives its own output.
       engine: what attends within sequences; None: blocks of queries.
+      stretches: how devices share the positions of a window; None: each has all of them.
     """
 
     seq_len: int
@@ -77,27 +80,38 @@ class Context:
     layer: jax.Array | int | None = None
     read_BS: jax.Array | None = None
     documents_BT: jax.Array | None = None
+    at_T: jax.Array | None = None
     hidden: Hidden | None = None
     engine: Engine | None = None
+    stretches: Stretches | None = None
 
-    def by(self, engine: Engine | None) -> "Context":
-        """The same, with attention by an engine."""
-        return dataclasses.replace(self, engine=engine)
+    def on(self, placement: Placement) -> "Context":
+        """The same on devices."""
+        return dataclasses.replace(self, engine=placement.engine, stretches=placement.stretches)
 
     def at(self, layer: jax.Array | int) -> "Context":
         """The same in a layer."""
         return dataclasses.replace(self, layer=layer)
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether each row's new tokens stand at the first positions of one document."""
+        return self.start is None and self.documents_BT is None and self.at_T is None
+
+    @property
     def positions(self) -> jax.Array:
         """The positions of the new tokens: [T], or [B, T] where rows start at different ones, or
         are of several documents.
         """
-        new = jnp.arange(self.seq_len)
         if self.documents_BT is not None:
+            place_S = jnp.arange(self.documents_BT.shape[1])
             before = jnp.roll(self.documents_BT, 1, axis=1)
-            is_first = (self.documents_BT != before) | (new == 0)
-            return new - jax.lax.cummax(jnp.where(is_first, new, 0), axis=1)
+            is_first = (self.documents_BT != before) | (place_S == 0)
+            in_document_BS = place_S - jax.lax.cummax(jnp.where(is_first, place_S, 0), axis=1)
+            return in_document_BS if self.at_T is None else in_document_BS[:, self.at_T]
+        if self.at_T is not None:
+            return self.at_T
+        new = jnp.arange(self.seq_len)
         if self.start is None:
             return new
         # A scalar start gives [1] + [T], and [B] gives [B, 1] + [T].

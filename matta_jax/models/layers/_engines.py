@@ -11,7 +11,7 @@ Shape letters: B batch, K head granules, H heads of a granule, Q queries of a he
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,16 +36,40 @@ class _Pattern:
       is_causal: whether a position sees itself and those before it; otherwise all that are seen.
       window: how many of these at most; None: all.
       interpret: of the engine.
+      before: how many keys stand before the first query.
+      parts: how many devices share the queries.
     """
 
     is_causal: bool
     window: int | None
     interpret: bool
+    before: int = 0
+    parts: int = 1
 
 
-def serves(engine: Engine, q: jax.Array) -> bool:
-    """Whether a kernel takes queries of this shape and type; if not, blocks do the work."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """Which of all positions a kernel's queries and keys are.
+
+    Attributes:
+      part: which of a pattern's parts the queries are; None: it has one.
+      query_segments_BT, key_segments_BS: positions see those of their own segment alone; None: all
+        are of one.
+    """
+
+    part: jax.Array | None = None
+    query_segments_BT: jax.Array | None = None
+    key_segments_BS: jax.Array | None = None
+
+
+def serves(engine: Engine, q: jax.Array, *, is_part: bool = False) -> bool:
+    """Whether a kernel takes queries of this shape and type; if not, blocks do the work. cuDNN's
+    takes no part of a window's queries.
+    """
     seq_len, head_dim = q.shape[-2:]
+    if is_part and engine.name != "splash":
+        return False
     if engine.name == "splash":
         return seq_len % _BLOCKS[-1] == 0
     if engine.name == "cudnn":
@@ -71,17 +95,51 @@ def fused(
     """
     engine = context.engine
     assert engine is not None
-    kernel = _KERNELS[engine.name]
     is_causal = context.seen_BS is None
-    grouped = q if q.ndim == k.ndim + 1 else q[:, :, :, None]
-    # Positions see those of their own segment alone.
     segments = context.documents_BT if is_causal else context.seen_BS
-    operands = (grouped, k, v) if segments is None else (grouped, k, v, segments)
+    pattern = _Pattern(is_causal, None, engine.interpret)
+    return _fused((q, k, v), engine, pattern, _Where(None, segments, segments), window)
+
+
+def fused_part(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: Context, window: Window | None
+) -> jax.Array:
+    """Attends with one of the stretches of queries that a device has of a window, as `fused` does.
+
+    Args:
+      q: of the stretch.
+      k, v: of all positions up to the end of its half of the window.
+      context: of the pass.
+      window: as of `fused`.
+    """
+    engine, stretches = context.engine, context.stretches
+    assert engine is not None and stretches is not None
+    size, num_keys = q.shape[-2], k.shape[-2]
+    before = num_keys - size * stretches.count
+    part = stretches.places[1 if before else 0]
+    where = _Where(part)
+    if context.documents_BT is not None:
+        at_T = before + part * size + jnp.arange(size)
+        documents_BS = context.documents_BT
+        where = _Where(part, documents_BS[:, at_T], documents_BS[:, :num_keys])
+    pattern = _Pattern(True, None, engine.interpret, before, stretches.count)
+    return _fused((q, k, v), engine, pattern, where, window)
+
+
+def _fused(
+    operands: tuple[jax.Array, jax.Array, jax.Array],
+    engine: Engine,
+    pattern: _Pattern,
+    where: _Where,
+    window: Window | None,
+) -> jax.Array:
+    q, k, v = operands
+    grouped = q if q.ndim == k.ndim + 1 else q[:, :, :, None]
 
     def run(window_size: int | None) -> jax.Array:
-        pattern = _Pattern(is_causal, window_size, engine.interpret)
-        attend = functools.partial(kernel, pattern)
-        return _on_devices(engine, attend)(*operands)
+        bound = dataclasses.replace(pattern, window=window_size)
+        attend = functools.partial(_KERNELS[engine.name], bound)
+        return _on_devices(engine, attend)(grouped, k, v, where)
 
     if window is None:
         gathered = run(None)
@@ -96,27 +154,20 @@ def _on_devices(engine: Engine, attend: Attend) -> Attend:
     if mesh is None or mesh.size == 1:
         return attend
     rows = PartitionSpec(engine.batch_axes, None, engine.heads_axis)
-
-    def run(*operands: jax.Array) -> jax.Array:
-        segment_specs = [PartitionSpec(engine.batch_axes)] * (len(operands) - 3)
-        return jax.shard_map(
-            attend,
-            mesh=mesh,
-            in_specs=(rows, rows, rows, *segment_specs),
-            out_specs=rows,
-            axis_names=free_axes(mesh),
-            check_vma=False,
-        )(*operands)
-
-    return run
+    segments = PartitionSpec(engine.batch_axes)
+    where: Any = _Where(*cast(Any, (PartitionSpec(), segments, segments)))
+    return jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(rows, rows, rows, where),
+        out_specs=rows,
+        axis_names=free_axes(mesh),
+        check_vma=False,
+    )
 
 
 def _splash(
-    pattern: _Pattern,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments_BT: jax.Array | None = None,
+    pattern: _Pattern, q: jax.Array, k: jax.Array, v: jax.Array, where: _Where
 ) -> jax.Array:
     """The splash kernel, for the rows of one device."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
@@ -124,31 +175,57 @@ def _splash(
     batch_size, *heads, seq_len, head_dim = q.shape
     num_queries = heads[0] * heads[1] * heads[2]
     kernel = _splash_kernel(pattern, num_queries, seq_len)
+    if where.part is not None:
+        kernel = _part_of(kernel, pattern.parts, where.part)
     queries = q.reshape(batch_size, num_queries, seq_len, head_dim)
-    keys, values = (x.reshape(batch_size, heads[0] * heads[1], seq_len, -1) for x in (k, v))
-    if segments_BT is None:
+    keys, values = (x.reshape(batch_size, heads[0] * heads[1], *x.shape[-2:]) for x in (k, v))
+    if where.query_segments_BT is None or where.key_segments_BS is None:
         return jax.vmap(kernel)(queries, keys, values).reshape(q.shape)
 
-    segments = segments_BT.astype(jnp.int32)
-    ids = splash_attention_kernel.SegmentIds(segments, segments)
+    ids = splash_attention_kernel.SegmentIds(
+        where.query_segments_BT.astype(jnp.int32), where.key_segments_BS.astype(jnp.int32)
+    )
     return jax.vmap(kernel)(queries, keys, values, ids).reshape(q.shape)
+
+
+def _part_of(kernel: Any, parts: int, part: jax.Array) -> Any:
+    """The kernel of one of the devices that share its queries: a part of its tables."""
+
+    def cut(table: jax.Array, axis: int) -> jax.Array:
+        size = table.shape[axis] // parts
+        return jax.lax.dynamic_slice_in_dim(table, part * size, size, axis)
+
+    def part_of(tables: Any) -> Any:
+        # As `manual_sharding_spec` cuts them: those of blocks have an axis of heads first.
+        by_block = {
+            name: None if table is None else cut(table, 1)
+            for name in ("data_next", "mask_next", "block_mask")
+            for table in [getattr(tables, name)]
+        }
+        return tables._replace(**by_block, q_sequence=cut(tables.q_sequence, 0))
+
+    (forward, *backward), settings = kernel.tree_flatten()
+    return type(kernel)(part_of(forward), *map(part_of, backward), **settings)
 
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(pattern: _Pattern, num_heads: int, seq_len: int) -> Any:
+    """The kernel of all parts, of which each has `seq_len` queries."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
     )
 
-    shape = (seq_len, seq_len)
+    num_queries = pattern.parts * seq_len
+    shape = (num_queries, pattern.before + num_queries)
     mask: splash_attention_mask.Mask
     if not pattern.is_causal:
         mask = splash_attention_mask.FullMask(shape)
     elif pattern.window is None:
-        mask = splash_attention_mask.CausalMask(shape)
+        mask = splash_attention_mask.CausalMask(shape, pattern.before, pattern.parts)
     else:
-        mask = splash_attention_mask.LocalMask(shape, (pattern.window - 1, 0), offset=0)
+        reach = (pattern.window - 1, 0)
+        mask = splash_attention_mask.LocalMask(shape, reach, pattern.before, pattern.parts)
     size = next(size for size in _BLOCKS if seq_len % size == 0)
     blocks = splash_attention_kernel.BlockSizes(
         block_q=size,
@@ -166,20 +243,15 @@ def _splash_kernel(pattern: _Pattern, num_heads: int, seq_len: int) -> Any:
             splash_attention_mask.MultiHeadMask([mask] * num_heads),
             block_sizes=blocks,
             head_shards=1,
-            q_seq_shards=1,
+            q_seq_shards=pattern.parts,
             interpret=pattern.interpret,
         )
 
 
-def _cudnn(
-    pattern: _Pattern,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments_BT: jax.Array | None = None,
-) -> jax.Array:
+def _cudnn(pattern: _Pattern, q: jax.Array, k: jax.Array, v: jax.Array, where: _Where) -> jax.Array:
     """cuDNN's kernel, for the rows of one device; interpreted, what XLA makes of the same call."""
     batch_size, seq_len, head_dim = q.shape[0], *q.shape[-2:]
+    segments_BT = where.query_segments_BT
 
     def tokens_first(x: jax.Array) -> jax.Array:
         by_head = x.reshape(batch_size, -1, seq_len, head_dim)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from matta_jax.models.layers import Context, Window, attend
 from matta_jax.models.layers._engines import serves
-from matta_jax.sharding import Engine, engine_of, make_mesh
+from matta_jax.sharding import Engine, Stretches, engine_of, make_mesh
 
 SEQ_LEN = 256
 PATTERNS = ("window", "is_padded", "has_documents")
@@ -26,32 +26,36 @@ CASES = {
 }
 
 
-def operands_of(dtype, *, heads=(2, 2), queries=None, head_dim=64, batch_size=2):
+def operands_of(dtype, *, heads=(2, 2), queries=None, head_dim=64, batch_size=2, seq_len=SEQ_LEN):
     keys = jax.random.split(jax.random.key(0), 3)
-    shape = (batch_size, *heads, SEQ_LEN, head_dim)
-    of_queries = shape if queries is None else (batch_size, *heads, queries, SEQ_LEN, head_dim)
+    shape = (batch_size, *heads, seq_len, head_dim)
+    of_queries = shape if queries is None else (batch_size, *heads, queries, seq_len, head_dim)
     return [
         jax.random.normal(key, shape, dtype)
         for key, shape in zip(keys, (of_queries, shape, shape), strict=True)
     ]
 
 
+def documents_of(batch_size, seq_len):
+    """Documents that end elsewhere in each row."""
+    ends = jnp.array([30, 31, 200])[:, None] + jnp.arange(batch_size)
+    return jnp.sum(jnp.arange(seq_len) >= ends[..., None], axis=0)
+
+
 def values_and_gradients(engine, operands, *, window=None, is_padded=False, has_documents=False):
     """What is gathered where it counts, and the gradients of a fixed sum of it."""
-    batch_size = len(operands[0])
-    lengths = jnp.full(batch_size, SEQ_LEN).at[0].set(SEQ_LEN - 50)
-    seen_BS = jnp.arange(SEQ_LEN) < lengths[:, None]
-    ends = jnp.array([30, 31, 200])[:, None] + jnp.arange(batch_size)
-    documents_BT = jnp.sum(jnp.arange(SEQ_LEN) >= ends[..., None], axis=0)
+    batch_size, seq_len = len(operands[0]), operands[0].shape[-2]
+    lengths = jnp.full(batch_size, seq_len).at[0].set(seq_len - 50)
+    seen_BS = jnp.arange(seq_len) < lengths[:, None]
     context = Context(
-        SEQ_LEN,
+        seq_len,
         seen_BS if is_padded else None,
-        documents_BT=documents_BT if has_documents else None,
+        documents_BT=documents_of(batch_size, seq_len) if has_documents else None,
         engine=engine,
     )
     # Traced, as in a scan over layers of two kinds.
     bound = None if window is None else Window(window, jnp.asarray(True))
-    counted_N = seen_BS.reshape(-1) if is_padded else jnp.ones(batch_size * SEQ_LEN)
+    counted_N = seen_BS.reshape(-1) if is_padded else jnp.ones(batch_size * seq_len)
 
     def loss(*heads):
         gathered = attend(*heads, context, bound)
@@ -103,6 +107,56 @@ def test_each_device_attends_for_its_rows_and_heads(case):
     assert_close(values_and_gradients(engine, sharded, **pattern), expected, 2e-6)
 
 
+def shared_values_and_gradients(engine, operands, mesh, *, window=None, has_documents=False):
+    """As `values_and_gradients`, of devices that each have a part of every window."""
+    stretches = Stretches("context", mesh.shape["context"])
+    batch_size, *heads, seq_len, head_dim = operands[0].shape
+    documents_BT = documents_of(batch_size, seq_len) if has_documents else None
+    bound = None if window is None else Window(window, jnp.asarray(True))
+    size = operands[0].size
+    factors = jnp.cos(jnp.arange(size, dtype=jnp.float32))
+    factors = factors.reshape(batch_size, seq_len, *heads, head_dim)
+
+    def of_device(*operands):
+        at_T = stretches.positions(seq_len)
+        context = Context(
+            len(at_T), documents_BT=documents_BT, at_T=at_T, engine=engine, stretches=stretches
+        )
+
+        def loss(*operands):
+            gathered = attend(*(x[..., at_T, :] for x in operands), context, bound)
+            gathered = gathered.reshape(batch_size, -1, *heads, head_dim)
+            return (gathered * factors[:, at_T]).sum(), gathered
+
+        (_, gathered), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+            *operands
+        )
+        gathered = stretches.join(gathered, 1).reshape(-1, *heads, head_dim)
+        return gathered, jax.lax.psum(gradients, "context")
+
+    everywhere = PartitionSpec()
+    run = jax.shard_map(
+        of_device, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+    )
+    gathered, gradients = jax.jit(run)(*operands)
+    return [np.asarray(array, np.float32) for array in (gathered, *gradients)]
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", [None, "splash"])
+@pytest.mark.parametrize("case", ["causal", "window", "documents"])
+def test_devices_that_share_windows_gather_what_one_does(name, case):
+    settings = dict(CASES[case])
+    pattern = {key: settings.pop(key) for key in PATTERNS if key in settings}
+    # Of 128 positions is each of a device's stretches, as the kernel needs.
+    operands = operands_of(jnp.float32, seq_len=512, **settings)
+    engine = None if name is None else Engine(name, interpret=True)
+    if engine is not None:
+        assert serves(engine, operands[0][..., :128, :], is_part=True)
+    shared = shared_values_and_gradients(engine, operands, make_mesh((1, 1, 1, 2)), **pattern)
+    assert_close(shared, values_and_gradients(None, operands, **pattern), 2e-6)
+
+
 def test_shapes_and_types_that_a_kernel_lacks_are_for_blocks():
     def queries(dtype=jnp.bfloat16, seq_len=256, head_dim=64):
         return jax.ShapeDtypeStruct((1, 1, 1, seq_len, head_dim), dtype)
@@ -111,6 +165,7 @@ def test_shapes_and_types_that_a_kernel_lacks_are_for_blocks():
     assert serves(splash, queries()) and serves(cudnn, queries())
     assert serves(splash, queries(jnp.float32)) and not serves(cudnn, queries(jnp.float32))
     assert not serves(splash, queries(seq_len=200)) and serves(cudnn, queries(seq_len=200))
+    assert not serves(cudnn, queries(), is_part=True)
     assert not serves(cudnn, queries(head_dim=256)) and not serves(cudnn, queries(head_dim=20))
     # And the pass goes on by blocks, to the same bits.
     operands = [array[..., :100, :] for array in operands_of(jnp.float32)]
