@@ -45,7 +45,9 @@ def make_step(setup, sub_models, num_mixes):
     # Of the TA alone the objective is that of a Student; models between have the terms of mixes.
     streams = ["student", "ta"][: min(count, 2)] + [mix_stream(i) for i in range(count - 2)]
     objective = make_objective(setup.config.objective, streams)
-    compute = Compute(remat=setup.config.model.remat)
+    compute = Compute(
+        remat=setup.config.model.remat_policy, remat_names=setup.config.model.remat_names
+    )
 
     def loss(params, batch, choice_ML):
         tokens_BT = batch["tokens"]
@@ -136,7 +138,7 @@ def main():
     parser.add_argument(
         "--counts", type=int, nargs="+", default=(1, 2, 3, 4, 5, 6), help="sub-models, 1 among them"
     )
-    parser.add_argument("--remat", default="dots", help="what a layer keeps: dots, none or full")
+    parser.add_argument("--remat", default="dots", help="what a layer keeps, as model.remat says")
     parser.add_argument("--output", help="a JSON file; under runs/benchmarks/ by default")
     flags = parser.parse_args()
     rows = measure(

@@ -13,6 +13,9 @@ from matta_jax.errors import UserError, did_you_mean, shorten
 # Where a field is not called as its axis.
 _SIZE_FIELDS = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
 
+_REMAT_POLICIES = ("dots", "ta", "offload", "full", "none")
+_REMAT_NAMES = ("qkv", "attention", "hidden")
+
 # Of a member, in characters.
 _LONGEST_NAME = 60
 
@@ -90,9 +93,11 @@ class ModelConfig(Section):
     )
     remat: str = field(
         "dots",
-        "What a layer keeps for its backward pass: dots (matmul outputs), none (everything kept), "
-        "full (nothing).",
-        choices=("dots", "none", "full"),
+        "What a layer keeps for its backward pass: dots (matmul outputs), ta (those of the TA; "
+        "other models are computed again, one after another), offload (dots, in the host's "
+        "memory), full (nothing), none (nothing is computed again). After a +, what is kept beside "
+        "it: qkv (queries, keys and values), attention (what heads have gathered, so that a fused "
+        "kernel runs once), hidden (what neurons are made of); as in full+qkv+attention.",
     )
 
     def __post_init__(self) -> None:
@@ -102,6 +107,7 @@ class ModelConfig(Section):
                 f"model.name={self.name!r} is described by {section_of(self.name).__name__}, not "
                 f"{type(self).__name__}; use that"
             )
+        self._check_remat()
         self.check()
 
     def check(self) -> None:
@@ -111,6 +117,30 @@ class ModelConfig(Section):
                 f"model.num_heads={self.num_heads} must divide model.d_model={self.d_model}; "
                 f"nearest that does: {_nearest_divisor(self.d_model, self.num_heads)}"
             )
+
+    def _check_remat(self) -> None:
+        policy, *names = self.remat.split("+")
+        for item, choices in ((policy, _REMAT_POLICIES), *((name, _REMAT_NAMES) for name in names)):
+            if item not in choices:
+                raise UserError(
+                    f"model.remat={shorten(self.remat)}: {shorten(item)} must be one of "
+                    f"{', '.join(choices)}{did_you_mean(item, choices)}"
+                )
+        if policy == "none" and names:
+            raise UserError(
+                f"model.remat={self.remat!r} keeps everything by itself; use none, or full+"
+                f"{'+'.join(names)}"
+            )
+
+    @property
+    def remat_policy(self) -> str:
+        """What `remat` says, without names."""
+        return self.remat.split("+")[0]
+
+    @property
+    def remat_names(self) -> tuple[str, ...]:
+        """What `remat` keeps by name."""
+        return tuple(self.remat.split("+")[1:])
 
     @property
     def a_noun(self) -> str:

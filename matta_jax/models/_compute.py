@@ -9,10 +9,13 @@ import jax
 from matta_jax.nesting import Names, Tree
 from matta_jax.sharding import ONE_DEVICE, Placement, sum_dtype
 
-# `dots` keeps what matrices make of tokens. Attention's products have batch axes: their scores, of
-# T·S numbers, are computed again with all that is cheap.
-POLICIES: dict[str, Callable[..., Any] | None] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+# What matrices make of tokens is kept. Attention's products have batch axes: their scores, of T·S
+# numbers, are computed again with all that is cheap.
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_POLICIES: dict[str, Callable[..., Any]] = {
+    "dots": _DOTS,
+    "ta": _DOTS,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -25,8 +28,8 @@ class Compute:
       dtype: of activations and matmuls.
       reduce_dtype: type in which gradients of matrices and tables are summed: `compute` for
         `dtype`, or float32.
-      remat: what a layer keeps for its backward pass: dots, none (everything is kept) or full
-        (nothing is).
+      remat: what a layer keeps for its backward pass, as `model.remat` says.
+      remat_names: what it keeps beside that, of `layers.KEPT_NAMES`.
       dropout: rate on the embeddings and each residual branch; needs a key.
       placement: where weights lie; they are gathered before they are sliced.
     """
@@ -34,8 +37,18 @@ class Compute:
     dtype: str = "float32"
     reduce_dtype: str = "compute"
     remat: str = "dots"
+    remat_names: tuple[str, ...] = ()
     dropout: float = 0.0
     placement: Placement = ONE_DEVICE
+
+    @property
+    def policy(self) -> Callable[..., Any]:
+        """What `jax.checkpoint` keeps of a layer that is computed again."""
+        policy = _POLICIES[self.remat]
+        if not self.remat_names:
+            return policy
+        named = jax.checkpoint_policies.save_only_these_names(*self.remat_names)
+        return jax.checkpoint_policies.save_from_both_policies(named, policy)
 
 
 TRAINING = Compute()

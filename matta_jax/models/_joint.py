@@ -126,7 +126,8 @@ class _JointPass:
 
         layers = Layers(plan, self.params, context, self.compute, choices_SL, self.key)
         cuts = cuts_of(streams, num_layers)
-        if has_common_part(plan, streams):
+        # What is run for all at once would be kept for each.
+        if has_common_part(plan, streams) and self.compute.remat != "ta":
             hidden = layers.run_first(streams, hidden)
             cuts = sorted({1, *cuts} - {0})
         for start, stop in itertools.pairwise(cuts):

@@ -3,6 +3,7 @@
 Shape letters: N tokens, D d_model, L layers, S streams by choice.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from matta_jax.models._compute import POLICIES, Compute, ready
+from matta_jax.models._compute import Compute, ready
 from matta_jax.models._plain import bind_block
 from matta_jax.models._plan import Plan
 from matta_jax.models._streams import Part, Stream, first_parts, parts_of
-from matta_jax.models._switch import lean_switch
+from matta_jax.models._switch import lean_map, lean_switch
 from matta_jax.models.layers import Context
 from matta_jax.nesting import (
     Size,
@@ -81,7 +82,7 @@ class Layers:
         stack = jax.tree.map(lambda weight: weight[0], stack_of(self.params))
         layer: Callable[..., list[jax.Array]] = functools.partial(self._first_layer, streams)
         if self.compute.remat != "none":
-            layer = jax.checkpoint(layer, policy=POLICIES[self.compute.remat])
+            layer = jax.checkpoint(layer, policy=self.compute.policy)
         return layer(stack, hidden, self.choices_SL[:, 0])
 
     def _first_layer(
@@ -172,9 +173,12 @@ class Layers:
             # Once for all streams, which then slice without any traffic between devices.
             weights = ready(weights, names, self.compute)
             place = self._place(index)
+            again = self._run_again(start, running, carry, choice_S, weights, place)
             results = []
-            for stream, x_ND in zip(running, carry, strict=True):
-                if stream.choice is None:
+            for i, (stream, x_ND) in enumerate(zip(running, carry, strict=True)):
+                if i in again:
+                    results.append(again[i])
+                elif stream.choice is None:
                     # Of the segment's first layer, and so of all its layers.
                     sizes = stream.sub_model.sizes_in(start)
                     results.append(self._run_layer(stream, sizes, weights, x_ND, place))
@@ -184,10 +188,9 @@ class Layers:
             return tuple(results), None
 
         if self.compute.remat != "none":
-            policy = POLICIES[self.compute.remat]
             # A scan's backward pass is a loop of its own, which the compiler does not merge with
             # the forward one; guards against that would cost time.
-            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+            body = jax.checkpoint(body, policy=self.compute.policy, prevent_cse=False)
 
         stack = stack_of(self.params)
         if (start, stop) != (0, self.plan.nest.num_layers):
@@ -196,6 +199,44 @@ class Layers:
         layers = (stack, self.choices_SL.T[start:stop], jnp.arange(start, stop))
         carry, _ = jax.lax.scan(body, tuple(hidden), layers)
         return list(carry)
+
+    def _run_again(
+        self,
+        start: int,
+        running: Sequence[Stream],
+        hidden: Sequence[jax.Array],
+        choice_S: jax.Array,
+        weights: Tree,
+        place: _Place,
+    ) -> dict[int, jax.Array]:
+        """Runs the streams that keep nothing, those of one width one after another; returns their
+        residual streams by index.
+        """
+        ta_sizes = self.plan.nest.ta.sizes_in(0)
+        by_width = collections.defaultdict(list)
+        for i, stream in enumerate(running):
+            is_ta = stream.choice is None and stream.sub_model.sizes_in(start) == ta_sizes
+            if self.compute.remat == "ta" and not is_ta:
+                by_width[hidden[i].shape[1]].append(i)
+
+        results: dict[int, jax.Array] = {}
+        for indices in by_width.values():
+            branches: list[Callable[..., jax.Array]] = []
+            chosen = []
+            for i in indices:
+                stream = running[i]
+                first = len(branches)
+                if stream.choice is None:
+                    sizes = stream.sub_model.sizes_in(start)
+                    branches.append(functools.partial(self._run_layer, stream, sizes))
+                    chosen.append(jnp.array(first))
+                else:
+                    branches += self._branches(stream, "__call__")
+                    chosen.append(first + choice_S[stream.choice])
+            x_SND = jnp.stack([hidden[i] for i in indices])
+            ran_SND = lean_map(jnp.stack(chosen), branches, weights, x_SND, place)
+            results |= dict(zip(indices, ran_SND, strict=True))
+        return results
 
     def _run_layer(
         self,

@@ -121,7 +121,8 @@ class Loss:
         return Compute(
             dtype=model.compute_dtype,
             reduce_dtype=model.reduce_dtype,
-            remat=model.remat if self._is_training else "none",
+            remat=model.remat_policy if self._is_training else "none",
+            remat_names=model.remat_names,
             dropout=model.dropout,
             placement=self._placement,
         )

@@ -45,7 +45,7 @@ def _least_activations(setup: Setup) -> int:
     """
     config, ta = setup.config, setup.nest.ta
     values_per_token = sum(ta.along("d_model"))
-    if config.model.remat != "full":
+    if config.model.remat_policy not in ("full", "offload"):
         values_per_token += sum(ta.along("d_ff"))
 
     tokens = config.data.batch_size * config.seq_len

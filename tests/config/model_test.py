@@ -63,3 +63,15 @@ def test_odd_names_of_members_are_shown_in_one_line(assert_one_line, name):
 def test_other_words_name_members():
     members = {"middle": "layers=1", "mixed": "layers=2", "tall_2": "d_ff=512"}
     assert c.NestConfig(members=members).members == members
+
+
+def test_what_is_kept_is_a_policy_and_names(assert_one_line):
+    model = c.ModelConfig(remat="full+qkv+attention")
+    assert model.remat_policy == "full" and model.remat_names == ("qkv", "attention")
+    assert c.ModelConfig().remat_names == ()
+    for remat, words in (
+        ("dot", ["model.remat='dot'", "must be one of dots, ta", "did you mean 'dots'"]),
+        ("dots+atention", ["'atention' must be one of qkv", "did you mean 'attention'"]),
+        ("none+qkv", ["model.remat='none+qkv'", "full+qkv"]),
+    ):
+        assert_one_line({"model": {"remat": remat}}, words)

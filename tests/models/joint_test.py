@@ -16,7 +16,11 @@ from matta_jax.models import Compute
 JOINT = [(name, "dots") for name in ("layer", "depth", "all")]
 JOINT += [
     pytest.param(name, remat, marks=pytest.mark.slow)
-    for name, remat in [("spread", "dots"), ("d_model", "dots"), ("all", "none"), ("all", "full")]
+    for name, remat in [
+        ("spread", "dots"),
+        ("d_model", "dots"),
+        *(("all", remat) for remat in ("none", "full", "ta")),
+    ]
 ]
 BY_LAYER = [
     "d_ff=48,16,16,48",
@@ -55,6 +59,7 @@ def test_the_joint_pass_equals_each_plain_model_bit_for_bit(nested, tokens, name
         case.assert_plain(sub_model, hidden_ND, tokens)
 
 
+@pytest.mark.slow
 def test_mixes_of_heads_and_widths_equal_their_plain_models(nested, make_nested, tokens):
     uniform = nested("all").nest
     nest = nesting.Nest(uniform.members, uniform.allowed, by_layer=("heads", "d_ff"))
@@ -87,6 +92,7 @@ def test_any_sub_models_equal_their_plain_models(nested, tokens, data):
         case.assert_plain(sub_model, hidden_ND, tokens)
 
 
+@pytest.mark.slow
 def test_alternating_static_widths_go_by_switch_and_are_exact(make_nested, tokens):
     nest = nesting.expand(num_layers=6, d_model=16, num_heads=2, d_ff=16, ta_d_ff=32)
     case = make_nested(nest)
@@ -118,7 +124,7 @@ def assert_gradients_of_plain_model(case, sub_model, gradients, tokens):
         np.testing.assert_allclose(part, expected_part, rtol=1e-4, atol=1e-4)
 
 
-REMAT = ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none"))]
+REMAT = ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none", "ta"))]
 
 
 @pytest.mark.slow
@@ -141,6 +147,63 @@ def test_a_static_mix_by_switch_has_the_gradient_of_its_plain_model(make_nested,
     gradients, loss = gradients_in_place(case, sub_model, tokens, remat)
     assert "stablehlo.case" in loss.lower(case.params).as_text()
     assert_gradients_of_plain_model(case, sub_model, gradients, tokens)
+
+
+@pytest.mark.parametrize(
+    "remat",
+    ["ta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("offload", "full", "none"))],
+)
+def test_what_is_computed_again_changes_no_gradient(nested, perturbed, tokens, remat):
+    """Of sub-models of several widths and depths, and of mixes, side by side."""
+    case = nested("all")
+    members = [case.parse(spec) for spec in ("student", "ta", "layers=3", BY_LAYER[0])]
+    choices_ML = jnp.array([[0, 2, 1, 0], [1, 1, 0, 2]])
+
+    def gradient(remat):
+        def loss(params):
+            hidden = models.joint_apply(
+                case.plan,
+                params,
+                {"tokens": tokens},
+                [*members, *choices_ML],
+                compute=Compute(remat=remat),
+            )
+            return sum(jnp.sum(each**3) for each in hidden)
+
+        return jax.jit(jax.grad(loss))(perturbed(case.params))
+
+    gradients = map(jax.tree.leaves, (gradient(remat), gradient("dots")))
+    for part, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(part, expected, atol=1e-5 * np.abs(expected).max() + 1e-9)
+
+
+@pytest.mark.slow
+def test_policies_keep_what_they_say(make_nested):
+    """Bytes of a step's temporaries, of sub-models beside the TA."""
+    case = make_nested(
+        nesting.expand(
+            num_layers=8, d_model=64, num_heads=2, d_ff=64, ta_d_ff=256, widths=(64, 128, 192, 256)
+        )
+    )
+    members = [case.parse(spec) for spec in ("ta", "student", "d_ff=128", "d_ff=192")]
+    tokens = jax.ShapeDtypeStruct((64, 12), jnp.int32)
+
+    def kept(remat, *names, count=4):
+        compute = Compute(remat=remat, remat_names=names)
+
+        def loss(params, tokens_BT):
+            hidden = models.joint_apply(
+                case.plan, params, {"tokens": tokens_BT}, members[:count], compute=compute
+            )
+            return sum(jnp.sum(each**3) for each in hidden)
+
+        compiled = jax.jit(jax.grad(loss)).lower(case.params, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert kept("full") < kept("full", "hidden") < kept("full", "hidden", "qkv") < kept("none")
+    assert kept("ta", count=1) == kept("dots", count=1)
+    more = kept("ta") - kept("ta", count=1), kept("dots") - kept("dots", count=1)
+    assert more[0] < 0.5 * more[1], more
 
 
 def test_one_compile_serves_every_mix(nested, tokens):
@@ -262,6 +325,7 @@ def candidates():
     return plan, params, jax.random.randint(jax.random.key(1), (2, 12), 0, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", CANDIDATES)
 def test_one_program_runs_every_candidate_of_a_depth_and_width(candidates, base):
     plan, params, tokens_BT = candidates

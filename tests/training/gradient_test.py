@@ -50,11 +50,10 @@ def expected(tiny):
     return gradient_of(tiny(**NESTED), (1, 1, 1))
 
 
-@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("sizes", "gather", "microbatches"),
     [
-        ((2, 4, 1), "step", 2),
+        pytest.param((2, 4, 1), "step", 2, marks=pytest.mark.slow),
         ((2, 4, 1), "microbatch", 2),
         pytest.param((1, 8, 1), "microbatch", 2, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), "microbatch", 2, marks=pytest.mark.slow),
@@ -72,6 +71,15 @@ def expected(tiny):
 def test_metrics_and_gradient_are_those_of_one_device(tiny, expected, sizes, gather, microbatches):
     config = tiny(**NESTED, train__gather=gather, train__microbatches=microbatches)
     metrics, gradient = gradient_of(config, sizes)
+    assert metrics == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+    for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
+        np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
+
+
+@pytest.mark.slow
+def test_models_that_are_computed_again_add_up_on_devices_too(tiny, expected):
+    config = tiny(**NESTED, model__remat="ta", train__microbatches=2)
+    metrics, gradient = gradient_of(config, (2, 4, 1))
     assert metrics == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
     for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected[1])), strict=True):
         np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
@@ -116,6 +124,7 @@ def test_weights_beside_the_layers_come_together_once(tiny):
     assert largest == max(weight.size for weight in weights)
 
 
+@pytest.mark.slow
 def test_what_data_parallel_devices_add_up_crosses_once_for_all_microbatches(tiny):
     config = tiny(**NESTED, train__microbatches=2)
     setup = make_setup(config, make_mesh((8, 1, 1)))

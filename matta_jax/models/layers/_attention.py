@@ -17,6 +17,7 @@ from flax import nnx
 from matta_jax.models.layers._build import Build
 from matta_jax.models.layers._context import Context, Window
 from matta_jax.models.layers._engines import fused, fused_part, serves
+from matta_jax.models.layers._kept import ATTENTION, QKV, checkpoint_name
 from matta_jax.models.layers._linear import project
 
 Cache = tuple[jax.Array, jax.Array]
@@ -59,7 +60,7 @@ def attend(
         gathered = _softmax_attention(q, k, v, may_see)
     else:
         gathered = _causal_attention(q, k, v, _Sight(window, context.documents_BT))
-    return _by_token(gathered)
+    return checkpoint_name(_by_token(gathered), ATTENTION)
 
 
 def _attend_across(
@@ -276,7 +277,7 @@ class Attention(nnx.Module):
         """Returns queries, keys and values [B, K, H, T, E]."""
         # One product for all three.
         product_NKCHE = project("nd,kdche->nkche", x_ND, self.w_qkv[...])
-        qkv_NKCHE = product_NKCHE + self.b_qkv[...]
+        qkv_NKCHE = checkpoint_name(product_NKCHE, QKV) + self.b_qkv[...]
         qkv_BTKCHE = qkv_NKCHE.reshape(-1, seq_len, *qkv_NKCHE.shape[1:])
         # The gradient of a split is put together; that of slices would be added up.
         q_part, k_part, v_part = jax.lax.split(qkv_BTKCHE, (1, 1, 1), axis=3)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from matta_jax.models.layers._context import Context, Window
+from matta_jax.models.layers._kept import ATTENTION
 from matta_jax.sharding import Engine, free_axes
 
 # Of the splash kernel: T is a multiple of the smallest.
@@ -245,6 +246,7 @@ def _splash_kernel(pattern: _Pattern, num_heads: int, seq_len: int) -> Any:
             head_shards=1,
             q_seq_shards=pattern.parts,
             interpret=pattern.interpret,
+            residual_checkpoint_name=ATTENTION,
         )
 
 

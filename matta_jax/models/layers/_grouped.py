@@ -11,6 +11,7 @@ from flax import nnx
 from matta_jax.models.layers._attention import Cache, attend, extend_cache
 from matta_jax.models.layers._build import Build
 from matta_jax.models.layers._context import Context, Window
+from matta_jax.models.layers._kept import QKV, checkpoint_name
 from matta_jax.models.layers._linear import project
 from matta_jax.models.layers._norms import RMSNorm
 from matta_jax.models.layers._rotary import Rotary, rotate
@@ -47,8 +48,8 @@ class GroupedAttention(nnx.Module):
 
     def _heads(self, x_ND: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns queries [B, K, H, Q, T, E], keys and values [B, K, H, T, E]."""
-        q_NKHQE = project("nd,kdhqe->nkhqe", x_ND, self.w_q[...])
-        kv_NKCHE = project("nd,kdche->nkche", x_ND, self.w_kv[...])
+        q_NKHQE = checkpoint_name(project("nd,kdhqe->nkhqe", x_ND, self.w_q[...]), QKV)
+        kv_NKCHE = checkpoint_name(project("nd,kdche->nkche", x_ND, self.w_kv[...]), QKV)
         if hasattr(self, "b_q"):
             q_NKHQE = q_NKHQE + self.b_q[...]
             kv_NKCHE = kv_NKCHE + self.b_kv[...]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from matta_jax.models.layers._build import Build
+from matta_jax.models.layers._kept import HIDDEN, checkpoint_name
 from matta_jax.models.layers._linear import project
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
@@ -34,7 +35,7 @@ class MLP(nnx.Module):
     def hidden(self, x_ND: jax.Array) -> jax.Array:
         """Returns the neurons' activations [N, G, F]."""
         product_NGF = project("nd,gdf->ngf", x_ND, self.w_in[...])
-        hidden_NGF = product_NGF + self.b_in[...]
+        hidden_NGF = checkpoint_name(product_NGF, HIDDEN) + self.b_in[...]
         return ACTIVATIONS[self.activation](hidden_NGF)
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
@@ -63,6 +64,7 @@ class GatedMLP(nnx.Module):
     def hidden(self, x_ND: jax.Array) -> jax.Array:
         """Returns the neurons' activations [N, G, F]."""
         product_NGCF = project("nd,gdcf->ngcf", x_ND, self.w_in[...])
+        product_NGCF = checkpoint_name(product_NGCF, HIDDEN)
         gate_part, value_part = jax.lax.split(product_NGCF, (1, 1), axis=2)
         return (ACTIVATIONS[self.gate](gate_part) * value_part)[:, :, 0]
 
