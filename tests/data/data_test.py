@@ -43,6 +43,7 @@ def test_each_token_but_the_first_is_predicted_once(length, seq_len):
     assert targets == list(stream[1:])
 
 
+@pytest.mark.slow
 def test_stdlib_skips_tests_and_splits_by_path():
     corpus = data.Corpus("stdlib")
     names = [path.as_posix() for path in corpus.files()]

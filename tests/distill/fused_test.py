@@ -192,7 +192,7 @@ def check_collectives(plan, mesh):
     """One gather of the table, one reduction of its gradient, one of scalars; [chunk] vectors alone
     in the loop.
     """
-    data, fsdp, tensor = mesh.devices.shape
+    data, fsdp, tensor, _ = mesh.devices.shape
     plan = dataclasses.replace(plan, layout=loss_layout(mesh))
     found = loss_collectives(plan, mesh)
     inside = [c for c in found if c.in_loop]

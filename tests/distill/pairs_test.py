@@ -62,6 +62,7 @@ def test_scores_that_are_all_alike_teach_nothing():
     assert value == 0 and not jnp.any(gradient)
 
 
+@pytest.mark.slow
 def test_both_directions_are_the_mean_of_rows_and_columns():
     labels = jnp.arange(B)
     _, both = value_of("in_batch_both", LOGITS, labels, jnp.ones(B))

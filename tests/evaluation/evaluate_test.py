@@ -38,6 +38,7 @@ def test_mistakes_end_in_one_line(arguments, words):
         evaluate(**arguments)
 
 
+@pytest.mark.slow
 def test_models_side_by_side_are_paired_and_in_place_is_as_extracted(run, models, files, tmp_path):
     tasks = [f"lambada:{files}/lambada.jsonl", "bits_per_byte:held_out", "perplexity:held_out"]
     apart = [evaluate(model=model, tasks=tasks) for model in models]
@@ -143,13 +144,10 @@ def even_scores(even_run, mixed, files):
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
-    [
-        pytest.param((2, 1, 1), marks=pytest.mark.slow),
-        (1, 2, 2),
-        pytest.param((1, 1, 4), marks=pytest.mark.slow),
-    ],
+    [(2, 1, 1), (1, 2, 2), (1, 1, 4)],
 )
 def test_scores_of_a_mesh_are_those_of_a_device(even_scores, sizes):
     pairs = zip(even_scores(None), even_scores(MeshConfig(*sizes)), strict=True)

@@ -40,6 +40,7 @@ def test_conditions_differ_in_what_they_are_about(fedmrl, tmp_path):
     assert sorted(set(swept)) == [8, 32, 128]
 
 
+@pytest.mark.slow
 def test_each_run_is_a_row_and_is_trained_once(fedmrl, small_lab, tmp_path, monkeypatch):
     monkeypatch.setattr(fedmrl, "PARTITIONS", {"even": {"clients.alpha": 100.0}})
     results = fedmrl.EXPERIMENT.measure(small_lab(None))

@@ -241,6 +241,7 @@ print(sum(hits))
 """
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_stored_in_a_bucket_and_read_again(gs_bucket):
     """By JAX itself, with what the extra `gcs` installs."""
     environment = os.environ | {

@@ -11,6 +11,7 @@ from matta_jax.optim import scale_by_shampoo
 SMALL = ShampooConfig(block_size=8, precondition_every=1, start_step=0, beta2=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grafting", ["rmsprop", "adam", "sgd"])
 def test_any_tree_goes(grafting, apply_shampoo):
     tree = {

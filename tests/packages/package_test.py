@@ -69,7 +69,7 @@ def device_bytes(tree):
     return sum(leaf.addressable_data(0).nbytes for leaf in leaves), sum(x.nbytes for x in leaves)
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "share"), [((2, 1, 1), 1.0), ((1, 4, 1), 0.27), ((1, 1, 4), 0.3), ((1, 2, 2), 0.3)]
 )

@@ -95,6 +95,7 @@ def test_each_type_of_files_has_its_own_times(run, output, engine, one_family):
     assert uniform == {"f32": pytest.approx(5.0), "f16": pytest.approx(2.5)}
 
 
+@pytest.mark.slow
 def test_transformers_times_a_mix_at_its_size(run, output, engine, one_family):
     workload = Workload("decode", 2, 16, engine="transformers", threads=2)
     result = search(str(run[1]), output, budget=Budget(max_ms=9), workload=workload, **one_family)

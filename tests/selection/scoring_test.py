@@ -25,13 +25,10 @@ def even_source(even_run):
     return checkpoints.open_source(even_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
-    [
-        pytest.param((3, 1, 1), marks=pytest.mark.slow),
-        (1, 2, 2),
-        pytest.param((1, 1, 4), marks=pytest.mark.slow),
-    ],
+    [(3, 1, 1), (1, 2, 2), (1, 1, 4)],
 )
 def test_a_mesh_scores_the_same_windows_as_a_device(even_source, sizes):
     """Of three devices too, which do not divide the batch of one."""

@@ -11,6 +11,7 @@ from matta_jax.selection import _search as search_lib
 COUNTS = ("num_windows", "verify", "evaluations")
 
 
+@pytest.mark.slow
 def test_the_methods_find_what_exhaustion_finds(run, output, tmp_path, one_family):
     budget = Budget(max_params=19_000, max_flops_per_token=1e9)
     picks = {}

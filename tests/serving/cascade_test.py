@@ -16,6 +16,7 @@ def pair(vit_model):
     return packages.load_in_place(str(vit_model.parent), ["student", "ta"])
 
 
+@pytest.mark.slow
 def test_each_image_is_answered_by_the_model_that_its_entropy_chooses(pair, images):
     pixels = np.load(images)["x"]
     small, large = (matta_jax.classify(model, pixels) for model in pair)
@@ -41,6 +42,7 @@ def test_the_ends_are_the_models_themselves(pair, images):
     assert answers.stopped.all()
 
 
+@pytest.mark.slow
 def test_only_unsure_images_reach_the_large_model(pair, images, monkeypatch):
     pixels = np.load(images)["x"]
     cascade = serving.Cascade(*pair)

@@ -20,6 +20,7 @@ def model(embedder):
     return packages.Model("ta", config, counts, params, {}, plan.architecture)
 
 
+@pytest.mark.slow
 def test_batches_and_lengths_change_no_vector(model, monkeypatch):
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abc "), rng.integers(0, 40))) for _ in range(9)]

@@ -123,6 +123,7 @@ def test_what_makes_the_same_of_a_text_is_the_first_layers_with_all_their_sizes(
     assert not begins(ta.sub_model.resized(d_ff=16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_draft_changes_no_text(nest, alone, num_tokens):
     engine = make(nest, draft=Draft("student", num_tokens, is_fixed=True))

@@ -67,6 +67,7 @@ def test_a_longer_text_goes_on_from_half_a_sequence(model):
     assert list(ids[first : first + 17]) == second
 
 
+@pytest.mark.slow
 def test_draws_follow_the_model(model):
     start = np.tile([0, *b"the"], (512, 1))
 
@@ -159,6 +160,7 @@ def test_more_than_all_tokens_are_all_and_less_than_any_share_is_the_first(model
     assert write(top_p=1e-300) == greedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"top_k": 200}, {"top_p": 0.99}, {"temperature": 0}])
 def test_ids_without_a_token_are_never_drawn(model, how):
     start = np.tile([0, *b"the"], (64, 1))
@@ -175,6 +177,7 @@ def test_ids_without_a_token_are_never_drawn(model, how):
     np.testing.assert_array_equal(draw(np.ones(256, bool)), draw(None))
 
 
+@pytest.mark.slow
 def test_a_draft_changes_no_text_and_must_be_of_the_run(run, model):
     ta, student = packages.load_in_place(str(run[1]), ["ta", "student"])
 
@@ -212,7 +215,7 @@ def texts_of(even_run, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [pytest.param((1, 1, 4), marks=pytest.mark.slow), (1, 2, 2)])
+@pytest.mark.parametrize("sizes", [(1, 1, 4), (1, 2, 2)])
 def test_a_mesh_writes_what_a_device_does(texts_of, sizes):
     assert texts_of(sizes) == texts_of(None)
 
@@ -231,6 +234,7 @@ def decode_program(engine, model):
     return _programs.decode.lower(program, runner._weights, runner._pool, rows, draws).compile()
 
 
+@pytest.mark.slow
 def test_devices_share_weights_and_caches_and_keep_them_so(even_run):
     programs = []
     for mesh in (None, local_mesh(MeshConfig(data=1, tensor=4))):

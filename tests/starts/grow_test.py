@@ -47,6 +47,7 @@ def test_a_grown_ta_computes_the_students_function_and_holds_it_bit_for_bit(
         np.testing.assert_array_equal(part[path], leaf)
 
 
+@pytest.mark.slow
 def test_noisy_growth_keeps_the_student_and_moves_the_ta(start, starting, outputs, student):
     old = packages.load_model(student)
     exact = outputs(old.architecture, old.params)

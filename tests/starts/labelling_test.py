@@ -44,6 +44,7 @@ def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
     assert np.isneginf(labelling.top_k_log_probs(z, 3, 1.0)[2]).all()
 
 
+@pytest.mark.slow
 def test_labelling_goes_on_where_it_stopped(tiny, teacher, labels, tmp_path, monkeypatch):
     monkeypatch.setattr(labelling, "_PER_FILE", 8)
     lines = []

@@ -197,6 +197,7 @@ def kill_at_5(line):
         raise Killed
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_counts_what_it_did_twice(tiny, tmp_path):
     workdir = tmp_path / "run"
     began = time.time()
@@ -234,6 +235,7 @@ def test_a_process_that_a_signal_ends_in_its_start_ends_by_itself(
     assert [row.get("ended") for row in rows if "goodput" in row] == [None, 1]
 
 
+@pytest.mark.slow
 def test_devices_without_work_wait_for_data(tiny, tmp_path, monkeypatch):
     real = _prepare.training_batches
 
@@ -258,6 +260,7 @@ def test_devices_without_work_wait_for_data(tiny, tmp_path, monkeypatch):
     assert rows[-1]["seconds/start"] > 0.4
 
 
+@pytest.mark.slow
 def test_what_is_told_on_the_way_is_evaluation(tiny, tmp_path, monkeypatch):
     def cosines(params, batch):
         time.sleep(0.3)

@@ -92,6 +92,7 @@ def test_a_run_with_a_member_resumes_to_the_same_bits(
         train(other, tmp_path / "run", log=quiet)
 
 
+@pytest.mark.slow
 def test_free_fields_may_change_and_a_finished_run_is_left_alone(run):
     config, workdir, _ = run
     on_four_devices = c.from_dict(c.to_dict(config) | {"mesh": {"data": 2, "fsdp": 2}})
@@ -203,6 +204,7 @@ def test_resume_never_and_must(run, tiny, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_changed_data_is_refused(tiny, tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()

@@ -184,6 +184,7 @@ def test_a_member_of_the_students_sizes_shares_its_states_and_changes_none_of_it
     assert metrics["loss"] == pytest.approx(metrics_without["loss"] + added, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_its_ta_alone(tiny):
     """Its first steps are those of a run in which nothing but the TA's loss counts."""
     config = tiny(**MIDDLE, objective__members_start=0.5, train__num_steps=20)

@@ -92,6 +92,7 @@ def test_the_joint_pass_equals_each_plain_model_bit_for_bit(embedder):
         np.testing.assert_array_equal(vectors, plain)
 
 
+@pytest.mark.slow
 def test_a_first_text_is_compared_with_all_second_ones(embedder):
     config = embedder(model__similarity_scale=10.0)
     plan, params = setup_of(config)

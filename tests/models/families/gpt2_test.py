@@ -17,6 +17,7 @@ def first_layer(case):
     return jax.tree.map(lambda leaf: leaf[0], nesting.stack_of(case.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["layer", "all"])
 def test_causal_by_gradient(nested, tokens, name):
     case, position = nested(name), 5

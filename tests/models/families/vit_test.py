@@ -85,6 +85,7 @@ def numpy_logits(params, image_BHWC, pooling, mean, std, recycled=None):
     return np.array(results), np.array(positions)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("pooling", "mean", "std"), [("cls", [0.5], [0.5]), ("mean", [0.1, 0.2, 0.3], [1.0, 0.5, 0.3])]
 )
@@ -181,6 +182,7 @@ def test_a_pass_counts_as_what_it_multiplies(vit):
         assert counts.parameters == sum(leaf.size for leaf in leaves)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fields", [{}, THINKING | {"nest__members": MEMBERS}])
 def test_the_joint_pass_equals_each_plain_model_and_one_in_place_does_bit_for_bit(vit, fields):
     plan, params = setup_of(vit(**fields))
@@ -302,6 +304,7 @@ def test_each_member_learns_the_labels_of_both_of_a_mixed_image_by_their_shares(
         assert float(metrics[name]) == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.few(1)
 def test_what_reads_text_refuses_it(vit, trained, tmp_path):
     budget = Budget(max_vector_bytes=16)
     for call, words in (

@@ -74,7 +74,7 @@ def assert_close(arrays, expected, atol):
         np.testing.assert_allclose(array, other, atol=atol * max(1.0, np.abs(other).max()))
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "dtype", "atol"),
     [("splash", jnp.float32, 2e-6), ("splash", jnp.bfloat16, 2e-2), ("cudnn", jnp.bfloat16, 2e-2)],
@@ -94,6 +94,7 @@ def test_a_kernel_gives_what_blocks_give(name, dtype, atol, case):
         assert np.abs(wide[0] - fused[0]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["grouped", "padded", "documents"])
 def test_each_device_attends_for_its_rows_and_heads(case):
     settings = dict(CASES[case])
@@ -142,7 +143,7 @@ def shared_values_and_gradients(engine, operands, mesh, *, window=None, has_docu
     return [np.asarray(array, np.float32) for array in (gathered, *gradients)]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [None, "splash"])
 @pytest.mark.parametrize("case", ["causal", "window", "documents"])
 def test_devices_that_share_windows_gather_what_one_does(name, case):

@@ -87,6 +87,7 @@ def test_an_engine_that_is_not_there_is_named(monkeypatch):
         packages.packaging_for("llama.cpp", Packaging())
 
 
+@pytest.mark.slow
 def test_what_an_engine_cannot_run_is_refused(architecture_of, vit_model, save_words):
     gguf = Packaging("gguf")
     scorer = packages.open_model(vit_model).architecture
