@@ -44,7 +44,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def calls_page() -> str:
     """What `matta_jax` has by itself, each with its docstring."""
     about = "For whoever calls the library from Python: what `import matta_jax` has."
-    lines = ["# Calls", "", about, ""]
+    examples = (
+        "The examples name a run, `runs/books`, and models of it; `config` is a `Config`. Tests "
+        "run them as they stand (`tests/examples_test.py`), on models of a few thousand parameters."
+    )
+    lines = ["# Calls", "", about, "", examples, ""]
     for name, room in homes().items():
         lines += [f"::: matta_jax.{room}.{name}", ""]
     return "\n".join(lines)

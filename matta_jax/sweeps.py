@@ -131,6 +131,11 @@ def sweep(
 
     Raises:
       UserError: as `plan_sweep` does, or no run has this index.
+
+    Examples:
+      >>> overrides = [{"train.seed": 0}, {"train.seed": 1}]
+      >>> len(matta_jax.sweep(config, overrides, "runs/sweep", log=logging.info).rows)
+      2
     """
     runs = plan_sweep(config, overrides, workdir)
     if index is not None and not 0 <= index < len(runs):

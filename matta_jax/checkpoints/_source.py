@@ -112,6 +112,11 @@ class Source:
 def open_source(checkpoint: str) -> Source:
     """Opens the TA of `D[@STEP]`, reading no weights. Raises UserError when it is missing or
     damaged.
+
+    Examples:
+      >>> source = matta_jax.open_source("runs/books")
+      >>> source.plan.nest.ta.num_layers
+      3
     """
     directory, step = locate(checkpoint)
     path = directory / str(step)

@@ -70,6 +70,10 @@ def prepare(
     Raises:
       UserError: the config has no corpus of text, a document cannot be read, or the folder cannot
         be written or holds another preparation.
+
+    Examples:
+      >>> matta_jax.prepare(config, "prepared", log=logging.info).num_parts
+      1
     """
     _check_settings(config)
     runner = runner or Runner()

@@ -88,6 +88,11 @@ def extract(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 
     Raises:
       UserError: a bad checkpoint or spec, an output that exists, or a proof that fails.
+
+    Examples:
+      >>> [model] = matta_jax.extract("runs/books", "d_ff=16,48,32", "models/wide")
+      >>> model.max_difference  # From the TA's slice, on a fixed batch.
+      0.0
     """
     if not sub_models:
         raise UserError("sub_model is missing; name at least one, such as --sub_model=student")
@@ -248,6 +253,10 @@ def verify(folder: str | storage.Path) -> Package:
 
     Raises:
       UserError: names what is missing, damaged, or not its TA's.
+
+    Examples:
+      >>> matta_jax.verify("models/mix").path.name
+      'mix'
     """
     package = open_model(folder)
     for path, array in package.stored.items():

@@ -77,6 +77,14 @@ def cascade_report(
 
     Raises:
       UserError: images or models that do not fit each other, or bad numbers.
+
+    Examples:
+      >>> small, large = map(matta_jax.load_model, ("models/images", "models/images"))
+      >>> report = matta_jax.cascade_report(
+      ...     small, large, tune="photos.npz", test="photos.npz", output="cascade"
+      ... )
+      >>> len(report.points) > 1
+      True
     """
     if not 0 <= max_loss < 1:
         raise UserError(f"max_loss={max_loss} must be a share from 0 to 1, such as 0.003")

@@ -74,6 +74,11 @@ def evaluate(
 
     Raises:
       UserError: as `compare`.
+
+    Examples:
+      >>> scores = matta_jax.evaluate(model="models/mix", tasks="bits_per_byte:held_out").scores
+      >>> list(scores)
+      ['bits_per_byte:held_out']
     """
     return compare(
         models=[] if model is None else [model],
@@ -113,6 +118,13 @@ def compare(
       UserError: both or neither of models and checkpoint, a bad task, files that cannot be read, or
         a mesh that does not fit the devices or a model.
       UnsavedError: scores cannot be written; it holds their table.
+
+    Examples:
+      >>> comparison = matta_jax.compare(
+      ...     checkpoint="runs/books", sub_models=["student", "ta"], tasks="bits_per_byte:held_out"
+      ... )
+      >>> [evaluation.spec for evaluation in comparison.evaluations]
+      ['student', 'ta']
     """
     tasks, folders, specs = _listed(tasks), _listed(models), _listed(sub_models)
     if not tasks:

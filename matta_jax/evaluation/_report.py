@@ -83,6 +83,10 @@ def report(
     Raises:
       UserError: no run in `workdir`, or a damaged one; no such weight or layer; or as `regrets`.
       UnsavedError: the report cannot be written; its table is in the error.
+
+    Examples:
+      >>> [path.name for path in matta_jax.report("runs/books").files]
+      ['report.json', 'report.md', 'curves.png']
     """
     folder = _run_folder(workdir)
     config = _read_config(folder / "config.json")

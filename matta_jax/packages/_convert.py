@@ -29,6 +29,12 @@ def convert(
 
     Raises:
       UserError: as of `extract`.
+
+    Examples:
+      >>> from matta_jax.packages import Packaging
+      >>> packaging = Packaging(format="safetensors", dtype="bf16")
+      >>> matta_jax.convert("models/mix", "models/half", packaging=packaging).manifest["dtype"]
+      'bf16'
     """
     packaging = packaging or Packaging()
     package, target = open_model(model), storage.resolve(output)

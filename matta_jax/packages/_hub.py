@@ -59,6 +59,11 @@ def push(
     Raises:
       UserError: the model is damaged, a name is none, the extra is not installed, or the hub
         refuses it.
+
+    Examples:
+      >>> push = matta_jax.push("exported/gpt2", "me/gpt2", is_dry_run=True)
+      >>> "model.safetensors" in push.files
+      True
     """
     hub = _require_hub()
     for field, name in {"repo": repo, "base_model": base_model}.items():

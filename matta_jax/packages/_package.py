@@ -75,7 +75,12 @@ class Package:
 
 
 def open_model(folder: str | storage.Path) -> Package:
-    """Opens an extracted model. Raises UserError when it is missing or damaged."""
+    """Opens an extracted model. Raises UserError when it is missing or damaged.
+
+    Examples:
+      >>> matta_jax.open_model("models/mix").counts.parameters
+      19224
+    """
     path = storage.resolve(folder)
     description = read_manifest(path, str(folder))
     manifest, architecture = description.manifest, description.architecture
@@ -92,6 +97,11 @@ def open_model(folder: str | storage.Path) -> Package:
 def load_model(folder: str | storage.Path, mesh: Mesh | None = None) -> Model:
     """Reads and verifies an extracted model, as `Package.load`. Raises UserError when it is missing
     or damaged, or the mesh does not fit it.
+
+    Examples:
+      >>> model = matta_jax.load_model("models/mix")
+      >>> model.logits(model.params, np.zeros((1, 5), np.int32)).shape  # [B * T, V]
+      (5, 256)
     """
     return open_model(folder).load(mesh)
 

@@ -130,6 +130,14 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       UserError: a budget that no model keeps, an axis outside the nest, a number out of bounds, or
         a mesh that does not fit the devices or the run.
       UnsavedError: what was found cannot be written; it holds the table.
+
+    Examples:
+      >>> from matta_jax.selection import Budget
+      >>> result = matta_jax.search(
+      ...     "runs/books", "search", budget=Budget(max_params=18_000), verify=1, log=logging.info
+      ... )
+      >>> result.pick.parameters <= 18_000
+      True
     """
     budget = budget or Budget()
     # What is wrong is told before the first model is scored, which may take long.

@@ -25,6 +25,11 @@ def classify(model: Model, images: np.ndarray) -> np.ndarray:
 
     Raises:
       UserError: the model is none, or the images are of another size.
+
+    Examples:
+      >>> model = matta_jax.load_model("models/images")
+      >>> matta_jax.classify(model, np.zeros((2, 8, 8, 3), np.uint8)).shape
+      (2, 3)
     """
     check_images(model, images)
     program = jax.jit(model.apply)

@@ -30,6 +30,11 @@ def embed(model: Model, texts: Sequence[str]) -> np.ndarray:
 
     Raises:
       UserError: the model is no embedder, its tokenizer is missing, or it cannot encode a text.
+
+    Examples:
+      >>> model = matta_jax.load_model("models/embedder")
+      >>> matta_jax.embed(model, ["a text", "another text"]).shape
+      (2, 4)
     """
     config = model.config
     if not config.model.reads_pairs:

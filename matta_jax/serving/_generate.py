@@ -47,6 +47,12 @@ def generate(
     Raises:
       UserError: fewer than one token or sample, too many samples, a model that is a
         scorer, or a draft of another run.
+
+    Examples:
+      >>> model = matta_jax.load_model("models/mix")
+      >>> [text] = matta_jax.generate(model, "the quick", num_tokens=8)
+      >>> text.startswith("the quick")
+      True
     """
     if num_samples < 1:
         raise UserError(f"num_samples={num_samples} must be at least 1")

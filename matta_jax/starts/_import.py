@@ -64,6 +64,10 @@ def import_hf(
 
     Raises:
       UserError: files or tensors are missing or damaged, or belong to a model that is not known.
+
+    Examples:
+      >>> matta_jax.import_hf("exported/gpt2", "models/imported", tokenizer="byte").path.name
+      'imported'
     """
     source = storage.resolve(folder)
     tokens = _Tokens(source, tokenizer, _keep_hf_tokenizer)
@@ -79,6 +83,10 @@ def import_gguf(
 ) -> Package:
     """Makes a model of ours from a GGUF file of a GPT-2, Llama, Qwen 2.5 or Qwen 3; quantised
     weights become float32. Arguments and errors as of `import_hf`.
+
+    Examples:
+      >>> matta_jax.import_gguf("exported/gguf/model.gguf", "models/from_gguf").path.name
+      'from_gguf'
     """
     source = storage.resolve(file)
     tokens = _Tokens(source, tokenizer, _keep_gguf_tokenizer)

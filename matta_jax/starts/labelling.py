@@ -78,6 +78,10 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     Raises:
       UserError: a Teacher that cannot teach this run, a bad top_k, a mesh that does not fit the
         devices or the Teacher, or an output that cannot be written or holds labels of another kind.
+
+    Examples:
+      >>> matta_jax.label(config, "models/mix", "labels", top_k=8).path.name
+      'labels'
     """
     folder = check_place("output", output)
     if config.model.reads_examples:

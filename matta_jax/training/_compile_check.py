@@ -190,6 +190,11 @@ def compile_check(config: Config, topology: str) -> CompileReport:
 
     Raises:
       UserError: the topology cannot be compiled for, or the mesh does not fit it.
+
+    Examples:
+      >>> report = matta_jax.compile_check(config, "v5e:2x2")
+      >>> report.needed_bytes < report.hbm_bytes
+      True
     """
     parsed = parse_topology(topology)
     if parsed.slices != config.mesh.slices:

@@ -22,6 +22,10 @@ def dry_run(config: Config) -> str:
     Returns:
       A table for people: parameters, bytes and FLOPs per token of Student, TA, each uniform width
       and each pattern at half its layers; then the memory of a device.
+
+    Examples:
+      >>> print(matta_jax.dry_run(config).splitlines()[0])
+      sub-model                                        parameters         MB  MFLOP/token
     """
     sizes = check_mesh(
         config.mesh,

@@ -102,6 +102,12 @@ def heal(
     Raises:
       UserError: a model that was imported, or whose run is not there any more; or as `train` and
         `extract`.
+
+    Examples:
+      >>> from matta_jax.training import Healing
+      >>> healed = matta_jax.heal("models/mix", "models/healed", Healing(steps=2), log=logging.info)
+      >>> healed.path.name
+      'healed'
     """
     packaging = packaging or Packaging()
     target = storage.resolve(output)

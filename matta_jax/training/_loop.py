@@ -104,6 +104,10 @@ def train(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       DamageError: the newest checkpoint is damaged, or with `fallback` all are.
       DivergenceError: more than `train.max_skipped_steps` losses or gradients in a row are not
         finite.
+
+    Examples:
+      >>> matta_jax.train(config, "runs/new", log=logging.info).finished
+      True
     """
     ledger = Ledger(started)
     workdir = storage.resolve(workdir)

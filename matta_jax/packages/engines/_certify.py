@@ -57,6 +57,11 @@ def certify(folder: str | storage.Path, engines: Sequence[str]) -> Package:
     Raises:
       UserError: an engine is not installed, does not run the files, counts other parameters than
         they hold, or differs by more than the limit of their numbers.
+
+    Examples:
+      >>> package = matta_jax.certify("exported/gguf", ["llama.cpp"])
+      >>> list(package.manifest["engines"])
+      ['llama.cpp']
     """
     package = open_model(folder)
     packaging = Packaging(package.manifest["format"], package.manifest["dtype"])
