@@ -16,6 +16,7 @@ def pair(vit_model):
     return packages.load_in_place(str(vit_model.parent), ["student", "ta"])
 
 
+@pytest.mark.slow
 def test_the_report_has_each_threshold_and_its_ends_are_the_models(pair, images, tmp_path):
     where = str(images)
     result = matta_jax.cascade_report(*pair, tune=where, test=where, output=tmp_path / "out")

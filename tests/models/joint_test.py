@@ -124,7 +124,7 @@ def assert_gradients_of_plain_model(case, sub_model, gradients, tokens):
         np.testing.assert_allclose(part, expected_part, rtol=1e-4, atol=1e-4)
 
 
-REMAT = ["dots", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "none", "ta"))]
+REMAT = ["dots", "full", "none", "ta"]
 
 
 @pytest.mark.slow
@@ -149,10 +149,8 @@ def test_a_static_mix_by_switch_has_the_gradient_of_its_plain_model(make_nested,
     assert_gradients_of_plain_model(case, sub_model, gradients, tokens)
 
 
-@pytest.mark.parametrize(
-    "remat",
-    ["ta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("offload", "full", "none"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["ta", "offload", "full", "none"])
 def test_what_is_computed_again_changes_no_gradient(nested, perturbed, tokens, remat):
     """Of sub-models of several widths and depths, and of mixes, side by side."""
     case = nested("all")

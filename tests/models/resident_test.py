@@ -35,7 +35,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_sub_model_of_the_pool_runs_as_its_slice_and_touches_nothing_else(case):
     config, spec = CASES[case]

@@ -123,6 +123,7 @@ def test_a_disk_without_room_is_told_before_the_work(tmp_path, monkeypatch, num_
     labelling._check_space(tmp_path, header)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2), (1, 1, 4)])
 def test_labels_of_a_mesh_are_those_of_rows_on_devices(tiny, even_run, tmp_path, sizes):
     config = tiny(data__max_windows=4)

@@ -54,7 +54,7 @@ def expected(tiny):
     ("sizes", "gather", "microbatches"),
     [
         pytest.param((2, 4, 1), "step", 2, marks=pytest.mark.slow),
-        ((2, 4, 1), "microbatch", 2),
+        pytest.param((2, 4, 1), "microbatch", 2, marks=pytest.mark.slow),
         pytest.param((1, 8, 1), "microbatch", 2, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), "microbatch", 2, marks=pytest.mark.slow),
         pytest.param((8, 1, 1), "microbatch", 1, marks=pytest.mark.slow),

@@ -237,7 +237,11 @@ def test_a_mix_of_whole_models_has_one_size_throughout(tiny):
             marks=pytest.mark.slow,
         ),
         # A member that learns from the TA needs it.
-        ({"student_weight": 0.0, "ta_weight": 0.0}, {"student", "ta", "members/middle"}),
+        pytest.param(
+            {"student_weight": 0.0, "ta_weight": 0.0},
+            {"student", "ta", "members/middle"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"distill_weight": 0.0, "ta_weight": 0.0, "member_distill_weights": {"middle": 0.0}},
             {"student", "members/middle"},

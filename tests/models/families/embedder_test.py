@@ -200,6 +200,7 @@ def test_a_step_is_the_same_on_every_mesh(embedder, pair_loss):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_ranks_and_writes_text_refuses_it(embedder, trained, tmp_path):
     for call, words in (
         (

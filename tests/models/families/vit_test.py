@@ -304,7 +304,7 @@ def test_each_member_learns_the_labels_of_both_of_a_mixed_image_by_their_shares(
         assert float(metrics[name]) == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_what_reads_text_refuses_it(vit, trained, tmp_path):
     budget = Budget(max_vector_bytes=16)
     for call, words in (
