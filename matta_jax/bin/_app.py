@@ -282,8 +282,7 @@ def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:
     except UserError:
         raise
     except flags.UnrecognizedFlagError as error:
-        hint = did_you_mean(error.flagname, flags.FLAGS)
-        raise UserError(f"unknown flag --{error.flagname}{hint}; --help lists them") from None
+        raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
         if config_file is not None and _is_of_file(error, config_file):
             raise UserError(config_file_error(config_file, error, _kind.call)) from None
@@ -295,6 +294,14 @@ def _parsed(argv: Sequence[str], config_file: str | None) -> list[str]:
     if len(arguments) > 1:
         raise UserError(f"unexpected argument {arguments[1]!r}; flags are written --name=value")
     return arguments
+
+
+def _unknown_flag(name: str) -> str:
+    """The line about a flag that a binary does not have."""
+    # Fields of a config are flags beneath it, and are easily taken for flags of their own.
+    if "config" in flags.FLAGS and name in field_names():
+        return f"unknown flag --{name}; as a field of the config it is --config.{name}"
+    return f"unknown flag --{name}{did_you_mean(name, flags.FLAGS)}; --help lists them"
 
 
 def _is_of_file(error: flags.Error, file: str) -> bool:

@@ -3,6 +3,7 @@ compile for.
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -207,10 +208,12 @@ def topology_devices(topology: str) -> Sequence[Any]:
     # JAX and libtpu raise many kinds, for a missing library as for a bad shape.
     except Exception as error:
         reason = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
+        mend = "the shape must be one that the chip has, such as 2x4"
+        if importlib.util.find_spec("libtpu") is None:
+            mend = "compiling for TPUs needs libtpu: pip install 'matta_jax[tpu]'"
         raise UserError(
-            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {reason}); the "
-            "shape must be one that the chip has, and compiling needs libtpu: "
-            "pip install 'matta_jax[tpu]'"
+            f"topology={topology!r} cannot be compiled for ({type(error).__name__}: {reason}); "
+            f"{mend}"
         ) from None
 
 

@@ -114,6 +114,11 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["unknown config field 'nest.members.middle'", "did you mean 'nest.members'"],
         ),
         (
+            "train",
+            [QUICK, "--workdir=W", "--mesh.fsdp=2"],
+            ["unknown flag --mesh.fsdp", "as a field of the config it is --config.mesh.fsdp"],
+        ),
+        (
             "evaluate",
             ["--model=M", "--tasks=bits_per_byte:held_out", "--mesh.tensr=2"],
             ["unknown flag --mesh.tensr", "did you mean 'mesh.tensor'"],
