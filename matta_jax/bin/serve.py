@@ -28,6 +28,11 @@ _SEARCH = flags.DEFINE_string(
 _DRAFT = flags.DEFINE_string("draft", None, "Sub-model that proposes tokens to larger ones.")
 _DRAFT_TOKENS = flags.DEFINE_integer("draft_tokens", 4, "Tokens that it proposes at once, at most.")
 _SLOTS = flags.DEFINE_integer("slots", 8, "Texts that are written at once.")
+_CACHE_DTYPE = flags.DEFINE_string(
+    "cache_dtype",
+    "float32",
+    "Numbers of the caches: float32, or bfloat16 in half the memory, with other texts.",
+)
 _QUEUE = flags.DEFINE_integer("queue", 256, "Texts that wait for a slot, at most.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: all of here.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen at; 0: a free one.")
@@ -55,6 +60,7 @@ def _main() -> None:
         queue=_QUEUE.value,
         max_tokens=_MAX_TOKENS.value,
         chat_template=_CHAT_TEMPLATE.value,
+        cache_dtype=_CACHE_DTYPE.value,
         bounds=server.Bounds(1024 * _MAX_BODY_KB.value, _TIMEOUT.value, _API_KEY.value),
     )
     application, lines = server.load_app(choice, settings)

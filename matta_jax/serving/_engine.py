@@ -82,12 +82,14 @@ class Engine:
       most_waiting: requests that wait for a slot at most.
       turn_seconds: what a turn of a sub-model is to take at most, so that those who read along see
         its tokens come; None: turns are as long as they may be.
+      cache_dtype: of keys and values, float32 or bfloat16: half the memory, and other texts than
+        those of `generate`.
 
     Raises:
       UserError: a model that writes no text, or models of several runs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  Keyword-only: how texts are written.
         self,
         models: Sequence[Model],
         vocabulary: Vocabulary,
@@ -96,6 +98,7 @@ class Engine:
         draft: Draft | None = None,
         most_waiting: int = 1024,
         turn_seconds: float | None = None,
+        cache_dtype: str = "float32",
     ):
         model = _check(models)
         if slots < 1:
@@ -110,7 +113,11 @@ class Engine:
         self._draft = draft
         self._drafters = {} if draft is None else drafters_of(models, draft)
         self._runner = Runner(
-            model, slots=slots, eos_id=vocabulary.eos_id, allowed=vocabulary.allowed
+            model,
+            slots=slots,
+            cache_dtype=cache_dtype,
+            eos_id=vocabulary.eos_id,
+            allowed=vocabulary.allowed,
         )
         self._slots = [Slot() for _ in range(slots)]
         self._waiting: collections.deque[Completion] = collections.deque()

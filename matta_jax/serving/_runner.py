@@ -4,7 +4,7 @@ Shape letters: S slots, T tokens of a piece, V vocab.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from matta_jax.errors import UserError
 from matta_jax.models import Architecture, Pool, init_pool, resident_axes, resident_weights
 from matta_jax.nesting import Tree
 from matta_jax.packages import Model
@@ -33,6 +34,8 @@ LONGEST_TURN = 32
 _SHORTEST = 64  # Positions of the shortest program.
 _GREEDY = Sampling(temperature=0)
 
+_CACHE_DTYPES = ("float32", "bfloat16")
+
 
 class Runner:
     """Reads and draws for the slots of an engine.
@@ -41,11 +44,23 @@ class Runner:
       model: a plain one, or any sub-model in place of a run; its weights are copied. Its devices
         share them and the caches.
       slots: texts that stand side by side.
+      cache_dtype: of keys and values, of `_CACHE_DTYPES`.
       eos_id: the separator.
       allowed: bool [V], ids that may be drawn; None: all.
+
+    Raises:
+      UserError: a type that caches cannot have.
     """
 
-    def __init__(self, model: Model, *, slots: int, eos_id: int, allowed: np.ndarray | None = None):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        cache_dtype: str,
+        eos_id: int,
+        allowed: np.ndarray | None = None,
+    ):
         resident = model.architecture if model.in_place is None else model.in_place[0].architecture
         self.limit = model.config.data.seq_len
         self.eos_id = eos_id
@@ -54,7 +69,14 @@ class Runner:
         self._weights = _resident_on(model.mesh, resident, model.params)
         # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
         self._room = -(-(self.limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
-        self._pool = _pool_on(model.mesh, resident, slots=slots, length=self._room)
+        if cache_dtype not in _CACHE_DTYPES:
+            raise UserError(
+                f"cache_dtype={cache_dtype!r} must be one of {', '.join(_CACHE_DTYPES)}"
+            )
+        make_pool = functools.partial(
+            init_pool, resident, slots=slots, length=self._room, dtype=cache_dtype
+        )
+        self._pool = _pool_on(model.mesh, make_pool)
         self._compiled: set[tuple[str, ...]] = set()
 
     @property
@@ -172,9 +194,8 @@ def _resident_on(mesh: Mesh | None, resident: Architecture, params: Tree) -> Tre
     return make(resident, params)
 
 
-def _pool_on(mesh: Mesh | None, resident: Architecture, *, slots: int, length: int) -> Pool:
+def _pool_on(mesh: Mesh | None, make: Callable[[], Pool]) -> Pool:
     """Empty caches, each device those of its heads."""
-    make = functools.partial(init_pool, resident, slots=slots, length=length)
     if mesh is None:
         return make()
     shardings = jax.tree.map(lambda leaf: split_sharding(leaf, HEADS, mesh), jax.eval_shape(make))

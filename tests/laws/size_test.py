@@ -32,6 +32,7 @@ MANY_PARAMETERS = {
     "matta_jax/selection/_ranking.py::Ranking.__init__": "keyword-only: where scores lie, how many",
     "matta_jax/selection/_search.py::search": "keyword-only: the settings of a public call",
     "matta_jax/training/_loop.py::train": "keyword-only: the settings of a public call",
+    "matta_jax/serving/_engine.py::Engine.__init__": "keyword-only: how texts are written",
     "matta_jax/starts/labelling.py::label": "keyword-only: the settings of a public call",
 }
 

@@ -123,8 +123,25 @@ def test_what_makes_the_same_of_a_text_is_the_first_layers_with_all_their_sizes(
     assert not begins(ta.sub_model.resized(d_ff=16))
 
 
+def test_caches_may_be_of_half_the_size(nest, alone):
+    """Texts then do not depend on what is beside them either; their tokens are nearly those."""
+    wide, narrow = make(nest), make(nest, cache_dtype="bfloat16")
+    assert narrow.bytes[1] * 2 == wide.bytes[1] and narrow.bytes[0] == wide.bytes[0]
+    request = requests()[0]
+    lone, among = narrow.submit(request), make(nest, cache_dtype="bfloat16")
+    narrow.run()
+    many = [among.submit(each) for each in requests()[:3]]
+    among.run()
+    assert written(many[0]) == written(lone)
+    first, expected = written(lone)[0], alone[0][0]
+    assert first[0] == expected[0] and first[1] == pytest.approx(expected[1], rel=1e-2)
+    assert first[1] != expected[1]
+    with pytest.raises(UserError, match="cache_dtype='int8' must be one of float32, bfloat16"):
+        make(nest, cache_dtype="int8")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_tokens", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_tokens", [3, 1])
 def test_a_draft_changes_no_text(nest, alone, num_tokens):
     engine = make(nest, draft=Draft("student", num_tokens, is_fixed=True))
     completions = [engine.submit(request) for request in requests()]

@@ -191,6 +191,9 @@ def extend_cache(
     keys = _write(cached_keys, new_keys, start)
     values = _write(cached_values, new_values, start)
 
+    # Read in the type of the queries: a narrower cache saves memory, and no sum is in its type.
+    read_keys, read_values = keys.astype(k.dtype), values.astype(v.dtype)
+
     # What stands in the cache after a token's own entry is of later tokens, or not written yet.
     # [T, S], or [rows, T, S] where rows start at different positions.
     new_T = jnp.arange(context.seq_len)
@@ -205,7 +208,7 @@ def extend_cache(
     queries = q.reshape(new_keys.shape[0], *q.shape[3:]) / math.sqrt(head_dim)
     if may_see.ndim == queries.ndim - 1 and may_see.ndim == 3:
         may_see = may_see[:, None]
-    gathered = _softmax_attention(queries, keys, values, may_see)
+    gathered = _softmax_attention(queries, read_keys, read_values, may_see)
     gathered = gathered.reshape(q.shape)
     return _by_token(gathered), (keys, values)
 

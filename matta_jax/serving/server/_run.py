@@ -35,6 +35,7 @@ class Settings:
       queue: texts that wait for a slot, at most.
       max_tokens: of a text.
       chat_template: file of it.
+      cache_dtype: as of `Engine`.
       bounds: of a request.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     queue: int = 256
     max_tokens: int = 4096
     chat_template: str | None = None
+    cache_dtype: str = "float32"
     bounds: Bounds = dataclasses.field(default_factory=Bounds)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
         draft=draft,
         most_waiting=_UNBOUNDED,
         turn_seconds=_TURN_SECONDS,
+        cache_dtype=settings.cache_dtype,
     )
     rules = Rules(menu, tokenizer, chat, settings.max_tokens, vocab_size)
     thread = EngineThread(engine, settings.queue)
