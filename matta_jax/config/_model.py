@@ -119,7 +119,7 @@ class ModelConfig(Section):
             )
 
     def _check_remat(self) -> None:
-        policy, *names = self.remat.split("+")
+        policy, names = self.remat_policy, self.remat_names
         for item, choices in ((policy, _REMAT_POLICIES), *((name, _REMAT_NAMES) for name in names)):
             if item not in choices:
                 raise UserError(

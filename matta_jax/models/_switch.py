@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from matta_jax.nesting import Tree
 
@@ -62,32 +61,11 @@ def lean_map(
     does it: what one needs meanwhile is free before the next begins.
     """
 
-    @jax.custom_vjp
-    def run(choice_S: jax.Array, weights: Tree, x_SND: jax.Array, facts: Any) -> jax.Array:
-        def of_stream(stream: tuple[jax.Array, jax.Array]) -> jax.Array:
-            choice, x_ND = stream
-            return jax.lax.switch(choice, branches, weights, x_ND, facts)
+    def of_stream(stream: tuple[jax.Array, jax.Array]) -> jax.Array:
+        choice, x_ND = stream
+        return lean_switch(choice, branches, weights, x_ND, facts)
 
-        return jax.lax.map(of_stream, (choice_S, x_SND))
-
-    def forward(*operands: Any) -> tuple[jax.Array, Any]:
-        return run(*operands), operands
-
-    def backward(operands: Any, d_out_SND: jax.Array) -> tuple[Any, ...]:
-        choice_S, weights, x_SND, facts = operands
-        pullbacks = [_pullback(branch) for branch in branches]
-
-        def add(total: Tree, stream: tuple[jax.Array, ...]) -> tuple[Tree, jax.Array]:
-            choice, x_ND, d_out = stream
-            d_weights, d_x_ND = jax.lax.switch(choice, pullbacks, weights, x_ND, facts, d_out)
-            return jax.tree.map(jnp.add, total, d_weights), d_x_ND
-
-        zeros = jax.tree.map(jnp.zeros_like, weights)
-        d_weights, d_x_SND = jax.lax.scan(add, zeros, (choice_S, x_SND, d_out_SND))
-        return None, d_weights, d_x_SND, None
-
-    run.defvjp(forward, backward)
-    return run(choice_S, weights, x_SND, facts)
+    return jax.lax.map(of_stream, (choice_S, x_SND))
 
 
 def _pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:

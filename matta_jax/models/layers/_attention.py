@@ -78,7 +78,7 @@ def _attend_across(
     for half, num_keys in enumerate((seq_len // 2, seq_len)):
         operands = queries[half], k[..., :num_keys, :], v[..., :num_keys, :]
         if engine is not None and serves(engine, queries[half], is_part=True):
-            part = fused_part(*operands, context, window)
+            part = fused_part(*operands, positions[half], context, window)
         else:
             sight = _Sight(window, context.documents_BT, positions[half])
             part = _causal_attention(*operands, sight)

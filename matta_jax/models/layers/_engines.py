@@ -103,13 +103,19 @@ def fused(
 
 
 def fused_part(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: Context, window: Window | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    at_T: jax.Array,
+    context: Context,
+    window: Window | None,
 ) -> jax.Array:
     """Attends with one of the stretches of queries that a device has of a window, as `fused` does.
 
     Args:
       q: of the stretch.
       k, v: of all positions up to the end of its half of the window.
+      at_T: the positions of the queries.
       context: of the pass.
       window: as of `fused`.
     """
@@ -120,7 +126,6 @@ def fused_part(
     part = stretches.places[1 if before else 0]
     where = _Where(part)
     if context.documents_BT is not None:
-        at_T = before + part * size + jnp.arange(size)
         documents_BS = context.documents_BT
         where = _Where(part, documents_BS[:, at_T], documents_BS[:, :num_keys])
     pattern = _Pattern(True, None, engine.interpret, before, stretches.count)
@@ -192,18 +197,20 @@ def _splash(
 def _part_of(kernel: Any, parts: int, part: jax.Array) -> Any:
     """The kernel of one of the devices that share its queries: a part of its tables."""
 
-    def cut(table: jax.Array, axis: int) -> jax.Array:
+    def cut(table: jax.Array | None, axis: int) -> jax.Array | None:
+        if table is None:
+            return None
         size = table.shape[axis] // parts
         return jax.lax.dynamic_slice_in_dim(table, part * size, size, axis)
 
     def part_of(tables: Any) -> Any:
         # As `manual_sharding_spec` cuts them: those of blocks have an axis of heads first.
-        by_block = {
-            name: None if table is None else cut(table, 1)
-            for name in ("data_next", "mask_next", "block_mask")
-            for table in [getattr(tables, name)]
-        }
-        return tables._replace(**by_block, q_sequence=cut(tables.q_sequence, 0))
+        return tables._replace(
+            data_next=cut(tables.data_next, 1),
+            mask_next=cut(tables.mask_next, 1),
+            block_mask=cut(tables.block_mask, 1),
+            q_sequence=cut(tables.q_sequence, 0),
+        )
 
     (forward, *backward), settings = kernel.tree_flatten()
     return type(kernel)(part_of(forward), *map(part_of, backward), **settings)
