@@ -113,7 +113,7 @@ def test_without_libtpu_the_line_says_what_to_install(tiny):
 def test_a_step_is_compiled_for_a_slice_that_is_not_there(tiny, tpu_mesh):
     config = tiny(mesh__data=-1, mesh__fsdp=2, data__batch_size=8)
     report = compile_check(config, "v5e:2x4")
-    assert report.mesh == (4, 2, 1) and report.fits
+    assert report.mesh == (4, 2, 1, 1) and report.fits
     assert report.hbm_bytes == 16e9 and set(report.collective_bytes) >= {"all-gather", "all-reduce"}
     whole = sum(
         leaf.size * 4
@@ -158,7 +158,7 @@ def test_between_slices_a_gradient_crosses_once_in_parts(tiny, tpu_mesh):
     nest = NestConfig(num_layers=2, d_ff=1024)
     config = dataclasses.replace(config, model=model, nest=nest)
     report = compile_check(config, "2xv5e:2x2")
-    assert report.mesh == (2, 4, 1) and report.network_seconds > 0
+    assert report.mesh == (2, 4, 1, 1) and report.network_seconds > 0
     parts = report.parameter_bytes
     assert sum(report.network_bytes.values()) == pytest.approx(parts, rel=0.02)
     with pytest.raises(
