@@ -41,7 +41,6 @@ from matta_jax.storage._json import is_whole as is_whole
 from matta_jax.storage._json import json_text as json_text
 from matta_jax.storage._json import parse_json as parse_json
 from matta_jax.storage._locks import locked as locked
-from matta_jax.storage._locks import owned as owned
 from matta_jax.storage._locks import owner_token as owner_token
 from matta_jax.storage._paths import Path as Path
 from matta_jax.storage._paths import home_cache as home_cache

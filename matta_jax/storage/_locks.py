@@ -32,8 +32,10 @@ _held: set[Path] = set()
 def locked(field: str, folder: Path) -> Iterator[None]:
     """Keeps other processes from writing to a folder, which is there, for the length of the block.
 
-    The system lets go of it when this process ends, however it ends. A file system without locks
-    keeps nobody out.
+    Those of this machine by a lock, of which the system lets go when this process ends, however it
+    ends. Those of other machines, and in buckets all, by a file that tells who writes, and is
+    written again every 15 seconds: a process that was killed is silent, which the next one waits to
+    see, for 45 seconds at most; of this machine it is asked at once.
 
     Args:
       field: which the user set, such as `workdir`.
@@ -41,23 +43,31 @@ def locked(field: str, folder: Path) -> Iterator[None]:
 
     Raises:
       UserError: another process holds it.
-      OSError: the file of the lock cannot be made.
+      OSError: the file of the lock, or of the owner, cannot be written.
     """
-    # A bucket has none either.
-    if folder in _held or in_bucket(folder):
+    if folder in _held:
         yield
         return
+    with contextlib.ExitStack() as stack:
+        if not in_bucket(folder):
+            stack.enter_context(_locked_here(field, folder))
+        stack.enter_context(_owned(field, folder))
+        _held.add(folder)
+        stack.callback(_held.discard, folder)
+        yield
 
+
+@contextlib.contextmanager
+def _locked_here(field: str, folder: Path) -> Iterator[None]:
+    """Keeps other processes of this machine out. A file system without locks keeps nobody out."""
     # Never removed: another process may wait at the same file.
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor, field, folder)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        _held.add(folder)
         yield
     finally:
-        _held.discard(folder)
         os.close(descriptor)
 
 
@@ -75,20 +85,8 @@ def _lock(descriptor: int, field: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def owned(field: str, folder: Path) -> Iterator[None]:
-    """Keeps processes of other machines from writing to a folder, which is there, for the length of
-    the block: by a file that tells who writes, and is written again every 15 seconds. A process
-    that was killed is silent, which the next one waits to see, for 45 seconds at most; of this
-    machine it is asked at once.
-
-    Args:
-      field: which the user set, such as `workdir`.
-      folder: whose owner this process becomes.
-
-    Raises:
-      UserError: another process owns it, and is alive.
-      OSError: the file cannot be written.
-    """
+def _owned(field: str, folder: Path) -> Iterator[None]:
+    """Keeps processes of other machines out, and of this one where there are no locks."""
     file = folder / _OWNER
     _wait_for_owner(field, file)
     about = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}

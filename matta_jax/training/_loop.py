@@ -185,7 +185,6 @@ def _take(config: Config, workdir: storage.Path, stack: contextlib.ExitStack) ->
     with storage.writing("workdir", workdir, "name another"):
         storage.make_folder(workdir)
         stack.enter_context(storage.locked("workdir", workdir))
-        stack.enter_context(storage.owned("workdir", workdir))
         # A file at the tokenizer's path may be another one by the time that a model is extracted.
         bundle_tokenizer(config.data.tokenizer, workdir)
         storage.replace_text(workdir / "config.json", config_text(config))

@@ -42,7 +42,7 @@ def write_owner(folder, host="elsewhere", process=5, beat=0):
 
 def test_an_owner_tells_of_itself_again_and_again_and_goes(folder):
     assert storage.owner_token(folder) == ""
-    with storage.owned("workdir", folder):
+    with storage.locked("workdir", folder):
         first = owner_of(folder)
         assert (first["host"], first["process"]) == (HERE, os.getpid())
         assert storage.owner_token(folder) == first["token"]
@@ -52,7 +52,7 @@ def test_an_owner_tells_of_itself_again_and_again_and_goes(folder):
         later = owner_of(folder)
         assert later["beat"] >= 2 and later["token"] == first["token"]
     assert not (folder / "owner.json").exists()
-    with storage.owned("workdir", folder):
+    with storage.locked("workdir", folder):
         assert storage.owner_token(folder) != first["token"]
 
 
@@ -70,7 +70,7 @@ def test_a_living_owner_of_another_machine_is_not_pushed_out(folder):
     other.start()
     try:
         words = "workdir=.* is in use by process 5 on elsewhere; wait"
-        with pytest.raises(UserError, match=words), storage.owned("workdir", folder):
+        with pytest.raises(UserError, match=words), storage.locked("workdir", folder):
             pass
     finally:
         ended.set()
@@ -81,12 +81,12 @@ def test_a_living_owner_of_another_machine_is_not_pushed_out(folder):
 def test_a_silent_owner_is_followed(folder):
     write_owner(folder)
     start = time.monotonic()
-    with storage.owned("workdir", folder):
+    with storage.locked("workdir", folder):
         assert time.monotonic() - start >= 0.25
         assert owner_of(folder)["host"] == HERE
     write_owner(folder)
     storage.replace_text(folder / "owner.json", "damaged {")
-    with storage.owned("workdir", folder):
+    with storage.locked("workdir", folder):
         assert owner_of(folder)["host"] == HERE
 
 
