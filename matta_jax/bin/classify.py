@@ -1,4 +1,5 @@
-"""Writes the classes of images, a line each.
+"""Writes the classes of images, a line each. Without --mesh flags all accelerators split images;
+CPUs are one device.
 
 matta-classify --model=models/vit --input=images.npz --output=classes.jsonl
 matta-classify --checkpoint=runs/vit --sub_model=student --input=photos/ --output=classes.jsonl
@@ -14,7 +15,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax import federated, storage
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _mesh
 from matta_jax.config import VitConfig
 from matta_jax.data import read_unlabelled
 from matta_jax.errors import UserError
@@ -62,7 +63,7 @@ def _classifier() -> tuple[VitConfig, Callable[[np.ndarray], np.ndarray]]:
 
     models = [_MODEL.value] if _MODEL.value else []
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
-    [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
+    [model] = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_mesh.of_rows())
     return image_section(model), functools.partial(matta_jax.classify, model)
 
 

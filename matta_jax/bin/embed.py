@@ -1,7 +1,9 @@
-"""Writes the vectors of texts, a line each.
+"""Writes the vectors of texts, a line each. Without --mesh flags all accelerators split texts; CPUs
+are one device.
 
 matta-embed --model=models/minilm --input=texts.txt --output=vectors.npy
 matta-embed --checkpoint=runs/minilm --sub_model='layers=2;embed=64' --input=t.txt --output=v.npy
+matta-embed --model=models/large --input=texts.txt --output=vectors.npy --mesh.fsdp=8
 """
 
 import numpy as np
@@ -9,7 +11,7 @@ from absl import flags
 
 import matta_jax
 from matta_jax import storage
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _mesh
 from matta_jax.data import read_text
 from matta_jax.errors import UserError
 from matta_jax.packages import check_place, load_chosen
@@ -30,7 +32,7 @@ def _main() -> None:
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
     lines = read_text(storage.path(source), f"input={source!r}").split("\n")
     texts = lines[:-1] if lines[-1] == "" else lines
-    [model] = load_chosen(models, _CHECKPOINT.value, sub_models)
+    [model] = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_mesh.of_rows())
 
     vectors = matta_jax.embed(model, texts)
     with (

@@ -7,14 +7,12 @@ matta-generate --checkpoint=runs/quickstart --sub_model=ta --draft=student --dra
 """
 
 from absl import flags
-from jax.sharding import Mesh
 
 import matta_jax
 from matta_jax.bin import _app, _mesh
 from matta_jax.errors import UserError
 from matta_jax.packages import load_chosen
 from matta_jax.serving import Sampling
-from matta_jax.sharding import local_mesh
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of an extracted or imported model.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Or the workdir of a run, with sub_model.")
@@ -63,7 +61,7 @@ def _main() -> None:
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
     if _DRAFT.value and sub_models:
         sub_models.append(_DRAFT.value)
-    model, *drafts = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_chosen_mesh())
+    model, *drafts = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_mesh.of_texts())
 
     texts = matta_jax.generate(
         model,
@@ -77,19 +75,6 @@ def _main() -> None:
         if len(texts) > 1:
             print(f"--- sample {number}")
         print(text)
-
-
-def _chosen_mesh() -> Mesh | None:
-    """The devices that share a model; without sizes, one writes all texts. Raises UserError for
-    sizes that split texts.
-    """
-    sizes = _mesh.chosen(data=1)
-    if sizes is not None and sizes.data != 1:
-        raise UserError(
-            f"mesh.data={sizes.data}: texts are not split over devices; leave it out, and split "
-            "weights and caches by mesh.tensor, or weights by mesh.fsdp"
-        )
-    return None if sizes is None else local_mesh(sizes)
 
 
 def run() -> None:

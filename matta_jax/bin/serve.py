@@ -1,17 +1,18 @@
 """Serves the sub-models of a run, all from one copy of its weights, over HTTP in OpenAI's words;
-with a page at / to try them.
+with a page at / to try them. With --mesh flags devices share the weights and caches.
 
 matta-serve --checkpoint=runs/quickstart --draft=student
 matta-serve --checkpoint=runs/quickstart --search=runs/quickstart/search --slots=16 --port=8000
 matta-serve --checkpoint=runs/quickstart --sub_model=student --sub_model=ta --api_key=SECRET
 matta-serve --model=models/small --chat_template=chat.jinja
+matta-serve --checkpoint=runs/large --mesh.tensor=4
 
 A SIGTERM refuses new requests, and ends when those that were taken are answered.
 """
 
 from absl import flags
 
-from matta_jax.bin import _app
+from matta_jax.bin import _app, _mesh
 from matta_jax.errors import UserError
 from matta_jax.serving import Choice
 
@@ -53,7 +54,14 @@ def _main() -> None:
         raise UserError(
             f"serving needs the package {error.name}: pip install 'matta_jax[serve]'"
         ) from None
-    choice = Choice(_MODEL.value, _CHECKPOINT.value, _SUB_MODEL.value, _SEARCH.value, _DRAFT.value)
+    choice = Choice(
+        _MODEL.value,
+        _CHECKPOINT.value,
+        _SUB_MODEL.value,
+        _SEARCH.value,
+        _DRAFT.value,
+        _mesh.of_texts(),
+    )
     settings = server.Settings(
         slots=_SLOTS.value,
         draft_tokens=_DRAFT_TOKENS.value,

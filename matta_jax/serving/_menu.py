@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
 from matta_jax.errors import UserError, did_you_mean
@@ -133,6 +135,7 @@ class Choice:
       sub_models: specs; none: those of the search, or all members.
       search: folder of a search, which tells the quality and the milliseconds.
       draft: one more spec, which proposes tokens.
+      mesh: the devices that share weights and caches; None: the first has all.
     """
 
     model: str | None = None
@@ -140,6 +143,7 @@ class Choice:
     sub_models: Sequence[str] = ()
     search: str | None = None
     draft: str | None = None
+    mesh: Mesh | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +165,8 @@ def load_menu(choice: Choice) -> LoadedModels:
     """Reads the weights, once, of what is to be served.
 
     Raises:
-      UserError: both or neither are named, what is named is missing or damaged, or a search is of
-        other weights.
+      UserError: both or neither are named, what is named is missing or damaged, a search is of
+        other weights, or the mesh does not fit the model.
     """
     if (choice.model is None) == (choice.checkpoint is None):
         raise UserError(
@@ -181,7 +185,8 @@ def load_menu(choice: Choice) -> LoadedModels:
     if choice.draft is not None:
         [draft] = canonical_specs([choice.draft], source.nest)
         specs.append(draft)
-    models = load_in_place(choice.checkpoint, canonical_specs(specs, source.nest))
+    canonical = canonical_specs(specs, source.nest)
+    models = load_in_place(choice.checkpoint, canonical, choice.mesh)
     entries = []
     for model in models:
         row = rows.get(model.spec, {})
@@ -197,7 +202,7 @@ def _load_folder(choice: Choice, folder: str) -> LoadedModels:
     package = open_model(folder)
     scores = {score["task"]: score["value"] for score in package.manifest["scores"]}
     bits = [value for task, value in scores.items() if task.startswith("bits_per_byte")]
-    model = package.load()
+    model = package.load(choice.mesh)
     return LoadedModels([model], Menu([_entry(model, bits[-1] if bits else None, None)]))
 
 

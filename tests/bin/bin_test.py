@@ -133,6 +133,21 @@ FEDMRL = "--config=configs/fedmrl.py"
             ["--model=M", "--mesh.data=2"],
             ["mesh.data=2: texts are not split over devices", "mesh.tensor"],
         ),
+        (
+            "serve",
+            ["--model=M", "--mesh.data=2"],
+            ["mesh.data=2: texts are not split over devices", "mesh.tensor"],
+        ),
+        (
+            "embed",
+            ["--model=M", f"--input={__file__}", "--output=O.npy", "--mesh.tensor=16"],
+            ["mesh.tensor=16 needs 16 devices", "mesh.tensor=8"],
+        ),
+        (
+            "classify",
+            ["--model=M", "--input=I", "--output=O.jsonl", "--mesh.fsdp=16"],
+            ["mesh.fsdp=16 needs 16 devices", "mesh.fsdp=8"],
+        ),
         ("train", [QUICK, "--workdir=W", "--config.nest.widths=0.5"], ["nest.widths=(0.5,)"]),
         (
             "train",

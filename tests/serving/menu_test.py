@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import pytest
 
 from matta_jax import extract
 from matta_jax.checkpoints import open_source
+from matta_jax.config import MeshConfig
 from matta_jax.errors import UserError
 from matta_jax.serving import Choice, Entry, Limits, Menu, load_menu
+from matta_jax.sharding import local_mesh
 
 DISHES = [
     Entry("ta", 300, 1.2, quality=2.0, ms=3.0),
@@ -160,3 +163,18 @@ def test_an_extracted_model_is_served_by_itself(run, tmp_path):
             load_menu(Choice(model=str(extracted.path), **fields))
     with pytest.raises(UserError, match="name either model"):
         load_menu(Choice())
+
+
+def test_devices_of_a_mesh_share_what_is_served(even_run, tmp_path):
+    mesh = local_mesh(MeshConfig(data=1, tensor=4))
+    extract(even_run, ["student"], tmp_path / "student")
+    for choice in (
+        Choice(checkpoint=even_run, mesh=mesh),
+        Choice(model=str(tmp_path / "student"), mesh=mesh),
+    ):
+        for model in load_menu(choice).models:
+            assert model.mesh is mesh
+            assert any(
+                leaf.addressable_data(0).nbytes * 4 == leaf.nbytes
+                for leaf in jax.tree.leaves(model.params)
+            )

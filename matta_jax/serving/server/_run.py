@@ -81,9 +81,11 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
     rules = Rules(menu, tokenizer, chat, settings.max_tokens, vocab_size)
     thread = EngineThread(engine, settings.queue)
     weights, caches = (size / 1e6 for size in engine.bytes)
+    shared = "" if choice.mesh is None else f", shared by {choice.mesh.size} devices"
     lines = [
         f"{len(menu.entries)} models of {menu.entries[0].params:,} to {menu.entries[-1].params:,} "
         f"parameters in {weights:.3g} MB; {caches:.3g} MB of caches in {settings.slots} slots"
+        f"{shared}"
     ]
     return make_app(thread, rules, settings.bounds), lines
 
