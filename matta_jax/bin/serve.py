@@ -39,7 +39,9 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0:
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen at; 0: a free one.")
 _API_KEY = flags.DEFINE_string("api_key", None, "Secret that clients must send.")
 _CHAT_TEMPLATE = flags.DEFINE_string(
-    "chat_template", None, "File of a Jinja template, for /v1/chat/completions."
+    "chat_template",
+    None,
+    "File of a Jinja template, for /v1/chat/completions; none: that of the model's tokenizer.",
 )
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 4096, "Most tokens of a text.")
 _MAX_BODY_KB = flags.DEFINE_integer("max_body_kb", 1024, "Most kilobytes of a request.")

@@ -11,7 +11,6 @@ from matta_jax.serving._drafts import Draft as Draft
 from matta_jax.serving._embed import embed as embed
 from matta_jax.serving._engine import Engine as Engine
 from matta_jax.serving._engine import Usage as Usage
-from matta_jax.serving._engine import Vocabulary as Vocabulary
 from matta_jax.serving._generate import generate as generate
 from matta_jax.serving._generate import generate_ids as generate_ids
 from matta_jax.serving._menu import Choice as Choice
@@ -20,5 +19,6 @@ from matta_jax.serving._menu import Limits as Limits
 from matta_jax.serving._menu import LoadedModels as LoadedModels
 from matta_jax.serving._menu import Menu as Menu
 from matta_jax.serving._menu import load_menu as load_menu
+from matta_jax.serving._prompts import Vocabulary as Vocabulary
 from matta_jax.serving._prompts import ids_with_token as ids_with_token
 from matta_jax.serving._sampling import Sampling as Sampling

@@ -224,19 +224,19 @@ class Completion:
         """Asks that no more be written; the engine frees its slot before its next turn."""
         self.is_cancelled = True
 
-    def add(self, tokens: Sequence[Token], *, reason: str | None, eos_id: int) -> None:
+    def add(self, tokens: Sequence[Token], *, reason: str | None, end_ids: Sequence[int]) -> None:
         """Adds tokens of a turn.
 
         Args:
           tokens: new ones.
           reason: why the text ends with them, if it does.
-          eos_id: the separator, which is no text.
+          end_ids: that end a text, and are none of it.
         """
         if self.begun_at is None and tokens:
             self.begun_at = time.perf_counter()
         tokens = list(tokens)
         if self.stream is not None:
-            ids = [token.id for token in tokens if token.id != eos_id]
+            ids = [token.id for token in tokens if token.id not in end_ids]
             end = self.stream.push(ids, is_last=reason is not None)
             if end is not None:
                 del tokens[end:]

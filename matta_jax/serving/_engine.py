@@ -24,10 +24,9 @@ from matta_jax.serving._completions import (
 )
 from matta_jax.serving._drafts import Draft, drafters_of
 from matta_jax.serving._programs import Drawn, Lane
-from matta_jax.serving._prompts import check_writes
+from matta_jax.serving._prompts import Vocabulary, check_writes
 from matta_jax.serving._runner import LONGEST_TURN, MOST_TOPS, PIECE, Runner
 from matta_jax.serving._slots import Slot, context_length
-from matta_jax.tokenizers import Tokenizer
 
 # Tokens of a turn for which a request waits.
 _SHORT_TURN = 4
@@ -51,21 +50,6 @@ class Usage:
     seconds: float = 0.0
     proposed: int = 0
     accepted: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """The ids of an engine's models.
-
-    Attributes:
-      eos_id: the separator, which ends a text.
-      tokenizer: makes text of tokens; None: there are tokens alone.
-      allowed: bool [V], ids that may be drawn; None: all.
-    """
-
-    eos_id: int
-    tokenizer: Tokenizer | None = None
-    allowed: np.ndarray | None = None
 
 
 class Engine:
@@ -116,7 +100,7 @@ class Engine:
             model,
             slots=slots,
             cache_dtype=cache_dtype,
-            eos_id=vocabulary.eos_id,
+            end_ids=vocabulary.all_ends,
             allowed=vocabulary.allowed,
         )
         self._slots = [Slot() for _ in range(slots)]
@@ -364,11 +348,11 @@ class Engine:
         slot.ids += [token.id for token in tokens]
         slot.length += len(tokens)
         reason = None
-        if tokens[-1].id == self._runner.eos_id:
+        if tokens[-1].id in self._runner.end_ids:
             reason = STOP
         elif len(completion.tokens) + len(tokens) >= request.num_tokens:
             reason = LENGTH
-        completion.add(tokens, reason=reason, eos_id=self._runner.eos_id)
+        completion.add(tokens, reason=reason, end_ids=self._runner.end_ids)
         if completion.is_done:
             slot.completion = None
         elif slot.length >= self.limit:

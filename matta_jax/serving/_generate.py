@@ -3,16 +3,17 @@
 Shape letters: B samples, T prompt, S new tokens.
 """
 
+import dataclasses
+
 import numpy as np
 
 from matta_jax.errors import UserError
 from matta_jax.packages import Model
 from matta_jax.serving._completions import Request
 from matta_jax.serving._drafts import Draft
-from matta_jax.serving._engine import Engine, Vocabulary
-from matta_jax.serving._prompts import check_writes, ids_with_token, started_ids
+from matta_jax.serving._engine import Engine
+from matta_jax.serving._prompts import Vocabulary, check_writes, started_ids, vocabulary_of
 from matta_jax.serving._sampling import Sampling
-from matta_jax.tokenizers import fitting_tokenizer
 
 _MOST_SAMPLES = 1024  # Side by side, with a cache each.
 _DEFAULT = Sampling()
@@ -61,17 +62,17 @@ def generate(
             f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds"
         )
     check_writes(model)
-    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
+    vocabulary, tokenizer = vocabulary_of(model)
+    # Text is made of all tokens at the end, and not while they come.
+    vocabulary = dataclasses.replace(vocabulary, tokenizer=None)
     start = np.array(started_ids(tokenizer, prompt), np.int32)
-    allowed = ids_with_token(tokenizer, model.architecture.vocab_size)
-    vocabulary = Vocabulary(tokenizer.eos_id, allowed=allowed)
     starts = np.tile(start, (num_samples, 1))
     ids_BT = _write(model, starts, vocabulary, num_tokens, sampling, draft)
     texts = []
     for row in ids_BT:
         # One more separator, so that there is a first one in a text that did not end.
-        drawn = np.append(row[len(start) :], tokenizer.eos_id).tolist()
-        end = len(start) + drawn.index(tokenizer.eos_id)
+        drawn = np.append(row[len(start) :], tokenizer.eos_id)
+        end = len(start) + int(np.argmax(np.isin(drawn, vocabulary.all_ends)))
         # Without the separator that it began with.
         texts.append(tokenizer.decode(row[1:end]))
     return texts

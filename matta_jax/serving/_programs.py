@@ -5,7 +5,7 @@ its batch. A row that takes no part runs along, and what it writes into its cach
 is written over before it is read.
 
 Shape letters: S slots, T tokens of a piece, V vocab, C tokens of a turn, J new tokens, N likeliest
-tokens.
+tokens, E tokens that end a text.
 """
 
 import dataclasses
@@ -140,7 +140,7 @@ class Rows:
 
     Attributes:
       steps: most tokens of this turn.
-      eos_id: the separator, which ends a text.
+      end_ids: the tokens that end a text [E].
       token: its last token, which is not read yet [S].
       length: tokens of it that are cached [S].
       step: tokens that were drawn for it [S].
@@ -148,18 +148,22 @@ class Rows:
     """
 
     steps: jax.Array
-    eos_id: jax.Array
+    end_ids: jax.Array
     token: jax.Array
     length: jax.Array
     step: jax.Array
     remaining: jax.Array
+
+    def are_ends(self, ids_SJ: jax.Array) -> jax.Array:
+        """Of tokens, whether they end a text [S, J]."""
+        return (ids_SJ[..., None] == self.end_ids).any(-1)
 
     def after(self, ids_SJ: jax.Array, stands_SJ: jax.Array) -> "Rows":
         """After as many of these tokens, from the first on, as stand in each row."""
         count_S = stands_SJ.sum(1, dtype=jnp.int32)
         last_S1 = jnp.maximum(count_S - 1, 0)[:, None]
         last_S = jnp.take_along_axis(ids_SJ, last_S1, axis=1)[:, 0]
-        ends_S = (stands_SJ & (ids_SJ == self.eos_id)).any(1)
+        ends_S = (stands_SJ & self.are_ends(ids_SJ)).any(1)
         return dataclasses.replace(
             self,
             token=jnp.where(count_S > 0, last_S, self.token),

@@ -1,11 +1,43 @@
 """What a model that writes reads first: the tokens of a prompt, and which ids have a token."""
 
+import dataclasses
+
 import numpy as np
 from absl import logging
 
 from matta_jax.errors import UserError, shorten
 from matta_jax.packages import Model
-from matta_jax.tokenizers import Tokenizer
+from matta_jax.tokenizers import Tokenizer, conversation_of, fitting_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The ids of an engine's models.
+
+    Attributes:
+      eos_id: the separator, which ends a text.
+      tokenizer: makes text of tokens; None: there are tokens alone.
+      allowed: bool [V], ids that may be drawn; None: all.
+      end_ids: more that end a text.
+    """
+
+    eos_id: int
+    tokenizer: Tokenizer | None = None
+    allowed: np.ndarray | None = None
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def all_ends(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return (self.eos_id, *self.end_ids)
+
+
+def vocabulary_of(model: Model) -> tuple[Vocabulary, Tokenizer]:
+    """The ids of a model that writes, and its tokenizer. Raises UserError where that is missing."""
+    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
+    allowed = ids_with_token(tokenizer, model.architecture.vocab_size)
+    end_ids = conversation_of(tokenizer).end_ids
+    return Vocabulary(tokenizer.eos_id, tokenizer, allowed, end_ids), tokenizer
 
 
 def check_writes(model: Model) -> None:
@@ -20,11 +52,27 @@ def started_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
     """The ids that a model reads of a prompt, after that of a start: it begins a document, and
     gives an empty prompt a token to read. Raises UserError for a text that is not UTF-8.
     """
+    _check_utf8(prompt)
+    return (tokenizer.start_id, *prompt_ids(tokenizer, prompt).tolist())
+
+
+def _check_utf8(prompt: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError(f"prompt={shorten(prompt)} is not UTF-8; convert it") from None
-    return (tokenizer.start_id, *prompt_ids(tokenizer, prompt).tolist())
+
+
+def template_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
+    """The ids that a model reads of a template that was filled in, in which names of control tokens
+    stand for them. It begins as the template says, or as any prompt where that begins with none.
+    Raises UserError for a text that is not UTF-8.
+    """
+    _check_utf8(prompt)
+    ids = tuple(tokenizer.encode_template(prompt).tolist())
+    if ids and ids[0] in tokenizer.control_ids.values():
+        return ids
+    return (tokenizer.start_id, *ids)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
@@ -40,9 +88,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 
 def ids_with_token(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray | None:
-    """Returns which ids [vocab_size] of a model have a token, for `generate_ids`; None where all
-    have.
-    """
+    """Returns which ids [vocab_size] of a model have a token; None where all have."""
     allowed = np.zeros(vocab_size, bool)
     allowed[: tokenizer.vocab_size] = tokenizer.has_token
     return None if allowed.all() else allowed

@@ -45,7 +45,7 @@ class Runner:
         share them and the caches.
       slots: texts that stand side by side.
       cache_dtype: of keys and values, of `_CACHE_DTYPES`.
-      eos_id: the separator.
+      end_ids: that end a text.
       allowed: bool [V], ids that may be drawn; None: all.
 
     Raises:
@@ -58,12 +58,12 @@ class Runner:
         *,
         slots: int,
         cache_dtype: str,
-        eos_id: int,
+        end_ids: tuple[int, ...],
         allowed: np.ndarray | None = None,
     ):
         resident = model.architecture if model.in_place is None else model.in_place[0].architecture
         self.limit = model.config.data.seq_len
-        self.eos_id = eos_id
+        self.end_ids = end_ids
         self.vocab_size = resident.vocab_size
         self._allowed = allowed
         self._weights = _resident_on(model.mesh, resident, model.params)
@@ -168,7 +168,14 @@ class Runner:
             token[i] = slots[i].ids[-1]
             step[i] = len(_completion(slots[i]).tokens)
             remaining[i] = slots[i].remaining(self.limit)
-        numbers = (np.int32(steps), np.int32(self.eos_id), token, length, step, remaining)
+        numbers = (
+            np.int32(steps),
+            np.array(self.end_ids, np.int32),
+            token,
+            length,
+            step,
+            remaining,
+        )
         return Rows(*map(jnp.asarray, numbers))
 
     def _length_for(self, length: int) -> int:

@@ -144,8 +144,8 @@ def _settle(
     places = jnp.arange(num_tokens)
     ids_SJ = jax.vmap(draw_token, in_axes=(1, 0), out_axes=1)(z_SJV, places)
     is_right_SJ = proposals_SJ == ids_SJ[:, :-1]
-    # Nothing comes after a separator, or after the last token of a text.
-    goes_on_SJ = (ids_SJ[:, :-1] != rows.eos_id) & (places[1:] < rows.remaining[:, None])
+    # Nothing comes after an end, or after the last token of a text.
+    goes_on_SJ = ~rows.are_ends(ids_SJ[:, :-1]) & (places[1:] < rows.remaining[:, None])
     steps_SJ = jnp.concatenate([takes_part_S[:, None], is_right_SJ & goes_on_SJ], axis=1)
     stands_SJ = jnp.cumprod(steps_SJ, axis=1).astype(bool)
     drawn = drawn.with_tokens(ids_SJ, z_SJV, stands_SJ)

@@ -13,6 +13,8 @@ from matta_jax.tokenizers._bundle import files_digest as files_digest
 from matta_jax.tokenizers._bundle import own_tokenizer as own_tokenizer
 from matta_jax.tokenizers._bundle import resolved_tokenizer as resolved_tokenizer
 from matta_jax.tokenizers._byte import ByteTokenizer as ByteTokenizer
+from matta_jax.tokenizers._conversation import Conversation as Conversation
+from matta_jax.tokenizers._conversation import conversation_of as conversation_of
 from matta_jax.tokenizers._digest import tokenizer_digest as tokenizer_digest
 from matta_jax.tokenizers._make import fitting_tokenizer as fitting_tokenizer
 from matta_jax.tokenizers._make import make_tokenizer as make_tokenizer

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,17 @@ class Tokenizer(abc.ABC):
             )
         # A word may be spelled as the separator: it must not end the document.
         return ids[~np.isin(ids, self.separator)]
+
+    @property
+    def control_ids(self) -> Mapping[str, int]:
+        """The ids of control tokens, by their names: such as a template puts around a message."""
+        return {}
+
+    def encode_template(self, text: str) -> np.ndarray:
+        """Returns ids [n] of a template that was filled in: names of control tokens stand for them.
+        Raises UserError as `encode`.
+        """
+        return self.encode(text)
 
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of ids, without separators and ids that have no token; broken characters

@@ -1,7 +1,8 @@
 """Any tokenizer of Hugging Face's library, from its JSON file."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,15 @@ class HFTokenizer(Tokenizer):
             raise UserError(f"data.tokenizer='hf:{file}' is missing; name a tokenizer JSON file")
 
         rules = _without_call_options(read_vocabulary(file, self.name))
+        self._rules = storage.json_text(rules)
         with _one_line(self.name, "is not a tokenizer JSON file"):
-            self._tokenizer = tokenizers.Tokenizer.from_str(storage.json_text(rules))
+            self._tokenizer = tokenizers.Tokenizer.from_str(self._rules)
             self._tokenizer.encode_special_tokens = True
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
             # Of no text: what is there is what the file's template puts around one.
             framing_ids = self._tokenizer.encode("", add_special_tokens=True).ids
+            added = self._tokenizer.get_added_tokens_decoder()
+        self._control_ids = {token.content: i for i, token in added.items() if token.special}
 
         end_ids = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
         if not end_ids:
@@ -69,6 +73,25 @@ class HFTokenizer(Tokenizer):
     def has_token(self) -> np.ndarray:
         """Of each id [vocab_size], whether it has a token."""
         return self._has_token
+
+    @property
+    def control_ids(self) -> Mapping[str, int]:
+        """Those of the file's special tokens."""
+        return self._control_ids
+
+    def encode_template(self, text: str) -> np.ndarray:
+        """Returns ids [n] of a template that was filled in: names of control tokens stand for them.
+        Raises UserError for a text that the tokenizer has no tokens for and refuses.
+        """
+        with _one_line(self.name, "cannot encode a template"):
+            ids = self._that_obeys.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids, np.uint32)
+
+    @functools.cached_property
+    def _that_obeys(self) -> Any:
+        """The library's tokenizer, which takes names of control tokens for them."""
+        tokenizers = import_library("tokenizers", "hf:")
+        return tokenizers.Tokenizer.from_str(self._rules)
 
     def known_text(self, ids: np.ndarray) -> str:
         """The text of ids, without the token for the unknown."""

@@ -40,7 +40,6 @@ PROVED_ELSEWHERE = {
     "matta_jax/serving/_slots.py": "tests/serving/engine_test.py",
     "matta_jax/serving/_speculate.py": "tests/serving/engine_test.py",
     "matta_jax/serving/server/_answers.py": "tests/serving/server/app_test.py",
-    "matta_jax/serving/server/_chat.py": "tests/serving/server/app_test.py",
     "matta_jax/serving/server/_feed.py": "tests/serving/server/app_test.py",
     "matta_jax/serving/server/_metrics.py": "tests/serving/server/app_test.py",
     "matta_jax/serving/server/_questions.py": "tests/serving/server/app_test.py",

@@ -290,6 +290,15 @@ def test_text_ends_at_a_stop_string_and_at_the_separator(nest):
     assert ended.ids == going.ids[: first + 1] and ended.finish_reason == "stop"
     assert ended.text == ByteTokenizer().decode(np.array(going.ids[:first]))
 
+    # Any of several ids, among those that a draft proposed too.
+    several = Vocabulary(NEVER, ByteTokenizer(), end_ids=(299, separator))
+    for draft in (None, Draft("student", 4, is_fixed=True)):
+        ending = make(nest, vocabulary=several, draft=draft)
+        again = ending.submit(Request((0, *b"the"), "ta", 20, hot))
+        ending.run()
+        assert (again.ids, again.text) == (ended.ids, ended.text)
+        assert again.finish_reason == "stop"
+
 
 def test_log_probabilities_are_those_of_the_model(nest):
     engine = make(nest)

@@ -29,6 +29,26 @@ def test_a_prompt_that_loses_characters_is_told_as_the_model_reads_it(caplog):
     assert record.message.endswith("the model reads 'caf'")
 
 
+class Turns(tokenizers.ByteTokenizer):
+    """Has a control token, which it finds in templates."""
+
+    control_ids = {"<t>": 300}  # noqa: RUF012
+
+    def encode_template(self, text):
+        head, *rest = text.split("<t>")
+        ids = [*head.encode()]
+        for part in rest:
+            ids += [300, *part.encode()]
+        return np.array(ids)
+
+
+def test_a_template_begins_as_it_says_or_as_a_document_does():
+    tokenizer = Turns()
+    assert _prompts.template_ids(tokenizer, "<t>a<t>") == (300, *b"a", 300)
+    assert _prompts.template_ids(tokenizer, "a<t>") == (tokenizer.start_id, *b"a", 300)
+    assert _prompts.template_ids(tokenizer, "") == (tokenizer.start_id,)
+
+
 def test_a_prompt_begins_as_a_document_does():
     tokenizer = tokenizers.ByteTokenizer()
     assert _prompts.started_ids(tokenizer, "ab") == (tokenizer.start_id, *b"ab")

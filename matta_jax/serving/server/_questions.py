@@ -10,7 +10,7 @@ import numpy as np
 from matta_jax.errors import UserError, did_you_mean, shorten
 from matta_jax.serving._completions import Request
 from matta_jax.serving._menu import Entry, Limits, Menu
-from matta_jax.serving._prompts import started_ids
+from matta_jax.serving._prompts import started_ids, template_ids
 from matta_jax.serving._sampling import Sampling
 from matta_jax.serving.server._chat import ChatTemplate
 from matta_jax.storage import is_number, is_whole
@@ -206,8 +206,8 @@ def _chat_prompts(fields: Mapping[str, Any], rules: Rules) -> list[tuple[str, tu
             "this server has no chat template: start it with --chat_template=FILE, or use "
             "/v1/completions"
         )
-    text = rules.chat.render(fields.get("messages"))
-    return [(text, started_ids(rules.tokenizer, text))]
+    text = rules.chat.render(fields.get("messages"), rules.tokenizer.control_ids)
+    return [(text, template_ids(rules.tokenizer, text))]
 
 
 def _entry(fields: Mapping[str, Any], menu: Menu) -> Entry:

@@ -12,14 +12,14 @@ import uvicorn
 from matta_jax import stops
 from matta_jax.errors import UserError
 from matta_jax.serving._drafts import Draft
-from matta_jax.serving._engine import Engine, Vocabulary
+from matta_jax.serving._engine import Engine
 from matta_jax.serving._menu import Choice, load_menu
-from matta_jax.serving._prompts import check_writes, ids_with_token
+from matta_jax.serving._prompts import check_writes, vocabulary_of
 from matta_jax.serving.server._app import Bounds, make_app
-from matta_jax.serving.server._chat import ChatTemplate
+from matta_jax.serving.server._chat import chat_template
 from matta_jax.serving.server._feed import EngineThread
 from matta_jax.serving.server._questions import Rules
-from matta_jax.tokenizers import fitting_tokenizer
+from matta_jax.tokenizers import conversation_of
 
 _TURN_SECONDS = 0.1  # Those who read a stream see it go on.
 _UNBOUNDED = 2**31
@@ -34,7 +34,7 @@ class Settings:
       draft_tokens: that a draft proposes at once, at most.
       queue: texts that wait for a slot, at most.
       max_tokens: of a text.
-      chat_template: file of it.
+      chat_template: file of it; None: the model's own.
       cache_dtype: as of `Engine`.
       bounds: of a request.
     """
@@ -60,13 +60,11 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
     Raises:
       UserError: as `load_menu` and `Engine`; or a chat template that cannot be read.
     """
-    chat = None if settings.chat_template is None else ChatTemplate(settings.chat_template)
     loaded = load_menu(choice)
     menu, model = loaded.menu, loaded.models[0]
     check_writes(model)
-    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
-    vocab_size = model.architecture.vocab_size
-    vocabulary = Vocabulary(tokenizer.eos_id, tokenizer, ids_with_token(tokenizer, vocab_size))
+    vocabulary, tokenizer = vocabulary_of(model)
+    chat = chat_template(settings.chat_template, conversation_of(tokenizer))
     draft = None if loaded.draft is None else Draft(loaded.draft, settings.draft_tokens)
     # Its thread counts those that wait, all of a request together.
     engine = Engine(
@@ -78,14 +76,17 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
         turn_seconds=_TURN_SECONDS,
         cache_dtype=settings.cache_dtype,
     )
-    rules = Rules(menu, tokenizer, chat, settings.max_tokens, vocab_size)
+    rules = Rules(menu, tokenizer, chat, settings.max_tokens, model.architecture.vocab_size)
     thread = EngineThread(engine, settings.queue)
     weights, caches = (size / 1e6 for size in engine.bytes)
     shared = "" if choice.mesh is None else f", shared by {choice.mesh.size} devices"
     lines = [
         f"{len(menu.entries)} models of {menu.entries[0].params:,} to {menu.entries[-1].params:,} "
         f"parameters in {weights:.3g} MB; {caches:.3g} MB of caches in {settings.slots} slots"
-        f"{shared}"
+        f"{shared}",
+        "conversations: by " + (settings.chat_template or "the model's own template")
+        if chat
+        else "no conversations: the model has no chat template",
     ]
     return make_app(thread, rules, settings.bounds), lines
 
