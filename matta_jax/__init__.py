@@ -27,6 +27,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from matta_jax.deprecations import current_call
+
 __version__ = "0.1.0"
 
 # Before JAX starts its threads: devices that are simulated wait for each other in collectives, and
@@ -101,6 +103,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    name = current_call(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'matta_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"matta_jax.{_HOMES[name]}"), name)

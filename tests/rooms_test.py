@@ -10,6 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "matta_jax"
 ROOMS = [
     "errors",
+    "deprecations",
     "stops",
     "storage",
     "reporting",

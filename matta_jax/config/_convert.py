@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from matta_jax.config._config import Config
 from matta_jax.config._fields import Section, type_of
 from matta_jax.config._model import ModelConfig, model_sections, section_of
+from matta_jax.deprecations import current_fields, told_field
 from matta_jax.errors import UserError, did_you_mean, shorten
 
 SECTIONS: dict[str, type[Section]] = {
@@ -106,6 +107,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def _section(section: str, fields: dict[str, Any]) -> Section:
     cls = SECTIONS[section]
+    fields = current_fields(section, fields)
     if section == "model":
         cls = section_of(fields.get("name", ModelConfig.name))
         fields = _of_family(cls, fields)
@@ -171,7 +173,8 @@ def unknown_field(name: str, sections: Mapping[str, type[Section]] | None = None
     choices = f"; fields: {', '.join(siblings)}"
     if not siblings:
         choices = f"; sections: {', '.join(classes_of(sections))}"
-    return f"unknown config field {shorten(name)}{did_you_mean(name, names) or choices}"
+    hint = told_field(name) or did_you_mean(name, names) or choices
+    return f"unknown config field {shorten(name)}{hint}"
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
