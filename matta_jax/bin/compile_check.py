@@ -34,7 +34,8 @@ def _main() -> None:
 
     set_tpu_flags(_TPU_FLAGS.value)
     config = _app.checked_config(_CONFIG)
-    report = matta_jax.compile_check(config, _app.required(_TOPOLOGY, "v5e:4x4"))
+    topology = _app.required(_TOPOLOGY, "v5e:4x4")
+    report = matta_jax.compile_check(config, topology, log=_app.say)
     print(report.text())
     if not report.fits:
         sys.exit(1)

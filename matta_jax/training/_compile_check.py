@@ -24,6 +24,7 @@ from matta_jax.sharding import (
 )
 from matta_jax.training._cost import step_flops_of
 from matta_jax.training._dry_run import compile_step, device_bytes
+from matta_jax.training._metrics import Log
 from matta_jax.training._state import Setup, make_setup
 
 _REALISTIC_MFU = 0.45  # What published runs reach on these chips (v6e 8B 45.5 %: MaxText).
@@ -184,9 +185,14 @@ class _Compiled:
     overlaps: list[Overlap]
 
 
-def compile_check(config: Config, topology: str) -> CompileReport:
+def compile_check(config: Config, topology: str, *, log: Log = lambda line: None) -> CompileReport:
     """Compiles a run's step for a TPU topology such as `v5e:4x4`, or `2xv5e:4x4` with
     `mesh.slices=2`, on a machine without a TPU.
+
+    Args:
+      config: of the run.
+      topology: chips, and how they are joined.
+      log: takes a line for people before the compiler starts, which may take minutes.
 
     Raises:
       UserError: the topology cannot be compiled for, or the mesh does not fit it.
@@ -210,6 +216,7 @@ def compile_check(config: Config, topology: str) -> CompileReport:
     chip = parsed.chip
     parameter_bytes = device_bytes(setup.abstract.params)
     optimizer_bytes = device_bytes(setup.abstract.opt_state)
+    log(f"compiles the step for {topology}, mesh {mesh_text(sizes)}: minutes, of a large model")
     compiled = _compiled(setup, state_bytes=parameter_bytes + optimizer_bytes)
     hidden = [overlap.collective for overlap in compiled.overlaps if overlap.matmuls]
     tokens = config.data.batch_size * config.seq_len

@@ -112,7 +112,10 @@ def test_without_libtpu_the_line_says_what_to_install(tiny):
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra: tpu)")
 def test_a_step_is_compiled_for_a_slice_that_is_not_there(tiny, tpu_mesh):
     config = tiny(mesh__data=-1, mesh__fsdp=2, data__batch_size=8)
-    report = compile_check(config, "v5e:2x4")
+    told = []
+    report = compile_check(config, "v5e:2x4", log=told.append)
+    [line] = told
+    assert line.startswith("compiles the step for v5e:2x4, mesh data=4 fsdp=2 tensor=1: ")
     assert report.mesh == (4, 2, 1, 1) and report.fits
     assert report.hbm_bytes == 16e9 and set(report.collective_bytes) >= {"all-gather", "all-reduce"}
     whole = sum(
