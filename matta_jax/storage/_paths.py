@@ -1,10 +1,13 @@
 """Where things lie: what a user names becomes a path, and a path what a library asks for."""
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import re
+import shutil
+import time
 from typing import Any, TypeGuard, cast
 
 from matta_jax.errors import UserError, did_you_mean
@@ -12,6 +15,9 @@ from matta_jax.storage._buckets import EXTRAS, BucketPath, bucket_path
 
 Path = pathlib.Path
 """Of what is local; what lies in a bucket is a `BucketPath`, with the methods that rooms use."""
+
+_SECONDS_UNUSED = 30 * 24 * 3600.0
+"""After which a copy of an object is removed."""
 
 # An address: `gs://bucket`; or as pathlib writes one that was a path for a moment: it merges the
 # two slashes. One letter alone would be a drive.
@@ -145,7 +151,8 @@ def home_cache() -> Path:
 
 def local_copy(where: Path) -> Path:
     """Returns a local path with the content of `where`, for libraries that map a file to memory or
-    open it by name. Of an object it is kept in the user's cache, until the object changes.
+    open it by name. Of an object it is kept in the user's cache, until the object changes, or until
+    nobody has asked for it in 30 days.
 
     Raises:
       OSError: it cannot be read, or not be copied.
@@ -164,7 +171,20 @@ def local_copy(where: Path) -> Path:
             os.replace(building, copy)
         finally:
             building.unlink(missing_ok=True)
+        _remove_unused(folder.parent)
+    # Tells that it is in use.
+    os.utime(folder)
     return copy
+
+
+def _remove_unused(cache: Path) -> None:
+    """Removes the copies that nobody has asked for in a long time."""
+    last = time.time() - _SECONDS_UNUSED
+    for folder in cache.iterdir():
+        # Another process may do the same.
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime < last:
+                shutil.rmtree(folder)
 
 
 def kvstore(folder: Path) -> dict[str, Any]:

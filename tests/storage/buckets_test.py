@@ -139,6 +139,20 @@ def test_a_local_copy_follows_its_object(bucket, tmp_path, monkeypatch):
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
 
+def test_a_local_copy_that_nobody_asks_for_is_removed(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(_paths, "home_cache", lambda: tmp_path)
+    files = [storage.path(f"{bucket}/unused {i}.bin") for i in range(4)]
+    for file in files:
+        storage.replace_text(file, "text")
+    copies = [storage.local_copy(file) for file in files[:3]]
+    for copy in copies[:2]:
+        os.utime(copy.parent, (0, 0))
+    assert storage.local_copy(files[1]) == copies[1]  # Asked for again.
+    copies.append(storage.local_copy(files[3]))
+    assert [copy.is_file() for copy in copies] == [False, True, True, True]
+    assert storage.local_copy(files[0]) == copies[0] and copies[0].read_text() == "text"
+
+
 def test_arrays_are_read_through_the_key_value_store(bucket):
     spec = {"driver": "zarr3", "kvstore": storage.kvstore(storage.path(f"{bucket}/an array"))}
     array = np.arange(6, dtype=np.int32)
