@@ -15,8 +15,8 @@ class DataConfig(Section):
     source: str = field(
         "stdlib",
         "stdlib, text:GLOB (.txt .jsonl, and .gz .zst), parquet:GLOB, tfds:NAME[:SPLIT], hf:NAME, "
-        "prepared:FOLDER, which matta-prepare made of one of these, or mixture; a vit: "
-        "images:FILE.npz, images:FOLDER, of a folder for each class, or tfds:NAME[:SPLIT].",
+        "hf-stream:NAME, prepared:FOLDER, which matta-prepare made of one of these, or mixture; a "
+        "vit: images:FILE.npz, images:FOLDER, of a folder for each class, or tfds:NAME[:SPLIT].",
     )
     mixture: Mapping[str, str] = field(
         {},

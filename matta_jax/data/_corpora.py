@@ -8,10 +8,17 @@ import sysconfig
 from collections.abc import Iterator
 
 from matta_jax import storage
-from matta_jax.data._hub import hub_count, hub_texts, hub_version
+from matta_jax.data._hub import (
+    hub_count,
+    hub_texts,
+    hub_version,
+    stream_count,
+    stream_texts,
+    stream_version,
+)
 from matta_jax.data._jsonl import decode_utf8, read_data, read_json_lines, read_text, text_of
 from matta_jax.data._parquet import read_column
-from matta_jax.data._parts import Part, example_parts, file_parts
+from matta_jax.data._parts import Part, example_parts, file_parts, shard_parts
 from matta_jax.data._tfds import tfds_count, tfds_texts, tfds_version
 from matta_jax.errors import UserError, did_you_mean
 
@@ -52,7 +59,7 @@ class Corpus:
 
     Attributes:
       source: as the config names it: `stdlib`, `text:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
-        `hf:NAME[@CONFIG][:SPLIT]`.
+        `hf:NAME[@CONFIG][:SPLIT]`, or `hf-stream:` in its place.
       text_field: field of a JSON line or TFDS example, or column, that holds the text.
       tfds_dir: where prepared TFDS sets lie.
       known_fingerprint: of what it holds; None: `fingerprint` reads all of it.
@@ -65,8 +72,8 @@ class Corpus:
 
     @property
     def is_set(self) -> bool:
-        """Whether it is read by number, and not from files that it names."""
-        return self.kind in ("tfds", "hf")
+        """Whether a library reads it, and not we from files that it names."""
+        return self.kind in ("tfds", "hf", "hf-stream")
 
     @property
     def kind(self) -> str:
@@ -85,6 +92,8 @@ class Corpus:
             return example_parts(tfds_count(self.source, self.text_field, self.tfds_dir))
         if self.kind == "hf":
             return example_parts(hub_count(self.source, self.text_field))
+        if self.kind == "hf-stream":
+            return shard_parts(stream_count(self.source))
         try:
             return file_parts(self.files(), self._described)
         except OSError as error:
@@ -96,8 +105,9 @@ class Corpus:
         """Yields the documents of a part, in order. Raises UserError for what cannot be read."""
         if self.kind == "tfds":
             yield from self._tfds_documents(part.within)
-        if self.kind == "hf":
-            for text in hub_texts(self.source, self.text_field, part.within):
+        if self.kind in ("hf", "hf-stream"):
+            texts = hub_texts if self.kind == "hf" else stream_texts
+            for text in texts(self.source, self.text_field, part.within):
                 yield _text_document(text)
         for file in part.files:
             path = storage.path(file)
@@ -131,11 +141,11 @@ class Corpus:
         if kind == "stdlib":
             return _stdlib_files()
         if kind not in _SUFFIXES:
-            kinds = ("stdlib", *_SUFFIXES, "tfds", "hf", "prepared", "mixture")
+            kinds = ("stdlib", *_SUFFIXES, "tfds", "hf", "hf-stream", "prepared", "mixture")
             hint = did_you_mean(kind, kinds)
             raise UserError(
                 f"data.source={self.source!r} must be stdlib, text:GLOB, parquet:GLOB, tfds:NAME, "
-                f"hf:NAME, prepared:FOLDER or mixture{hint}"
+                f"hf:NAME, hf-stream:NAME, prepared:FOLDER or mixture{hint}"
             )
         suffixes = suffixes or _SUFFIXES[kind]
 
@@ -173,6 +183,8 @@ class Corpus:
             parts = [self.source, tfds_version(self.source, self.text_field, self.tfds_dir)]
         elif self.kind == "hf":
             parts = [hub_version(self.source, self.text_field)]
+        elif self.kind == "hf-stream":
+            parts = [stream_version(self.source)]
         else:
             parts = [self._version(path) for path in self.files()]
 

@@ -27,7 +27,7 @@ class Part:
     Attributes:
       files: those that they lie in, in order; none: of a set that is read by number.
       within: start and stop, of the bytes of one file of JSON lines, of the row groups of a Parquet
-        file, or of the examples of a set; None: all.
+        file, or of the examples or files of a set; None: all.
     """
 
     files: tuple[str, ...] = ()
@@ -80,6 +80,11 @@ def example_parts(count: int, least: int = _LEAST_EXAMPLES) -> list[Part]:
     num_parts = max(1, min(_MOST_PARTS, count // least))
     bounds = np.linspace(0, count, num_parts + 1).round().astype(int).tolist()
     return [Part(within=within) for within in _ranges(bounds)]
+
+
+def shard_parts(count: int) -> list[Part]:
+    """Divides the files of a set, which are read one after the other."""
+    return example_parts(count, least=1)
 
 
 _Cuts = Callable[[storage.Path, str, int], list[tuple[int, int]]]
