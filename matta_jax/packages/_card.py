@@ -62,7 +62,7 @@ def model_card(manifest: dict[str, Any], folder: storage.Path) -> str:
     if "engines" in manifest:
         parts.append(_engines(manifest))
     parts += [f"```python\n{code}\n```" for code in _usage(manifest, architecture, layout)]
-    parts += engine_parts(manifest, layout)
+    parts += engine_parts(manifest, layout, _has_tokenizer(folder))
     return "\n\n".join(parts) + "\n"
 
 

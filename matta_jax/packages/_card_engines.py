@@ -13,27 +13,50 @@ draft = load("THIS_FOLDER/../draft", trust_remote_code=True)
 target = load("THIS_FOLDER/../target", trust_remote_code=True)
 tokens = target.generate(prompt, assistant_model=draft, do_sample=False)"""
 
+_NO_SERVER = "vLLM's server needs a tokenizer's files; its library takes ids:"
+_IDS = """import os
+
+# In one process: else vLLM starts this script once more.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+import vllm
+
+engine = vllm.LLM("{folder}", skip_tokenizer_init=True{more})
+settings = vllm.SamplingParams(temperature=0, max_tokens=8, detokenize=False)
+[answer] = engine.generate([{{"prompt_token_ids": ids}}], settings)
+tokens = answer.outputs[0].token_ids"""
+
 # What the draft proposes before the target looks at it: a start, to be tuned by measuring.
 _NUM_TOKENS = 4
 
 
-def engine_parts(manifest: Mapping[str, Any], layout: Layout | None) -> list[str]:
+def engine_parts(
+    manifest: Mapping[str, Any], layout: Layout | None, has_tokenizer: bool
+) -> list[str]:
     """The parts of a card that tell how engines serve a folder.
 
     Args:
       manifest: of the model.
       layout: of its Hugging Face folder; None: it is none, and no engine reads it.
+      has_tokenizer: whether vLLM's server can read the tokenizer there, without which it takes no
+        request: ids go to its library then.
     """
     if layout is None:
         return _gguf_pair(manifest)
     parts = []
     if layout.serving:
-        parts.append(f"```sh\n{layout.serving}\n```")
+        by_ids = _IDS.format(folder="THIS_FOLDER", more=_trusting(layout))
+        served = f"```sh\n{layout.serving}\n```"
+        parts.append(served if has_tokenizer else f"{_NO_SERVER}\n\n```python\n{by_ids}\n```")
     if layout.is_unpadded:
         parts.append(_other_engines(manifest["format"], layout))
     if "pair" in manifest:
-        parts += _pair(manifest["pair"], layout)
+        parts += _pair(manifest["pair"], layout, has_tokenizer)
     return parts
+
+
+def _trusting(layout: Layout) -> str:
+    """What vLLM is told besides, in Python."""
+    return ", trust_remote_code=True" if layout.is_unpadded else ""
 
 
 def _other_engines(form: str, layout: Layout) -> str:
@@ -69,15 +92,19 @@ def _told(pair: Mapping[str, Any]) -> str:
     )
 
 
-def _pair(pair: Mapping[str, Any], layout: Layout) -> list[str]:
+def _pair(pair: Mapping[str, Any], layout: Layout, has_tokenizer: bool) -> list[str]:
     """How a draft and its target run together."""
     parts = [_told(pair), f"```python\n{_PAIR}\n```"]
-    if pair["has_vllm"]:
+    if not pair["has_vllm"]:
+        return parts
+    speculation = (
+        '{"method": "draft_model", "model": "THIS_FOLDER/../draft", '
+        f'"num_speculative_tokens": {_NUM_TOKENS}}}'
+    )
+    if has_tokenizer:
         flag = "--trust-remote-code " if layout.is_unpadded else ""
-        speculation = (
-            '{"method": "draft_model", "model": "THIS_FOLDER/../draft", '
-            f'"num_speculative_tokens": {_NUM_TOKENS}}}'
-        )
         serve = f"vllm serve THIS_FOLDER/../target {flag}--speculative-config '{speculation}'"
-        parts.append(f"```sh\n{serve}\n```")
-    return parts
+        return [*parts, f"```sh\n{serve}\n```"]
+    more = f"{_trusting(layout)}, speculative_config={speculation}"
+    by_ids = _IDS.format(folder="THIS_FOLDER/../target", more=more)
+    return [*parts, f"```python\n{by_ids}\n```"]

@@ -14,7 +14,9 @@ from matta_jax.packages._package import Package, open_model
 _FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _TITLE = re.compile(r"^# .*$", re.MULTILINE)
 # What loads a folder by its name on the hub.
-_LOADS = re.compile(r'(from_pretrained\("?|vllm serve |hf-hub:)THIS_FOLDER\b')
+_LOADS = re.compile(
+    r'(from_pretrained\("?|vllm serve |vllm\.LLM\("(?=THIS_FOLDER")|hf-hub:)THIS_FOLDER\b'
+)
 # Of a folder timm has another word than of a repository.
 _LOCAL = "local-dir:THIS_FOLDER"
 # Of what the hub says of a refusal.
