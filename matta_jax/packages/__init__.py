@@ -43,6 +43,7 @@ from matta_jax.packages._weights import cast as cast
 from matta_jax.packages._weights import in_memory as in_memory
 from matta_jax.packages._write import write_package as write_package
 from matta_jax.packages.engines import ENGINES as ENGINES
+from matta_jax.packages.engines import TIMED as TIMED
 from matta_jax.packages.engines import Timing as Timing
 from matta_jax.packages.engines import certify as certify
 from matta_jax.packages.engines import certify_folder as certify_folder

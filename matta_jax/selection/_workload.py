@@ -4,12 +4,12 @@ import dataclasses
 
 from matta_jax.config import Config
 from matta_jax.errors import UserError, did_you_mean
-from matta_jax.packages import ENGINES
+from matta_jax.packages import TIMED
 from matta_jax.selection._space import check_count
 
 MODES = ("prefill", "decode")
 JAX = "jax"
-LATENCY_ENGINES = (JAX, *ENGINES)
+LATENCY_ENGINES = (JAX, *TIMED)
 """What a time may be of: our own programs, or an engine that serves the files."""
 
 _LLAMA_CPP = "llama.cpp"

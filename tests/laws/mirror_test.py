@@ -46,7 +46,6 @@ PROVED_ELSEWHERE = {
     "matta_jax/optim/_batches.py": "tests/optim/step_test.py",
     "matta_jax/optim/_numbering.py": "tests/optim/plan_test.py",
     "matta_jax/packages/_write.py": "tests/packages/convert_test.py",
-    "matta_jax/packages/engines/_child.py": "tests/packages/engines/engine_test.py",
     "matta_jax/packages/engines/_request.py": "tests/packages/engines/certify_test.py",
     "matta_jax/packages/gguf/_fields.py": "tests/packages/gguf/write_test.py",
     "matta_jax/packages/gguf/_file.py": "tests/packages/gguf/read_test.py",

@@ -196,15 +196,20 @@ LARGER = {"num_layers": 3, "d_model": 48, "d_ff": 96, "widths": (48, 64, 96)}
 # Rows of whole blocks of 32.
 WIDE = {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_ff": 64, "max_len": 64, "head_dim": 16}
 WIDER = {"num_layers": 3, "d_model": 96, "d_ff": 128, "widths": (64, 96, 128)}
+# Heads of 32, the least that vLLM computes on a CPU.
+TALL = {"num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 64, "max_len": 64}
+TALLER = {"num_layers": 3, "d_model": 192, "d_ff": 128, "widths": (64, 96, 128)}
 
 
-def gguf_config(block, tokenizer="byte", is_wide=False, **fields):
+def gguf_config(block, tokenizer="byte", is_wide=False, is_tall=False, **fields):
     data = c.DataConfig(seq_len=16, tokenizer=tokenizer)
-    sizes, larger = (WIDE, WIDER) if is_wide else (SIZES, LARGER)
+    sizes, larger = (WIDE, WIDER) if is_wide else (TALL, TALLER) if is_tall else (SIZES, LARGER)
+    if is_tall:
+        fields = {"head_dim": 32, **fields}
     fields = {"vocab_size": 256, **sizes, **BLOCKS[block], **fields}
     if block == "gpt2":
-        # Heads of 16 fill d_model by two.
-        fields["num_heads"] = 2 if is_wide else 4
+        # Heads of 16 or 32 fill d_model by two.
+        fields["num_heads"] = 2 if is_wide or is_tall else 4
         nest = c.NestConfig(num_heads=6, **larger)
         return c.Config(model=c.ModelConfig(**fields), nest=nest, data=data)
     fields = {"num_kv_heads": 2, "rope_theta": 500.0, "norm_epsilon": 1.2345678e-5, **fields}

@@ -49,7 +49,7 @@ def certify(folder: str | storage.Path, engines: Sequence[str]) -> Package:
 
     Args:
       folder: of the model.
-      engines: names among `transformers` and `llama.cpp`.
+      engines: names among `transformers`, `llama.cpp` and `vllm`.
 
     Returns:
       The model, opened; `manifest["engines"]` has the certificates.
@@ -79,8 +79,8 @@ def check_engines(names: Sequence[str], packaging: Packaging, architecture: Arch
                 f"certify={name!r} is for language models, and this model is of the family "
                 f"{architecture.family_name!r}; leave it out"
             )
-        if packaging.format not in engine.formats:
-            check_format(_packaging_for(engine, packaging.dtype), architecture)
+        if packaging.format not in engine.formats or engine.is_stock:
+            check_format(_packaging_for(engine, packaging.dtype, architecture), architecture)
 
 
 def certify_folder(folder: storage.Path, names: Sequence[str]) -> None:
@@ -114,15 +114,28 @@ def _logits(model: Model, ids_BT: np.ndarray) -> np.ndarray:
     return np.asarray(logits).reshape(*ids_BT.shape, -1)
 
 
-def _packaging_for(engine: Engine, dtype: str) -> Packaging:
+def _packaging_for(engine: Engine, dtype: str, architecture: Architecture) -> Packaging:
     """How a model of another format is written for an engine."""
-    return Packaging(engine.formats[0], dtype)
+    first = Packaging(engine.formats[0], dtype)
+    if not engine.is_stock:
+        return first
+    with contextlib.suppress(UserError):
+        check_format(first, architecture)
+        return first
+    return Packaging("hf", dtype, pad=True)
+
+
+def _reads(engine: Engine, package: Package) -> bool:
+    """Whether an engine reads the files of a model as they are."""
+    if package.manifest["format"] not in engine.formats:
+        return False
+    return not engine.is_stock or bool(open_hf(package.path).layout.serving)
 
 
 @contextlib.contextmanager
 def _in_format(package: Package, engine: Engine) -> Iterator[Package]:
     """Yields the model in a format that an engine reads, on the local disk."""
-    is_read = package.manifest["format"] in engine.formats
+    is_read = _reads(engine, package)
     if is_read and not storage.in_bucket(package.path):
         yield package
         return
@@ -135,7 +148,8 @@ def _in_format(package: Package, engine: Engine) -> Iterator[Package]:
             # Its tokenizer lies in a folder below, which stays where it is.
             yield dataclasses.replace(package, path=folder)
             return
-        write_again(folder, package, _packaging_for(engine, package.manifest["dtype"]))
+        packaging = _packaging_for(engine, package.manifest["dtype"], package.architecture)
+        write_again(folder, package, packaging)
         yield open_model(folder)
 
 

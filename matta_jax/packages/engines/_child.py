@@ -7,6 +7,7 @@ log-probabilities of a model, or the milliseconds of several.
 """
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -125,6 +126,74 @@ def _llama_cpp(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
     return {"version": server.version, "parameters": server.num_parameters()}, log_probs
 
 
+# Before vLLM is imported. One process: its loader is asked from here. One thread, bound to no core.
+# Nothing of a run is told to anyone.
+_VLLM_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def _vllm(request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+    """Log-probabilities of vLLM, weights and sums in float32."""
+    os.environ.update(_VLLM_SETTINGS)
+    import vllm
+    from vllm.model_executor import model_loader
+
+    counts = []
+
+    class Loader(model_loader.DefaultModelLoader):
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            super().load_weights(model, model_config)
+            # Now: its kernels take the weights out of the model, and lay them out anew.
+            counts.append(_num_parameters(model))
+
+    model_loader.register_model_loader("auto")(Loader)
+    ids, vocab_size = request["ids"], request["vocab_size"]
+    engine = vllm.LLM(
+        request["folder"],
+        dtype="float32",
+        trust_remote_code=request["runs_code"],
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        max_model_len=len(ids[0]) + 1,
+        max_logprobs=-1,
+    )
+    settings = vllm.SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        prompt_logprobs=-1,
+        logprobs=-1,
+        flat_logprobs=True,
+        detokenize=False,
+    )
+    log_probs = np.full((len(ids), len(ids[0]), vocab_size), np.nan, np.float32)
+    for i, row in enumerate(ids):
+        [answer] = engine.generate([{"prompt_token_ids": row}], settings, use_tqdm=False)
+        # None are before the first position; behind the last are those of what is written.
+        after = itertools.chain(answer.prompt_logprobs[1:], answer.outputs[0].logprobs)
+        for j, entries in enumerate(after):
+            log_probs[i, j, list(entries)] = [entry.logprob for entry in entries.values()]
+    return {"version": vllm.__version__, "parameters": counts[0]}, log_probs
+
+
+def _num_parameters(model: Any) -> int:
+    """Numbers of a model of vLLM, without the rows that round its vocabulary up."""
+    shared = {}
+    for module in model.modules():
+        if hasattr(module, "num_embeddings_padded"):
+            shared[id(module.weight)] = module
+    rounding = sum(
+        (module.weight.shape[0] - module.org_vocab_size) * module.weight.shape[1]
+        for module in shared.values()
+    )
+    return sum(parameter.numel() for parameter in model.parameters()) - rounding
+
+
 Call = Callable[[], float]
 
 
@@ -211,6 +280,7 @@ _RUNS = {
     ("transformers", "time"): _time_transformers,
     ("llama.cpp", "log_probs"): _llama_cpp,
     ("llama.cpp", "time"): _time_llama_cpp,
+    ("vllm", "log_probs"): _vllm,
 }
 
 

@@ -27,6 +27,9 @@ class Engine:
       extra: of this project, which installs them.
       formats: that it reads; a model of another is written for it in the first.
       length: positions of a row of a certificate's batch.
+      is_timed: whether milliseconds of it are measured.
+      is_stock: whether it computes by classes of its own: of `hf` it reads what is padded, and that
+        is what a model is written as that has no room in the first of its formats.
     """
 
     name: str
@@ -34,17 +37,23 @@ class Engine:
     extra: str
     formats: tuple[str, ...]
     length: int
+    is_timed: bool = True
+    is_stock: bool = False
 
 
-# llama.cpp's server answers a prompt for each position, with all of its ids as text.
+# llama.cpp's server answers a prompt for each position, with all of its ids as text; vLLM makes an
+# object of each id of a position.
 ENGINES = {
     engine.name: engine
     for engine in (
         Engine("transformers", ("torch", "transformers"), "transformers", HF_FORMATS, 64),
         Engine("llama.cpp", ("xllamacpp",), "llama-cpp", ("gguf",), 16),
+        Engine("vllm", ("vllm",), "vllm", ("vllm", "hf"), 32, is_timed=False, is_stock=True),
     )
 }
 """By name."""
+TIMED = [engine.name for engine in ENGINES.values() if engine.is_timed]
+"""The names of those whose milliseconds are measured."""
 
 _CHILD = str(storage.path(__file__).with_name("_child.py"))
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception)\b")
@@ -58,9 +67,10 @@ def installed_engine(name: str, field: str = "certify") -> Engine:
     """An engine by its name, which a field has. Raises UserError for an unknown one, or where it is
     not installed.
     """
-    if name not in ENGINES:
+    names = list(ENGINES) if field == "certify" else TIMED
+    if name not in names:
         raise UserError(
-            f"{field}={name!r} must be one of {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
+            f"{field}={name!r} must be one of {', '.join(names)}{did_you_mean(name, names)}"
         )
     engine = ENGINES[name]
     # Looked for and not imported: it runs in a process by itself.
@@ -94,8 +104,8 @@ def ask(engine: Engine, request: Mapping[str, Any]) -> Answer:
     Args:
       engine: which.
       request: `folder` and `file` of the model, `ids` [B, T], `vocab_size`; for transformers
-        `runs_code`, whether it may run the folder's code; for llama.cpp `token`, whose text is not
-        empty.
+        and vLLM `runs_code`, whether it may run the folder's code; for llama.cpp `token`, whose
+        text is not empty.
 
     Raises:
       UserError: the engine does not run the files.

@@ -23,7 +23,8 @@ def request_of(engine: Engine, package: Package, field: str = "certify") -> dict
         layout = open_hf(package.path).layout
         if layout.is_unpadded:
             _check_code(package, layout)
-        return {"folder": str(package.path), "runs_code": layout.is_unpadded}
+        about = {"folder": str(package.path), "runs_code": layout.is_unpadded}
+        return about | {"vocab_size": package.architecture.vocab_size}
 
     file = package.path / FILE_NAME
     if not holds_texts(file):
@@ -37,7 +38,7 @@ def request_of(engine: Engine, package: Package, field: str = "certify") -> dict
 
 
 def _check_code(package: Package, layout: Layout) -> None:
-    """Raises UserError where the code of a folder, which transformers would run, is not what is
+    """Raises UserError where the code of a folder, which an engine would run, is not what is
     written here.
     """
     written = {name: storage.read_text(package.path / name) for name in layout.more_texts()}
