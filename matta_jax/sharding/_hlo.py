@@ -18,6 +18,11 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
+_BODY = re.compile(r"body=%?([\w.\-]+)")
+_COMPARED = re.compile(r" compare\(%([\w.\-]+), %[\w.\-]+\), direction=LT")
+_SUM = re.compile(r" add\(%([\w.\-]+), %([\w.\-]+)\)")
+_INDEX = re.compile(r"get-tuple-element\(.*\), index=(\d+)")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 
 # Of a type such as `(bf16[16], f32[2,4]{1,0})`: each array's element type, dimensions and layout.
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\](\{[^}]*\})?")
@@ -105,8 +110,34 @@ class Program:
         constants = [match for match in map(_CONSTANT.search, lines) if match is not None]
         counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
         if counts_up and len(constants) == 1:
-            return int(constants[0][1])
+            return -(-int(constants[0][1]) // self._step(line, lines))
         return 1
+
+    def _step(self, line: str, condition: list[str]) -> int:
+        """By how much the counter of a while loop rises: one that goes round a ring of devices
+        both ways does two of them at once. 1 where the body does not tell.
+        """
+        body = _BODY.search(line)
+        compared = next(filter(None, map(_COMPARED.search, condition)), None)
+        if body is None or compared is None:
+            return 1
+        index = _INDEX.search(_line_of(condition, compared[1]))
+        lines = self.lines_of.get(body[1], [])
+        root = next((each for each in lines if each.lstrip().startswith("ROOT ")), "")
+        results = _OPERAND.findall(root.partition(" tuple(")[2].partition(")")[0])
+        if index is None or int(index[1]) >= len(results):
+            return 1
+
+        added = _SUM.search(_line_of(lines, results[int(index[1])]))
+        operands = added.groups() if added is not None else ()
+        steps = [_CONSTANT.search(_line_of(lines, name)) for name in operands]
+        return max((int(step[1]) for step in steps if step is not None), default=1)
+
+
+def _line_of(lines: list[str], name: str) -> str:
+    """The instruction of a name; empty: it is none of these."""
+    start = re.compile(rf"^\s*(?:ROOT )?%?{re.escape(name)} = ")
+    return next(filter(start.match, lines), "")
 
 
 def branches(line: str) -> list[str]:

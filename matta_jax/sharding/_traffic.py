@@ -37,6 +37,8 @@ _FREE = frozenset(
         "iota",
     ]
 )
+# Calls of a TPU's compiler that do the same: memory to write to later, slices side by side.
+_FREE_CALL = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast)"')
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATE = "dynamic-update-slice"
 
@@ -77,7 +79,7 @@ class _Traffic(Program):
         return sum(self._moved(each, instructions) for each in instructions.values())
 
     def _moved(self, each: _Instruction, instructions: dict[str, _Instruction]) -> int:
-        if each.op in _FREE or each.op.endswith("-done"):
+        if each.op in _FREE or each.op.endswith("-done") or _FREE_CALL.search(each.line):
             return 0
         if each.op == "while":
             times = self.trip_count(each.line)
@@ -94,7 +96,7 @@ class _Traffic(Program):
             # Its type names operands, results and marks: what is read is written somewhere.
             if each.op == "async-start":
                 return sum(map(self.bytes_at, _FUSED.findall(each.line)))
-            return 2 * sum(_memory_bytes(operand.type) for operand in operands)
+            return _moved_by_start(each, operands)
         if each.op in _SLICES:
             return 2 * _memory_bytes(each.type)
         if each.op == _UPDATE:
@@ -133,6 +135,22 @@ class _Traffic(Program):
                     )
             self._read[computation] = instructions
         return self._read[computation]
+
+
+def _moved_by_start(start: _Instruction, operands: list[_Instruction]) -> int:
+    """What an instruction moves that goes on beside others, such as a prefetch into the core."""
+    # Its type names where a copy goes, and where it comes from.
+    if start.op == "copy-start":
+        return _memory_bytes(start.type)
+    if start.op.removesuffix("-start") in _SLICES:
+        # Its type names the operands and the result: as much is read as there is of it.
+        result = arrays_of(start.type)[len(operands)]
+        is_read, is_written = (
+            _memory_bytes(operands[0].type) > 0,
+            not _IN_CORE.search(result.layout),
+        )
+        return result.bytes * (is_read + is_written)
+    return 2 * sum(_memory_bytes(operand.type) for operand in operands)
 
 
 def _used_bytes(parameter: _Instruction, fused: dict[str, _Instruction]) -> int:

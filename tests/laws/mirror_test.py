@@ -57,7 +57,6 @@ PROVED_ELSEWHERE = {
     "matta_jax/packages/hf/_qwen.py": "tests/packages/hf/llama_test.py",
     "matta_jax/packages/hf/_rope.py": "tests/packages/hf/llama_test.py",
     "matta_jax/packages/hf/_tensors.py": "tests/packages/hf/gpt2_test.py",
-    "matta_jax/sharding/_hlo.py": "tests/sharding/collectives_test.py",
     "matta_jax/sharding/_placement.py": "tests/sharding/mesh_test.py",
     "matta_jax/storage/_failures.py": "tests/storage/storage_test.py",
     "matta_jax/storage/_files.py": "tests/storage/storage_test.py",

@@ -95,3 +95,55 @@ def test_a_scan_moves_as_much_as_its_layers(tmp_path):
         return memory_bytes(jax.jit(scanned).lower(*arguments).compile().as_text())
 
     assert moved(24) - moved(12) == pytest.approx(12 * (moved(13) - moved(12)), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("operand", "start", "moved"),
+    [
+        # Into the core, out of it, and within the memory.
+        (
+            "f32[8,16]{1,0}",
+            "(f32[8,16]{1,0:S(1)}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%a)",
+            512,
+        ),
+        (
+            "f32[8,16]{1,0:S(1)}",
+            "(f32[8,16]{1,0}, f32[8,16]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%a)",
+            512,
+        ),
+        ("f32[8,16]{1,0}", "(f32[8,16]{0,1}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%a)", 1024),
+        # A slice reads what it gives.
+        (
+            "f32[8,16]{1,0}",
+            "((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:2]}",
+            128,
+        ),
+        (
+            "f32[8,16]{1,0}",
+            "((f32[8,16]{1,0}), f32[2,16]{1,0}, s32[]{:S(2)}) slice-start(%a), slice={[0:2]}",
+            256,
+        ),
+    ],
+)
+def test_what_goes_on_beside_others_moves_what_it_reads_and_writes(operand, start, moved):
+    text = f"""
+ENTRY %main (a: f32[8,16]) -> f32[8,16] {{
+  %a = {operand} parameter(0)
+  %s = {start}
+  ROOT %t = f32[8,16]{{1,0:S(1)}} bitcast(%a)
+}}
+"""
+    assert memory_bytes(text) == moved
+
+
+@pytest.mark.parametrize(
+    ("target", "moved"), [("AllocateBuffer", 0), ("ConcatBitcast", 0), ("kernel", 1024)]
+)
+def test_calls_that_name_memory_move_nothing(target, moved):
+    text = f"""
+ENTRY %main (a: f32[8,16]) -> f32[8,16] {{
+  %a = f32[8,16]{{1,0}} parameter(0)
+  ROOT %c = f32[8,16]{{1,0}} custom-call(%a), custom_call_target="{target}"
+}}
+"""
+    assert memory_bytes(text) == moved
