@@ -4,6 +4,7 @@ from matta_jax.sharding._collectives import KINDS as KINDS
 from matta_jax.sharding._collectives import Collective as Collective
 from matta_jax.sharding._collectives import collectives as collectives
 from matta_jax.sharding._engine import engine_of as engine_of
+from matta_jax.sharding._flops import matmul_flops as matmul_flops
 from matta_jax.sharding._local import fitting_mesh as fitting_mesh
 from matta_jax.sharding._local import local_mesh as local_mesh
 from matta_jax.sharding._local import map_rows as map_rows
