@@ -52,8 +52,8 @@ class Rows:
       mesh: the devices.
       engine: what attends on them; None: blocks of queries.
       dtype: of weights while they are used.
-      reduce_dtype: type in which gradients of matrices are summed over devices: `compute` for
-        `dtype`, or float32, in which those of tables are summed at any rate.
+      reduce_dtype: type in which gradients of matrices and tables are summed over devices:
+        `compute` for `dtype`, or float32.
       once: whether weights come together once in a step, and not again for each layer and
         microbatch: less crosses, but every device holds all of them and their gradient.
       late: whether shards of a gradient that several devices hold are summed by `finish`, after
@@ -176,11 +176,12 @@ class Rows:
         return gathered.astype(self.sum_dtype(names))
 
     def _apart(self, gradient: jax.Array, names: Names) -> jax.Array:
-        gradient = gradient.astype(self.sum_dtype(names))
+        # A table's too: in float32 only tokens and sub-models are added up, on each device.
+        gradient = gradient.astype(sum_dtype(names, self.dtype, self.reduce_dtype))
         return self._scatter(gradient, names).astype(jnp.float32)
 
     def sum_dtype(self, names: Names) -> str:
-        """The type in which a weight comes together before a pass, and its gradient is summed."""
+        """The type in which a pass has a weight that came together before it, and its gradient."""
         # A loss adds to a table in float32.
         if table_view(names) is not None:
             return "float32"

@@ -1,6 +1,7 @@
 """Devices that compute with their own rows: what crosses is gathered, summed and cut right."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_a_table_of_uneven_rows_is_summed_and_cut_at_once_on_a_tpu(tpu_mesh):
     assert kinds == {"reduce-scatter"}
 
 
-def test_what_crosses_is_rounded_and_tables_are_summed_in_float32():
+def test_what_crosses_is_rounded_and_tables_are_added_up_in_float32():
     rows = rows_on((1, 8, 1), dtype="bfloat16")
     wide = rows_on((1, 8, 1), dtype="bfloat16", reduce_dtype="float32")
 
@@ -126,9 +127,21 @@ def test_what_crosses_is_rounded_and_tables_are_summed_in_float32():
         jax.eval_shape(rows.run(on_device, AXES), weights(), jnp.ones(8))
         return seen[0]["embed"]["tokens"], seen[0]["blocks"]["0"]["w"], seen[0]["blocks"]["0"]["b"]
 
+    def crossing(rows):
+        def on_device(shards, batch):
+            whole = rows.together(shards, AXES)
+            return rows.sum(batch.sum()), rows.apart(whole, AXES)
+
+        program = str(jax.make_jaxpr(rows.run(on_device, AXES))(weights(), jnp.ones(8)))
+        short = dict(bf16="bfloat16", f32="float32")
+        return {short[name] for name in re.findall(r":(\w+)\[[\d,]*\] = reduce_scatter", program)}
+
     assert types(rows) == ("float32", "bfloat16", "bfloat16")
     # Vectors are summed as before: few numbers, and no fan-in.
     assert types(wide) == ("float32", "float32", "bfloat16")
+    # Between devices a table's gradient is as narrow as a matrix's.
+    assert crossing(rows) == {"bfloat16"}
+    assert crossing(wide) == {"float32"}
     compiled = jax.jit(
         rows.run(lambda s, b: (rows.sum(b.sum()), rows.apart(rows.together(s, AXES), AXES)), AXES)
     )
