@@ -106,17 +106,33 @@ class _Traffic(Program):
     def _moved_by_fusion(self, fusion: _Instruction, operands: list[_Instruction]) -> int:
         [computation] = _FUSED.findall(fusion.line)
         fused = self._instructions(computation)
-        parameters: dict[int, _Instruction] = {}
-        for each in fused.values():
-            index = _INDEX.search(each.line) if each.op == "parameter" else None
-            if index is not None:
-                parameters[int(index[1])] = each
-
+        parameters = _parameters(fused)
         total = 0
         for i, operand in enumerate(operands):
             size = _memory_bytes(operand.type)
-            total += min(size, _used_bytes(parameters[i], fused)) if i in parameters else size
+            total += min(size, self._used_bytes(parameters[i], fused)) if i in parameters else size
         return total + _written_bytes(fusion, fused)
+
+    def _used_bytes(self, parameter: _Instruction, fused: dict[str, _Instruction]) -> int:
+        """How much of an operand a fusion reads: what it slices out of it, or all."""
+        total = 0
+        for each in fused.values():
+            if parameter.name not in each.operands:
+                continue
+            is_cut = each.operands[0] == parameter.name
+            if each.op == "bitcast":
+                total += self._used_bytes(each, fused)
+            elif each.op == "fusion":
+                # A fusion within it reads what it slices, too.
+                inner = self._instructions(_FUSED.findall(each.line)[0])
+                position = each.operands.index(parameter.name)
+                total += self._used_bytes(_parameters(inner)[position], inner)
+            elif each.op in _SLICES and is_cut:
+                total += _array_bytes(each.type)
+            # What an update does not reach stays where it is, unread.
+            elif not (each.op == _UPDATE and is_cut):
+                return _array_bytes(parameter.type)
+        return total
 
     def _instructions(self, computation: str) -> dict[str, _Instruction]:
         if computation not in self._read:
@@ -153,21 +169,14 @@ def _moved_by_start(start: _Instruction, operands: list[_Instruction]) -> int:
     return 2 * sum(_memory_bytes(operand.type) for operand in operands)
 
 
-def _used_bytes(parameter: _Instruction, fused: dict[str, _Instruction]) -> int:
-    """How much of an operand a fusion reads: what it slices out of it, or all."""
-    total = 0
+def _parameters(fused: dict[str, _Instruction]) -> dict[int, _Instruction]:
+    """The operands of a fusion as its computation names them, by their place."""
+    parameters = {}
     for each in fused.values():
-        if parameter.name not in each.operands:
-            continue
-        is_cut = each.operands[0] == parameter.name
-        if each.op == "bitcast":
-            total += _used_bytes(each, fused)
-        elif each.op in _SLICES and is_cut:
-            total += _array_bytes(each.type)
-        # What an update does not reach stays where it is, unread.
-        elif not (each.op == _UPDATE and is_cut):
-            return _array_bytes(parameter.type)
-    return total
+        index = _INDEX.search(each.line) if each.op == "parameter" else None
+        if index is not None:
+            parameters[int(index[1])] = each
+    return parameters
 
 
 def _written_bytes(fusion: _Instruction, fused: dict[str, _Instruction]) -> int:

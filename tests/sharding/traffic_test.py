@@ -147,3 +147,19 @@ ENTRY %main (a: f32[8,16]) -> f32[8,16] {{
 }}
 """
     assert memory_bytes(text) == moved
+
+
+def test_a_fusion_within_a_fusion_reads_what_it_slices():
+    outer = """%outer (o0: f32[8,16], o1: s32[]) -> f32[1,16] {
+  %o0 = f32[8,16]{1,0} parameter(0)
+  %o1 = s32[] parameter(1)
+  %inner = f32[1,16]{1,0} fusion(%o0, %o1), kind=kLoop, calls=%layer
+  ROOT %n = f32[1,16]{1,0} negate(%inner)
+}
+%put ("""
+    called = LOOP.replace(
+        "fusion(%a, %i), kind=kLoop, calls=%layer", "fusion(%a, %i), calls=%outer"
+    )
+    nested = called.replace("%put (", outer, 1)
+    assert "calls=%outer" in nested
+    assert memory_bytes(nested) == memory_bytes(LOOP)
