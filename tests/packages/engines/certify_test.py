@@ -334,7 +334,7 @@ MADE = {
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_page_of_serving_runs(run, tmp_path, monkeypatch, block):
     """Speculation among it: the text of a pair is that of its target."""
-    for module in ("torch", "transformers", "xllamacpp"):
+    for module in ("torch", "transformers", "xllamacpp", "cyllama"):
         if re.search(rf"^(import|from) {module}\b", block, re.MULTILINE):
             pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
@@ -357,4 +357,5 @@ def test_the_page_of_serving_runs(run, tmp_path, monkeypatch, block):
         "text",
         "tokens",
         "large",
+        "settings",
     }
