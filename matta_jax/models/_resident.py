@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from matta_jax.models._architecture import Architecture
 from matta_jax.models._decode import Cache, init_cache
@@ -100,8 +101,12 @@ def init_pool(
     """Returns empty caches of all slots, each with room for `length` tokens of the largest
     sub-model.
     """
-    cache = init_cache(architecture, batch_size=slots, length=length, dtype=dtype)
-    return jax.tree.map(lambda leaf: leaf.reshape(slots, -1, *leaf.shape[1:]), cache)
+    make = functools.partial(init_cache, architecture, batch_size=slots, length=length, dtype=dtype)
+    # From their shapes: caches that are made and then reshaped would stand there twice.
+    return jax.tree.map(
+        lambda leaf: jnp.zeros((slots, leaf.shape[0] // slots, *leaf.shape[1:]), leaf.dtype),
+        jax.eval_shape(make),
+    )
 
 
 def cache_in(pool: Pool, architecture: Architecture, sub_model: SubModel, length: int) -> Cache:
