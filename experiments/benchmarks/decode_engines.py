@@ -1,13 +1,14 @@
 """Tokens per CPU-second of generation with a cache, on the same real weights, against transformers
-and llama.cpp (benchmark 21).
+and llama.cpp (benchmark 21); of several texts at once with `--batch_size=8` (benchmark 23).
 
     pip install -e '.[gguf,engines-test]'
     python experiments/benchmarks/decode_engines.py --gguf=SmolLM2-135M-Instruct.Q4_1.gguf \\
         --install_peers
 
 A model of a GGUF file, dequantised: ours and transformers run it in float32, llama.cpp a float32
-and a Q8_0 file that are written of it here. A prompt of 32 tokens and 64 new ones, greedy, batch 1;
-a round is all of it. The ids of transformers must be ours; of llama.cpp's it is told how many are.
+and a Q8_0 file that are written of it here. Prompts of 32 tokens and 64 new ones, greedy, each text
+in a slot of its own; a round is all of it. The ids of transformers must be ours; of llama.cpp's it
+is told how many are.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 import matta_jax
 from matta_jax.packages import Packaging
 
-SIZES = {"prompt": 32, "new": 64, "batch_size": 1}
+SIZES = {"prompt": 32, "new": 64}
 
 
 def written(source, kind, file):
@@ -59,6 +60,7 @@ def start(source, folder, flags):
     packaging = Packaging("hf")
     package = matta_jax.import_gguf(source, folder / "hf", packaging=packaging)
     sizes = SIZES | {"vocab_size": package.architecture.vocab_size, "max_len": 128}
+    sizes["batch_size"] = flags.batch_size
     model = str(package.path)
 
     running = {"ours": peers.Contender(peers.PYTHON, "ours_model.py", sizes, model)}
@@ -75,18 +77,17 @@ def start(source, folder, flags):
 def rows_of(steps_of):
     """One row for each contender."""
     rows = []
-    [ids] = steps_of["ours"][0]["ids"]
+    ids = np.array(steps_of["ours"][0]["ids"])
     for name, steps in steps_of.items():
         counted = steps[peers.WARM_UP :]
         seconds, spread = harness.median_and_spread([step["seconds"] for step in counted])
-        [engine_ids] = steps[0]["ids"]
-        same = sum(a == b for a, b in zip(ids, engine_ids, strict=True))
+        same = int((ids == np.array(steps[0]["ids"])).sum())
         row = {
             "engine": name,
-            "tokens / CPU-s": SIZES["new"] / seconds,
+            "tokens / CPU-s": ids.size / seconds,
             "spread": spread,
             "peak RSS, MB": max(step["peak_mb"] for step in counted),
-            "ids as ours": f"{same} of {len(ids)}",
+            "ids as ours": f"{same} of {ids.size}",
         }
         ours = rows[0] if rows else row
         row["speed / ours"] = row["tokens / CPU-s"] / ours["tokens / CPU-s"]
@@ -98,6 +99,7 @@ def main():
     """Measures, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gguf", required=True, help="file of a Llama, Qwen 2.5 or Qwen 3")
+    parser.add_argument("--batch_size", type=int, default=1, help="texts at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--install_peers", action="store_true", help="make their environments")
     parser.add_argument("--output", default="runs/benchmarks/decode_engines.json")

@@ -87,7 +87,9 @@ def run_contender(name: str, checkpoint: str, specs: list[str]) -> dict:
     from matta_jax.nesting import parse_spec, slice_model
 
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
-    output = pathlib.Path(tempfile.mkdtemp(dir=checkpoint)) / "out"
+    # On the disk of the checkpoint, but of a bucket.
+    disk = None if "://" in checkpoint else checkpoint
+    output = pathlib.Path(tempfile.mkdtemp(dir=disk)) / "out"
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before, resident = _counted(), _resident()
     clock, cpu = time.perf_counter(), time.process_time()

@@ -11,11 +11,13 @@ def main():
     sizes, file, _ = serving.arguments()
     params = xllamacpp.CommonParams()
     params.model.path = file
-    params.n_ctx, params.n_parallel, params.verbosity = 256, 1, 0
+    # A slot for each text, which share its positions.
+    params.n_parallel, params.verbosity = sizes["batch_size"], 0
+    params.n_ctx = 256 * sizes["batch_size"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     request = {
-        "prompt": serving.tokens(sizes)[0, : sizes["prompt"]].tolist(),
+        "prompt": serving.tokens(sizes)[:, : sizes["prompt"]].tolist(),
         "n_predict": sizes["new"],
         "temperature": 0,
         "ignore_eos": True,
@@ -28,8 +30,9 @@ def main():
     def step():
         answer = server.handle_completions(request | (told.pop() if told else {}))
         answer = answer if isinstance(answer, dict) else json.loads(answer)
-        said = answer["choices"][0]["logprobs"] or {"content": []}
-        return {"ids": [[token["id"] for token in said["content"]]]}
+        texts = sorted(answer["choices"], key=lambda choice: choice["index"])
+        said = [text["logprobs"] or {"content": []} for text in texts]
+        return {"ids": [[token["id"] for token in each["content"]] for each in said]}
 
     serving.serve(step)
 
