@@ -57,16 +57,22 @@ class GatedMLP(nnx.Module):
 
     def __init__(self, build: Build):
         self.gate = build.options["gate"]
-        # One product for both.
         self.w_in = build.weight("d_ff_granules", "d_model", "gate", "d_ff")
         self.w_out = build.weight("d_ff_granules", "d_ff", "d_model", scale=build.residual_scale)
 
     def hidden(self, x_ND: jax.Array) -> jax.Array:
         """Returns the neurons' activations [N, G, F]."""
-        product_NGCF = project("nd,gdcf->ngcf", x_ND, self.w_in[...])
-        product_NGCF = checkpoint_name(product_NGCF, HIDDEN)
-        gate_part, value_part = jax.lax.split(product_NGCF, (1, 1), axis=2)
-        return (ACTIVATIONS[self.gate](gate_part) * value_part)[:, :, 0]
+        activation, w_in = ACTIVATIONS[self.gate], self.w_in[...]
+        if x_ND.dtype == jnp.float32:
+            # One product reads the weight as it lies.
+            product_NGCF = checkpoint_name(project("nd,gdcf->ngcf", x_ND, w_in), HIDDEN)
+            gate_part, value_part = jax.lax.split(product_NGCF, (1, 1), axis=2)
+            return (activation(gate_part) * value_part)[:, :, 0]
+        # Two of half the size stay in a TPU's core until they are used; one is written and read.
+        gate_NGF, value_NGF = (
+            checkpoint_name(project("nd,gdf->ngf", x_ND, w_in[:, :, i]), HIDDEN) for i in range(2)
+        )
+        return activation(gate_NGF) * value_NGF
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         return project("ngf,gfd->nd", self.hidden(x_ND), self.w_out[...])
