@@ -22,7 +22,9 @@ from matta_jax import data, storage, train
 from matta_jax.checkpoints import Checkpoints, open_source, saved_steps
 from matta_jax.tokenizers import make_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Of two processes, each of which costs a minute, most of it for their start. More of them by hand.
+KILLS = int(os.environ.get("MATTA_TEST_KILLS", "2"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480 + 60 * KILLS)]
 
 FLAGS = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
 QUIET = lambda line: None
@@ -325,12 +327,9 @@ def test_a_second_trainer_of_a_bucket_is_refused(tiny, make_bucket, tmp_path):
     first.kill()
 
 
-@pytest.fixture(params=[("folder", 1, 8), ("bucket", 2, 2)], ids=lambda param: param[0])
+@pytest.fixture(params=[("folder", 1, 8), ("bucket", 2, KILLS)], ids=lambda param: param[0])
 def killed(request, tmp_path):
-    """Where a run is killed, by how many processes it runs, and how often it is killed.
-
-    Each kill of two processes costs a minute, most of it for their start.
-    """
+    """Where a run is killed, by how many processes it runs, and how often it is killed."""
     place, processes, kills = request.param
     if place == "folder":
         return tmp_path / "killed", processes, kills
@@ -360,7 +359,8 @@ def test_kills_at_random_moments_lose_nothing_that_was_committed(tiny, tmp_path,
     }
     if processes == 2:
         fields |= {"mesh__data": 2, "mesh__fsdp": 4, "data__batch_size": 8}
-        fields |= {"train__num_steps": 45, "train__eval_every": 45}
+        num_steps = 3 * (7 + 4 * kills)
+        fields |= {"train__num_steps": num_steps, "train__eval_every": num_steps}
     config, whole = tiny(**fields), tmp_path / "whole"
     num_steps = config.train.num_steps
     launch = Launch(config, whole, tmp_path / "logs", processes=processes)
