@@ -276,11 +276,11 @@ def _keep_hf_tokenizer(source: storage.Path, building: storage.Path) -> str:
 
 
 def _keep_gguf_tokenizer(source: storage.Path, building: storage.Path) -> str:
-    """Writes a GGUF file's tokenizer, and its chat template, into the model's folder."""
-    rules, chat_template = gguf_tokenizer(source)
+    """Writes a GGUF file's tokenizer, and what it says of conversations, beside the model."""
+    rules, texts = gguf_tokenizer(source)
     spec = _write_rules(rules, building)
-    if chat_template is not None:
-        storage.replace_text(building / TOKENIZER / "chat_template.jinja", chat_template)
+    for name, text in texts.items():
+        storage.replace_text(building / TOKENIZER / name, text)
     return spec
 
 

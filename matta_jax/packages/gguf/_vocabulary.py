@@ -87,9 +87,10 @@ def holds_texts(file: storage.Path) -> bool:
     return GGUFFile(file).fields.get("tokenizer.ggml.model", "none") != "none"
 
 
-def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
-    """The rules of a file's tokenizer, as tokenizer.json has them, and its chat template. Raises
-    UserError for a kind that is not known.
+def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The rules of a file's tokenizer, as tokenizer.json has them, and by name the texts of files
+    beside it: a chat template, and what begins and ends a text. Raises UserError for a kind that is
+    not known.
     """
     fields = GGUFFile(file).fields
     kind = fields.get("tokenizer.ggml.model")
@@ -99,7 +100,7 @@ def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
             "and llama; name the model's tokenizer by --tokenizer"
         )
     try:
-        return _rules(fields), fields.get("tokenizer.chat_template")
+        return _rules(fields), _companions(fields)
     except UserError:
         raise
     # A file from outside: a field may be missing, of any type, or of another length.
@@ -108,6 +109,25 @@ def gguf_tokenizer(file: storage.Path) -> tuple[dict[str, Any], str | None]:
             f"gguf={str(file)!r}: its tokenizer is damaged ({one_line(error)}); fetch the file "
             "again, or name the model's tokenizer by --tokenizer"
         ) from None
+
+
+def _companions(fields: dict[str, Any]) -> dict[str, str]:
+    """The texts of files beside a tokenizer.json, by name, as transformers writes them."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    ids, names = {}, {}
+    for side in ("bos", "eos"):
+        token_id = fields.get(f"tokenizer.ggml.{side}_token_id")
+        if token_id is not None and 0 <= token_id < len(tokens):
+            ids[f"{side}_token_id"] = int(token_id)
+            names[f"{side}_token"] = tokens[token_id]
+    texts = {}
+    if ids:
+        texts["generation_config.json"] = storage.json_text(ids)
+        # Of any family: the class that reads a tokenizer.json as it is.
+        config = names | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        texts["tokenizer_config.json"] = storage.json_text(config)
+    template = fields.get("tokenizer.chat_template")
+    return texts | ({_TEMPLATE: template} if isinstance(template, str) else {})
 
 
 def _rules(fields: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from matta_jax.errors import UserError
 from matta_jax.models.layers import Rotary
 from matta_jax.nesting import flatten
 from matta_jax.packages.gguf import _fields, _tensors, _vocabulary
+from matta_jax.tokenizers import conversation_of, make_tokenizer
 
 gguf = pytest.importorskip("gguf")
 TOKENS = ["<|endoftext|>", "<s>", *"abcdefghijklmnopqrstuvwxyz", "ab"]
@@ -84,6 +85,7 @@ def written(tmp_path, model):
         writer.add_token_types([3, 3] + [1] * 27)
         writer.add_token_merges(["a b"])
         writer.add_chat_template("{{ messages }}")
+        writer.add_eos_token_id(1)
         names = {f"model.{ours}": theirs for ours, theirs in _tensors._LLAMA_OUTER.items()}
         names["lm_head.weight"] = "output.weight"
         for layer in range(2):
@@ -121,6 +123,9 @@ def test_a_file_of_float32_is_the_model_bit_for_bit(kind, written, model, tmp_pa
 
     place = package.path / "tokenizer"
     assert (place / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert json.loads((place / "generation_config.json").read_text()) == {"eos_token_id": 1}
+    conversation = conversation_of(make_tokenizer(f"hf:{place}/tokenizer.json"))
+    assert conversation.names["eos_token"] == TOKENS[1] and conversation.end_ids == (1,)
     rules = json.loads((place / "tokenizer.json").read_text())
     assert rules["model"]["merges"] == [["a", "b"]]
 
