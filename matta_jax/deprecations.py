@@ -51,7 +51,8 @@ def current_fields(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     current = dict(values)
     for name in values:
-        entry = FIELDS.get(f"{section}.{name}")
+        # What is no name is refused by whoever knows the fields.
+        entry = FIELDS.get(f"{section}.{name}") if isinstance(name, str) else None
         if entry is None:
             continue
         new_name = entry.name.partition(".")[2]

@@ -16,7 +16,7 @@ LLAMA_CPP = packages.ENGINES["llama.cpp"]
 FAKE = """
 import atexit, json, os, threading, http.server
 __version__ = "7"
-print("a banner")
+print("a banner", flush=True)
 
 class Anything:
     def __getattr__(self, name):
