@@ -6,15 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 
-from matta_jax.sharding._hlo import Program, arrays_of, branches
+from matta_jax.sharding._hlo import Instruction, Program, arrays_of, branches
 
-_PRODUCT = re.compile(
-    r"^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>\(.*?\)|\S+) (?P<op>convolution|dot)"
-    r"\((?P<operands>[^()]*)\)(?P<attributes>.*)"
-)
-_NAMED = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) [a-z]")
-_KERNEL = re.compile(r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?:\(.*?\)|\S+) custom-call\(")
-_OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 
@@ -48,36 +41,32 @@ class _Products(Program):
     def flops_at(self, computation: str) -> int:
         """The FLOPs of a computation, with all that it calls."""
         if computation not in self._flops:
-            lines = self.lines_of.get(computation, [])
-            types = {match["name"]: match["type"] for match in map(_NAMED.match, lines) if match}
-            self._flops[computation] = sum(self._flops_of(line, types) for line in lines)
+            instructions = self.instructions(computation)
+            self._flops[computation] = sum(
+                self._flops_of(each, instructions) for each in instructions.values()
+            )
         return self._flops[computation]
 
-    def _flops_of(self, line: str, types: dict[str, str]) -> int:
-        product = _PRODUCT.match(line)
-        if product is not None:
-            return _product_flops(product, types)
-        call = _KERNEL.match(line)
-        if call is not None:
-            fitting = [
-                size for name, size in self._kernels.items() if call["name"].startswith(name)
-            ]
-            return sum(fitting)
-        times = self.trip_count(line) if " while(" in line else 1
-        called = sum(map(self.flops_at, _CALLED.findall(line)))
-        return times * called + max(map(self.flops_at, branches(line)), default=0)
+    def _flops_of(self, each: Instruction, instructions: Mapping[str, Instruction]) -> int:
+        if each.op in ("dot", "convolution"):
+            return _product_flops(each, instructions)
+        if each.op == "custom-call":
+            return sum(size for name, size in self._kernels.items() if each.name.startswith(name))
+        times = self.trip_count(each.line) if each.op == "while" else 1
+        called = sum(map(self.flops_at, _CALLED.findall(each.line)))
+        return times * called + max(map(self.flops_at, branches(each.line)), default=0)
 
 
-def _product_flops(product: re.Match[str], types: dict[str, str]) -> int:
+def _product_flops(product: Instruction, instructions: Mapping[str, Instruction]) -> int:
     """Two for each number that is multiplied and added."""
-    [result] = arrays_of(product["type"])
-    operands = [arrays_of(types[name])[0] for name in _OPERAND.findall(product["operands"])]
+    [result] = arrays_of(product.type)
+    operands = [arrays_of(instructions[name].type)[0] for name in product.operands]
     first, second = (operand.shape for operand in operands)
-    if product["op"] == "dot":
-        contracted = _CONTRACTED.search(product["attributes"])
+    if product.op == "dot":
+        contracted = _CONTRACTED.search(product.line)
         axes = contracted[1].split(",") if contracted and contracted[1] else []
         return 2 * math.prod(result.shape) * math.prod(first[int(axis)] for axis in axes)
-    return _convolution_flops(product["attributes"], first, second, result.shape)
+    return _convolution_flops(product.line, first, second, result.shape)
 
 
 def _convolution_flops(

@@ -19,9 +19,11 @@ _TRIP_COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 _BODY = re.compile(r"body=%?([\w.\-]+)")
-_COMPARED = re.compile(r" compare\(%([\w.\-]+), %[\w.\-]+\), direction=LT")
-_SUM = re.compile(r" add\(%([\w.\-]+), %([\w.\-]+)\)")
 _INDEX = re.compile(r"get-tuple-element\(.*\), index=(\d+)")
+_INSTRUCTION = re.compile(
+    r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w\-]*)\("
+    r"(?P<operands>[^()]*)"
+)
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 # Of a type such as `(bf16[16], f32[2,4]{1,0})`: each array's element type, dimensions and layout.
@@ -67,6 +69,27 @@ def arrays_of(type: str) -> list[Array]:
     return arrays
 
 
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """An instruction of a computation.
+
+    Attributes:
+      name: of its result.
+      op: what it does, such as `dot`.
+      type: of its result, as the text has it.
+      operands: their names.
+      line: all of its text.
+      is_root: whether its result is the computation's.
+    """
+
+    name: str
+    op: str
+    type: str
+    operands: tuple[str, ...]
+    line: str
+    is_root: bool
+
+
 class Program:
     """The computations of an HLO text.
 
@@ -78,6 +101,7 @@ class Program:
     def __init__(self, hlo: str):
         self.entry = ""
         self.lines_of: dict[str, list[str]] = {}
+        self._read: dict[str, dict[str, Instruction]] = {}
 
         name = ""
         for line in hlo.splitlines():
@@ -89,6 +113,24 @@ class Program:
                     self.entry = name
             elif name:
                 self.lines_of[name].append(line)
+
+    def instructions(self, computation: str) -> dict[str, Instruction]:
+        """The instructions of a computation by name; none: the text has it not."""
+        if computation not in self._read:
+            matches = map(_INSTRUCTION.match, self.lines_of.get(computation, []))
+            self._read[computation] = {
+                match["name"]: Instruction(
+                    match["name"],
+                    match["op"],
+                    match["type"],
+                    tuple(_OPERAND.findall(match["operands"])),
+                    match.string,
+                    match["root"] is not None,
+                )
+                for match in matches
+                if match is not None
+            }
+        return self._read[computation]
 
     def root(self, computation: str) -> str:
         """The instruction whose result is the computation's."""
@@ -110,34 +152,31 @@ class Program:
         constants = [match for match in map(_CONSTANT.search, lines) if match is not None]
         counts_up = any("compare(" in line and "direction=LT" in line for line in lines)
         if counts_up and len(constants) == 1:
-            return -(-int(constants[0][1]) // self._step(line, lines))
+            return -(-int(constants[0][1]) // self._step(line, condition[1]))
         return 1
 
-    def _step(self, line: str, condition: list[str]) -> int:
+    def _step(self, line: str, condition: str) -> int:
         """By how much the counter of a while loop rises: one that goes round a ring of devices
         both ways does two of them at once. 1 where the body does not tell.
         """
+        conditions = self.instructions(condition)
+        compared = next((i for i in conditions.values() if "direction=LT" in i.line), None)
         body = _BODY.search(line)
-        compared = next(filter(None, map(_COMPARED.search, condition)), None)
-        if body is None or compared is None:
+        if body is None or compared is None or not compared.operands:
             return 1
-        index = _INDEX.search(_line_of(condition, compared[1]))
-        lines = self.lines_of.get(body[1], [])
-        root = next((each for each in lines if each.lstrip().startswith("ROOT ")), "")
-        results = _OPERAND.findall(root.partition(" tuple(")[2].partition(")")[0])
-        if index is None or int(index[1]) >= len(results):
+        counter = conditions.get(compared.operands[0])
+        index = None if counter is None else _INDEX.search(counter.line)
+        instructions = self.instructions(body[1])
+        root = next((each for each in instructions.values() if each.is_root), None)
+        if index is None or root is None or int(index[1]) >= len(root.operands):
             return 1
 
-        added = _SUM.search(_line_of(lines, results[int(index[1])]))
-        operands = added.groups() if added is not None else ()
-        steps = [_CONSTANT.search(_line_of(lines, name)) for name in operands]
-        return max((int(step[1]) for step in steps if step is not None), default=1)
-
-
-def _line_of(lines: list[str], name: str) -> str:
-    """The instruction of a name; empty: it is none of these."""
-    start = re.compile(rf"^\s*(?:ROOT )?%?{re.escape(name)} = ")
-    return next(filter(start.match, lines), "")
+        risen = instructions.get(root.operands[int(index[1])])
+        if risen is None or risen.op != "add":
+            return 1
+        lines = [instructions[name].line for name in risen.operands if name in instructions]
+        steps = [int(step[1]) for step in map(_CONSTANT.search, lines) if step is not None]
+        return max(steps, default=1)
 
 
 def branches(line: str) -> list[str]:

@@ -6,16 +6,10 @@ in place writes what it gets, and a loop's body counts as often as it runs. What
 of a core (TPUs: `S(1)`) does not count.
 """
 
-import dataclasses
 import re
 
-from matta_jax.sharding._hlo import Program, arrays_of, branches
+from matta_jax.sharding._hlo import Instruction, Program, arrays_of, branches
 
-_INSTRUCTION = re.compile(
-    r"^\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w\-]*)\("
-    r"(?P<operands>[^()]*)"
-)
-_OPERAND = re.compile(r"%([\w.\-]+)")
 _FUSED = re.compile(r"calls=%?([\w.\-]+)")
 _LOOP = re.compile(r"(?:body|condition)=%?([\w.\-]+)")
 _TO_APPLY = re.compile(r"to_apply=%?([\w.\-]+)")
@@ -56,29 +50,15 @@ def memory_bytes(hlo: str) -> int:
     return program.bytes_at(program.entry)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    op: str
-    type: str
-    operands: tuple[str, ...]
-    line: str
-    is_root: bool
-
-
 class _Traffic(Program):
     """What the computations of an HLO text move."""
 
-    def __init__(self, hlo: str):
-        super().__init__(hlo)
-        self._read: dict[str, dict[str, _Instruction]] = {}
-
     def bytes_at(self, computation: str) -> int:
         """The bytes that a computation moves, with all that it calls."""
-        instructions = self._instructions(computation)
+        instructions = self.instructions(computation)
         return sum(self._moved(each, instructions) for each in instructions.values())
 
-    def _moved(self, each: _Instruction, instructions: dict[str, _Instruction]) -> int:
+    def _moved(self, each: Instruction, instructions: dict[str, Instruction]) -> int:
         if each.op in _FREE or each.op.endswith("-done") or _FREE_CALL.search(each.line):
             return 0
         if each.op == "while":
@@ -103,9 +83,9 @@ class _Traffic(Program):
             return 2 * _memory_bytes(operands[1].type)
         return _memory_bytes(each.type) + sum(_memory_bytes(operand.type) for operand in operands)
 
-    def _moved_by_fusion(self, fusion: _Instruction, operands: list[_Instruction]) -> int:
+    def _moved_by_fusion(self, fusion: Instruction, operands: list[Instruction]) -> int:
         [computation] = _FUSED.findall(fusion.line)
-        fused = self._instructions(computation)
+        fused = self.instructions(computation)
         parameters = _parameters(fused)
         total = 0
         for i, operand in enumerate(operands):
@@ -113,7 +93,7 @@ class _Traffic(Program):
             total += min(size, self._used_bytes(parameters[i], fused)) if i in parameters else size
         return total + _written_bytes(fusion, fused)
 
-    def _used_bytes(self, parameter: _Instruction, fused: dict[str, _Instruction]) -> int:
+    def _used_bytes(self, parameter: Instruction, fused: dict[str, Instruction]) -> int:
         """How much of an operand a fusion reads: what it slices out of it, or all."""
         total = 0
         for each in fused.values():
@@ -124,7 +104,7 @@ class _Traffic(Program):
                 total += self._used_bytes(each, fused)
             elif each.op == "fusion":
                 # A fusion within it reads what it slices, too.
-                inner = self._instructions(_FUSED.findall(each.line)[0])
+                inner = self.instructions(_FUSED.findall(each.line)[0])
                 position = each.operands.index(parameter.name)
                 total += self._used_bytes(_parameters(inner)[position], inner)
             elif each.op in _SLICES and is_cut:
@@ -134,26 +114,8 @@ class _Traffic(Program):
                 return _array_bytes(parameter.type)
         return total
 
-    def _instructions(self, computation: str) -> dict[str, _Instruction]:
-        if computation not in self._read:
-            instructions = {}
-            for line in self.lines_of.get(computation, []):
-                match = _INSTRUCTION.match(line)
-                if match is not None:
-                    operands = tuple(_OPERAND.findall(match["operands"]))
-                    instructions[match["name"]] = _Instruction(
-                        match["name"],
-                        match["op"],
-                        match["type"],
-                        operands,
-                        line,
-                        match["root"] is not None,
-                    )
-            self._read[computation] = instructions
-        return self._read[computation]
 
-
-def _moved_by_start(start: _Instruction, operands: list[_Instruction]) -> int:
+def _moved_by_start(start: Instruction, operands: list[Instruction]) -> int:
     """What an instruction moves that goes on beside others, such as a prefetch into the core."""
     # Its type names where a copy goes, and where it comes from.
     if start.op == "copy-start":
@@ -169,7 +131,7 @@ def _moved_by_start(start: _Instruction, operands: list[_Instruction]) -> int:
     return 2 * sum(_memory_bytes(operand.type) for operand in operands)
 
 
-def _parameters(fused: dict[str, _Instruction]) -> dict[int, _Instruction]:
+def _parameters(fused: dict[str, Instruction]) -> dict[int, Instruction]:
     """The operands of a fusion as its computation names them, by their place."""
     parameters = {}
     for each in fused.values():
@@ -179,7 +141,7 @@ def _parameters(fused: dict[str, _Instruction]) -> dict[int, _Instruction]:
     return parameters
 
 
-def _written_bytes(fusion: _Instruction, fused: dict[str, _Instruction]) -> int:
+def _written_bytes(fusion: Instruction, fused: dict[str, Instruction]) -> int:
     """What a fusion writes: its result, or what it updates of an operand in place."""
     size = _memory_bytes(fusion.type)
     root = next((each for each in fused.values() if each.is_root), None)
