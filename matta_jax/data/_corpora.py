@@ -18,7 +18,7 @@ from matta_jax.data._hub import (
 )
 from matta_jax.data._jsonl import decode_utf8, read_data, read_json_lines, read_text, text_of
 from matta_jax.data._parquet import read_column
-from matta_jax.data._parts import Part, example_parts, file_parts, shard_parts
+from matta_jax.data._parts import Part, example_parts, file_parts
 from matta_jax.data._tfds import tfds_count, tfds_texts, tfds_version
 from matta_jax.errors import UserError, did_you_mean
 
@@ -93,7 +93,7 @@ class Corpus:
         if self.kind == "hf":
             return example_parts(hub_count(self.source, self.text_field))
         if self.kind == "hf-stream":
-            return shard_parts(stream_count(self.source))
+            return example_parts(stream_count(self.source), least=1)
         try:
             return file_parts(self.files(), self._described)
         except OSError as error:

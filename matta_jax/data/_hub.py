@@ -69,13 +69,11 @@ def stream_texts(
     Raises:
       UserError: as `hub_texts` does.
     """
-    with _told(source):
-        examples = _builder(source).as_streaming_dataset(split=_parsed(source)[2])
+    examples = _stream(source)
     start, stop = within or (0, examples.num_shards)
     for number in range(start, stop):
         file = examples.shard(num_shards=examples.num_shards, index=number)
-        rows = enumerate(_read(source, file))
-        for row_number, row in rows:
+        for row_number, row in enumerate(_read(source, file)):
             if text_field not in row:
                 raise _no_field(source, text_field, list(row))
             yield _checked(
@@ -85,8 +83,7 @@ def stream_texts(
 
 def stream_count(source: str) -> int:
     """How many files a set has, each a part. Raises UserError as `hub_texts` does."""
-    with _told(source):
-        return _builder(source).as_streaming_dataset(split=_parsed(source)[2]).num_shards
+    return _stream(source).num_shards
 
 
 def stream_version(source: str) -> str:
@@ -106,6 +103,12 @@ def stream_version(source: str) -> str:
         is_local = "://" not in file
         digest.update(storage.read_bytes(storage.path(file)) if is_local else file.encode())
     return f"{len(files[split])} files {digest.hexdigest()}"
+
+
+def _stream(source: str) -> Any:
+    """The set, of which nothing is read yet."""
+    with _told(source):
+        return _builder(source).as_streaming_dataset(split=_parsed(source)[2])
 
 
 def _read(source: str, file: Any) -> Iterator[dict[str, Any]]:

@@ -76,15 +76,10 @@ def file_parts(
 
 
 def example_parts(count: int, least: int = _LEAST_EXAMPLES) -> list[Part]:
-    """Divides the examples of a set that is read by number."""
+    """Divides the examples, or files, of a set that is read by number."""
     num_parts = max(1, min(_MOST_PARTS, count // least))
     bounds = np.linspace(0, count, num_parts + 1).round().astype(int).tolist()
     return [Part(within=within) for within in _ranges(bounds)]
-
-
-def shard_parts(count: int) -> list[Part]:
-    """Divides the files of a set, which are read one after the other."""
-    return example_parts(count, least=1)
 
 
 _Cuts = Callable[[storage.Path, str, int], list[tuple[int, int]]]
