@@ -3,8 +3,6 @@
 Shape letters: B samples, T prompt, S new tokens.
 """
 
-import dataclasses
-
 import numpy as np
 
 from matta_jax.errors import UserError
@@ -12,8 +10,9 @@ from matta_jax.packages import Model
 from matta_jax.serving._completions import Request
 from matta_jax.serving._drafts import Draft
 from matta_jax.serving._engine import Engine
-from matta_jax.serving._prompts import Vocabulary, check_writes, started_ids, vocabulary_of
+from matta_jax.serving._prompts import Vocabulary, check_writes, ids_with_token, started_ids
 from matta_jax.serving._sampling import Sampling
+from matta_jax.tokenizers import conversation_of, fitting_tokenizer
 
 _MOST_SAMPLES = 1024  # Side by side, with a cache each.
 _DEFAULT = Sampling()
@@ -62,9 +61,12 @@ def generate(
             f"num_samples={num_samples} must be at most {_MOST_SAMPLES}; draw more with other seeds"
         )
     check_writes(model)
-    vocabulary, tokenizer = vocabulary_of(model)
-    # Text is made of all tokens at the end, and not while they come.
-    vocabulary = dataclasses.replace(vocabulary, tokenizer=None)
+    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
+    vocabulary = Vocabulary(
+        tokenizer.eos_id,
+        allowed=ids_with_token(tokenizer, model.architecture.vocab_size),
+        end_ids=conversation_of(tokenizer).end_ids,
+    )
     start = np.array(started_ids(tokenizer, prompt), np.int32)
     starts = np.tile(start, (num_samples, 1))
     ids_BT = _write(model, starts, vocabulary, num_tokens, sampling, draft)

@@ -7,7 +7,7 @@ from absl import logging
 
 from matta_jax.errors import UserError, shorten
 from matta_jax.packages import Model
-from matta_jax.tokenizers import Tokenizer, conversation_of, fitting_tokenizer
+from matta_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +30,6 @@ class Vocabulary:
     def all_ends(self) -> tuple[int, ...]:
         """All ids that end a text."""
         return (self.eos_id, *self.end_ids)
-
-
-def vocabulary_of(model: Model) -> tuple[Vocabulary, Tokenizer]:
-    """The ids of a model that writes, and its tokenizer. Raises UserError where that is missing."""
-    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
-    allowed = ids_with_token(tokenizer, model.architecture.vocab_size)
-    end_ids = conversation_of(tokenizer).end_ids
-    return Vocabulary(tokenizer.eos_id, tokenizer, allowed, end_ids), tokenizer
 
 
 def check_writes(model: Model) -> None:
@@ -68,6 +60,8 @@ def template_ids(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
     stand for them. It begins as the template says, or as any prompt where that begins with none.
     Raises UserError for a text that is not UTF-8.
     """
+    if not tokenizer.control_ids:
+        return started_ids(tokenizer, prompt)
     _check_utf8(prompt)
     ids = tuple(tokenizer.encode_template(prompt).tolist())
     if ids and ids[0] in tokenizer.control_ids.values():

@@ -49,6 +49,12 @@ def test_a_template_begins_as_it_says_or_as_a_document_does():
     assert _prompts.template_ids(tokenizer, "") == (tokenizer.start_id,)
 
 
+def test_a_template_without_control_tokens_is_a_prompt_like_any_other(caplog):
+    with caplog.at_level("WARNING", logger="absl"):
+        ids = _prompts.template_ids(Letters(), "caf東")
+    assert ids == (Letters().start_id, *b"caf") and "does not survive" in caplog.text
+
+
 def test_a_prompt_begins_as_a_document_does():
     tokenizer = tokenizers.ByteTokenizer()
     assert _prompts.started_ids(tokenizer, "ab") == (tokenizer.start_id, *b"ab")

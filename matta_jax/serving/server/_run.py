@@ -14,12 +14,12 @@ from matta_jax.errors import UserError
 from matta_jax.serving._drafts import Draft
 from matta_jax.serving._engine import Engine
 from matta_jax.serving._menu import Choice, load_menu
-from matta_jax.serving._prompts import check_writes, vocabulary_of
+from matta_jax.serving._prompts import Vocabulary, check_writes, ids_with_token
 from matta_jax.serving.server._app import Bounds, make_app
 from matta_jax.serving.server._chat import chat_template
 from matta_jax.serving.server._feed import EngineThread
 from matta_jax.serving.server._questions import Rules
-from matta_jax.tokenizers import conversation_of
+from matta_jax.tokenizers import conversation_of, fitting_tokenizer
 
 _TURN_SECONDS = 0.1  # Those who read a stream see it go on.
 _UNBOUNDED = 2**31
@@ -63,8 +63,12 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
     loaded = load_menu(choice)
     menu, model = loaded.menu, loaded.models[0]
     check_writes(model)
-    vocabulary, tokenizer = vocabulary_of(model)
-    chat = chat_template(settings.chat_template, conversation_of(tokenizer))
+    tokenizer = fitting_tokenizer(model.config.data.tokenizer, model.config.model.vocab_size)
+    conversation = conversation_of(tokenizer)
+    chat = chat_template(settings.chat_template, conversation)
+    vocab_size = model.architecture.vocab_size
+    allowed = ids_with_token(tokenizer, vocab_size)
+    vocabulary = Vocabulary(tokenizer.eos_id, tokenizer, allowed, conversation.end_ids)
     draft = None if loaded.draft is None else Draft(loaded.draft, settings.draft_tokens)
     # Its thread counts those that wait, all of a request together.
     engine = Engine(
@@ -76,7 +80,7 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
         turn_seconds=_TURN_SECONDS,
         cache_dtype=settings.cache_dtype,
     )
-    rules = Rules(menu, tokenizer, chat, settings.max_tokens, model.architecture.vocab_size)
+    rules = Rules(menu, tokenizer, chat, settings.max_tokens, vocab_size)
     thread = EngineThread(engine, settings.queue)
     weights, caches = (size / 1e6 for size in engine.bytes)
     shared = "" if choice.mesh is None else f", shared by {choice.mesh.size} devices"
