@@ -1,5 +1,6 @@
 """Old names work for a release, with a line that says the new one."""
 
+import contextlib
 import re
 
 import pytest
@@ -22,12 +23,25 @@ def renamed(monkeypatch):
     monkeypatch.setitem(FIELDS, "model.layers", Renamed("model.num_layers", "0.2.0", "0.3.0"))
 
 
-def test_no_name_outlives_its_release():
+def check_tables():
     for old, entry in [*CALLS.items(), *FIELDS.items()]:
         assert re.fullmatch(r"\d+\.\d+\.0", entry.gone_in), old
         assert version(entry.since) <= version(matta_jax.__version__) < version(entry.gone_in), old
     assert all(entry.name in matta_jax._HOMES for entry in CALLS.values())
     assert {entry.name for entry in FIELDS.values()} <= {*c.field_names()}
+
+
+def test_no_name_outlives_its_release():
+    check_tables()
+
+
+@pytest.mark.parametrize(
+    ("now", "is_due"), [("0.1.0", False), ("0.2.0", True), ("0.2.9", True), ("0.3.0", False)]
+)
+def test_a_name_is_due_for_one_release(renamed, monkeypatch, now, is_due):
+    monkeypatch.setattr(matta_jax, "__version__", now)
+    with contextlib.nullcontext() if is_due else pytest.raises(AssertionError):
+        check_tables()
 
 
 def test_an_old_call_is_the_new_one(renamed):
