@@ -128,8 +128,9 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Slots in use."""
-        return sum(slot.completion is not None for slot in self._slots)
+        """Slots in use. A text that has ended holds none, not even while its end is told."""
+        texts = [slot.completion for slot in self._slots]
+        return sum(text is not None and not text.is_done for text in texts)
 
     @property
     def num_slots(self) -> int:

@@ -229,6 +229,24 @@ def test_turns_are_as_short_as_those_who_read_along_ask(nest):
     assert written(text) == written(again) == written(expected)
 
 
+def test_a_text_holds_no_slot_while_its_end_is_told(nest):
+    """Who hears of it may ask how many slots are in use, in another thread too."""
+    engine = make(nest)
+    seen, long = {}, _runner.LONGEST_TURN + 1
+
+    def on_change(completion):
+        seen[completion.finish_reason] = engine.num_running, engine.num_waiting
+
+    for reason in ("length", "cancelled"):
+        text = engine.submit(Request((0, 1), "ta", long, Sampling(0)), on_change)
+        engine.step()
+        assert engine.num_running == 1
+        if reason == "cancelled":
+            text.cancel()
+        engine.run()
+    assert seen["length"] == seen["cancelled"] == (0, 0)
+
+
 def test_many_that_come_and_go_leave_no_slot_behind(nest):
     rng = random.Random(0)
     engine = make(nest, most_waiting=50)
