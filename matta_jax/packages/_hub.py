@@ -138,13 +138,17 @@ def _finite(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _result(hub: Any, score: Mapping[str, Any], is_language_model: bool) -> Any:
     task, _, corpus = score["task"].partition(":")
+    dtype = score.get("compute_dtype")
     # A place on the machine that scored it says nothing there; its fingerprint does.
     name = corpus.rpartition("/")[2] or task
     return hub.EvalResult(
         task_type="text-generation" if is_language_model else "other",
         dataset_type="text" if is_language_model else "examples",
         dataset_name=f"{name} (fingerprint {score['corpus']})",
+        # The library puts results of one revision under the first one's name.
+        dataset_revision=score["corpus"],
         metric_type=task,
+        metric_name=None if dtype is None else f"{task} in {dtype}",
         metric_value=score["value"],
     )
 

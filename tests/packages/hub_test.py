@@ -19,6 +19,13 @@ MIX = "d_ff=48,16,48"
 SCORES = [
     {"task": "bits_per_byte:/home/me/a.txt", "value": 2.5, "corpus": "c0ffee", "date": "d"},
     {"task": "perplexity:held_out", "value": None, "corpus": "c", "date": "d"},
+    {
+        "task": "perplexity:b",
+        "value": 9.5,
+        "corpus": "c1",
+        "date": "d",
+        "compute_dtype": "bfloat16",
+    },
 ]
 
 
@@ -77,9 +84,14 @@ def test_a_dry_run_says_what_would_go(folder, without_network):
     [index] = front["model-index"]
     assert index["name"] == "tiny"
     # A score that is no number is none there, and no path of this machine goes.
-    [result] = index["results"]
+    result, rounded = index["results"]
     assert result["metrics"] == [{"type": "bits_per_byte", "value": 2.5}]
+    assert rounded["metrics"] == [
+        {"type": "perplexity", "value": 9.5, "name": "perplexity in bfloat16"}
+    ]
+    # Each under its own text's name.
     assert result["dataset"]["name"] == "a.txt (fingerprint c0ffee)"
+    assert rounded["dataset"]["name"] == "b (fingerprint c1)"
     # One front matter, and code that loads it from there.
     assert pushed.card.count("library_name") == 1
     assert 'from_pretrained("me/tiny", trust_remote_code=True)' in pushed.card
