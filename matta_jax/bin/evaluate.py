@@ -26,6 +26,11 @@ _TASKS = flags.DEFINE_list(
     "bits_per_byte:GLOB, perplexity:GLOB, lambada:FILE, sat_math:FILE; of scorers auc:GLOB. "
     "held_out is the run's own.",
 )
+_COMPUTE_DTYPE = flags.DEFINE_string(
+    "compute_dtype",
+    "float32",
+    "Of activations and matmuls: float32, or bfloat16 for chips that are faster in it.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the scores.")
 
 
@@ -37,6 +42,7 @@ def _main() -> None:
         tasks=_app.required(_TASKS, "bits_per_byte:held_out"),
         output=_OUTPUT.value,
         mesh=_mesh.chosen(),
+        compute_dtype=_COMPUTE_DTYPE.value,
     )
     print(result.table)
 

@@ -43,6 +43,7 @@ class LabelHeader:
       windows: fingerprint of the text.
       per_file: windows of a file, but for the last.
       version: of the format.
+      compute_dtype: type in which the Teacher computed.
     """
 
     teacher: dict[str, str]
@@ -55,6 +56,7 @@ class LabelHeader:
     windows: str
     per_file: int
     version: int = _FORMAT
+    compute_dtype: str = "float32"
 
     @property
     def id_dtype(self) -> np.dtype:

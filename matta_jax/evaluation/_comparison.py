@@ -25,6 +25,7 @@ class Evaluation:
         start.
       examples: task to how many were scored; of texts, tokens.
       left_out: task to examples that were not scored, as the tokenizer does not hold them.
+      compute_dtype: type of activations and matmuls.
     """
 
     spec: str
@@ -35,6 +36,7 @@ class Evaluation:
     truncated: dict[str, int]
     examples: dict[str, int]
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    compute_dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)

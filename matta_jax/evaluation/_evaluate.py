@@ -51,10 +51,11 @@ _TASKS: dict[str, Callable[[str, Config], Task]] = {
     "sts": Sts,
     "retrieval": Retrieval,
 }
+_COMPUTE_DTYPES = ("float32", "bfloat16")
 _FILE_TASKS = ("lambada", "sat_math", "sts")
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     *,
     model: str | storage.Path | None = None,
     checkpoint: str | None = None,
@@ -62,6 +63,7 @@ def evaluate(
     tasks: str | Sequence[str],
     output: str | storage.Path | None = None,
     mesh: MeshConfig | None = None,
+    compute_dtype: str = "float32",
 ) -> Evaluation:
     """Scores an extracted model, or a sub-model in place in its run's checkpoint: `compare` of one
     model.
@@ -69,7 +71,7 @@ def evaluate(
     Args:
       model: folder of an extracted model; or
       checkpoint, sub_model: `D[@STEP]` and a spec.
-      tasks, mesh: as `compare`.
+      tasks, mesh, compute_dtype: as `compare`.
       output: a JSON file for the result.
 
     Raises:
@@ -87,10 +89,11 @@ def evaluate(
         tasks=tasks,
         output=output,
         mesh=mesh,
+        compute_dtype=compute_dtype,
     ).evaluations[0]
 
 
-def compare(
+def compare(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     *,
     models: str | storage.Path | Sequence[str | storage.Path] = (),
     checkpoint: str | None = None,
@@ -98,6 +101,7 @@ def compare(
     tasks: str | Sequence[str],
     output: str | storage.Path | None = None,
     mesh: MeshConfig | None = None,
+    compute_dtype: str = "float32",
 ) -> Comparison:
     """Scores models side by side, each against the first by a paired test.
 
@@ -113,10 +117,12 @@ def compare(
         `sts:FILE` and `retrieval:FOLDER`.
       output: a JSON file for the result.
       mesh: of this process's devices; None: rows over all of them, or one CPU.
+      compute_dtype: of activations and matmuls: float32, or bfloat16 for chips that are faster in
+        it. Figures then differ from those in float32, and say so.
 
     Raises:
-      UserError: both or neither of models and checkpoint, a bad task, files that cannot be read, or
-        a mesh that does not fit the devices or a model.
+      UserError: both or neither of models and checkpoint, a bad task or type, files that cannot be
+        read, or a mesh that does not fit the devices or a model.
       UnsavedError: scores cannot be written; it holds their table.
 
     Examples:
@@ -132,9 +138,16 @@ def compare(
             "tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out"
         )
     parsed_tasks = [_parse_task(task) for task in tasks]
+    if compute_dtype not in _COMPUTE_DTYPES:
+        raise UserError(
+            f"compute_dtype={compute_dtype!r} must be one of {', '.join(_COMPUTE_DTYPES)}"
+        )
     for field, names in {"tasks": tasks, "model": folders, "sub_model": specs}.items():
         _check_distinct(field, names)
-    loaded = load_chosen(folders, checkpoint, specs, mesh=local_mesh(mesh))
+    loaded = [
+        dataclasses.replace(model, compute_dtype=compute_dtype)
+        for model in load_chosen(folders, checkpoint, specs, mesh=local_mesh(mesh))
+    ]
 
     # Of all models and tasks, before the first is run: hours may lie between them.
     prepared = _Prepared()
@@ -177,7 +190,7 @@ def _run(
             continue
         # The other models are still worth their scores.
         try:
-            record_scores(folder, _score_records(tasks, outcomes))
+            record_scores(folder, _score_records(model, tasks, outcomes))
         except UserError as error:
             unsaved.append(str(error))
     return outcomes_of_models, unsaved
@@ -224,12 +237,18 @@ def _by_content(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
 
-def _score_records(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def _score_records(
+    model: Model, tasks: Sequence[Task], outcomes: Sequence[Outcome]
+) -> list[dict[str, Any]]:
     """What the manifest of a model holds of its scores."""
+    # Float32 goes without saying, as in manifests of before.
+    is_default = model.compute_dtype == "float32"
+    how = {} if is_default else {"compute_dtype": model.compute_dtype}
     records = []
     for task, outcome in zip(tasks, outcomes, strict=True):
         for score in outcome.scores:
-            records.append(score_record(score.task, score.value, task.fingerprint, score.interval))
+            record = score_record(score.task, score.value, task.fingerprint, score.interval)
+            records.append(record | how)
     return records
 
 
@@ -251,7 +270,7 @@ def _comparison(
         pairs += all_pairs(names, task_outcomes, task)
 
     table = table_of(names, evaluations, baselines, pairs)
-    table += _note_on_tokenizers(loaded, evaluations)
+    table += _note_on_tokenizers(loaded, evaluations) + _note_on_type(loaded[0].compute_dtype)
     return Comparison(evaluations, pairs, baselines, table)
 
 
@@ -289,6 +308,7 @@ def _evaluation(model: Model, tasks: Sequence[str], outcomes: Sequence[Outcome])
         truncated=truncated,
         examples=examples,
         left_out=left_out,
+        compute_dtype=model.compute_dtype,
     )
 
 
@@ -303,6 +323,12 @@ def _names(loaded: Sequence[Model], folders: Sequence[str | storage.Path]) -> li
     if not folders or (are_distinct and are_of_one_run):
         return specs
     return [str(folder) for folder in folders]
+
+
+def _note_on_type(compute_dtype: str) -> str:
+    if compute_dtype == "float32":
+        return ""
+    return f"\n\nComputed in {compute_dtype}."
 
 
 def _note_on_tokenizers(loaded: Sequence[Model], evaluations: Sequence[Evaluation]) -> str:

@@ -8,7 +8,7 @@ from matta_jax.checkpoints import read_meta, saved_steps, weights_fingerprint
 from matta_jax.errors import DamageError
 from matta_jax.evaluation._sizes import Row
 from matta_jax.models import Architecture
-from matta_jax.packages import MANIFEST, read_manifest
+from matta_jax.packages import MANIFEST, read_manifest, task_of
 
 
 def scored_models(workdir: storage.Path) -> list[Row]:
@@ -40,7 +40,7 @@ def _row(manifest: dict[str, Any], architecture: Architecture) -> Row:
         "parameters": counts["parameters"],
         "mb": counts["bytes"] / 1e6,
         "flops_per_token": counts["flops_per_token"],
-        "scores": {score["task"]: score["value"] for score in manifest["scores"]},
+        "scores": {task_of(score): score["value"] for score in manifest["scores"]},
     }
 
 

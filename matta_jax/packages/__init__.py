@@ -1,6 +1,7 @@
 """Packages: the folder of an extracted model: manifest, formats, card; opened, loaded, written."""
 
 from matta_jax.packages._card import CARD as CARD
+from matta_jax.packages._card import task_of as task_of
 from matta_jax.packages._card import usage as usage
 from matta_jax.packages._convert import convert as convert
 from matta_jax.packages._folder import bundled_config as bundled_config

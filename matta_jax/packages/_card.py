@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matta_jax import storage
@@ -200,10 +200,18 @@ def _has_tokenizer(folder: storage.Path) -> bool:
 
 def _scores(scores: list[dict[str, Any]]) -> str:
     rows = [
-        f"| {score['task']} | {_value(score)} | `{score['corpus']}` | {score['date']} |"
+        f"| {task_of(score)} | {_value(score)} | `{score['corpus']}` | {score['date']} |"
         for score in scores
     ]
     return "\n".join(["| task | score | corpus | date |", "|---|---|---|---|", *rows])
+
+
+def task_of(score: Mapping[str, Any]) -> str:
+    """The task of a score, with the type in which it was computed, where that is not float32:
+    figures in two types do not compare.
+    """
+    task, dtype = score["task"], score.get("compute_dtype")
+    return task if dtype is None else f"{task} in {dtype}"
 
 
 def _value(score: dict[str, Any]) -> str:

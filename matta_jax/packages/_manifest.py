@@ -124,7 +124,8 @@ def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> N
 
     Args:
       folder: of the model.
-      scores: of each `task`, `value`, `corpus` (its fingerprint) and `date`.
+      scores: of each `task`, `value`, `corpus` (its fingerprint) and `date`; `compute_dtype` where
+        it was not computed in float32.
 
     Raises:
       UserError: the manifest is damaged, was changed, or cannot be written.

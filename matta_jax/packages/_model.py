@@ -36,6 +36,7 @@ class Model:
       architecture: of the plain model that it is, or would be.
       in_place: of a sub-model in place its run's plan and which one it is; None: it is plain.
       mesh: the devices that share it; None: there is one.
+      compute_dtype: type of activations and matmuls, whatever that of the weights.
     """
 
     spec: str
@@ -46,20 +47,21 @@ class Model:
     architecture: Architecture
     in_place: tuple[Plan, SubModel] | None = None
     mesh: Mesh | None = None
+    compute_dtype: str = "float32"
 
     def apply(self, params: Tree, inputs: Inputs) -> jax.Array:
-        """Returns the normed hidden states [B·T, D], in float32; of a scorer the logits
+        """Returns the normed hidden states [B·T, D], in the compute type; of a scorer the logits
         [B, classes], or [B] of a sigmoid. Pure in its arguments, fit for `jax.jit`.
 
         Args:
           params: of the model.
           inputs: by name, `tokens` [B, T] among them.
         """
-        where = self.placement
+        where, dtype = self.placement, self.compute_dtype
         if self.in_place is None:
-            return apply(self.architecture, params, inputs, placement=where)
+            return apply(self.architecture, params, inputs, dtype=dtype, placement=where)
         plan, sub_model = self.in_place
-        compute = dataclasses.replace(IN_PLACE, placement=where)
+        compute = dataclasses.replace(IN_PLACE, dtype=dtype, placement=where)
         return sub_model_apply(plan, params, inputs, sub_model, compute=compute)
 
     @property

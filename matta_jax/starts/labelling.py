@@ -62,7 +62,8 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
 ) -> Labelled:
     """Writes a Teacher's top-k log-probabilities of a run's training windows, for `teacher.labels`.
 
-    Stopped at any point and called again, it goes on with the files that are missing. Several
+    The Teacher computes in the run's compute type, as one that runs along does. Stopped at any
+    point and called again, it goes on with the files that are missing. Several
     processes (`jax.distributed`) share the files.
 
     Args:
@@ -108,6 +109,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         num_windows=len(windows),
         windows=windows.fingerprint,
         per_file=_PER_FILE,
+        compute_dtype=config.model.compute_dtype,
     )
     check_agreement({"the labels' header": repr(header), "output": str(folder)})
     if is_first():
@@ -117,10 +119,7 @@ def label(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     wait_for_all("matta_jax/labels")
 
     missing = _missing_files(folder, header)
-    log(
-        f"{header.num_windows} windows in {header.num_files} files, of which {len(missing)} are to "
-        "be written here"
-    )
+    log(f"{header.num_windows} windows in {header.num_files} files, {len(missing)} to write here")
     log(
         f"labels of {header.num_windows:,} windows: {_size_text(header.num_bytes)} at "
         f"{header.top_k} tokens of each distribution"
@@ -178,9 +177,9 @@ class _Capture:
     """The Teacher on its devices, each with its rows of a batch."""
 
     def __init__(self, model: Model, header: LabelHeader, batch_size: int):
-        self._model = model
+        self._model = dataclasses.replace(model, compute_dtype=header.compute_dtype)
         self._batch_size = batch_size * row_shards(model.mesh)
-        self._program = jax.jit(_capture_program(model, header))
+        self._program = jax.jit(_capture_program(self._model, header))
 
     def rows(self, windows: Windows, indices: range) -> Iterator[tuple[np.ndarray, ...]]:
         """Yields tokens [T + 1], ids [T, k], log-probabilities [T, k] and tail [T] of

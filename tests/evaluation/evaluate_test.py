@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from unittest import mock
 
 import pytest
@@ -52,6 +53,26 @@ def test_models_side_by_side_are_paired_and_in_place_is_as_extracted(run, models
     assert saved["baselines"][tasks[0]] == together.baselines[tasks[0]]
     assert together.baselines[tasks[0]]["most frequent name"] == 1 / 5  # Tom.
     assert "most frequent name" in together.table and "against student" in together.table
+
+
+def test_a_figure_in_another_type_differs_and_says_so(run, models, tmp_path):
+    folder = shutil.copytree(models[1], tmp_path / "ta")
+    arguments = {"tasks": "bits_per_byte:held_out", "compute_dtype": "bfloat16"}
+    result = compare(models=folder, **arguments)
+    in_place = evaluate(checkpoint=str(run[1]), sub_model="ta", **arguments)
+    exact = evaluate(model=models[1], tasks="bits_per_byte:held_out")
+    [rounded] = result.evaluations
+    assert rounded.compute_dtype == "bfloat16" and exact.compute_dtype == "float32"
+    assert rounded.scores == in_place.scores != exact.scores
+    assert rounded.scores == pytest.approx(exact.scores, rel=1e-2)
+    assert result.table.endswith("Computed in bfloat16.")
+
+    [score] = packages.open_model(folder).manifest["scores"]
+    assert score["compute_dtype"] == "bfloat16"
+    card = (folder / "README.md").read_text()
+    assert f"| bits_per_byte:held_out in bfloat16 | {score['value']:.4f} |" in card
+    with pytest.raises(UserError, match="compute_dtype='half' must be one of float32, bfloat16"):
+        evaluate(model=folder, tasks="bits_per_byte:held_out", compute_dtype="half")
 
 
 @pytest.mark.parametrize("task", ["lambada", "lambada:", "perplexity"])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from matta_jax import evaluate, extract, report, storage
+from matta_jax import evaluate, extract, packages, report, storage
 from matta_jax.checkpoints import read_meta, weights_fingerprint
 from matta_jax.errors import UnsavedError, UserError
 from matta_jax.evaluation import _run_facts
@@ -89,6 +89,12 @@ def test_a_figure_that_was_changed_is_not_reported(run, tmp_path):
     score = {"task": "bits_per_byte:x", "value": 2.5, "corpus": "c0ffee", "date": "2026-01-02"}
     extract(str(run[1]), ["student"], workdir / "models" / "s", scores={"student": [score]})
     assert report(workdir).rows[0]["scores"] == {"bits_per_byte:x": 2.5}
+    rounded = score | {"task": "bits_per_byte:y", "compute_dtype": "bfloat16"}
+    packages.record_scores(workdir / "models" / "s", [rounded])
+    assert report(workdir).rows[0]["scores"] == {
+        "bits_per_byte:x": 2.5,
+        "bits_per_byte:y in bfloat16": 2.5,
+    }
     file = workdir / "models" / "s" / "manifest.json"
     text = file.read_text()
     for old, new in (('"value": 2.5', '"value": 1.5'), ('"parameters": ', '"parameters": 1')):

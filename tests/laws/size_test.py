@@ -26,6 +26,8 @@ MANY_PARAMETERS = {
     "matta_jax/distill/_pairs.py::Cosent.__call__": "as Objective.__call__",
     "matta_jax/distill/fused.py::nested_loss": "keyword-only: where the loss is made",
     "matta_jax/elastic/_extract.py::extract": "keyword-only: the settings of a public call",
+    "matta_jax/evaluation/_evaluate.py::compare": "keyword-only: the settings of a public call",
+    "matta_jax/evaluation/_evaluate.py::evaluate": "keyword-only: as compare",
     "matta_jax/nesting/_expand.py::expand": "keyword-only: the sizes of Student and TA",
     "matta_jax/optim/inspect.py::blocks_of": "keyword-only: the settings of a run",
     "matta_jax/packages/_formats.py::write_weights": "keyword-only: what stands beside the weights",

@@ -44,6 +44,23 @@ def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
     assert np.isneginf(labelling.top_k_log_probs(z, 3, 1.0)[2]).all()
 
 
+def test_a_teacher_computes_in_the_runs_type(tiny, teacher, tmp_path):
+    few = {"data__max_windows": 3}
+    config = tiny(model__compute_dtype="bfloat16", **few)
+    rounded = label(config, teacher, tmp_path / "rounded", top_k=4)
+    exact = label(tiny(**few), teacher, tmp_path / "exact", top_k=4)
+    assert (rounded.header.compute_dtype, exact.header.compute_dtype) == ("bfloat16", "float32")
+    windows = data.split_windows(config.data, make_tokenizer("byte"), held_out=False)
+    log_probs = [
+        data.Labels(each.path).get(0, windows[0]["tokens"])["teacher_log_probs"]
+        for each in (rounded, exact)
+    ]
+    assert (log_probs[0] != log_probs[1]).any()
+    np.testing.assert_allclose(log_probs[0], log_probs[1], atol=0.05)
+    with pytest.raises(UserError, match="compute_dtype: 'bfloat16' there, 'float32' here"):
+        label(tiny(**few), teacher, tmp_path / "rounded", top_k=4)
+
+
 @pytest.mark.slow
 def test_labelling_goes_on_where_it_stopped(tiny, teacher, labels, tmp_path, monkeypatch):
     monkeypatch.setattr(labelling, "_PER_FILE", 8)
