@@ -251,9 +251,12 @@ class Ranking:
         # Some are in several of these lists; the dict holds each once.
         return dict([*ranked[:count], *patterns[:count], *largest.values(), *student])
 
-    def forget_weights(self) -> None:
-        """Lets the TA go: models of another type come next."""
+    def close(self) -> None:
+        """Lets the TA go, as models of another type may come next, and writes what waits of the
+        scores. Raises UserError where it cannot.
+        """
         self._scorer = self._fresh_scorer()
+        self._scores.close()
 
     def _fresh_scorer(self) -> InPlaceScorer:
         """Has read no weights yet."""

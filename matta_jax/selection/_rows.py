@@ -89,6 +89,7 @@ class ScoreFile:
         self, path: storage.Path, checkpoint: str, corpus: str, *, of_examples: bool = False
     ):
         self._path = path
+        self._file = storage.GrowingFile(path)
         self._of_examples = of_examples
         self._about = {"checkpoint": checkpoint, "corpus": corpus}
         self._losses: dict[tuple[str, int], Loss] = {}
@@ -120,12 +121,18 @@ class ScoreFile:
                     "which models cannot be ranked; search another step, or another corpus"
                 )
             self._losses[key] = loss
-            # Each at once: a search that is killed loses the score that it was at, and no other.
+            # Each at once: a search that is killed loses the score that it was at, and no other; in
+            # a bucket those of the last seconds.
             record = {**self._about, "spec": spec, "windows": num_windows}
             record |= dataclasses.asdict(loss)
             with self._writing():
-                storage.append_line(self._path, storage.json_text(record))
+                self._file.append(storage.json_text(record))
         return self._losses[key]
+
+    def close(self) -> None:
+        """Writes what a bucket has not yet. Raises UserError where it cannot."""
+        with self._writing():
+            self._file.flush()
 
     def _read(self, line: str) -> "_Score":
         score = _Score.of(storage.parse_json(line))

@@ -6,6 +6,7 @@ the pick is never worse than one of them. Every score is written down at once: a
 stopped goes on where it was.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -170,9 +171,9 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     )
     rankings = [ranking_of(price, windows) for price in prices]
     for ranking in rankings:
-        ranking.rank(method, count=verify, evaluations=evaluations, seed=seed)
-        ranking.verify(verify)
-        ranking.forget_weights()
+        with contextlib.closing(ranking):
+            ranking.rank(method, count=verify, evaluations=evaluations, seed=seed)
+            ranking.verify(verify)
 
     return _finished(rankings, method, extract_best, packaging, corpus, root)
 

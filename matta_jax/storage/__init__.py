@@ -40,6 +40,8 @@ from matta_jax.storage._json import is_number as is_number
 from matta_jax.storage._json import is_whole as is_whole
 from matta_jax.storage._json import json_text as json_text
 from matta_jax.storage._json import parse_json as parse_json
+from matta_jax.storage._lines import GrowingFile as GrowingFile
+from matta_jax.storage._lines import Pace as Pace
 from matta_jax.storage._locks import locked as locked
 from matta_jax.storage._locks import owner_token as owner_token
 from matta_jax.storage._paths import Path as Path

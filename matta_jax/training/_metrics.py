@@ -47,24 +47,33 @@ class Writer(Protocol):
         """Stores them."""
         ...
 
+    def flush(self) -> None:
+        """Lets others see what was stored: before a checkpoint is saved, whose steps come no
+        more.
+        """
+        ...
+
     def close(self) -> None:
         """Ends the writing."""
         ...
 
 
 class _JsonLines:
-    """One JSON object a line, in a file that is closed after each: a kill costs no line of a step
-    that was told.
+    """One JSON object a line. A kill costs no line of a step that was told on a disk, and of a step
+    before the last checkpoint in a bucket.
     """
 
     def __init__(self, path: storage.Path):
-        self._path = path
+        self._file = storage.GrowingFile(path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        storage.append_line(self._path, storage.json_text({"step": step, **metrics}))
+        self._file.append(storage.json_text({"step": step, **metrics}))
+
+    def flush(self) -> None:
+        self._file.flush()
 
     def close(self) -> None:
-        """Does nothing: no file is open."""
+        self._file.flush()
 
 
 class _TensorBoard:
@@ -76,11 +85,18 @@ class _TensorBoard:
         self._stack = contextlib.ExitStack()
         self._local = self._stack.enter_context(storage.grown_folder(folder))
         self._writer = library.SummaryWriter(str(self._local))
+        self._pace = storage.Pace()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-        if storage.in_bucket(self._folder):
+        if self._pace.is_due:
+            self.flush()
+
+    def flush(self) -> None:
+        if not storage.in_bucket(self._folder):
+            return
+        with self._pace.writing():
             self._writer.flush()
             storage.publish_files(self._local, self._folder)
 
@@ -99,6 +115,9 @@ class _WandB:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
 
+    def flush(self) -> None:
+        """Does nothing: W&B sends rows by itself."""
+
     def close(self) -> None:
         self._run.finish()
 
@@ -112,6 +131,10 @@ class _EachOf:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for writer in self._writers:
             writer.write(step, metrics)
+
+    def flush(self) -> None:
+        for writer in self._writers:
+            writer.flush()
 
     def close(self) -> None:
         for writer in self._writers:

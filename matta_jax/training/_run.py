@@ -196,6 +196,8 @@ def save(
 ) -> None:
     """Starts to write a checkpoint, as `save_state`."""
     run.ledger.enter("checkpoint")
+    # A run that goes on from there does not tell of its steps again.
+    run.writer.flush()
     run.save(state, step=step, evaluation=evaluation)
 
 

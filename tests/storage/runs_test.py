@@ -7,6 +7,7 @@ import matta_jax
 from matta_jax import checkpoints, elastic, packages, storage
 from matta_jax.errors import UserError
 from matta_jax.nesting import flatten
+from matta_jax.storage import _lines
 
 # Three runs, of which two go on.
 pytestmark = pytest.mark.slow
@@ -58,6 +59,25 @@ def test_a_run_goes_on_to_the_bits_of_one_on_the_disk(workdir, config, tmp_path)
     ]
     assert lines[0] == lines[1] > 0
     assert storage.match(storage.path(workdir) / "tensorboard", "events*")
+
+
+def test_a_checkpoint_is_saved_after_the_metrics_of_its_steps(root, config, monkeypatch):
+    """A process that is killed then tells of no step again, and no line is missing."""
+    # Lines wait for checkpoints alone, but for the first.
+    monkeypatch.setattr(_lines, "_SECONDS", 1e9)
+    workdir = storage.path(f"{root}/runs/waits")
+    seen, save = {}, checkpoints.Checkpoints.save
+
+    def save_and_look(self, step, *args, **kwargs):
+        lines = storage.recover_lines(workdir / "metrics.jsonl")
+        seen[step] = [storage.parse_json(line)["step"] for line in lines]
+        return save(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_look)
+    matta_jax.train(config(4), workdir, log=lambda _: None)
+    assert {1, 2} <= set(seen[2]) and {1, 2, 3, 4} <= set(seen[4])
+    rows = storage.recover_lines(workdir / "metrics.jsonl")
+    assert storage.parse_json(rows[-1])["ended"] == 1
 
 
 @pytest.mark.parametrize("kind", ["orbax", "safetensors"])
