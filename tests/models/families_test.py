@@ -236,15 +236,8 @@ def test_an_untied_head_counts_once(rotary):
     assert tables == {"embed/tokens", "head/table"}
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        pytest.param((2, 2, 2), marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), marks=pytest.mark.slow),
-        pytest.param((8, 1, 1), marks=pytest.mark.slow),
-    ],
-)
-def test_it_computes_the_same_on_eight_devices(rotary, sizes):
+@pytest.mark.slow
+def test_it_computes_the_same_on_eight_devices(rotary):
     config = rotary(
         model__d_model=16, nest__d_model=32, model__num_heads=2, nest__num_heads=4,
         data__batch_size=8, optimizer__eps=1e-3,
@@ -253,8 +246,8 @@ def test_it_computes_the_same_on_eight_devices(rotary, sizes):
     tokens = rng.integers(1, 256, (8, 33)).astype(np.int32)
     batch = {"tokens": tokens, "length": np.full(8, 32, np.int32)}
     losses = []
-    for mesh_sizes in ((1, 1, 1), sizes):
-        setup = training.make_setup(config, make_mesh(mesh_sizes))
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        setup = training.make_setup(config, make_mesh(sizes))
         state, step = setup.init(), training.make_train_step(setup)
         for _ in range(3):
             state, metrics = step(state, jax.device_put(batch))

@@ -124,7 +124,8 @@ def assert_gradients_of_plain_model(case, sub_model, gradients, tokens):
         np.testing.assert_allclose(part, expected_part, rtol=1e-4, atol=1e-4)
 
 
-REMAT = ["dots", "full", "none", "ta"]
+# Others have the gradients of dots.
+REMAT = ["dots", "ta"]
 
 
 @pytest.mark.slow
@@ -150,8 +151,7 @@ def test_a_static_mix_by_switch_has_the_gradient_of_its_plain_model(make_nested,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["ta", "offload", "full", "none"])
-def test_what_is_computed_again_changes_no_gradient(nested, perturbed, tokens, remat):
+def test_what_is_computed_again_changes_no_gradient(nested, perturbed, tokens):
     """Of sub-models of several widths and depths, and of mixes, side by side."""
     case = nested("all")
     members = [case.parse(spec) for spec in ("student", "ta", "layers=3", BY_LAYER[0])]
@@ -168,11 +168,13 @@ def test_what_is_computed_again_changes_no_gradient(nested, perturbed, tokens, r
             )
             return sum(jnp.sum(each**3) for each in hidden)
 
-        return jax.jit(jax.grad(loss))(perturbed(case.params))
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(perturbed(case.params)))
 
-    gradients = map(jax.tree.leaves, (gradient(remat), gradient("dots")))
-    for part, expected in zip(*gradients, strict=True):
-        np.testing.assert_allclose(part, expected, atol=1e-5 * np.abs(expected).max() + 1e-9)
+    expected_parts = gradient("dots")
+    for remat in ("ta", "offload", "full", "none"):
+        for part, expected in zip(gradient(remat), expected_parts, strict=True):
+            limit = 1e-5 * np.abs(expected).max() + 1e-9
+            np.testing.assert_allclose(part, expected, atol=limit, err_msg=remat)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import math
 
 import jax
@@ -208,7 +207,7 @@ OPTIMIZERS = {
 }
 
 
-ON_ALL_AXES = [((2, 2, 2), *case) for case in itertools.product(NESTINGS, OPTIMIZERS)]
+ON_ALL_AXES = [((2, 2, 2), nesting, "shampoo") for nesting in NESTINGS]
 ON_ONE_AXIS = [(sizes, "layer", "adamw") for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8))]
 
 
@@ -218,7 +217,6 @@ ON_ONE_AXIS = [(sizes, "layer", "adamw") for sizes in ((8, 1, 1), (1, 8, 1), (1,
     [
         *ON_ALL_AXES,
         *ON_ONE_AXIS,
-        ((1, 8, 1), "layer", "shampoo"),
         ((1, 2, 2, 2), "layer", "shampoo"),
     ],
     ids=str,
@@ -255,10 +253,9 @@ def test_a_run_and_its_student_are_the_same_on_any_mesh(tiny, sizes, nesting, op
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatches", [2, 4])
-def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny, microbatches):
+def test_accumulated_microbatches_with_uneven_masks_equal_one(tiny):
     one, _, a = losses(tiny(**WIDE), (1, 1, 1))
-    many, _, b = losses(tiny(**WIDE, train__microbatches=microbatches), (1, 1, 1))
+    many, _, b = losses(tiny(**WIDE, train__microbatches=4), (1, 1, 1))
     for left, right in zip(one, many, strict=True):
         assert left == pytest.approx(right, rel=1e-4)
     for left, right in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
@@ -335,12 +332,11 @@ def check_collectives(family, tiny, make, *kinds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_joint_step_gathers_what_its_ta_gathers(tiny, family):
+def test_a_joint_step_gathers_what_its_ta_gathers(tiny):
     """The CPU's compiler adds up the gradients of Student and TA only after it has summed them over
     devices.
     """
-    check_collectives(family, tiny, make_mesh, "all-gather")
+    check_collectives("gpt", tiny, make_mesh, "all-gather")
 
 
 @pytest.mark.slow

@@ -222,8 +222,7 @@ def test_the_slice_of_the_tas_update_is_the_students_own(llama, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 8)])
-def test_it_computes_the_same_on_eight_devices(llama, sizes):
+def test_it_computes_the_same_on_eight_devices(llama):
     heads = {"model__num_heads": 24, "model__num_kv_heads": 8, "nest__num_kv_heads": 16}
     config = llama(
         "gemma", model__d_model=16, nest__d_model=32, data__batch_size=8, optimizer__eps=1e-3,
@@ -233,8 +232,8 @@ def test_it_computes_the_same_on_eight_devices(llama, sizes):
     tokens = rng.integers(1, 256, (8, 33)).astype(np.int32)
     batch = {"tokens": tokens, "length": np.full(8, 32, np.int32)}
     losses = []
-    for mesh_sizes in ((1, 1, 1), sizes):
-        setup = training.make_setup(config, make_mesh(mesh_sizes))
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        setup = training.make_setup(config, make_mesh(sizes))
         state, step = setup.init(), training.make_train_step(setup)
         for _ in range(2):
             state, metrics = step(state, jax.device_put(batch))

@@ -189,11 +189,10 @@ def test_a_run_goes_on_to_the_same_bits(smae, trained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "shampoo"])
-def test_a_step_with_mixes_is_the_same_on_every_mesh(smae, optimizer):
+def test_a_step_with_mixes_is_the_same_on_every_mesh(smae):
     losses = []
     for sizes in ((1, 1, 1), (2, 2, 1)):
-        config = smae(optimizer__name=optimizer, nest__mix_per_step=1)
+        config = smae(optimizer__name="shampoo", nest__mix_per_step=1)
         setup = make_setup(config, make_mesh(sizes))
         pairs = data.split_data(config, held_out=False)
         batch = {name: np.stack([pairs[i][name] for i in range(8)]) for name in pairs[0]}
