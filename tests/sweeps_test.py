@@ -126,6 +126,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_tells_how_each_run_ended(tiny, tmp
     assert gather_sweep(plan_sweep(config, SEEDS, workdir)).rows == result.rows[:2]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_stops_the_sweep(tiny, tmp_path):
     def stop(line):
         if line.startswith("step 2/"):

@@ -343,6 +343,7 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(call, tmp_path, name, argume
     assert not target.exists()
 
 
+@pytest.mark.slow
 def test_the_binaries_walk_the_road(call, tmp_path):
     workdir, model = tmp_path / "run", tmp_path / "model"
     code, output = call("train", *SMALL, "--dry_run")

@@ -49,6 +49,7 @@ sys.exit(_processes._watch([sys.executable, "-c", sys.argv[1]]))
 @pytest.mark.parametrize(
     "said, code", [("error: mend it", 2), ("F coordination_service.cc:9 fatal", _processes.LOST)]
 )
+@pytest.mark.few(1)
 def test_an_abort_while_it_parts_leaves_the_code_of_what_it_said(said, code):
     abort = f"import os, sys; print({said!r}, file=sys.stderr, flush=True); os.abort()"
     done = subprocess.run([sys.executable, "-c", WATCH, abort], capture_output=True, text=True)

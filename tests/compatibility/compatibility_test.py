@@ -119,6 +119,7 @@ def test_an_old_checkpoint_opens(before, values, name):
 
 
 @pytest.mark.parametrize("folder", MODELS)
+@pytest.mark.few(3)
 def test_an_old_model_is_whole_and_gives_the_same_logits(before, values, folder):
     expected = values["models"][folder]
     package = matta_jax.verify(before / folder)

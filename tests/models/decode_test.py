@@ -56,7 +56,7 @@ def padded_prompt(tokens_BT, lengths, width):
     return jnp.where(is_text, tokens_BT[:, :width], (tokens_BT[:, :width] + 7) % 32)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("num_new", [1, 3, 7])
 @pytest.mark.parametrize("name", MIXED)
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def read_rows(workdir):
     return [row for row in rows if "loss" in row or "goodput" not in row]
 
 
+@pytest.mark.slow
 def test_it_trains_nested_and_resumes_to_the_same_bits(rotary_run, tmp_path):
     config, workdir = rotary_run
     rows = [row for row in read_rows(workdir) if "student" in row]

@@ -63,6 +63,7 @@ def test_each_rule_lowers_a_quadratic(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "shampoo"])
+@pytest.mark.few(2)
 def test_norms_and_biases_do_not_decay(name):
     config = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     optimizer = optim.make_optimizer(config, num_steps=10, axes=AXES)

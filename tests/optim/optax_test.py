@@ -86,7 +86,7 @@ def test_the_wrappers_of_optax_take_it(name):
 )
 def test_weights_may_be_of_any_tree_and_type(params):
     optimizer = small_shampoo()
-    updates, state = optimizer.update(params, optimizer.init(params), params)
+    updates, state = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params))
     for update, leaf in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):

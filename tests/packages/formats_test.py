@@ -24,6 +24,7 @@ def rounded(leaf):
 
 @pytest.mark.parametrize("dtype", ITEM_SIZES)
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.few(4)
 def test_every_format_and_type_holds_the_weights_of_the_ta_s_slice(
     weights, assert_same_bits, run, models, format, dtype
 ):

@@ -96,6 +96,7 @@ def test_a_file_without_a_header_or_a_tokenizer_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not BABY.is_dir(), reason="the shared models are not here")
+@pytest.mark.slow
 def test_babyllama_goes_on_with_a_story(tmp_path):
     pytest.importorskip("sentencepiece")
     package = matta_jax.import_llama2c(

@@ -8,12 +8,9 @@ from matta_jax.selection import Budget, _space, scoring
 
 @pytest.mark.parametrize(
     "max_params",
-    [
-        pytest.param(17_500, marks=pytest.mark.slow),
-        18_500,
-        pytest.param(21_000, marks=pytest.mark.slow),
-    ],
+    [17_500, 18_500, 21_000],
 )
+@pytest.mark.slow
 def test_the_pick_is_at_least_as_good_as_every_pattern_of_its_budget(
     run, source, output, max_params, tmp_path, one_family
 ):

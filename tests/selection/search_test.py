@@ -27,6 +27,7 @@ def test_the_methods_find_what_exhaustion_finds(run, output, tmp_path, one_famil
     assert picks["additive"] <= picks["exhaustive"] * 1.01
 
 
+@pytest.mark.slow
 def test_what_is_extracted_keeps_the_budget_and_carries_its_score(run, output, one_family):
     budget = Budget(max_mb=0.04, dtype="bf16")
     result = search(str(run[1]), output, budget=budget, extract_best=2, **one_family)

@@ -19,8 +19,9 @@ NEVER = 300  # No token: texts do not end at it.
 WAYS = (
     Sampling(0),
     Sampling(0.9, seed=3),
-    Sampling(0.8, top_k=9, top_p=0.9, seed=4),
-    Sampling(1.0, seed=5, min_p=0.05, repetition_penalty=1.3, logit_bias={104: 2.0}),
+    Sampling(
+        0.8, top_k=9, top_p=0.9, min_p=0.05, repetition_penalty=1.3, logit_bias={104: 2.0}, seed=4
+    ),
 )
 
 

@@ -1,5 +1,7 @@
 """Generation with a cache, against the model's own forward pass without one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,15 +25,18 @@ def model(run, tmp_path_factory):
 def test_prefill_and_decode_compute_what_the_forward_pass_does(model):
     tokens = jax.random.randint(jax.random.key(0), (2, 20), 1, 256)
     architecture = model.architecture
-    expected = models.apply(architecture, model.params, {"tokens": tokens}).reshape(2, 20, -1)
+    expected = jax.jit(model.apply)(model.params, {"tokens": tokens}).reshape(2, 20, -1)
     # The last four only fill up.
     padded = tokens.at[:, 12:16].set(7)[:, :16]
     weights = models.decoder_weights(architecture, model.params)
-    hidden, cache = models.prefill(architecture, weights, padded, length=32)
+    # Operation by operation they are hundreds of small programs.
+    prefill = jax.jit(functools.partial(models.prefill, architecture, length=32))
+    extend = jax.jit(functools.partial(models.extend, architecture))
+    hidden, cache = prefill(weights, padded)
     np.testing.assert_allclose(hidden.reshape(2, 16, -1)[:, :12], expected[:, :12], atol=2e-5)
     for position in range(12, 20):
         token = tokens[:, position : position + 1]
-        hidden, cache = models.extend(architecture, weights, token, cache, jnp.int32(position))
+        hidden, cache = extend(weights, token, cache, jnp.int32(position))
         np.testing.assert_allclose(hidden, expected[:, position], atol=2e-5)
 
 

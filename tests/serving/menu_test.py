@@ -165,6 +165,7 @@ def test_an_extracted_model_is_served_by_itself(run, tmp_path):
         load_menu(Choice())
 
 
+@pytest.mark.slow
 def test_devices_of_a_mesh_share_what_is_served(even_run, tmp_path):
     mesh = local_mesh(MeshConfig(data=1, tensor=4))
     extract(even_run, ["student"], tmp_path / "student")

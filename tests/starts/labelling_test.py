@@ -44,6 +44,7 @@ def test_the_tail_keeps_its_digits_and_is_nothing_at_all_ids():
     assert np.isneginf(labelling.top_k_log_probs(z, 3, 1.0)[2]).all()
 
 
+@pytest.mark.slow
 def test_a_teacher_computes_in_the_runs_type(tiny, teacher, tmp_path):
     few = {"data__max_windows": 3}
     config = tiny(model__compute_dtype="bfloat16", **few)

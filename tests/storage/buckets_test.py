@@ -75,6 +75,7 @@ STEPS = st.tuples(
 
 @hypothesis.given(st.lists(STEPS, max_size=6))
 @hypothesis.settings(max_examples=6)
+@pytest.mark.few(1)
 def test_a_bucket_and_a_folder_hold_the_same_after_the_same_steps(bucket, tmp_path_factory, steps):
     number = next(_NUMBERS)
     roots = [tmp_path_factory.mktemp("local"), storage.resolve(f"{bucket}/law {number}")]

@@ -84,6 +84,7 @@ def tokens():
 
 
 @pytest.mark.parametrize("kind", EACH)
+@pytest.mark.slow
 def test_the_joint_pass_equals_each_plain_model_bit_for_bit(nested, tokens, kind):
     plan, params = nested(kind)
     inputs = {"tokens": tokens}

@@ -109,6 +109,7 @@ def test_vllm_that_is_not_there_is_named(run, tmp_path, monkeypatch):
         ("llama", "num_kv_heads=2,3,2", "orbax", "hf", False),
     ],
 )
+@pytest.mark.few(2)
 def test_vllm_is_given_what_it_reads(written, engines, block, spec, form, stored, is_read):
     """Layers of their own widths where it has room for them, else stock classes, padded."""
     folder, _ = written(block, spec, Packaging(form))

@@ -195,6 +195,7 @@ def test_files_that_are_none_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.few(1)
 def test_a_file_that_is_damaged_anywhere_is_a_model_or_one_line(written, tmp_path, seed):
     whole = written("llama").read_bytes()
     # What a file says of itself; tensors are checked by their shapes alone.

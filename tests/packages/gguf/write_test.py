@@ -142,6 +142,7 @@ def test_a_card_of_layer_sizes_names_no_padding(written):
 
 
 @pytest.mark.parametrize("block", ["llama", "qwen3", "gpt2"])
+@pytest.mark.few(1)
 def test_verify_notices_each_flipped_bit(refused, written, tmp_path, block):
     folder, _ = written(block, MIX)
     content = bytearray((folder / "model.gguf").read_bytes())
