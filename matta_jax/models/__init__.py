@@ -37,6 +37,7 @@ from matta_jax.models._resident import init_pool as init_pool
 from matta_jax.models._resident import put_cache as put_cache
 from matta_jax.models._resident import resident_axes as resident_axes
 from matta_jax.models._resident import resident_weights as resident_weights
+from matta_jax.models._resident import split_stack as split_stack
 from matta_jax.models._resident import sub_model_weights as sub_model_weights
 from matta_jax.models._streams import goes_along as goes_along
 from matta_jax.models._streams import layers_apart as layers_apart

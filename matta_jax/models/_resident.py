@@ -8,6 +8,7 @@ Shape letters: S slots, H heads of a slot in one layer, L positions, E head_dim.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,23 +39,38 @@ Pool = list[Any]
 """What each layer of the largest sub-model caches, of all slots: keys and values [S, H, L, E]."""
 
 
-def resident_weights(architecture: Architecture, params: Tree) -> Tree:
+def split_stack(weight: jax.Array, names: Names) -> list[jax.Array]:
+    """A weight of each layer of a stack by itself, without granules; `names` are of its axes in a
+    layer.
+    """
+    merged = jax.vmap(lambda layer: merge_granules(layer, names))(weight)
+    return [merged[i] for i in range(len(merged))]
+
+
+def resident_weights(
+    architecture: Architecture,
+    params: Tree,
+    split: Callable[[jax.Array, Names], list[jax.Array]] = split_stack,
+) -> Tree:
     """The weights as sub-models are cut from them: each layer's by themselves, without granules.
 
     Args:
       architecture: of the weights: a plain model's, or a run's TA.
-      params: the weights, which are copied.
+      params: the weights; those of layers are copied.
+      split: as `split_stack`, called for one weight of a stack after another.
     """
     axes = logical_axes(architecture)
     layers: list[Tree] = []
     for i, run in enumerate(architecture.sub_model.runs):
         names = layer_axes(axes[BLOCKS][str(i)])
-        merged = jax.vmap(lambda layer, names=names: jax.tree.map(merge_granules, layer, names))(
-            params[BLOCKS][str(i)]
-        )
+        parts = jax.tree.map(split, params[BLOCKS][str(i)], names)
         for j in range(len(run.layers)):
-            layers.append(jax.tree.map(lambda weight, j=j: weight[j], merged))
+            layers.append(jax.tree.map(lambda part, j=j: part[j], parts, is_leaf=_is_list))
     return outside_blocks(params) | {"layers": layers}
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list)
 
 
 def resident_axes(architecture: Architecture) -> Tree:

@@ -68,6 +68,8 @@ class Engine:
         its tokens come; None: turns are as long as they may be.
       cache_dtype: of keys and values, float32 or bfloat16: half the memory, and other texts than
         those of `generate`.
+      takes_weights: whether the engine has the models' weights for itself: they run nowhere else
+        then, and memory never holds them twice.
 
     Raises:
       UserError: a model that writes no text, or models of several runs.
@@ -83,6 +85,7 @@ class Engine:
         most_waiting: int = 1024,
         turn_seconds: float | None = None,
         cache_dtype: str = "float32",
+        takes_weights: bool = False,
     ):
         model = _check(models)
         if slots < 1:
@@ -98,6 +101,7 @@ class Engine:
         self._drafters = {} if draft is None else drafters_of(models, draft)
         self._runner = Runner(
             model,
+            takes_weights=takes_weights,
             slots=slots,
             cache_dtype=cache_dtype,
             end_ids=vocabulary.all_ends,

@@ -13,8 +13,15 @@ from absl import logging
 from jax.sharding import Mesh
 
 from matta_jax.errors import UserError
-from matta_jax.models import Architecture, Pool, init_pool, resident_axes, resident_weights
-from matta_jax.nesting import Tree
+from matta_jax.models import (
+    Architecture,
+    Pool,
+    init_pool,
+    resident_axes,
+    resident_weights,
+    split_stack,
+)
+from matta_jax.nesting import Names, Tree, logical_names
 from matta_jax.packages import Model
 from matta_jax.serving import _programs
 from matta_jax.serving._completions import Completion
@@ -41,8 +48,8 @@ class Runner:
     """Reads and draws for the slots of an engine.
 
     Args:
-      model: a plain one, or any sub-model in place of a run; its weights are copied. Its devices
-        share them and the caches.
+      model: a plain one, or any sub-model in place of a run. Its devices share weights and caches.
+      takes_weights: whether those of its layers are deleted once they are here, one after another.
       slots: texts that stand side by side.
       cache_dtype: of keys and values, of `_CACHE_DTYPES`.
       end_ids: that end a text.
@@ -56,6 +63,7 @@ class Runner:
         self,
         model: Model,
         *,
+        takes_weights: bool,
         slots: int,
         cache_dtype: str,
         end_ids: tuple[int, ...],
@@ -66,7 +74,7 @@ class Runner:
         self.end_ids = end_ids
         self.vocab_size = resident.vocab_size
         self._allowed = allowed
-        self._weights = _resident_on(model.mesh, resident, model.params)
+        self._weights = _resident_on(model.mesh, resident, model.params, takes_weights)
         # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
         self._room = -(-(self.limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
         if cache_dtype not in _CACHE_DTYPES:
@@ -191,14 +199,33 @@ class Runner:
         logging.info("compiles %s for %d positions (%s)", name, program.length, sizes)
 
 
-def _resident_on(mesh: Mesh | None, resident: Architecture, params: Tree) -> Tree:
-    """The resident weights, each device its own part."""
-    shardings = None
-    if mesh is not None:
-        shapes = jax.eval_shape(functools.partial(resident_weights, resident), params)
-        shardings = weight_shardings(shapes, resident_axes(resident), mesh)
-    make = jax.jit(resident_weights, static_argnums=0, out_shardings=shardings)
-    return make(resident, params)
+def _resident_on(
+    mesh: Mesh | None, resident: Architecture, params: Tree, takes_weights: bool
+) -> Tree:
+    """The resident weights, each device its own part. Of what is taken over one stack at a time
+    stands there twice.
+    """
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def split(weight: jax.Array, names: Names) -> list[jax.Array]:
+        parts = split_stack(weight, names)
+        if mesh is None:
+            return parts
+        shardings = weight_shardings(parts, [logical_names(names)] * len(parts), mesh)
+        return jax.lax.with_sharding_constraint(parts, shardings)
+
+    def take(weight: jax.Array, names: Names) -> list[jax.Array]:
+        parts = split(weight, names)
+        if takes_weights:
+            # What runs on it yet keeps its memory.
+            jax.block_until_ready(parts)
+            weight.delete()
+        return parts
+
+    weights = resident_weights(resident, params, take)
+    if mesh is None:
+        return weights
+    return jax.device_put(weights, weight_shardings(weights, resident_axes(resident), mesh))
 
 
 def _pool_on(mesh: Mesh | None, make: Callable[[], Pool]) -> Pool:

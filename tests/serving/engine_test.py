@@ -266,6 +266,20 @@ def test_many_that_come_and_go_leave_no_slot_behind(nest):
     assert weights > 0 and caches > 0
 
 
+def test_weights_that_are_taken_over_are_in_memory_once(run):
+    request = Request((0, *b"the"), "student", 4, Sampling(0))
+    texts = []
+    for takes_weights in (False, True):
+        models = packages.load_in_place(str(run[1]), ["student", "ta"])
+        engine = make(models, takes_weights=takes_weights)
+        is_gone = [leaf.is_deleted() for leaf in jax.tree.leaves(models[1].params["blocks"])]
+        assert set(is_gone) == {takes_weights}
+        text = engine.submit(request)
+        engine.run()
+        texts.append(written(text))
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.slow
 def test_five_models_are_served_by_the_weights_of_one(run):
     models = packages.load_in_place(str(run[1]), [*SPECS, "d_ff=32", "d_ff=48,16,16"])

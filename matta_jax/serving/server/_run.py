@@ -79,6 +79,7 @@ def load_app(choice: Choice, settings: Settings) -> tuple[Any, list[str]]:
         most_waiting=_UNBOUNDED,
         turn_seconds=_TURN_SECONDS,
         cache_dtype=settings.cache_dtype,
+        takes_weights=True,
     )
     rules = Rules(menu, tokenizer, chat, settings.max_tokens, vocab_size)
     thread = EngineThread(engine, settings.queue)
