@@ -22,7 +22,7 @@ from matta_jax.evaluation._regime import regime_remarks
 from matta_jax.evaluation._regret import regret_table, regrets
 from matta_jax.evaluation._report_page import PageContent, report_page
 from matta_jax.evaluation._run_facts import held_out, last_step, run_lines
-from matta_jax.evaluation._scored import scored_models
+from matta_jax.evaluation._scored import line_remarks, scored_models
 from matta_jax.evaluation._sizes import (
     Row,
     figure_of,
@@ -102,6 +102,7 @@ def report(
     remarks = [
         *stale_remarks(rows),
         *text_remarks(rows),
+        *line_remarks(folder, last_step(metrics)),
         *regime_remarks(config, last_step(metrics)),
     ]
     tables = {

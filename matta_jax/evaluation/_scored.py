@@ -30,6 +30,20 @@ def scored_models(workdir: storage.Path) -> list[Row]:
     return sorted(rows, key=lambda row: (row["parameters"], row["name"]))
 
 
+def line_remarks(workdir: storage.Path, last_step: int) -> list[str]:
+    """A line where a run's metrics end before its newest checkpoint: what is told of its steps is
+    of fewer than it has made.
+    """
+    newest = max(saved_steps(workdir / "checkpoints"), default=0)
+    if newest <= last_step:
+        return []
+    return [
+        f"Lines of metrics.jsonl are missing: they end at step {last_step:,}, and the newest "
+        f"checkpoint is of step {newest:,}; steps, tokens and curves are told up to step "
+        f"{last_step:,}"
+    ]
+
+
 def _row(manifest: dict[str, Any], architecture: Architecture) -> Row:
     counts = manifest["counts"]
     return {

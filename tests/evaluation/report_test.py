@@ -103,6 +103,18 @@ def test_a_figure_that_was_changed_is_not_reported(run, tmp_path):
             report(workdir)
 
 
+def test_metrics_that_end_before_the_newest_checkpoint_are_told(run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run[1], workdir)
+    assert not any("metrics.jsonl" in remark for remark in report(workdir).remarks)
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for kept, last in (("", 0), ("".join(line for line in lines if '"step": 5' in line), 5)):
+        file.write_text(kept)
+        [remark] = [each for each in report(workdir).remarks if "metrics.jsonl" in each]
+        assert f"end at step {last}, and the newest checkpoint is of step 6" in remark
+
+
 PARENTS = {
     "newest": ({}, ""),
     "older": ({"step": 3}, "step 3"),
