@@ -69,6 +69,11 @@ class Runner:
         end_ids: tuple[int, ...],
         allowed: np.ndarray | None = None,
     ):
+        # Before weights are taken over: who is refused has them yet.
+        if cache_dtype not in _CACHE_DTYPES:
+            raise UserError(
+                f"cache_dtype={cache_dtype!r} must be one of {', '.join(_CACHE_DTYPES)}"
+            )
         resident = model.architecture if model.in_place is None else model.in_place[0].architecture
         self.limit = model.config.data.seq_len
         self.end_ids = end_ids
@@ -77,10 +82,6 @@ class Runner:
         self._weights = _resident_on(model.mesh, resident, model.params, takes_weights)
         # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
         self._room = -(-(self.limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
-        if cache_dtype not in _CACHE_DTYPES:
-            raise UserError(
-                f"cache_dtype={cache_dtype!r} must be one of {', '.join(_CACHE_DTYPES)}"
-            )
         make_pool = functools.partial(
             init_pool, resident, slots=slots, length=self._room, dtype=cache_dtype
         )
@@ -206,16 +207,8 @@ def _resident_on(
     stands there twice.
     """
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def split(weight: jax.Array, names: Names) -> list[jax.Array]:
-        parts = split_stack(weight, names)
-        if mesh is None:
-            return parts
-        shardings = weight_shardings(parts, [logical_names(names)] * len(parts), mesh)
-        return jax.lax.with_sharding_constraint(parts, shardings)
-
     def take(weight: jax.Array, names: Names) -> list[jax.Array]:
-        parts = split(weight, names)
+        parts = _split(weight, names, mesh)
         if takes_weights:
             # What runs on it yet keeps its memory.
             jax.block_until_ready(parts)
@@ -226,6 +219,15 @@ def _resident_on(
     if mesh is None:
         return weights
     return jax.device_put(weights, weight_shardings(weights, resident_axes(resident), mesh))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _split(weight: jax.Array, names: Names, mesh: Mesh | None) -> list[jax.Array]:
+    parts = split_stack(weight, names)
+    if mesh is None:
+        return parts
+    shardings = weight_shardings(parts, [logical_names(names)] * len(parts), mesh)
+    return jax.lax.with_sharding_constraint(parts, shardings)
 
 
 def _pool_on(mesh: Mesh | None, make: Callable[[], Pool]) -> Pool:
