@@ -12,7 +12,7 @@ from matta_jax.config import Config
 from matta_jax.errors import UserError
 from matta_jax.models import MOST, MOST_LAYERS, Architecture, architecture_from_json
 from matta_jax.nesting import Counts
-from matta_jax.packages._card import CARD, model_card
+from matta_jax.packages._card import CARD, model_card, task_of
 from matta_jax.tokenizers import files_digest, resolved_tokenizer
 
 MANIFEST = "manifest.json"
@@ -133,8 +133,8 @@ def record_scores(folder: str | storage.Path, scores: list[dict[str, Any]]) -> N
     path = storage.path(folder)
     # Checked first: a seal over what was changed by hand would make that true.
     manifest = read_manifest(path, str(folder)).manifest
-    tasks = {score["task"] for score in scores}
-    older = [score for score in manifest["scores"] if score["task"] not in tasks]
+    tasks = {task_of(score) for score in scores}
+    older = [score for score in manifest["scores"] if task_of(score) not in tasks]
     _replace(path, manifest | {"scores": older + scores}, str(folder))
 
 
