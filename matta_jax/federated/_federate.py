@@ -64,6 +64,19 @@ def federate(
         run, or it cannot be written.
       DamageError: what the folder holds cannot be read.
       DivergenceError: a client's weights are not finite. The round before stays.
+
+    Examples:
+      >>> from matta_jax import federated
+      >>> config = federated.from_dict(
+      ...     {
+      ...         "images": {"source": "images:photos.npz", "image_size": 8, "num_classes": 3},
+      ...         "clients": {"count": 2, "architectures": "cnn4", "alpha": 5.0},
+      ...         "training": {"rounds": 1, "batch_size": 8, "d1": 4, "d2": 8},
+      ...     }
+      ... )
+      >>> result = matta_jax.federate(config, "runs/clients", log=logging.info)
+      >>> result.rows[-1]["clients"]
+      [0, 1]
     """
     folder = storage.resolve(workdir)
     parts, fingerprint = read_clients(config)

@@ -110,6 +110,11 @@ def import_llama2c(
 
     Raises:
       UserError: as `import_hf`, or no tokenizer is named.
+
+    Examples:
+      >>> package = matta_jax.import_llama2c("stories.bin", "models/stories", tokenizer="byte")
+      >>> package.architecture.num_layers
+      2
     """
     source = storage.resolve(file)
     tokens = _Tokens(source, tokenizer, _without_tokenizer)
