@@ -1,6 +1,7 @@
 """Scores of models on tasks, one model or several side by side."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from matta_jax.evaluation._sts import Sts
 from matta_jax.evaluation._tasks import Outcome, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
-from matta_jax.selection.scoring import score_record
+from matta_jax.selection.scoring import check_compute_dtype, score_record
 from matta_jax.sharding import local_mesh
 from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
 
@@ -51,7 +52,6 @@ _TASKS: dict[str, Callable[[str, Config], Task]] = {
     "sts": Sts,
     "retrieval": Retrieval,
 }
-_COMPUTE_DTYPES = ("float32", "bfloat16")
 _FILE_TASKS = ("lambada", "sat_math", "sts")
 
 
@@ -138,10 +138,7 @@ def compare(  # noqa: PLR0913  Keyword-only: the settings of a public call.
             "tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out"
         )
     parsed_tasks = [_parse_task(task) for task in tasks]
-    if compute_dtype not in _COMPUTE_DTYPES:
-        raise UserError(
-            f"compute_dtype={compute_dtype!r} must be one of {', '.join(_COMPUTE_DTYPES)}"
-        )
+    check_compute_dtype(compute_dtype)
     for field, names in {"tasks": tasks, "model": folders, "sub_model": specs}.items():
         _check_distinct(field, names)
     loaded = [
@@ -241,14 +238,11 @@ def _score_records(
     model: Model, tasks: Sequence[Task], outcomes: Sequence[Outcome]
 ) -> list[dict[str, Any]]:
     """What the manifest of a model holds of its scores."""
-    # Float32 goes without saying, as in manifests of before.
-    is_default = model.compute_dtype == "float32"
-    how = {} if is_default else {"compute_dtype": model.compute_dtype}
+    record = functools.partial(score_record, compute_dtype=model.compute_dtype)
     records = []
     for task, outcome in zip(tasks, outcomes, strict=True):
         for score in outcome.scores:
-            record = score_record(score.task, score.value, task.fingerprint, score.interval)
-            records.append(record | how)
+            records.append(record(score.task, score.value, task.fingerprint, score.interval))
     return records
 
 

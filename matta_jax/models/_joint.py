@@ -28,6 +28,7 @@ from matta_jax.models.families import Inputs, Modules
 from matta_jax.models.layers import Context, drop
 from matta_jax.nesting import (
     RESIDUAL,
+    Names,
     Sizes,
     SubModel,
     Tree,
@@ -38,7 +39,6 @@ from matta_jax.nesting import (
     stack_of,
     training_sizes,
 )
-from matta_jax.sharding import ONE_DEVICE, Placement
 
 
 def joint_apply(
@@ -186,7 +186,7 @@ def candidate_apply(
     choice_L: jax.Array,
     sub_model: SubModel,
     *,
-    placement: Placement = ONE_DEVICE,
+    compute: Compute = IN_PLACE,
 ) -> jax.Array:
     """Runs one sub-model in place whose layers are data, so that one program runs all of a depth
     and width.
@@ -198,16 +198,16 @@ def candidate_apply(
       choice_L: for each layer of the TA 0 to skip it, or 1 + an index into
         `plan.nest.layer_options`; may be traced.
       sub_model: tells the sizes that layers have alike.
-      placement: where weights lie.
+      compute: in which type, and where weights lie.
 
     Returns:
-      What `joint_apply` does, in float32.
+      What `joint_apply` does, in the compute type.
     """
     plan.nest.check_options(sub_model)
     options: list[Sizes] = []
     for option in plan.nest.layer_options:
         options.append({**sub_model.sizes, **option})
-    candidate = _Candidate(plan, params, inputs, choice_L, placement)
+    candidate = _Candidate(plan, params, inputs, choice_L, compute)
     modules, x_ND, context = candidate.run(sub_model, options)
     return plan.family.leave(modules, x_ND, context, sub_model.sizes)
 
@@ -220,7 +220,7 @@ class _Candidate:
     params: Tree
     inputs: Inputs
     choice_L: jax.Array
-    placement: Placement
+    compute: Compute
 
     def run(
         self, sub_model: SubModel, options: Sequence[Sizes]
@@ -233,9 +233,10 @@ class _Candidate:
         outer_axes = outside_blocks(plan.axes)
         outer = {}
         for name, part in outside_blocks(self.params).items():
-            outer[name] = jax.tree.map(self.placement.gather, part, outer_axes[name])
+            outer[name] = jax.tree.map(self._ready, part, outer_axes[name])
         modules = _narrow_modules(plan, outer, outer_axes, sub_model)
         x_ND, context = plan.family.enter(modules, self.inputs)
+        x_ND = x_ND.astype(self.compute.dtype)
         earlier = plan.earlier(sub_model)
         if earlier is not None:
             facts = plan.architecture.options
@@ -249,7 +250,8 @@ class _Candidate:
 
         def run(sizes: Sizes, weights: Tree, x_ND: jax.Array, index: jax.Array) -> jax.Array:
             kept_sizes = sizes_of(sub_model, sizes)
-            block = narrow_block(plan, weights, names, kept_sizes, joins=self.placement.joins)
+            joins = self.compute.placement.joins
+            block = narrow_block(plan, weights, names, kept_sizes, joins=joins)
             return block(x_ND, context.at(index))
 
         branches: list[Callable[..., jax.Array]] = [skip]
@@ -259,9 +261,12 @@ class _Candidate:
             x_ND: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]
         ) -> tuple[jax.Array, None]:
             weights, choice, index = layer
-            weights = jax.tree.map(self.placement.gather, weights, names)
+            weights = jax.tree.map(self._ready, weights, names)
             return jax.lax.switch(choice, branches, weights, x_ND, index), None
 
         layers = (stack_of(self.params), self.choice_L, jnp.arange(plan.nest.num_layers))
         x_ND, _ = jax.lax.scan(body, x_ND, layers)
         return modules, x_ND, context
+
+    def _ready(self, weight: jax.Array, names: Names) -> jax.Array:
+        return self.compute.placement.gather(weight.astype(self.compute.dtype), names)

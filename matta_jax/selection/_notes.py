@@ -29,6 +29,8 @@ def notes_of(rankings: Sequence[Ranking], method: str) -> list[str]:
             f"Scored with weights as GGUF files of {types} give them back; what llama.cpp's "
             "kernels round besides, matta-extract --certify=llama.cpp tells."
         )
+    if ranking.compute_dtype != "float32":
+        notes.append(f"Scored in {ranking.compute_dtype}.")
     notes += _on_predictor(rows)
     if ranking.prices.latency is not None:
         notes.append(_on_clock(ranking.prices.latency))

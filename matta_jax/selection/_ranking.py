@@ -85,6 +85,7 @@ class Ranking:
       rows: what is known of each.
       part: windows of the corpus that rank them.
       numbers: the type of their matrices, as which they are scored and written; None: of the run.
+      compute_dtype: in which they are scored.
     """
 
     def __init__(  # noqa: PLR0913  Keyword-only: where scores lie, and over how many windows.
@@ -98,6 +99,7 @@ class Ranking:
         root: storage.Path,
         num_windows: int,
         mesh: Mesh | None = None,
+        compute_dtype: str = "float32",
     ):
         self.source = source
         self._mesh = mesh
@@ -105,6 +107,7 @@ class Ranking:
         self.budget = budget
         self.prices = prices
         self.windows = windows
+        self.compute_dtype = compute_dtype
         self.rows: dict[SubModel, Row] = {}
         self.part = min(num_windows, len(windows))
         self._proposed = with_slack(budget)
@@ -113,6 +116,8 @@ class Ranking:
         weights = source.fingerprint
         if self.numbers is not None:
             weights = f"{weights} {self.numbers}"
+        if compute_dtype != "float32":
+            weights = f"{weights} in {compute_dtype}"
 
         # Fingerprints, so that scores of another checkpoint or text are not taken for these.
         self._scores = ScoreFile(
@@ -260,7 +265,13 @@ class Ranking:
 
     def _fresh_scorer(self) -> InPlaceScorer:
         """Has read no weights yet."""
-        return InPlaceScorer(self.source, self.windows, numbers=self.numbers, mesh=self._mesh)
+        return InPlaceScorer(
+            self.source,
+            self.windows,
+            numbers=self.numbers,
+            mesh=self._mesh,
+            compute_dtype=self.compute_dtype,
+        )
 
 
 def pick_of(rows: Sequence[Row], budget: Budget) -> Row:

@@ -37,7 +37,7 @@ from matta_jax.selection._space import (
     make_space,
 )
 from matta_jax.selection._workload import Workload
-from matta_jax.selection.scoring import HELD_OUT, score_record, task_data
+from matta_jax.selection.scoring import HELD_OUT, check_compute_dtype, score_record, task_data
 from matta_jax.sharding import fitting_mesh
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
@@ -99,6 +99,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
     quantize: Sequence[str] = (),
     seed: int = 0,
     mesh: MeshConfig | None = None,
+    compute_dtype: str = "float32",
     log: Callable[[str], None] = print,
 ) -> SearchResult:
     """Finds the best sub-model of a run within a budget.
@@ -125,6 +126,8 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       seed: of `evolutionary`.
       mesh: of this process's devices, on which models are scored; None: rows over all of them, or
         one CPU. Models are timed on the first.
+      compute_dtype: of activations and matmuls while models are scored: float32, or bfloat16 for
+        chips that are faster in it.
       log: takes progress lines.
 
     Raises:
@@ -141,6 +144,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       True
     """
     budget = budget or Budget()
+    check_compute_dtype(compute_dtype)
     # What is wrong is told before the first model is scored, which may take long.
     _check_arguments(
         method,
@@ -166,9 +170,8 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
         storage.make_folder(root)
 
     _announce(space, method, budget, log)
-    ranking_of = functools.partial(
-        Ranking, source, space, budget, root=root, num_windows=num_windows, mesh=devices
-    )
+    of_models = functools.partial(Ranking, source, space, budget, root=root, mesh=devices)
+    ranking_of = functools.partial(of_models, num_windows=num_windows, compute_dtype=compute_dtype)
     rankings = [ranking_of(price, windows) for price in prices]
     for ranking in rankings:
         with contextlib.closing(ranking):
@@ -321,7 +324,8 @@ def _extract(
             place = folder / f"{slug(row.spec)}_{row.numbers}"
             replacing = dataclasses.replace(replacing, quantize=row.numbers)
         name = _SCORE_NAMES.get(units_of(source.config)[0], "bits_per_byte")
-        score = score_record(f"{name}:{corpus}", row.verified or 0.0, ranking.windows.fingerprint)
+        about = f"{name}:{corpus}", row.verified or 0.0, ranking.windows.fingerprint
+        score = score_record(*about, compute_dtype=ranking.compute_dtype)
         [model] = extract(
             checkpoint,
             [row.spec],
@@ -372,6 +376,7 @@ def _write_files(
             "fingerprint": ranking.windows.fingerprint,
             "windows": len(ranking.windows),
         },
+        "compute_dtype": ranking.compute_dtype,
         "budget": dataclasses.asdict(ranking.budget),
         "workload": None if latency is None else dataclasses.asdict(latency.workload),
         "engine": None if latency is None else dict(latency.clock.about),

@@ -25,7 +25,7 @@ from matta_jax.data import (
 )
 from matta_jax.distill import PAIR_LOSSES, make_objective
 from matta_jax.errors import UserError
-from matta_jax.models import DOCUMENTS, Plan, candidate_apply
+from matta_jax.models import DOCUMENTS, Compute, Plan, candidate_apply
 from matta_jax.nesting import Sizes, SubModel
 from matta_jax.packages import Model, Packaging, rounded
 from matta_jax.reporting import progress
@@ -40,6 +40,7 @@ from matta_jax.sharding import (
 )
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
+_COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +230,7 @@ class InPlaceScorer:
       numbers: the type of matrices in a GGUF file, as which all weights are rounded. Blocks end
         where a sub-model may be cut: a part of the rounded TA is the part that is rounded.
       mesh: the devices that share the TA; None: the first one.
+      compute_dtype: of activations and matmuls.
     """
 
     def __init__(
@@ -239,10 +241,12 @@ class InPlaceScorer:
         batch_size: int = 16,
         numbers: str | None = None,
         mesh: Mesh | None = None,
+        compute_dtype: str = "float32",
     ):
         self._source = source
         self._mesh = mesh
         self._numbers = numbers
+        self._compute_dtype = compute_dtype
         self._windows = windows
         reads_examples = source.config.model.reads_examples
         self._batch_size = source.config.data.batch_size if reads_examples else batch_size
@@ -299,8 +303,9 @@ class InPlaceScorer:
         key = source.nest.sizes_alike(sub_model)
         if key not in self._programs:
             where = ONE_DEVICE if self._mesh is None else placement(self._mesh)
+            compute = Compute(self._compute_dtype, remat="none", placement=where)
             run = functools.partial(
-                candidate_apply, source.plan, sub_model=sub_model, placement=where
+                candidate_apply, source.plan, sub_model=sub_model, compute=compute
             )
             if ranks_by_order(source.config):
                 loss = _similarities(run, source.plan)
@@ -329,10 +334,26 @@ def _order_loss(pairs: Sequence[Any], scores: Sequence[Any]) -> Loss:
     return Loss((1 - correlation) * len(values), len(values), 0)
 
 
+def check_compute_dtype(compute_dtype: str) -> None:
+    """Raises UserError for a type that models are not scored in."""
+    if compute_dtype not in _COMPUTE_DTYPES:
+        raise UserError(
+            f"compute_dtype={compute_dtype!r} must be one of {', '.join(_COMPUTE_DTYPES)}"
+        )
+
+
 def score_record(
-    task: str, value: float, fingerprint: str, interval: tuple[float, float] | None = None
+    task: str,
+    value: float,
+    fingerprint: str,
+    interval: tuple[float, float] | None = None,
+    *,
+    compute_dtype: str = "float32",
 ) -> dict[str, Any]:
     """A score as a manifest keeps it, with the fingerprint of the data."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = {"task": task, "value": value, "corpus": fingerprint, "date": today}
-    return record if interval is None else record | {"interval": list(interval)}
+    if interval is not None:
+        record["interval"] = list(interval)
+    # Float32 goes without saying, as in manifests of before.
+    return record if compute_dtype == "float32" else record | {"compute_dtype": compute_dtype}

@@ -1,5 +1,7 @@
 """The best sub-model within a budget is found, and extracted."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,28 @@ def test_what_is_extracted_keeps_the_budget_and_carries_its_score(run, output, o
         assert score["task"] == "bits_per_byte:held_out"
         assert score["value"] == row.verified
         assert not row.dominated
+
+
+@pytest.mark.slow
+def test_models_may_be_scored_in_another_type_and_their_scores_are_apart(run, tmp_path, one_family):
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = one_family | {"compute_dtype": dtype, "method": "evolutionary"}
+        results[dtype] = search(str(run[1]), tmp_path / "s", evaluations=2, verify=1, **settings)
+    exact, rounded = ({row.spec: row.loss for row in result.rows} for result in results.values())
+    for spec in ("student", "ta"):
+        assert rounded[spec] != exact[spec]
+        assert rounded[spec] == pytest.approx(exact[spec], rel=1e-2)
+    document = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert document["compute_dtype"] == "bfloat16" and "Scored in bfloat16." in document["notes"]
+    assert not any("Scored in" in note for note in results["float32"].notes)
+    # Nor do later searches take scores of one type for those of another.
+    again = search(str(run[1]), tmp_path / "s", evaluations=2, verify=1, **settings)
+    assert {row.spec: row.loss for row in again.rows} == rounded
+    scores = (tmp_path / "s" / "scores.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["checkpoint"] for line in scores}) == 2
+    with pytest.raises(UserError, match="compute_dtype='fp16' must be one of float32, bfloat16"):
+        search(str(run[1]), tmp_path / "s", **one_family | {"compute_dtype": "fp16"})
 
 
 @pytest.mark.parametrize(
