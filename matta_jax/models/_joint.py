@@ -28,7 +28,6 @@ from matta_jax.models.families import Inputs, Modules
 from matta_jax.models.layers import Context, drop
 from matta_jax.nesting import (
     RESIDUAL,
-    Names,
     Sizes,
     SubModel,
     Tree,
@@ -233,7 +232,7 @@ class _Candidate:
         outer_axes = outside_blocks(plan.axes)
         outer = {}
         for name, part in outside_blocks(self.params).items():
-            outer[name] = jax.tree.map(self._ready, part, outer_axes[name])
+            outer[name] = ready(part, outer_axes[name], self.compute)
         modules = _narrow_modules(plan, outer, outer_axes, sub_model)
         x_ND, context = plan.family.enter(modules, self.inputs)
         x_ND = x_ND.astype(self.compute.dtype)
@@ -261,12 +260,9 @@ class _Candidate:
             x_ND: jax.Array, layer: tuple[Tree, jax.Array, jax.Array]
         ) -> tuple[jax.Array, None]:
             weights, choice, index = layer
-            weights = jax.tree.map(self._ready, weights, names)
+            weights = ready(weights, names, self.compute)
             return jax.lax.switch(choice, branches, weights, x_ND, index), None
 
         layers = (stack_of(self.params), self.choice_L, jnp.arange(plan.nest.num_layers))
         x_ND, _ = jax.lax.scan(body, x_ND, layers)
         return modules, x_ND, context
-
-    def _ready(self, weight: jax.Array, names: Names) -> jax.Array:
-        return self.compute.placement.gather(weight.astype(self.compute.dtype), names)
