@@ -25,6 +25,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # emitters of fusions.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 _FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+# On a machine that others keep busy, XLA's 40 s for a collective end a whole worker.
+_FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=240"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):  # Workers have them already.

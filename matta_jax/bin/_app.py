@@ -17,7 +17,7 @@ import matta_jax
 from matta_jax import stops, storage
 from matta_jax.bin._complaints import complaints_held
 from matta_jax.bin._config_file import NEST_CALL, config_file_error, locate_config
-from matta_jax.bin._output import USAGE_ERROR, exit_of, guarded_output
+from matta_jax.bin._output import LOST, USAGE_ERROR, exit_of, guarded_output
 from matta_jax.config import (
     Config,
     Section,
@@ -33,6 +33,10 @@ from matta_jax.packages import QUANTIZATIONS
 _INIT_FROM = re.compile(r"(?:^|\0)--?init_from[=\0]([^\0]*)")
 _CONFIG = re.compile(r"((?:^|\0)--?config[=\0])([^\0]*)")
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
+_UNREACHED = (
+    "the processes of this run did not reach each other in time ({reason}); look at the network "
+    "and at the load of the machines, and start all processes again with the same commands"
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -207,9 +211,12 @@ def _fail_by(error: Exception) -> NoReturn:
     if line is not None:
         _fail(line)
     if _is_distributed():
-        sys.modules["matta_jax.sharding"].wait_for_verdict(error)
+        sharding = sys.modules["matta_jax.sharding"]
+        sharding.wait_for_verdict(error)
+        if sharding.is_connection_error(error):
+            _fail(_UNREACHED.format(reason=str(error)[:160]), code=LOST)
         traceback.print_exc()
-        sys.modules["matta_jax.sharding"].part(1)
+        sharding.part(1)
     raise error
 
 

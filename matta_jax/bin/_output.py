@@ -10,6 +10,10 @@ from typing import Any, TextIO
 USAGE_ERROR = 2
 """Exit code of a user's mistake."""
 
+LOST = 3
+"""Exit code of a process that stopped because another one died or could not be reached: start all
+of them again."""
+
 # As a shell has it of a process that the signal of a closed pipe ends.
 _CLOSED_PIPE = 141
 

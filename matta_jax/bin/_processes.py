@@ -16,7 +16,7 @@ from typing import IO, TextIO
 
 from absl import flags
 
-from matta_jax.bin._output import USAGE_ERROR
+from matta_jax.bin._output import LOST, USAGE_ERROR
 from matta_jax.errors import UserError
 
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -37,9 +37,6 @@ _HEARTBEAT = flags.DEFINE_integer(
     "A process that is silent for so long is dead, and the others stop.",
     lower_bound=1,
 )
-
-LOST = 3
-"""Exit code of a process that stopped because another one died: start all of them again."""
 
 # Of Linux's prctl: the signal that a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1

@@ -34,6 +34,7 @@ from matta_jax.sharding._placement import sum_dtype as sum_dtype
 from matta_jax.sharding._processes import any_process as any_process
 from matta_jax.sharding._processes import check_agreement as check_agreement
 from matta_jax.sharding._processes import check_shared as check_shared
+from matta_jax.sharding._processes import is_connection_error as is_connection_error
 from matta_jax.sharding._processes import is_first as is_first
 from matta_jax.sharding._processes import join_processes as join_processes
 from matta_jax.sharding._processes import part as part

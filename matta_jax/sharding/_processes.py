@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ T = TypeVar("T")
 _PARTING_SECONDS = 3.0
 # How long process 0 stays after that: it answers the others, and one without an answer is aborted.
 _ANSWER_SECONDS = 0.5
+# How long a process waits for the others before the first exchange. One that dies ends it sooner.
+_MEETING_SECONDS = 3600.0
 # How long a process looks for what another wrote, and how often.
 _SEEN_SECONDS = 40.0
 _LOOK_SECONDS = 2.0
@@ -28,8 +31,12 @@ _SHOWN_CHARACTERS = 200
 _SHOWN_PROCESSES = 8
 _DIGEST_BYTES = 8
 
+# How errors of Gloo (CPUs) and NCCL (GPUs) begin, after the kind of the error.
+_CONNECTION = re.compile(r"\w+: (Gloo|NCCL) ")
+
 # What this process joined with.
 _heartbeat_seconds = 0
+_has_met = False
 
 
 def join_processes(
@@ -98,7 +105,7 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process."""
     if jax.process_count() == 1:
         return flag
-    flags = multihost_utils.process_allgather(np.array(flag))
+    flags = _gathered(np.array(flag))
     return bool(np.any(flags))
 
 
@@ -119,7 +126,7 @@ def together(check: Callable[[], T]) -> T:
         error = raised
     failed = [0] * (error is not None)
     if jax.process_count() > 1:
-        verdicts = multihost_utils.process_allgather(np.array(error is not None))
+        verdicts = _gathered(np.array(error is not None))
         failed = np.flatnonzero(verdicts).tolist()
     if error is not None:
         raise error
@@ -165,15 +172,23 @@ def check_agreement(facts: Mapping[str, str]) -> None:
             )
 
 
+def _gathered(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, in their order, on each of them."""
+    global _has_met
+    if not _has_met:
+        # Gloo gives up where a process comes 30 s after another, as on a machine under load.
+        _client().wait_at_barrier("matta_jax/meet", int(1000 * _MEETING_SECONDS))
+        _has_met = True
+    return np.asarray(multihost_utils.process_allgather(array))
+
+
 def _odd_processes(texts: Sequence[str]) -> list[list[int]]:
     """The processes on which each text is not that of process 0."""
     if jax.process_count() == 1:
         return [[] for _ in texts]
     # Digests have one length on every process, which a gather needs.
     digests = b"".join(_digest(text) for text in texts)
-    digests_of_all = multihost_utils.process_allgather(
-        np.frombuffer(digests, np.uint8).reshape(len(texts), _DIGEST_BYTES)
-    )
+    digests_of_all = _gathered(np.frombuffer(digests, np.uint8).reshape(len(texts), _DIGEST_BYTES))
     differs = np.any(digests_of_all != digests_of_all[0], axis=-1)
     return [np.flatnonzero(differs[:, i]).tolist() for i in range(len(texts))]
 
@@ -194,14 +209,24 @@ def wait_for_verdict(error: BaseException) -> None:
     A broken collective raises at once; the runtime finds the dead process by its heartbeat, and
     then aborts this one.
     """
-    # An error of the runtime may have been wrapped on its way up.
+    # The runtime aborts this process while it sleeps, unless nobody has died.
+    if _runtime_error(error) is not None:
+        time.sleep(2 * _heartbeat_seconds + 5)
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether an error is of the library by which processes exchange arrays: one could not be
+    reached in time.
+    """
+    return bool(_CONNECTION.match(str(_runtime_error(error))))
+
+
+def _runtime_error(error: BaseException) -> BaseException | None:
+    """The runtime's error, which may have been wrapped on its way up; None without."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
         cause = cause.__cause__ or cause.__context__
-
-    # The runtime aborts this process while it sleeps, unless nobody has died.
-    if cause is not None:
-        time.sleep(2 * _heartbeat_seconds + 5)
+    return cause
 
 
 def part(code: int) -> None:
@@ -211,11 +236,7 @@ def part(code: int) -> None:
     Processes that fail alike part together; one that fails alone leaves the others to their
     heartbeat.
     """
-    # The one barrier that does not need the devices, which may be stuck.
-    from jax._src import distributed
-
-    client = distributed.global_state.client
-    assert client is not None
+    client = _client()
     sys.stdout.flush()
     sys.stderr.flush()
 
@@ -224,3 +245,12 @@ def part(code: int) -> None:
         client.wait_at_barrier("matta_jax/part", int(1000 * _PARTING_SECONDS))
         time.sleep(_ANSWER_SECONDS * (jax.process_index() == 0))
     os._exit(code)
+
+
+def _client() -> Any:
+    """That of the runtime, whose barriers need no devices, which may be stuck."""
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    assert client is not None
+    return client

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from matta_jax.bin import _processes
+from matta_jax.bin._output import LOST
 
 
 def relayed(text):
@@ -42,12 +43,13 @@ def test_a_line_of_its_own_is_passed_on_among_last_words():
 WATCH = """
 import sys
 from matta_jax.bin import _processes
+from matta_jax.bin._output import LOST
 sys.exit(_processes._watch([sys.executable, "-c", sys.argv[1]]))
 """
 
 
 @pytest.mark.parametrize(
-    "said, code", [("error: mend it", 2), ("F coordination_service.cc:9 fatal", _processes.LOST)]
+    "said, code", [("error: mend it", 2), ("F coordination_service.cc:9 fatal", LOST)]
 )
 @pytest.mark.few(1)
 def test_an_abort_while_it_parts_leaves_the_code_of_what_it_said(said, code):

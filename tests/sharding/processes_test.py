@@ -11,6 +11,7 @@ from matta_jax.sharding import (
     any_process,
     check_agreement,
     check_shared,
+    is_connection_error,
     is_first,
     join_processes,
     together,
@@ -29,6 +30,7 @@ def gathered(monkeypatch):
             return np.stack([change(array.copy(), process) for process in range(processes)])
 
         monkeypatch.setattr(jax, "process_count", lambda: processes)
+        monkeypatch.setattr(_processes, "_has_met", True)
         monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
 
     return play
@@ -39,6 +41,36 @@ def test_a_process_by_itself_agrees_and_waits_for_nobody():
     wait_for_all("here")
     check_agreement({"config": "a"})
     assert any_process(True) and not any_process(False)
+
+
+def test_processes_meet_before_their_first_exchange(monkeypatch):
+    class Client:
+        def wait_at_barrier(self, name, milliseconds):
+            order.append(name)
+
+    def process_allgather(array):
+        order.append("gathered")
+        return array[None]
+
+    order = []
+    monkeypatch.setattr(_processes, "_has_met", False)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(_processes, "_client", Client)
+    monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
+    any_process(False)
+    any_process(False)
+    assert order == ["matta_jax/meet", "gathered", "gathered"]
+
+
+def test_an_error_of_a_connection_is_told_from_others():
+    gloo = jax.errors.JaxRuntimeError(
+        "UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue() timed out"
+    )
+    wrapped = ValueError("no checkpoint")
+    wrapped.__cause__ = gloo
+    assert is_connection_error(gloo) and is_connection_error(wrapped)
+    others = (ValueError("INTERNAL: Gloo "), jax.errors.JaxRuntimeError("INTERNAL: a Gloo "))
+    assert not any(map(is_connection_error, others))
 
 
 def test_a_flag_of_any_process_is_seen_by_all(gathered):
