@@ -52,6 +52,16 @@ def listed(items: Iterable[object]) -> str:
     return ", ".join(words[:_MOST_NAMES]) + ending
 
 
+def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
+    """Raises UserError for a value that is none of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(
+            f"{field}={shorten(value)} must be one of {', '.join(choices)}"
+            f"{did_you_mean(value, choices)}"
+        )
+
+
 def did_you_mean(word: object, names: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the closest known word, or an empty string; for what is
     no string too.

@@ -6,11 +6,14 @@ matta-generate --model=models/large --prompt='def main' --mesh.tensor=4
 matta-generate --checkpoint=runs/quickstart --sub_model=ta --draft=student --draft_tokens=4
 """
 
+import dataclasses
+
 from absl import flags
 
 import matta_jax
 from matta_jax.bin import _app, _mesh
-from matta_jax.errors import UserError
+from matta_jax.config import FLOAT_TYPES
+from matta_jax.errors import UserError, check_choice
 from matta_jax.packages import load_chosen
 from matta_jax.serving import Sampling
 
@@ -33,6 +36,11 @@ _MIN_P = flags.DEFINE_float(
 )
 _REPETITION_PENALTY = flags.DEFINE_float(
     "repetition_penalty", 1.0, "Above 1: tokens that stand in the text already are less likely."
+)
+_COMPUTE_DTYPE = flags.DEFINE_string(
+    "compute_dtype",
+    "float32",
+    "Of weights, activations and matmuls: float32, or bfloat16 in half the memory.",
 )
 _DRAFT = flags.DEFINE_string(
     "draft",
@@ -61,7 +69,11 @@ def _main() -> None:
     sub_models = [_SUB_MODEL.value] if _SUB_MODEL.value else []
     if _DRAFT.value and sub_models:
         sub_models.append(_DRAFT.value)
-    model, *drafts = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_mesh.of_texts())
+    check_choice("compute_dtype", _COMPUTE_DTYPE.value, FLOAT_TYPES)
+    chosen = load_chosen(models, _CHECKPOINT.value, sub_models, mesh=_mesh.of_texts())
+    model, *drafts = (
+        dataclasses.replace(each, compute_dtype=_COMPUTE_DTYPE.value) for each in chosen
+    )
 
     texts = matta_jax.generate(
         model,

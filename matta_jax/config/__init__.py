@@ -22,6 +22,7 @@ from matta_jax.config._convert import unknown_field as unknown_field
 from matta_jax.config._data import DataConfig as DataConfig
 from matta_jax.config._describe import describe_fields as describe_fields
 from matta_jax.config._embedder import EmbedderConfig as EmbedderConfig
+from matta_jax.config._fields import FLOAT_TYPES as FLOAT_TYPES
 from matta_jax.config._fields import Section as Section
 from matta_jax.config._fields import field as field
 from matta_jax.config._llama import LlamaConfig as LlamaConfig

@@ -13,7 +13,10 @@ from typing import Any, ClassVar
 
 from immutabledict import immutabledict
 
-from matta_jax.errors import UserError, did_you_mean, shorten
+from matta_jax.errors import UserError, check_choice, shorten
+
+FLOAT_TYPES = ("float32", "bfloat16")
+"""Types of numbers that a model may compute in, or be kept in."""
 
 # Beside numbers of order 1, float32 takes less for nothing, and squares of it, as norms and moments
 # need them, for 0.
@@ -164,9 +167,8 @@ def _check_range(name: str, value: Any, rule: Mapping[str, Any]) -> None:
 
 def _check_item(name: str, item: Any, rule: Mapping[str, Any]) -> None:
     shown = f"{name}={shorten(item)}"
-    if rule["choices"] is not None and item not in rule["choices"]:
-        hint = did_you_mean(item, rule["choices"])
-        raise UserError(f"{shown} must be one of {', '.join(rule['choices'])}{hint}")
+    if rule["choices"] is not None:
+        check_choice(name, item, rule["choices"])
     if isinstance(item, str):
         _check_string(shown, item, is_prose=rule["is_prose"])
     else:

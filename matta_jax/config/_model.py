@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from matta_jax.config._fields import Section, field, item_name
-from matta_jax.errors import UserError, did_you_mean, shorten
+from matta_jax.config._fields import FLOAT_TYPES, Section, field, item_name
+from matta_jax.errors import UserError, check_choice, did_you_mean, shorten
 
 # Where a field is not called as its axis.
 _SIZE_FIELDS = {"heads": "num_heads", "kv_heads": "num_kv_heads"}
@@ -76,7 +76,7 @@ class ModelConfig(Section):
     compute_dtype: str = field(
         "float32",
         "Type of activations and matmuls; parameters stay float32.",
-        choices=("float32", "bfloat16"),
+        choices=FLOAT_TYPES,
     )
     reduce_dtype: str = field(
         "compute",
@@ -221,11 +221,7 @@ def model_sections() -> Mapping[str, type[ModelConfig]]:
 
 def section_of(name: str) -> type[ModelConfig]:
     """The section of a family. Raises UserError for an unknown one."""
-    if not isinstance(name, str) or name not in _SECTIONS:
-        raise UserError(
-            f"model.name={shorten(name)} must be one of {', '.join(_SECTIONS)}"
-            f"{did_you_mean(name, _SECTIONS)}"
-        )
+    check_choice("model.name", name, _SECTIONS)
     return _SECTIONS[name]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from matta_jax.config._fields import Section, field
+from matta_jax.config._fields import FLOAT_TYPES, Section, field
 from matta_jax.errors import UserError
 
 # Of a mean that decays: float32 takes a larger one for 1.
@@ -120,7 +120,7 @@ class ShampooConfig(Section):
         in_state=True,
     )
     root_dtype: str = field(
-        "float32", "Type that roots are kept in.", choices=("float32", "bfloat16"), in_state=True
+        "float32", "Type that roots are kept in.", choices=FLOAT_TYPES, in_state=True
     )
     grafting: str = field(
         "rmsprop", "Whose norm the update takes.", choices=("rmsprop", "adam", "sgd"), in_state=True

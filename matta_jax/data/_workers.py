@@ -10,7 +10,7 @@ import threading
 from concurrent.futures.process import BrokenProcessPool
 
 from matta_jax.data._part_jobs import DonePart, Plan, read_done, write_part
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, check_choice
 from matta_jax.reporting import progress
 
 RUNNERS = ("local", "direct", "dataflow", "spark", "flink")
@@ -34,11 +34,7 @@ class Runner:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name not in RUNNERS:
-            raise UserError(
-                f"runner={self.name!r} must be one of {', '.join(RUNNERS)}"
-                f"{did_you_mean(self.name, RUNNERS)}"
-            )
+        check_choice("runner", self.name, RUNNERS)
         if self.workers is not None and self.workers < 1:
             raise UserError(f"workers={self.workers} must be at least 1")
         if self.workers is not None and self.name != "local":

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from matta_jax import storage
-from matta_jax.config import Config, MeshConfig
-from matta_jax.errors import UnsavedError, UserError, did_you_mean
+from matta_jax.config import FLOAT_TYPES, Config, MeshConfig
+from matta_jax.errors import UnsavedError, UserError, check_choice, did_you_mean
 from matta_jax.evaluation._accuracy import Accuracy
 from matta_jax.evaluation._auc import Auc
 from matta_jax.evaluation._comparison import Comparison, Evaluation, table_of
@@ -20,7 +20,7 @@ from matta_jax.evaluation._sts import Sts
 from matta_jax.evaluation._tasks import Outcome, Task, all_pairs
 from matta_jax.evaluation._text import Text, TextTask
 from matta_jax.packages import Model, load_chosen, record_scores
-from matta_jax.selection.scoring import check_compute_dtype, score_record
+from matta_jax.selection.scoring import score_record
 from matta_jax.sharding import local_mesh
 from matta_jax.tokenizers import Tokenizer, files_digest, fitting_tokenizer
 
@@ -138,7 +138,7 @@ def compare(  # noqa: PLR0913  Keyword-only: the settings of a public call.
             "tasks is missing; name at least one, such as --tasks=bits_per_byte:held_out"
         )
     parsed_tasks = [_parse_task(task) for task in tasks]
-    check_compute_dtype(compute_dtype)
+    check_choice("compute_dtype", compute_dtype, FLOAT_TYPES)
     for field, names in {"tasks": tasks, "model": folders, "sub_model": specs}.items():
         _check_distinct(field, names)
     loaded = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from matta_jax.checkpoints import load_opt_state, open_source
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, check_choice
 from matta_jax.nesting import flatten, slice_model
 from matta_jax.optim import ShampooState, find_shampoo, matrix_views
 from matta_jax.optim.inspect import Block, blocks_of
@@ -38,10 +38,7 @@ def preconditioner_blocks(checkpoint: str, weight: str, layer: int) -> list[Bloc
             "shampoo"
         )
     weights = flatten(source.abstract)
-    if weight not in weights:
-        raise UserError(
-            f"weight={weight!r} must be one of {', '.join(weights)}{did_you_mean(weight, weights)}"
-        )
+    check_choice("weight", weight, weights)
     if not 0 <= layer < nest.ta.num_layers:
         raise UserError(f"layer={layer} must be from 0 to {nest.ta.num_layers - 1}")
 

@@ -5,7 +5,7 @@ import math
 
 import jax.numpy as jnp
 
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, check_choice, did_you_mean
 from matta_jax.nesting import Counts
 
 FORMATS = ("orbax", "safetensors", "hf", "vllm", "timm", "gguf")
@@ -74,11 +74,7 @@ class Packaging:
     def _check_quantize(self) -> None:
         if self.quantize is None:
             return
-        if self.quantize not in QUANTIZATIONS:
-            raise UserError(
-                f"quantize={self.quantize!r} must be one of {', '.join(QUANTIZATIONS)}"
-                f"{did_you_mean(self.quantize, QUANTIZATIONS)}"
-            )
+        check_choice("quantize", self.quantize, QUANTIZATIONS)
         if self.format != "gguf":
             raise UserError(
                 f"quantize={self.quantize!r} needs format=gguf, and format is {self.format!r}; "

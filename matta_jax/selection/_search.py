@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
-from matta_jax.config import MeshConfig
+from matta_jax.config import FLOAT_TYPES, MeshConfig
 from matta_jax.elastic import Extracted, extract
-from matta_jax.errors import UnsavedError, UserError, did_you_mean
+from matta_jax.errors import UnsavedError, UserError, check_choice
 from matta_jax.nesting import slug
 from matta_jax.packages import Packaging, check_place
 from matta_jax.reporting import say_without_pictures
@@ -37,7 +37,7 @@ from matta_jax.selection._space import (
     make_space,
 )
 from matta_jax.selection._workload import Workload
-from matta_jax.selection.scoring import HELD_OUT, check_compute_dtype, score_record, task_data
+from matta_jax.selection.scoring import HELD_OUT, score_record, task_data
 from matta_jax.sharding import fitting_mesh
 
 METHODS = ("auto", "exhaustive", "additive", "evolutionary")
@@ -144,7 +144,7 @@ def search(  # noqa: PLR0913  Keyword-only: the settings of a public call.
       True
     """
     budget = budget or Budget()
-    check_compute_dtype(compute_dtype)
+    check_choice("compute_dtype", compute_dtype, FLOAT_TYPES)
     # What is wrong is told before the first model is scored, which may take long.
     _check_arguments(
         method,
@@ -289,11 +289,7 @@ def _announce(space: Space, method: str, budget: Budget, log: Callable[[str], No
 
 def _check_arguments(method: str, **numbers: int) -> None:
     """Raises UserError for an unknown method, or a number out of bounds."""
-    if method not in METHODS:
-        raise UserError(
-            f"method={method!r} must be one of {', '.join(METHODS)}"
-            f"{did_you_mean(str(method), METHODS)}"
-        )
+    check_choice("method", method, METHODS)
     for name, number in numbers.items():
         check_count(name, number, *_BOUNDS[name])
 

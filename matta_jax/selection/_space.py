@@ -10,7 +10,7 @@ from immutabledict import immutabledict
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source
-from matta_jax.errors import UserError, shorten
+from matta_jax.errors import UserError, check_choice, shorten
 from matta_jax.nesting import LAYERS, PATTERNS, Nest, Sizes, SubModel, word_of
 from matta_jax.packages import DTYPES
 
@@ -48,8 +48,7 @@ class Budget:
                     f"{name}={shorten(value)} must be greater than 0, and finite; leave it "
                     "out for no limit"
                 )
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        check_choice("dtype", self.dtype, DTYPES)
 
     def limits(self) -> dict[str, float]:
         """The limits that are set."""

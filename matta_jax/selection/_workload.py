@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from matta_jax.config import Config
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.config import FLOAT_TYPES, Config
+from matta_jax.errors import UserError, check_choice
 from matta_jax.packages import TIMED
 from matta_jax.selection._space import check_count
 
@@ -13,7 +13,6 @@ LATENCY_ENGINES = (JAX, *TIMED)
 """What a time may be of: our own programs, or an engine that serves the files."""
 
 _LLAMA_CPP = "llama.cpp"
-_DTYPES = ("float32", "bfloat16")
 # That are timed at once; their activations alone fill any device's memory.
 _MOST_TOKENS = 2**24
 # Of an engine: beyond those of any machine.
@@ -43,15 +42,9 @@ class Workload:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UserError(f"latency_mode={self.mode!r} must be one of {', '.join(MODES)}")
-        if self.dtype not in _DTYPES:
-            raise UserError(f"latency dtype={self.dtype!r} must be one of {', '.join(_DTYPES)}")
-        if self.engine not in LATENCY_ENGINES:
-            raise UserError(
-                f"latency_engine={self.engine!r} must be one of {', '.join(LATENCY_ENGINES)}"
-                f"{did_you_mean(str(self.engine), LATENCY_ENGINES)}"
-            )
+        check_choice("latency_mode", self.mode, MODES)
+        check_choice("latency_dtype", self.dtype, FLOAT_TYPES)
+        check_choice("latency_engine", self.engine, LATENCY_ENGINES)
         for name in ("batch_size", "length"):
             check_count(f"latency_{name}", getattr(self, name), 1, _MOST_TOKENS)
         if self.batch_size * self.length > _MOST_TOKENS:
@@ -74,7 +67,7 @@ class Workload:
             return
         if self.dtype != "float32":
             raise UserError(
-                f"latency dtype={self.dtype!r} is of 'jax', and latency_engine is "
+                f"latency_dtype={self.dtype!r} is of 'jax', and latency_engine is "
                 f"{self.engine!r}, which computes in what its files hold; leave it out"
             )
         if self.mode == "decode" and self.length == 1:

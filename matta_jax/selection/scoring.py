@@ -40,7 +40,6 @@ from matta_jax.sharding import (
 )
 
 HELD_OUT = "held_out"  # In place of a glob: the run's own held-out documents.
-_COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,14 +331,6 @@ def _order_loss(pairs: Sequence[Any], scores: Sequence[Any]) -> Loss:
     values = np.concatenate([score[mask] for score, mask in zip(scores, counted, strict=True)])
     correlation = float(scipy.stats.spearmanr(similarities, values).statistic)
     return Loss((1 - correlation) * len(values), len(values), 0)
-
-
-def check_compute_dtype(compute_dtype: str) -> None:
-    """Raises UserError for a type that models are not scored in."""
-    if compute_dtype not in _COMPUTE_DTYPES:
-        raise UserError(
-            f"compute_dtype={compute_dtype!r} must be one of {', '.join(_COMPUTE_DTYPES)}"
-        )
 
 
 def score_record(

@@ -58,7 +58,8 @@ class Engine:
     For one thread, but for `submit`, `switch` and what a `Completion` offers.
 
     Args:
-      models: sub-models in place of one run, or one plain model.
+      models: sub-models in place of one run, or one plain model. Their weights are kept in the
+        type that they compute in.
       vocabulary: their ids.
       slots: texts that are written at once.
       draft: which of the models proposes tokens to larger ones of the same layers or more; None:
@@ -384,6 +385,8 @@ def _check(models: Sequence[Model]) -> Model:
             "an engine serves the sub-models of one run, or one model; name one checkpoint, or one "
             "model"
         )
+    if any(each.compute_dtype != model.compute_dtype for each in models):
+        raise UserError("an engine computes in one type; give all of its models one compute_dtype")
     for each in models:
         check_writes(each)
     return model

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from matta_jax import storage
 from matta_jax.checkpoints import Source, open_source
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.config import FLOAT_TYPES
+from matta_jax.errors import UserError, check_choice, did_you_mean
 from matta_jax.nesting import canonical_specs
 from matta_jax.packages import Model, load_in_place, open_model
 
@@ -136,6 +137,7 @@ class Choice:
       search: folder of a search, which tells the quality and the milliseconds.
       draft: one more spec, which proposes tokens.
       mesh: the devices that share weights and caches; None: the first has all.
+      compute_dtype: of weights, activations and matmuls.
     """
 
     model: str | None = None
@@ -144,6 +146,7 @@ class Choice:
     search: str | None = None
     draft: str | None = None
     mesh: Mesh | None = None
+    compute_dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +171,7 @@ def load_menu(choice: Choice) -> LoadedModels:
       UserError: both or neither are named, what is named is missing or damaged, a search is of
         other weights, or the mesh does not fit the model.
     """
+    check_choice("compute_dtype", choice.compute_dtype, FLOAT_TYPES)
     if (choice.model is None) == (choice.checkpoint is None):
         raise UserError(
             "name either model (an extracted folder) or checkpoint (the workdir of a run), not "
@@ -186,9 +190,10 @@ def load_menu(choice: Choice) -> LoadedModels:
         [draft] = canonical_specs([choice.draft], source.nest)
         specs.append(draft)
     canonical = canonical_specs(specs, source.nest)
-    models = load_in_place(choice.checkpoint, canonical, choice.mesh)
-    entries = []
-    for model in models:
+    entries, models = [], []
+    for loaded in load_in_place(choice.checkpoint, canonical, choice.mesh):
+        model = dataclasses.replace(loaded, compute_dtype=choice.compute_dtype)
+        models.append(model)
         row = rows.get(model.spec, {})
         entries.append(_entry(model, row.get("quality"), row.get("ms")))
     return LoadedModels(models, Menu(entries, unit), draft)
@@ -202,7 +207,7 @@ def _load_folder(choice: Choice, folder: str) -> LoadedModels:
     package = open_model(folder)
     scores = {score["task"]: score["value"] for score in package.manifest["scores"]}
     bits = [value for task, value in scores.items() if task.startswith("bits_per_byte")]
-    model = package.load(choice.mesh)
+    model = dataclasses.replace(package.load(choice.mesh), compute_dtype=choice.compute_dtype)
     return LoadedModels([model], Menu([_entry(model, bits[-1] if bits else None, None)]))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from matta_jax.errors import UserError
+from matta_jax.config import FLOAT_TYPES
+from matta_jax.errors import check_choice
 from matta_jax.models import (
     Architecture,
     Pool,
@@ -21,7 +22,7 @@ from matta_jax.models import (
     resident_weights,
     split_stack,
 )
-from matta_jax.nesting import Names, Tree, logical_names
+from matta_jax.nesting import Names, Tree, logical_names, outside_blocks
 from matta_jax.packages import Model
 from matta_jax.serving import _programs
 from matta_jax.serving._completions import Completion
@@ -41,17 +42,16 @@ LONGEST_TURN = 32
 _SHORTEST = 64  # Positions of the shortest program.
 _GREEDY = Sampling(temperature=0)
 
-_CACHE_DTYPES = ("float32", "bfloat16")
-
 
 class Runner:
     """Reads and draws for the slots of an engine.
 
     Args:
-      model: a plain one, or any sub-model in place of a run. Its devices share weights and caches.
+      model: a plain one, or any sub-model in place of a run. Its devices share weights and caches,
+        and weights are kept in the type that it computes in.
       takes_weights: whether those of its layers are deleted once they are here, one after another.
       slots: texts that stand side by side.
-      cache_dtype: of keys and values, of `_CACHE_DTYPES`.
+      cache_dtype: of keys and values, float32 or bfloat16.
       end_ids: that end a text.
       allowed: bool [V], ids that may be drawn; None: all.
 
@@ -70,16 +70,13 @@ class Runner:
         allowed: np.ndarray | None = None,
     ):
         # Before weights are taken over: who is refused has them yet.
-        if cache_dtype not in _CACHE_DTYPES:
-            raise UserError(
-                f"cache_dtype={cache_dtype!r} must be one of {', '.join(_CACHE_DTYPES)}"
-            )
+        check_choice("cache_dtype", cache_dtype, FLOAT_TYPES)
         resident = model.architecture if model.in_place is None else model.in_place[0].architecture
         self.limit = model.config.data.seq_len
         self.end_ids = end_ids
         self.vocab_size = resident.vocab_size
         self._allowed = allowed
-        self._weights = _resident_on(model.mesh, resident, model.params, takes_weights)
+        self._weights = _resident_on(model, resident, takes_weights)
         # Whole pieces: one that is filled up at its end stays inside, and proposals do too.
         self._room = -(-(self.limit + MOST_PROPOSALS + 1) // PIECE) * PIECE
         make_pool = functools.partial(
@@ -200,30 +197,35 @@ class Runner:
         logging.info("compiles %s for %d positions (%s)", name, program.length, sizes)
 
 
-def _resident_on(
-    mesh: Mesh | None, resident: Architecture, params: Tree, takes_weights: bool
-) -> Tree:
-    """The resident weights, each device its own part. Of what is taken over one stack at a time
-    stands there twice.
+def _resident_on(model: Model, resident: Architecture, takes_weights: bool) -> Tree:
+    """The resident weights in the model's compute type, each device its own part. Of what is taken
+    over one stack at a time stands there twice.
     """
+    mesh, dtype = model.mesh, model.compute_dtype
 
     def take(weight: jax.Array, names: Names) -> list[jax.Array]:
-        parts = _split(weight, names, mesh)
+        parts = _split(weight, names, dtype, mesh)
         if takes_weights:
             # What runs on it yet keeps its memory.
             jax.block_until_ready(parts)
             weight.delete()
         return parts
 
-    weights = resident_weights(resident, params, take)
+    weights = resident_weights(resident, model.params, take)
+    weights = jax.tree.map(lambda weight: weight.astype(dtype), weights)
+    if takes_weights:
+        # Those outside of the layers, where the engine has copies of them.
+        for weight in jax.tree.leaves(outside_blocks(model.params)):
+            if weight.dtype != dtype:
+                weight.delete()
     if mesh is None:
         return weights
     return jax.device_put(weights, weight_shardings(weights, resident_axes(resident), mesh))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _split(weight: jax.Array, names: Names, mesh: Mesh | None) -> list[jax.Array]:
-    parts = split_stack(weight, names)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _split(weight: jax.Array, names: Names, dtype: str, mesh: Mesh | None) -> list[jax.Array]:
+    parts = split_stack(weight.astype(dtype), names)
     if mesh is None:
         return parts
     shardings = weight_shardings(parts, [logical_names(names)] * len(parts), mesh)

@@ -43,7 +43,7 @@ def test_the_space_has_every_depth_and_width_between_student_and_ta(source):
             for value in (-1, 2**40, 10**5000, 1.5, True, "8")
         ),
         (lambda: Workload(batch_size=2**13, length=2**13), "latency_batch_size=8192 .* too many"),
-        (lambda: Workload(dtype="float33"), "latency dtype='float33' must be one of float32"),
+        (lambda: Workload(dtype="float33"), "latency_dtype='float33' must be one of float32"),
         (lambda: Budget(dtype="fp16"), "dtype='fp16' must be one of fp32, bf16"),
         (lambda: Workload("train"), "latency_mode='train' must be one of prefill, decode"),
         (lambda: Workload(batch_size=0), "latency_batch_size=0 must be at least 1"),

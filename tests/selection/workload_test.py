@@ -11,7 +11,7 @@ from matta_jax.selection import LATENCY_ENGINES, Workload, length_of_run
     ("fields", "words"),
     [
         ({"mode": "write"}, "latency_mode='write' must be one of prefill, decode"),
-        ({"dtype": "int8"}, "latency dtype='int8' must be one of"),
+        ({"dtype": "int8"}, "latency_dtype='int8' must be one of"),
         ({"length": 0}, "latency_length=0 must be at least 1"),
         ({"batch_size": 2**20, "length": 2**20}, "are too many tokens"),
         (
@@ -23,7 +23,7 @@ from matta_jax.selection import LATENCY_ENGINES, Workload, length_of_run
         ({"engine": "llama.cpp", "threads": 0}, "latency_threads=0 must be at least 1"),
         ({"engine": "llama.cpp", "batch_size": 2}, "latency_batch_size=2 must be 1 for llama.cpp"),
         ({"engine": "llama.cpp", "mode": "decode", "length": 1}, "latency_length=1 must be at le"),
-        ({"engine": "transformers", "dtype": "bfloat16"}, "latency dtype='bfloat16' is of 'jax'"),
+        ({"engine": "transformers", "dtype": "bfloat16"}, "latency_dtype='bfloat16' is of 'jax'"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(fields, words):

@@ -10,6 +10,8 @@ import pytest
 
 from matta_jax import extract, packages, serving
 from matta_jax.errors import UserError
+from matta_jax.models import logits
+from matta_jax.nesting import outside_blocks
 from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary, _runner
 from matta_jax.serving._programs import Lane
 from matta_jax.tokenizers import ByteTokenizer
@@ -139,6 +141,43 @@ def test_caches_may_be_of_half_the_size(nest, alone):
     assert first[1] != expected[1]
     with pytest.raises(UserError, match="cache_dtype='int8' must be one of float32, bfloat16"):
         make(nest, cache_dtype="int8")
+
+
+def computing_in(models, dtype):
+    return [dataclasses.replace(model, compute_dtype=dtype) for model in models]
+
+
+def test_weights_are_kept_in_the_type_that_models_compute_in(nest, alone):
+    halves = computing_in(nest, "bfloat16")
+    wide, narrow = make(nest), make(halves)
+    assert narrow.bytes[0] * 2 == wide.bytes[0] and narrow.bytes[1] == wide.bytes[1]
+    # Of a prompt that is read at once, what the model makes of it by itself.
+    request = requests()[0]
+    text = narrow.submit(request)
+    narrow.run()
+    [model] = [each for each in halves if each.spec == nest[0].spec]
+    ids = np.array(request.ids)[None]
+    hidden = model.apply(model.params, {"tokens": ids})
+    log_p = jax.nn.log_softmax(logits(hidden, model.table(model.params)))[-1]
+    token, value = written(text)[0]
+    assert token == int(log_p.argmax()) and value == pytest.approx(float(log_p[token]), abs=0.02)
+    assert value != alone[0][0][1]
+    with pytest.raises(UserError, match="an engine computes in one type; give all of its models"):
+        make([nest[0], *halves[1:]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", [None, Draft("student", 3, is_fixed=True)])
+def test_texts_in_bfloat16_depend_on_nothing_beside_them(nest, draft):
+    halves = computing_in(nest, "bfloat16")
+    among = make(halves, draft=draft)
+    completions = [among.submit(request) for request in requests()]
+    among.run()
+    for request, completion in zip(requests(), completions, strict=True):
+        engine = make(halves, draft=draft)
+        text = engine.submit(request)
+        engine.run()
+        assert written(text) == written(completion)
 
 
 @pytest.mark.slow
@@ -272,12 +311,17 @@ def test_weights_that_are_taken_over_are_in_memory_once(run):
     for takes_weights in (False, True):
         models = packages.load_in_place(str(run[1]), ["student", "ta"])
         engine = make(models, takes_weights=takes_weights)
-        is_gone = [leaf.is_deleted() for leaf in jax.tree.leaves(models[1].params["blocks"])]
+        params = models[1].params
+        is_gone = [leaf.is_deleted() for leaf in jax.tree.leaves(params["blocks"])]
         assert set(is_gone) == {takes_weights}
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(outside_blocks(params)))
         text = engine.submit(request)
         engine.run()
         texts.append(written(text))
     assert texts[0] == texts[1]
+    models = packages.load_in_place(str(run[1]), ["ta"])
+    make(computing_in(models, "bfloat16"), takes_weights=True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(models[0].params))
 
 
 @pytest.mark.slow

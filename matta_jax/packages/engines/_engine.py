@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from matta_jax import storage
-from matta_jax.errors import UserError, did_you_mean
+from matta_jax.errors import UserError, check_choice
 from matta_jax.packages._packaging import HF_FORMATS
 
 
@@ -67,11 +67,7 @@ def installed_engine(name: str, field: str = "certify") -> Engine:
     """An engine by its name, which a field has. Raises UserError for an unknown one, or where it is
     not installed.
     """
-    names = list(ENGINES) if field == "certify" else TIMED
-    if name not in names:
-        raise UserError(
-            f"{field}={name!r} must be one of {', '.join(names)}{did_you_mean(name, names)}"
-        )
+    check_choice(field, name, list(ENGINES) if field == "certify" else TIMED)
     engine = ENGINES[name]
     # Looked for and not imported: it runs in a process by itself.
     for module in engine.modules:
