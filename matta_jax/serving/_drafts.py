@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from matta_jax.errors import UserError
+from matta_jax.nesting import SubModel
 from matta_jax.packages import Model
 from matta_jax.serving._programs import Lane
 from matta_jax.serving._speculate import MOST_PROPOSALS
@@ -43,11 +44,13 @@ class Drafter:
       most: proposals at most.
       share: of the latest proposals after those that stood, how many did too.
       is_fixed: whether `most` are proposed always.
+      has_own_cache: whether the draft runs on caches of its own.
     """
 
     cost: float
     most: int
     is_fixed: bool = False
+    has_own_cache: bool = False
     share: float = _HOPE
     _idle: int = 0
 
@@ -68,7 +71,7 @@ class Drafter:
         """
         # The first i proposals all stand in a round with probability share ** i.
         tokens = sum(self.share**i for i in range(count + 1))
-        return tokens / (1 + self.cost * count)
+        return tokens / (1 + self.cost * (count + self.has_own_cache))
 
     def learn(self, tried: int, accepted: int) -> None:
         """Counts the proposals of a turn that were compared, and those of them that stood: what
@@ -80,15 +83,32 @@ class Drafter:
 
 
 def drafters_of(models: Sequence[Model], draft: Draft) -> dict[str, Drafter]:
-    """By sub-model, those that a draft proposes to: larger ones that have its layers."""
+    """By sub-model, those that a draft proposes to: the larger ones."""
     by_spec = {model.spec: model for model in models}
     if draft.spec not in by_spec:
         raise UserError(f"draft={draft.spec!r} is not served; name one of {', '.join(by_spec)}")
     proposer = by_spec[draft.spec]
-    layers = set(Lane.of(proposer).sub_model.layers)
     drafters = {}
     for spec, model in by_spec.items():
         cost = proposer.counts.flops_per_token / model.counts.flops_per_token
-        if cost < 1 and layers <= set(Lane.of(model).sub_model.layers):
-            drafters[spec] = Drafter(cost, draft.num_tokens, draft.is_fixed)
+        if cost < 1:
+            shares = _caches_alike(Lane.of(proposer).sub_model, Lane.of(model).sub_model)
+            drafters[spec] = Drafter(cost, draft.num_tokens, draft.is_fixed, not shares)
     return drafters
+
+
+def _caches_alike(draft: SubModel, target: SubModel) -> bool:
+    """Whether what a target caches is nearly what a draft would cache there: it is of the same
+    residual stream, heads and layers.
+    """
+    if not set(draft.layers) <= set(target.layers):
+        return False
+    return all(
+        _shape_of_cache(draft, layer) == _shape_of_cache(target, layer) for layer in draft.layers
+    )
+
+
+def _shape_of_cache(sub_model: SubModel, layer: int) -> dict[str, int]:
+    """What keys and values of a layer are made of, and how many there are."""
+    sizes = sub_model.sizes_in(layer) or {}
+    return {axis: size for axis, size in sizes.items() if axis != "d_ff"}

@@ -23,9 +23,16 @@ from matta_jax.serving._completions import (
     Token,
 )
 from matta_jax.serving._drafts import Draft, drafters_of
-from matta_jax.serving._programs import Drawn, Lane
+from matta_jax.serving._programs import Lane
 from matta_jax.serving._prompts import Vocabulary, check_writes
-from matta_jax.serving._runner import LONGEST_TURN, MOST_TOPS, PIECE, Runner
+from matta_jax.serving._runner import (
+    LONGEST_TURN,
+    MOST_TOPS,
+    PIECE,
+    Proposals,
+    Runner,
+    tokens_of,
+)
 from matta_jax.serving._slots import Slot, context_length
 
 # Tokens of a turn for which a request waits.
@@ -108,6 +115,8 @@ class Engine:
             end_ids=vocabulary.all_ends,
             allowed=vocabulary.allowed,
         )
+        if draft is not None and any(each.has_own_cache for each in self._drafters.values()):
+            self._runner.add_draft(self._lanes[draft.spec])
         self._slots = [Slot() for _ in range(slots)]
         self._waiting: collections.deque[Completion] = collections.deque()
 
@@ -314,10 +323,7 @@ class Engine:
         start_time = time.perf_counter()
         count = self._drafters[spec].choose() if drafts else 0
         steps = self._steps(spec, places, count)
-        draft = None
-        if count:
-            assert self._draft is not None
-            draft = (self._lanes[self._draft.spec], count)
+        draft = self._proposals(spec, places, count) if count else None
         drawn = self._runner.draw(self._lanes[spec], self._slots, places, steps, draft)
 
         usage = self.usage[spec]
@@ -331,9 +337,20 @@ class Engine:
             usage.accepted += accepted
             self._drafters[spec].learn(int(drawn.tried.sum()), accepted)
         for i in places:
-            tokens = _tokens(drawn, i)
+            tokens = tokens_of(drawn, i)
             usage.tokens += len(tokens)
+            if draft is not None and draft.has_own_cache:
+                self._slots[i].draft_length = self._slots[i].length + len(tokens)
             self._add(self._slots[i], tokens)
+
+    def _proposals(self, spec: str, places: list[int], count: int) -> Proposals:
+        """Of a turn, after the draft has read what it had not."""
+        assert self._draft is not None
+        lane, has_own_cache = self._lanes[self._draft.spec], self._drafters[spec].has_own_cache
+        if has_own_cache:
+            for i in places:
+                self._runner.read_for_draft(lane, i, self._slots[i])
+        return Proposals(lane, count, has_own_cache)
 
     def _steps(self, spec: str, places: list[int], count: int) -> int:
         """Of a turn: tokens of a row, or rounds of a draft that proposes `count`."""
@@ -364,17 +381,7 @@ class Engine:
         elif slot.length >= self.limit:
             remaining = request.num_tokens - len(completion.tokens)
             slot.ids = slot.ids[-context_length(len(slot.ids), remaining, self.limit) :]
-            slot.length = slot.num_read = 0
-
-
-def _tokens(drawn: Drawn, i: int) -> list[Token]:
-    """A row's tokens of a turn."""
-    tokens = []
-    for j in range(int(drawn.count[i])):
-        pairs = zip(drawn.top_ids[i, j].tolist(), drawn.top_log_p[i, j].tolist(), strict=True)
-        log_p, is_drafted = float(drawn.log_p[i, j]), bool(drawn.is_drafted[i, j])
-        tokens.append(Token(int(drawn.ids[i, j]), log_p, tuple(pairs), is_drafted))
-    return tokens
+            slot.length = slot.num_read = slot.draft_length = 0
 
 
 def _check(models: Sequence[Model]) -> Model:

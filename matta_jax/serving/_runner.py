@@ -3,6 +3,7 @@
 Shape letters: S slots, T tokens of a piece, V vocab.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,7 +26,7 @@ from matta_jax.models import (
 from matta_jax.nesting import Names, Tree, logical_names, outside_blocks
 from matta_jax.packages import Model
 from matta_jax.serving import _programs
-from matta_jax.serving._completions import Completion
+from matta_jax.serving._completions import Completion, Token
 from matta_jax.serving._programs import HEADS, Drawn, Lane, Program, Rows, split_sharding
 from matta_jax.serving._sampling import Draws, Sampling, draws_of
 from matta_jax.serving._slots import Slot
@@ -41,6 +42,21 @@ LONGEST_TURN = 32
 
 _SHORTEST = 64  # Positions of the shortest program.
 _GREEDY = Sampling(temperature=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposals:
+    """What a smaller model proposes in a turn.
+
+    Attributes:
+      lane: the model.
+      count: tokens of a round.
+      has_own_cache: whether it runs on caches of its own, of `add_draft`.
+    """
+
+    lane: Lane
+    count: int
+    has_own_cache: bool
 
 
 class Runner:
@@ -83,16 +99,31 @@ class Runner:
             init_pool, resident, slots=slots, length=self._room, dtype=cache_dtype
         )
         self._pool = _pool_on(model.mesh, make_pool)
+        self._mesh, self._slots, self._cache_dtype = model.mesh, slots, cache_dtype
+        self._draft_pool: Pool | None = None
         self._compiled: set[tuple[str, ...]] = set()
+
+    def add_draft(self, lane: Lane) -> None:
+        """Makes caches of a draft's own, of its sizes."""
+
+        def make() -> Pool:
+            pool = init_pool(
+                lane.plain, slots=self._slots, length=self._room, dtype=self._cache_dtype
+            )
+            # Found by the indices that its layers have in the resident model.
+            by_layer = dict(zip(lane.sub_model.layers, pool, strict=True))
+            return [by_layer.get(layer) for layer in range(len(self._pool))]
+
+        self._draft_pool = _pool_on(self._mesh, make)
 
     @property
     def bytes(self) -> tuple[int, int]:
         """Of the weights, and of the caches."""
-        weights, pool = (
+        weights, pools = (
             sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-            for tree in (self._weights, self._pool)
+            for tree in (self._weights, (self._pool, self._draft_pool))
         )
-        return weights, pool
+        return weights, pools
 
     def copy(self, source_S: np.ndarray) -> None:
         """Gives each slot the cache of another one, or its own."""
@@ -112,13 +143,35 @@ class Runner:
         slot.length += len(piece)
         slot.num_read = slot.length
 
+    def read_for_draft(self, lane: Lane, place: int, slot: Slot) -> None:
+        """Reads into a draft's own caches what of a slot's text it has not read yet."""
+        assert self._draft_pool is not None
+        # From where a piece begins: one must not reach beyond the room.
+        start = slot.draft_length - slot.draft_length % PIECE
+        while slot.draft_length < slot.length:
+            piece = slot.ids[start : min(start + PIECE, slot.length)]
+            tokens_T = np.zeros(PIECE, np.int32)
+            tokens_T[: len(piece)] = piece
+            program = Program(lane, self._length_for(start + PIECE))
+            self._tell("read", program)
+            self._draft_pool = _programs.read(
+                program,
+                self._weights,
+                self._draft_pool,
+                tokens_T,
+                np.int32(place),
+                np.int32(start),
+            )
+            start += len(piece)
+            slot.draft_length = start
+
     def draw(
         self,
         lane: Lane,
         slots: Sequence[Slot],
         places: Sequence[int],
         steps: int,
-        draft: tuple[Lane, int] | None = None,
+        draft: Proposals | None = None,
     ) -> Drawn:
         """Draws tokens for some slots, all of one sub-model.
 
@@ -127,12 +180,12 @@ class Runner:
           slots: all of them.
           places: which of them take part.
           steps: most tokens, or rounds of a draft.
-          draft: a smaller model, and how many tokens it proposes in a round; None: there is none.
+          draft: what a smaller model proposes in a round; None: there is none.
 
         Returns:
           Numpy arrays.
         """
-        tokens_of_step = 1 if draft is None else draft[1] + 1
+        tokens_of_step = 1 if draft is None else draft.count + 1
         # Of all slots: what is written into a cache must not fall outside, and no row takes more
         # than its capacity.
         most_tokens = min(steps, LONGEST_TURN) * tokens_of_step
@@ -147,10 +200,14 @@ class Runner:
             self._tell("decode", program, *settings)
             self._pool, drawn = _programs.decode(program, self._weights, self._pool, rows, draws)
         else:
-            self._tell(f"speculate {draft[1]}", program, *settings)
-            self._pool, drawn = speculate(
-                program, draft[0], draft[1], self._weights, self._pool, (rows, draws)
+            self._tell(f"speculate {draft.count}", program, *settings)
+            pools = (self._pool, self._draft_pool if draft.has_own_cache else None)
+            pools, drawn = speculate(
+                program, draft.lane, draft.count, self._weights, pools, (rows, draws)
             )
+            self._pool = pools[0]
+            if draft.has_own_cache:
+                self._draft_pool = pools[1]
         return jax.device_get(drawn)
 
     def _draws(self, slots: Sequence[Slot], places: Sequence[int]) -> Draws:
@@ -195,6 +252,16 @@ class Runner:
         self._compiled.add(key)
         sizes = ", ".join(f"{axis} {size}" for axis, size in program.lane.sub_model.sizes.items())
         logging.info("compiles %s for %d positions (%s)", name, program.length, sizes)
+
+
+def tokens_of(drawn: Drawn, i: int) -> list[Token]:
+    """A row's tokens of a turn."""
+    tokens = []
+    for j in range(int(drawn.count[i])):
+        pairs = zip(drawn.top_ids[i, j].tolist(), drawn.top_log_p[i, j].tolist(), strict=True)
+        log_p, is_drafted = float(drawn.log_p[i, j]), bool(drawn.is_drafted[i, j])
+        tokens.append(Token(int(drawn.ids[i, j]), log_p, tuple(pairs), is_drafted))
+    return tokens
 
 
 def _resident_on(model: Model, resident: Architecture, takes_weights: bool) -> Tree:

@@ -17,6 +17,7 @@ class Slot:
       ids: the tokens of the text that the cache is of: of the prompt, and what was added.
       num_read: how many of them were read in pieces, from the first on.
       length: how many are cached.
+      draft_length: how many a draft has in caches of its own.
     """
 
     completion: Completion | None = None
@@ -24,6 +25,7 @@ class Slot:
     ids: list[int] = dataclasses.field(default_factory=list)
     num_read: int = 0
     length: int = 0
+    draft_length: int = 0
 
     @property
     def is_reading(self) -> bool:
@@ -50,7 +52,7 @@ class Slot:
         # What others copy is what a model has read by itself.
         self.num_read = 0
         if not goes_on:
-            self.length = 0
+            self.length = self.draft_length = 0
 
     def common(self, lane: Lane, ids: Sequence[int]) -> int:
         """How many of the first tokens it has read as this lane would."""

@@ -1,7 +1,9 @@
 """Self-speculation: a smaller sub-model proposes tokens, and the larger one reads them at once.
 
-The draft runs on the larger model's own caches: it writes what it makes of its tokens there, and
-the larger model writes over it when it reads them.
+A draft of the larger model's layers, heads and d_model runs on the larger model's own caches: it
+writes what it makes of its tokens there, and the larger model writes over it when it reads them.
+Any other draft has caches of its own, of its sizes: what the larger model has cached says little to
+it.
 
 Both draw with the same random numbers: a proposal stands where it is the very token that the larger
 model draws (Daliri, Musco and Suresh, arXiv 2408.07978). So a text is the one that the larger model
@@ -28,31 +30,35 @@ MOST_PROPOSALS = 8
 
 
 @functools.partial(
-    jax.jit, static_argnames=("program", "draft", "num_proposals"), donate_argnames="pool"
+    jax.jit, static_argnames=("program", "draft", "num_proposals"), donate_argnames="pools"
 )
 def speculate(
     program: Program,
     draft: Lane,
     num_proposals: int,
     weights: Tree,
-    pool: Pool,
+    pools: tuple[Pool, Pool | None],
     state: tuple[Rows, Draws],
-) -> tuple[Pool, Drawn]:
+) -> tuple[tuple[Pool, Pool | None], Drawn]:
     """As `decode`, with rounds for steps: in each a row gets between one token and one more than
     are proposed.
 
     Args:
       program: of the larger model.
-      draft: the smaller one, of layers that the larger one has too.
+      draft: the smaller one.
       num_proposals: tokens that it proposes in a round.
-      weights, pool: as of `decode`.
+      weights: as of `decode`.
+      pools: the larger model's caches, and the draft's own; None: it runs on the larger model's.
       state: rows and their settings, none with a penalty.
     """
     rows, draws = state
     # Both models' parts are cut of what is as long as the program needs.
-    short = jax.tree.map(lambda leaf: leaf[:, :, : program.length], pool)
+    short_pools = jax.tree.map(lambda leaf: leaf[:, :, : program.length], pools)
+    has_own = pools[1] is not None
     target_weights = program.lane.weights(weights)
-    proposer = _Proposer(draft, draft.weights(weights), draws, num_proposals, program.length)
+    proposer = _Proposer(
+        draft, draft.weights(weights), draws, num_proposals, program.length, has_own
+    )
     table = program.lane.table(target_weights)
     drawn = Drawn.empty(len(rows.token), program.capacity, program.num_top)
     num_tokens = num_proposals + 1
@@ -65,24 +71,28 @@ def speculate(
         return (step < rows.steps) & jnp.any(has_room(rows, drawn))
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, short, rows, drawn = carry
-        short, proposals_SJ = proposer(short, rows)
+        step, (short, own), rows, drawn = carry
+        if has_own:
+            own, proposals_SJ = proposer(own, rows)
+        else:
+            short, proposals_SJ = proposer(short, rows)
         tokens_SJ = jnp.concatenate([rows.token[:, None], proposals_SJ], axis=1)
         cache = program.lane.cache(short, program.length)
         hidden_ND, cache = extend(program.lane.plain, target_weights, tokens_SJ, cache, rows.length)
         short = program.lane.put(short, cache)
         z_SJV = program.lane.logits(hidden_ND, table).reshape(*tokens_SJ.shape, -1)
         rows, drawn = _settle(rows, drawn, draws, proposals_SJ, z_SJV, has_room(rows, drawn))
-        return step + 1, short, rows, drawn
+        return step + 1, (short, own), rows, drawn
 
-    _, short, _, drawn = jax.lax.while_loop(goes_on, body, (jnp.int32(0), short, rows, drawn))
+    start = (jnp.int32(0), short_pools, rows, drawn)
+    _, short_pools, _, drawn = jax.lax.while_loop(goes_on, body, start)
 
     def put(leaf: jax.Array, part: jax.Array) -> jax.Array:
         return (
             part if part.shape == leaf.shape else jax.lax.dynamic_update_slice(leaf, part, (0,) * 4)
         )
 
-    return jax.tree.map(put, pool, short), drawn
+    return jax.tree.map(put, pools, short_pools), drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +105,8 @@ class _Proposer:
       draws: the rows' settings.
       num_proposals: tokens to propose.
       length: positions of the caches.
+      has_own: whether the caches are its own: it reads its last proposal too then, which nobody
+        else writes there.
     """
 
     lane: Lane
@@ -102,6 +114,7 @@ class _Proposer:
     draws: Draws
     num_proposals: int
     length: int
+    has_own: bool
 
     def __call__(self, short: Pool, rows: Rows) -> tuple[Pool, jax.Array]:
         """Returns the caches, and what it proposes [S, J - 1]."""
@@ -119,8 +132,9 @@ class _Proposer:
             return (cache, drawn_S), drawn_S
 
         start = (self.lane.cache(short, self.length), rows.token)
-        (cache, _), proposals = jax.lax.scan(propose, start, jnp.arange(self.num_proposals))
-        return self.lane.put(short, cache), proposals.T
+        num_steps = self.num_proposals + self.has_own
+        (cache, _), proposals = jax.lax.scan(propose, start, jnp.arange(num_steps))
+        return self.lane.put(short, cache), proposals[: self.num_proposals].T
 
 
 def _settle(

@@ -12,8 +12,18 @@ from matta_jax import extract, packages, serving
 from matta_jax.errors import UserError
 from matta_jax.models import logits
 from matta_jax.nesting import outside_blocks
-from matta_jax.serving import Draft, Engine, Request, Sampling, Vocabulary, _runner
+from matta_jax.serving import (
+    Draft,
+    Engine,
+    Request,
+    Sampling,
+    Vocabulary,
+    _drafts,
+    _programs,
+    _runner,
+)
 from matta_jax.serving._programs import Lane
+from matta_jax.serving._slots import Slot
 from matta_jax.tokenizers import ByteTokenizer
 
 SPECS = ("student", "ta", "d_ff=16,48,32")
@@ -200,6 +210,67 @@ def test_a_draft_changes_no_text(nest, alone, num_tokens):
         )
         assert 0 < usage.accepted == drafted <= usage.proposed
     assert engine.usage["student"].proposed == 0
+
+
+def likeliest_token(model, ids):
+    hidden = model.apply(model.params, {"tokens": np.array(ids)[None]})
+    return int(logits(hidden, model.table(model.params))[-1].argmax())
+
+
+def proposals_that_stand(model, prompt, text, count):
+    """How many there are if a model proposes what it makes of a text's beginnings by itself."""
+    standing, ids, text = 0, list(prompt), list(text)
+    while text:
+        expected, read = text[: count + 1], list(ids)
+        for token in expected[:-1]:
+            if likeliest_token(model, read) != token:
+                break
+            standing += 1
+            read.append(token)
+        taken = len(read) - len(ids) + 1
+        ids, text = ids + text[:taken], text[taken:]
+    return standing
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_draft_of_other_sizes_proposes_what_it_would_write(nest, alone, shares, monkeypatch):
+    """Its own caches hold what it makes of the text, whatever wrote the text; those of the larger
+    model do not.
+    """
+    if shares:
+        monkeypatch.setattr(_drafts, "_caches_alike", lambda draft, target: True)
+    engine = make(nest, slots=2, draft=Draft("student", 3, is_fixed=True))
+    prompt = (0, *b"the quick brown f")
+    request = Request(prompt, "ta", engine.limit - len(prompt), Sampling(0))
+    # Beside it texts that do not draft.
+    beside = [Request((0, 1, i), "student", 5 + i, Sampling(0)) for i in range(3)]
+    text, *_ = [engine.submit(each) for each in (request, *beside)]
+    engine.run()
+    expected = proposals_that_stand(nest[0], prompt, text.ids, 3)
+    assert (engine.usage["ta"].accepted == expected) is not shares
+
+
+def test_a_draft_reads_what_was_written_without_it(nest, monkeypatch):
+    monkeypatch.setattr(_runner, "PIECE", 8)
+    engine = make(nest, draft=Draft("student"))
+    runner, lane, slot = engine._runner, engine._lanes["student"], Slot(ids=[0, *b"twenty tokens"])
+
+    def read():
+        runner.read_for_draft(lane, 1, slot)
+        keys_and_values = jax.tree.leaves(runner._draft_pool)
+        return [np.asarray(leaf[1, :, : slot.length]) for leaf in keys_and_values]
+
+    slot.length = 13
+    expected = read()
+    slot.length, slot.draft_length = 5, 0
+    read()
+    # From the middle of a piece on; and then nothing.
+    slot.length = 13
+    for part, whole in zip(read(), expected, strict=True):
+        np.testing.assert_array_equal(part, whole)
+    assert slot.draft_length == 13 and np.abs(expected[0]).min() > 0
+    monkeypatch.setattr(_programs, "read", None)
+    read()
 
 
 def test_a_prompt_that_was_read_is_not_read_again(nest):
