@@ -1,11 +1,5 @@
-import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
-
-import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,35 +40,3 @@ def test_every_extra_named_is_there():
     extras = re.search(r"Extras: (.*?)\.\n", README, re.DOTALL)[1]
     setup = (ROOT / "setup.py").read_text()
     assert all(f'"{extra}": ' in setup for extra in re.findall(r"`([\w-]+)`", extras))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_quickstart_ends_where_the_readme_says(tmp_path):
-    """In a process of its own: the tests' compiler flags make slow programs."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [
-        sys.executable,
-        "-m",
-        "matta_jax.bin.quickstart",
-        "--config=configs/quickstart.py",
-        f"--workdir={tmp_path}",
-    ]
-    run = lambda: subprocess.run(
-        command, cwd=ROOT, env=environment, check=True, capture_output=True
-    )
-    run()
-    first = json.loads((tmp_path / "report.json").read_text())
-    rows = {row["name"]: next(iter(row["scores"].values())) for row in first["models"]}
-    assert len(rows) >= 5
-    # Small to large, and each better than the one before it.
-    bits = list(rows.values())
-    assert bits == sorted(bits, reverse=True), rows
-    gzip_bits = first["notes"]["baselines"]["gzip -9"]
-    assert rows["ta"] < min(2.15, gzip_bits) and rows["student"] > 1.05 * rows["ta"], rows
-    assert all((tmp_path / name).is_file() for name in ("report.md", "accuracy_vs_size.png"))
-    assert first["notes"]["sample"].startswith("def ")
-    models = [path for path in (tmp_path / "models").iterdir() if (path / "manifest.json").exists()]
-    assert len(models) == len(rows)
-    run()  # Finished work is kept.
-    assert json.loads((tmp_path / "report.json").read_text())["models"] == first["models"]

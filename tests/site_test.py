@@ -1,6 +1,7 @@
 """The site: every page has its place, what pages say is true of the code, and it is built."""
 
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -120,18 +121,36 @@ def test_the_site_is_built_without_a_warning(tmp_path, environment):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_first_page_runs_word_by_word(tmp_path, environment):
-    """Slow: it trains the quickstart."""
+    """Slow: it trains the quickstart, which is to end where the README says."""
+
+    def run(*blocks):
+        return subprocess.run(
+            ["bash", "-euc", "".join(blocks)],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            capture_output=True,
+        )
+
     page = (DOCS / "start.md").read_text().partition("## Train")[2]
     blocks = [block for language, block in BLOCK.findall(page) if language == "sh"]
-    assert len(blocks) == 4
-    done = subprocess.run(
-        ["bash", "-euc", "".join(blocks)],
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        capture_output=True,
-    )
+    assert len(blocks) == 4 and "matta-quickstart" in blocks[0]
+    done = run(*blocks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    run = tmp_path / "runs" / "quickstart"
-    assert (run / "report.md").is_file() and (run / "accuracy_vs_size.png").is_file()
-    assert len([*(run / "models").glob("*/manifest.json")]) == 7
+    folder = tmp_path / "runs" / "quickstart"
+    assert (folder / "report.md").is_file() and (folder / "accuracy_vs_size.png").is_file()
+    assert len([*(folder / "models").glob("*/manifest.json")]) == 7
+
+    first = json.loads((folder / "report.json").read_text())
+    bits_by_name = {row["name"]: next(iter(row["scores"].values())) for row in first["models"]}
+    assert len(bits_by_name) == 7
+    # Small to large, and each better than the one before it.
+    bits = list(bits_by_name.values())
+    assert bits == sorted(bits, reverse=True), bits_by_name
+    ta, student = bits_by_name["ta"], bits_by_name["student"]
+    gzip_bits = first["notes"]["baselines"]["gzip -9"]
+    assert ta < min(2.15, gzip_bits) and student > 1.05 * ta, bits_by_name
+    assert first["notes"]["sample"].startswith("def ")
+
+    assert run(blocks[0]).returncode == 0  # Finished work is kept.
+    assert json.loads((folder / "report.json").read_text())["models"] == first["models"]

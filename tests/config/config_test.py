@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import jax
 import pytest
 
 from matta_jax import config as c
@@ -63,27 +64,58 @@ SHRUNK = {
 }
 SLOW = pytest.mark.slow
 VARIANTS = [
-    pytest.param(path, "", marks=[SLOW] if path.stem != "quickstart" else [])
+    (path, variant)
     for path in CONFIGS
     if path.stem not in FEDERATED
-] + [
-    pytest.param(path, variant, marks=SLOW)
-    for path in CONFIGS
     for variant in {
-        "quickstart": ("two_point", "depth", "d_model"),
-        "gpt2_medium": ("paper",),
-        "vit": ("thinking",),
-    }.get(path.stem, ())
+        "quickstart": ("", "two_point", "depth", "d_model"),
+        "gpt2_medium": ("", "paper"),
+        "vit": ("", "thinking"),
+    }.get(path.stem, ("",))
+]
+# One of each kind of data and axis of a nest.
+TRAINED = [
+    (path, variant)
+    for path, variant in VARIANTS
+    if path.stem in ("quickstart", "llama3_1b", "quality", "starbucks", "vit")
 ]
 
 
-@pytest.mark.parametrize(
-    ("path", "variant"), VARIANTS, ids=lambda value: getattr(value, "stem", str(value))
-)
+def parametrized(variants):
+    """By a config and its variant; that of the quickstart is not slow."""
+    return pytest.mark.parametrize(
+        ("path", "variant"),
+        [
+            pytest.param(*each, marks=[] if each == (QUICKSTART, "") else [SLOW])
+            for each in variants
+        ],
+        ids=lambda value: getattr(value, "stem", str(value)),
+    )
+
+
+def config_of(path, variant):
+    return c.from_config_dict(load(path).get_config(*([variant] if variant else [])))
+
+
+@parametrized(VARIANTS)
+def test_shipped_configs_are_a_step_at_their_full_size(path, variant):
+    """Traced, which takes seconds, and not compiled."""
+    from matta_jax.sharding import make_mesh
+    from matta_jax.training import make_setup, make_train_step
+    from matta_jax.training._step import abstract_batch
+
+    setup = make_setup(config_of(path, variant), make_mesh((1, 1, 1)))
+    traced = make_train_step(setup).trace(setup.abstract, abstract_batch(setup))
+    state, metrics = traced.out_info
+    assert jax.tree.structure(state) == jax.tree.structure(setup.abstract)
+    assert {"loss", "student", "ta"} <= set(metrics)
+
+
+@parametrized(TRAINED)
 def test_shipped_configs_step_once_shrunk(path, variant, corpus, examples, images, cache, tmp_path):
     from matta_jax import train
 
-    full = c.from_config_dict(load(path).get_config(*([variant] if variant else [])))
+    full = config_of(path, variant)
     values = c.to_dict(full)
     for section, fields in SHRUNK.items():
         values[section].update(fields)
