@@ -5,23 +5,26 @@ import pathlib
 from lab.figures import Line, comparison, measured_lines, plot_comparison
 from lab.protocol import Results
 from lab.rung_runs import UNIT, RungExperiment, RungRuns
-from lab.rungs import lone_width
+from lab.rungs import RUNGS, lone_width
 from lab.runs import Lab
 from ladder.recipes import TWO_POINTS, conditions_of
 
 from matta_jax.sweeps import Overrides
 
+_MODELS = ("student", "ta")
 _PLAIN: Overrides = {"nest.d_ff": None, "nest.widths": ()}
-# Each has the 250,880 parameters of the width's TA in its layers. A d_model of twice the Student's
-# alone has 225,792: d_ff grows with it, as it usually does.
-_DEPTH = 16
-_D_MODEL, _HEADS, _D_FF = 112, 8, 56
+# Each has the 61,440 parameters of the width's TA in its layers. A d_model of twice the Student's
+# alone has 55,296: d_ff grows with it, as it usually does.
+_DEPTH = 12
+_D_MODEL, _HEADS, _D_FF = 64, 4, 32
 
 
 class NestingAxes(RungExperiment):
     """One Student in three TAs of one size; and each TA by itself."""
 
     name = "nesting_axes"
+    # The smallest, on which each condition can have a learning rate of its own.
+    rung = RUNGS[0]
 
     def measure(self, lab: Lab) -> Results:
         """Tunes and trains all."""
@@ -55,7 +58,19 @@ class NestingAxes(RungExperiment):
         rows = results["rows"]
         lines = measured_lines(rows, lines)
         plot_comparison(rows, lines, folder / "nesting_axes.png", UNIT)
-        return comparison(rows, lines, UNIT)
+        to_width = [
+            Line(axis, model, ("width", model))
+            for model in _MODELS
+            for axis in ("depth", "d_model")
+        ]
+        return "\n\n".join(
+            [
+                "Against models trained alone:",
+                comparison(rows, lines, UNIT),
+                "Against those of the nest in width, paired by seed:",
+                comparison(rows, measured_lines(rows, to_width), UNIT),
+            ]
+        )
 
 
 def _within(section: str, fields: dict[str, int]) -> dict[str, int]:

@@ -34,12 +34,12 @@ def test_the_tas_of_all_axes_have_as_many_parameters(load, made_up_lab, tmp_path
     for condition, overrides in experiment.conditions().items():
         nest = nest_of(override(config, overrides))
         sizes = nest.ta.sizes
-        layer = sizes["d_model"] * (4 * sizes["heads"] * 14 + 2 * sizes["d_ff"])
+        layer = sizes["d_model"] * (4 * sizes["heads"] * 16 + 2 * sizes["d_ff"])
         parameters = len(nest.ta.layers) * layer
         (smallest if condition == "Student alone" else largest).add(parameters)
         if "alone" not in condition:
-            assert len(nest.student.layers) == 4 and nest.student.sizes["d_ff"] == 28
-    assert largest == {experiment.rung.parameters} and smallest == {62_720}
+            assert len(nest.student.layers) == 3 and nest.student.sizes["d_ff"] == 16
+    assert largest == {experiment.rung.parameters} and smallest == {15_360}
 
 
 def test_a_teacher_of_the_largest_rung_teaches_who_is_said(load, made_up_lab, tmp_path):
