@@ -54,10 +54,10 @@ def speculate(
     rows, draws = state
     # Both models' parts are cut of what is as long as the program needs.
     short_pools = jax.tree.map(lambda leaf: leaf[:, :, : program.length], pools)
-    has_own = pools[1] is not None
+    has_own_cache = pools[1] is not None
     target_weights = program.lane.weights(weights)
     proposer = _Proposer(
-        draft, draft.weights(weights), draws, num_proposals, program.length, has_own
+        draft, draft.weights(weights), draws, num_proposals, program.length, has_own_cache
     )
     table = program.lane.table(target_weights)
     drawn = Drawn.empty(len(rows.token), program.capacity, program.num_top)
@@ -71,9 +71,9 @@ def speculate(
         return (step < rows.steps) & jnp.any(has_room(rows, drawn))
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, (short, own), rows, drawn = carry
-        if has_own:
-            own, proposals_SJ = proposer(own, rows)
+        step, (short, draft_short), rows, drawn = carry
+        if has_own_cache:
+            draft_short, proposals_SJ = proposer(draft_short, rows)
         else:
             short, proposals_SJ = proposer(short, rows)
         tokens_SJ = jnp.concatenate([rows.token[:, None], proposals_SJ], axis=1)
@@ -82,7 +82,7 @@ def speculate(
         short = program.lane.put(short, cache)
         z_SJV = program.lane.logits(hidden_ND, table).reshape(*tokens_SJ.shape, -1)
         rows, drawn = _settle(rows, drawn, draws, proposals_SJ, z_SJV, has_room(rows, drawn))
-        return step + 1, (short, own), rows, drawn
+        return step + 1, (short, draft_short), rows, drawn
 
     start = (jnp.int32(0), short_pools, rows, drawn)
     _, short_pools, _, drawn = jax.lax.while_loop(goes_on, body, start)
@@ -105,8 +105,8 @@ class _Proposer:
       draws: the rows' settings.
       num_proposals: tokens to propose.
       length: positions of the caches.
-      has_own: whether the caches are its own: it reads its last proposal too then, which nobody
-        else writes there.
+      has_own_cache: whether the caches are its own. It reads its last proposal too then, which
+        nobody else writes there.
     """
 
     lane: Lane
@@ -114,7 +114,7 @@ class _Proposer:
     draws: Draws
     num_proposals: int
     length: int
-    has_own: bool
+    has_own_cache: bool
 
     def __call__(self, short: Pool, rows: Rows) -> tuple[Pool, jax.Array]:
         """Returns the caches, and what it proposes [S, J - 1]."""
@@ -132,7 +132,7 @@ class _Proposer:
             return (cache, drawn_S), drawn_S
 
         start = (self.lane.cache(short, self.length), rows.token)
-        num_steps = self.num_proposals + self.has_own
+        num_steps = self.num_proposals + self.has_own_cache
         (cache, _), proposals = jax.lax.scan(propose, start, jnp.arange(num_steps))
         return self.lane.put(short, cache), proposals[: self.num_proposals].T
 
