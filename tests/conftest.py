@@ -88,7 +88,15 @@ def make_config(text: str, cache: str, **fields) -> c.Config:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Makes slow what a test marked `few(n)` has beyond n cases, taken evenly from all."""
+    """Makes slow what a test marked `few(n)` has beyond n cases, taken evenly from all; and puts
+    files first whose tests may take longest, so that no worker ends long after the others.
+    """
+    seconds: dict[pathlib.Path, float] = {}
+    for item in items:
+        timeout = item.get_closest_marker("timeout")
+        seconds[item.path] = max(seconds.get(item.path, 0), timeout.args[0] if timeout else 0)
+    items.sort(key=lambda item: -seconds[item.path])
+
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
