@@ -175,9 +175,10 @@ def check_agreement(facts: Mapping[str, str]) -> None:
 def _gathered(array: np.ndarray) -> np.ndarray:
     """The arrays of all processes, in their order, on each of them."""
     global _has_met
-    if not _has_met:
+    client = _client()
+    if client is not None and not _has_met:
         # Gloo gives up where a process comes 30 s after another, as on a machine under load.
-        _client().wait_at_barrier("matta_jax/meet", int(1000 * _MEETING_SECONDS))
+        client.wait_at_barrier("matta_jax/meet", int(1000 * _MEETING_SECONDS))
         _has_met = True
     return np.asarray(multihost_utils.process_allgather(array))
 
@@ -237,6 +238,7 @@ def part(code: int) -> None:
     heartbeat.
     """
     client = _client()
+    assert client is not None
     sys.stdout.flush()
     sys.stderr.flush()
 
@@ -248,9 +250,9 @@ def part(code: int) -> None:
 
 
 def _client() -> Any:
-    """That of the runtime, whose barriers need no devices, which may be stuck."""
+    """That of the runtime, whose barriers need no devices, which may be stuck; None where the
+    processes found each other without it.
+    """
     from jax._src import distributed
 
-    client = distributed.global_state.client
-    assert client is not None
-    return client
+    return distributed.global_state.client

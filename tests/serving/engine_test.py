@@ -213,8 +213,11 @@ def test_a_draft_changes_no_text(nest, alone, num_tokens):
 
 
 def likeliest_token(model, ids):
-    hidden = model.apply(model.params, {"tokens": np.array(ids)[None]})
-    return int(logits(hidden, model.table(model.params))[-1].argmax())
+    # Of one length, so that it is compiled once: no token sees what comes after it.
+    tokens = np.zeros((1, model.config.data.seq_len), np.int32)
+    tokens[0, : len(ids)] = ids
+    hidden = model.apply(model.params, {"tokens": tokens})
+    return int(logits(hidden, model.table(model.params))[len(ids) - 1].argmax())
 
 
 def proposals_that_stand(model, prompt, text, count):
