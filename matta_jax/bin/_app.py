@@ -132,6 +132,15 @@ def define_quantize() -> Any:
     )
 
 
+def define_compute_dtype(of: str) -> Any:
+    """Defines `--compute_dtype`, the type of what is named; returns its holder."""
+    return flags.DEFINE_string(
+        "compute_dtype",
+        "float32",
+        f"Of {of}: float32, or bfloat16 for chips that are faster in it.",
+    )
+
+
 def define_tpu_flags() -> Any:
     """Defines `--tpu_flags`; returns its holder, for `sharding.set_tpu_flags`."""
     return flags.DEFINE_string(

@@ -26,11 +26,7 @@ _TASKS = flags.DEFINE_list(
     "bits_per_byte:GLOB, perplexity:GLOB, lambada:FILE, sat_math:FILE; of scorers auc:GLOB. "
     "held_out is the run's own.",
 )
-_COMPUTE_DTYPE = flags.DEFINE_string(
-    "compute_dtype",
-    "float32",
-    "Of activations and matmuls: float32, or bfloat16 for chips that are faster in it.",
-)
+_COMPUTE_DTYPE = _app.define_compute_dtype("activations and matmuls")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the scores.")
 
 

@@ -37,11 +37,7 @@ _MIN_P = flags.DEFINE_float(
 _REPETITION_PENALTY = flags.DEFINE_float(
     "repetition_penalty", 1.0, "Above 1: tokens that stand in the text already are less likely."
 )
-_COMPUTE_DTYPE = flags.DEFINE_string(
-    "compute_dtype",
-    "float32",
-    "Of weights, activations and matmuls: float32, or bfloat16 in half the memory.",
-)
+_COMPUTE_DTYPE = _app.define_compute_dtype("weights, activations and matmuls")
 _DRAFT = flags.DEFINE_string(
     "draft",
     None,

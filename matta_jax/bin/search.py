@@ -76,11 +76,7 @@ _VERIFY = flags.DEFINE_integer("verify", 4, "Candidates to verify on the whole c
 _EVALUATIONS = flags.DEFINE_integer(
     "evaluations", 128, "Models that the evolutionary method scores."
 )
-_COMPUTE_DTYPE = flags.DEFINE_string(
-    "compute_dtype",
-    "float32",
-    "Of activations and matmuls while models are scored: float32, or bfloat16.",
-)
+_COMPUTE_DTYPE = _app.define_compute_dtype("activations and matmuls while models are scored")
 _EXTRACT_BEST = flags.DEFINE_integer("extract_best", 0, "How many models to write, best first.")
 _FORMAT = flags.DEFINE_string("format", "orbax", f"Of what is extracted: {', '.join(FORMATS)}.")
 _QUANTIZE = flags.DEFINE_list(

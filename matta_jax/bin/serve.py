@@ -29,11 +29,7 @@ _SEARCH = flags.DEFINE_string(
 _DRAFT = flags.DEFINE_string("draft", None, "Sub-model that proposes tokens to larger ones.")
 _DRAFT_TOKENS = flags.DEFINE_integer("draft_tokens", 4, "Tokens that it proposes at once, at most.")
 _SLOTS = flags.DEFINE_integer("slots", 8, "Texts that are written at once.")
-_COMPUTE_DTYPE = flags.DEFINE_string(
-    "compute_dtype",
-    "float32",
-    "Of weights, activations and matmuls: float32, or bfloat16 in half the memory.",
-)
+_COMPUTE_DTYPE = _app.define_compute_dtype("weights, activations and matmuls")
 _CACHE_DTYPE = flags.DEFINE_string(
     "cache_dtype",
     "float32",

@@ -5,7 +5,7 @@ import math
 
 import jax.numpy as jnp
 
-from matta_jax.errors import UserError, check_choice, did_you_mean
+from matta_jax.errors import UserError, check_choice
 from matta_jax.nesting import Counts
 
 FORMATS = ("orbax", "safetensors", "hf", "vllm", "timm", "gguf")
@@ -49,12 +49,7 @@ class Packaging:
 
     def __post_init__(self) -> None:
         for name, allowed in {"format": FORMATS, "dtype": tuple(DTYPES)}.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UserError(
-                    f"{name}={value!r} must be one of "
-                    f"{', '.join(allowed)}{did_you_mean(value, allowed)}"
-                )
+            check_choice(name, getattr(self, name), allowed)
         self._check_quantize()
         if self.with_optimizer and (self.format, self.dtype) != ("orbax", "fp32"):
             raise UserError(

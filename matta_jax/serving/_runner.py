@@ -133,13 +133,7 @@ class Runner:
         """Reads the next piece of a slot's text."""
         assert slot.lane is not None
         piece = slot.ids[slot.length : min(slot.length + PIECE, len(slot.ids) - 1)]
-        tokens_T = np.zeros(PIECE, np.int32)
-        tokens_T[: len(piece)] = piece
-        program = Program(slot.lane, self._length_for(slot.length + PIECE))
-        self._tell("read", program)
-        self._pool = _programs.read(
-            program, self._weights, self._pool, tokens_T, np.int32(place), np.int32(slot.length)
-        )
+        self._pool = self._with_piece(self._pool, slot.lane, place, piece, slot.length)
         slot.length += len(piece)
         slot.num_read = slot.length
 
@@ -150,20 +144,20 @@ class Runner:
         start = slot.draft_length - slot.draft_length % PIECE
         while slot.draft_length < slot.length:
             piece = slot.ids[start : min(start + PIECE, slot.length)]
-            tokens_T = np.zeros(PIECE, np.int32)
-            tokens_T[: len(piece)] = piece
-            program = Program(lane, self._length_for(start + PIECE))
-            self._tell("read", program)
-            self._draft_pool = _programs.read(
-                program,
-                self._weights,
-                self._draft_pool,
-                tokens_T,
-                np.int32(place),
-                np.int32(start),
-            )
+            self._draft_pool = self._with_piece(self._draft_pool, lane, place, piece, start)
             start += len(piece)
             slot.draft_length = start
+
+    def _with_piece(
+        self, pool: Pool, lane: Lane, place: int, piece: Sequence[int], start: int
+    ) -> Pool:
+        """Caches with a piece of a slot's text in them, from position `start` on."""
+        tokens_T = np.zeros(PIECE, np.int32)
+        tokens_T[: len(piece)] = piece
+        program = Program(lane, self._length_for(start + PIECE))
+        self._tell("read", program)
+        place_and_start = np.int32(place), np.int32(start)
+        return _programs.read(program, self._weights, pool, tokens_T, *place_and_start)
 
     def draw(
         self,

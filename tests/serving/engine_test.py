@@ -236,7 +236,7 @@ def proposals_that_stand(model, prompt, text, count):
 
 
 @pytest.mark.parametrize("shares", [False, True])
-def test_a_draft_of_other_sizes_proposes_what_it_would_write(nest, alone, shares, monkeypatch):
+def test_a_draft_of_other_sizes_proposes_what_it_would_write(nest, shares, monkeypatch):
     """Its own caches hold what it makes of the text, whatever wrote the text; those of the larger
     model do not.
     """
