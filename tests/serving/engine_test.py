@@ -276,6 +276,31 @@ def test_a_draft_reads_what_was_written_without_it(nest, monkeypatch):
     read()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_draft_has_cached_all_that_stands(nest, count):
+    """The last proposal of a round too, which it would not read to propose."""
+    engine = make(nest, slots=1, draft=Draft("student", count, is_fixed=True))
+    beside = engine.submit(Request((0, *b"the quick"), "ta", 20, Sampling(0)))
+    # Turns are short while another waits.
+    engine.submit(Request((0, 1), "student", 1, Sampling(0)))
+    while len(beside.tokens) < 6:
+        engine.step()
+    runner, slot = engine._runner, engine._slots[0]
+    assert engine.usage["ta"].accepted and slot.draft_length == slot.length and not beside.is_done
+
+    def cached():
+        return [
+            np.asarray(leaf[0, :, : slot.length]) for leaf in jax.tree.leaves(runner._draft_pool)
+        ]
+
+    drafted = cached()
+    runner.add_draft(engine._lanes["student"])
+    slot.draft_length = 0
+    runner.read_for_draft(engine._lanes["student"], 0, slot)
+    for part, expected in zip(drafted, cached(), strict=True):
+        np.testing.assert_allclose(part, expected, atol=1e-5)
+
+
 def test_a_prompt_that_was_read_is_not_read_again(nest):
     engine = make(nest)
     ids = (0, *b"a prompt that is shared")
