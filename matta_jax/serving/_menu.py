@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from matta_jax import storage
@@ -32,7 +33,7 @@ class Limits:
     Attributes:
       max_params: parameters.
       max_ms_per_token: milliseconds of a token, as a search has measured them.
-      max_mb: megabytes of its weights in float32.
+      max_mb: megabytes of its weights, in the type that they are served in.
     """
 
     max_params: float | None = None
@@ -58,7 +59,7 @@ class Entry:
     Attributes:
       spec: of it.
       params: parameters.
-      mb: megabytes of its weights in float32.
+      mb: megabytes of its weights, in the type that they are served in.
       widths: of its layers' feed-forward parts.
       quality: as `unit` of the menu says, less is better; None: not measured.
       ms: of a token, by itself; None: not measured.
@@ -216,7 +217,9 @@ def _entry(model: Model, quality: float | None, ms: float | None) -> Entry:
     widths: tuple[int, ...] = ()
     if model.in_place is not None and _WIDTH in model.in_place[1].axes:
         widths = model.in_place[1].along(_WIDTH)
-    return Entry(model.spec, counts.parameters, counts.bytes / 1e6, widths, quality, ms)
+    # An engine keeps them in the type that it computes in.
+    mb = counts.parameters * jnp.dtype(model.compute_dtype).itemsize / 1e6
+    return Entry(model.spec, counts.parameters, mb, widths, quality, ms)
 
 
 def _rows(folder: str, source: Source) -> tuple[dict[str, dict[str, Any]], str]:

@@ -81,6 +81,13 @@ def test_all_members_of_a_run_are_served(run):
     assert student.quality is None and loaded.draft is None
 
 
+def test_megabytes_are_those_of_the_type_that_is_served(run):
+    halves = load_menu(Choice(checkpoint=str(run[1]), compute_dtype="bfloat16")).menu
+    ta = halves.named("ta")
+    assert ta.mb == 2 * ta.params / 1e6
+    assert halves.choose(Limits(max_mb=ta.mb)) == ta
+
+
 def test_a_draft_is_served_beside_what_is_named(run):
     loaded = load_menu(
         Choice(checkpoint=str(run[1]), sub_models=["ta", "d_ff=48,32,32", "ta"], draft="student")
