@@ -89,7 +89,8 @@ def kind_of(architecture: Architecture) -> Kind:
     is_mixed = bool(architecture.sub_model.per_layer)
     name = "deci" if is_mixed else "llama"
     if options["qkv_bias"]:
-        name = "deci" if is_mixed else "qwen2"
+        # llama.cpp's Qwen 2.5 takes queries to be as wide as the residual stream.
+        name = "qwen2" if not is_mixed and _fills(architecture) else "deci"
     if options["qk_norm"]:
         name = "openelm" if is_mixed else "qwen3"
     if name == "openelm" and not options["tie_embeddings"]:
@@ -100,6 +101,12 @@ def kind_of(architecture: Architecture) -> Kind:
     kind = kind_named(name, has_biases=options["qkv_bias"])
     _check_rope(kind, options)
     return kind
+
+
+def _fills(architecture: Architecture) -> bool:
+    """Whether the queries of a model of one size are as wide as its residual stream."""
+    queries = architecture.sub_model.largest("kv_heads") * architecture.fixed["queries"]
+    return queries * architecture.head_dim == architecture.d_model
 
 
 def _check_gpt2(architecture: Architecture) -> None:

@@ -25,12 +25,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 MIX = "d_ff=96,48,64"
 GROUPS = "num_kv_heads=2,3,2;d_ff=48,96,48"
+# Queries that are narrower than the residual stream.
+FEWER = "num_kv_heads=2"
 IDS = (34, 61, 121, 4, 19, 96, 105, 121, 32)
 EXACT = [
     ("llama", "student"),
     ("llama", "ta"),
     ("llama", MIX),
     ("llama", GROUPS),
+    ("llama", FEWER),
     ("untied", "ta"),
     ("untied", MIX),
     ("ungrouped", "ta"),
@@ -47,12 +50,14 @@ EXACT = [
     ("qwen2", "ta"),
     ("qwen2", MIX),
     ("qwen2", GROUPS),
+    ("qwen2", FEWER),
     ("qwen2 untied", "ta"),
     ("qwen2 untied", MIX),
     ("qwen3", "student"),
     ("qwen3", "ta"),
     ("qwen3", MIX),
     ("qwen3", GROUPS),
+    ("qwen3", FEWER),
     ("qwen3 untied", "ta"),
     ("qwen3 yarn", "ta"),
     ("qwen3 yarn", MIX),

@@ -15,6 +15,8 @@ from matta_jax.packages import Packaging
 gguf = pytest.importorskip("gguf")
 MIX = "d_ff=96,48,64"
 GROUPS = "num_kv_heads=2,3,2;d_ff=48,96,48"
+# Queries that are narrower than the residual stream.
+FEWER = "num_kv_heads=2"
 HEADS = "num_heads=4,6,4;d_ff=48,96,48"
 # Each block and sub-model, with llama.cpp's name of what it becomes.
 WRITTEN = {
@@ -35,6 +37,7 @@ WRITTEN = {
     ("qwen2", "student"): "qwen2",
     ("qwen2", "ta"): "qwen2",
     ("qwen2", GROUPS): "deci",
+    ("qwen2", FEWER): "deci",
     ("qwen2 untied", MIX): "deci",
     ("qwen3", "student"): "qwen3",
     ("qwen3", "ta"): "qwen3",
