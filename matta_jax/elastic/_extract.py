@@ -26,6 +26,7 @@ from matta_jax.packages import (
     counts_in,
     disk_bytes,
     finish_package,
+    given_back,
     in_memory,
     new_folder,
     open_model,
@@ -192,7 +193,8 @@ class _Part:
 
         # Read back from disk: the proof is of what was written, not of what was meant to be.
         written = open_weights(building, packaging.format, architecture, tensors)
-        difference, batch = prove(source.plan, self.params, written, sub_model)
+        params = given_back(self.params, packaging, written)
+        difference, batch = prove(source.plan, params, written, sub_model)
         if difference != 0:
             raise UserError(
                 f"sub_model {spec!r}: the extracted model differs from the TA's slice by "
@@ -200,7 +202,7 @@ class _Part:
             )
 
         # The run's counts are of float32; the model's bytes are those of the type written.
-        counts = counts_in(packaging, source.count(sub_model), architecture)
+        counts = counts_in(packaging, source.count(sub_model), architecture, building)
         described = {path: about | origins[path] for path, about in tensors.items()}
         certificate = {
             "max_difference": difference,

@@ -14,6 +14,7 @@ from matta_jax.packages._folder import text_ids_of as text_ids_of
 from matta_jax.packages._formats import check_format as check_format
 from matta_jax.packages._formats import counts_in as counts_in
 from matta_jax.packages._formats import disk_bytes as disk_bytes
+from matta_jax.packages._formats import given_back as given_back
 from matta_jax.packages._formats import open_weights as open_weights
 from matta_jax.packages._formats import pads_layers as pads_layers
 from matta_jax.packages._formats import rounded as rounded
@@ -35,6 +36,7 @@ from matta_jax.packages._package import open_model as open_model
 from matta_jax.packages._packaging import DTYPES as DTYPES
 from matta_jax.packages._packaging import FORMATS as FORMATS
 from matta_jax.packages._packaging import HF_FORMATS as HF_FORMATS
+from matta_jax.packages._packaging import K_QUANTS as K_QUANTS
 from matta_jax.packages._packaging import QUANTIZATIONS as QUANTIZATIONS
 from matta_jax.packages._packaging import Packaging as Packaging
 from matta_jax.packages._packaging import at_dtype as at_dtype

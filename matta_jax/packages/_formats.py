@@ -14,6 +14,7 @@ from matta_jax import storage
 from matta_jax.checkpoints import (
     StoredArray,
     Units,
+    fingerprint,
     read_meta,
     save_folder,
     stored_arrays,
@@ -27,10 +28,13 @@ from matta_jax.packages._weights import Recorded, Weight, cast, described
 from matta_jax.packages.gguf import (
     FILE_NAME,
     check_gguf,
+    check_loss,
     gguf_note,
     kind_of,
     open_written,
     rounded_params,
+    tensor_bytes,
+    types_note,
     weight_bytes,
     write_gguf,
 )
@@ -69,24 +73,41 @@ def _check_single_file(packaging: Packaging, architecture: Architecture) -> None
 
 
 def rounded(params: Tree, packaging: Packaging, architecture: Architecture) -> Tree:
-    """The weights of a model in memory as its files give them back."""
+    """The weights of a model in memory as its files give them back; as they are, where these alone
+    tell it (`given_back`).
+    """
     params = cast(params, packaging.dtype)
-    if packaging.format != "gguf" or packaging.numbers == packaging.dtype:
+    if packaging.format != "gguf" or packaging.numbers == packaging.dtype or packaging.is_k_quant:
         return params
     return rounded_params(params, architecture, packaging.gguf_type)
 
 
-def counts_in(packaging: Packaging, counts: Counts, architecture: Architecture) -> Counts:
-    """The counts of a model that is stored so."""
+def given_back(params: Tree, packaging: Packaging, written: Mapping[str, StoredArray]) -> Tree:
+    """The weights that a model's files hold: those that were `rounded`, or where these alone tell
+    it, what is read of them.
+    """
+    if not packaging.is_k_quant:
+        return params
+    return unflatten({path: array.whole() for path, array in written.items()})
+
+
+def counts_in(
+    packaging: Packaging, counts: Counts, architecture: Architecture, folder: storage.Path
+) -> Counts:
+    """The counts of a model that is stored so, in a folder that is written."""
     if packaging.numbers == packaging.dtype:
         return at_dtype(counts, packaging.dtype)
+    if packaging.is_k_quant:
+        return dataclasses.replace(counts, bytes=tensor_bytes(folder / FILE_NAME))
     return dataclasses.replace(counts, bytes=weight_bytes(architecture, packaging.gguf_type))
 
 
 def notes_of(folder: storage.Path, format: str) -> list[str]:
     """What a folder's files cannot do, a line each."""
-    note = gguf_note(folder / FILE_NAME) if format == "gguf" else None
-    return [] if note is None else [note]
+    if format != "gguf":
+        return []
+    notes = (gguf_note(folder / FILE_NAME), types_note(folder / FILE_NAME))
+    return [note for note in notes if note is not None]
 
 
 def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
@@ -129,7 +150,10 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     if packaging.format == "gguf":
         tokenizer = resolved_tokenizer(config["data"]["tokenizer"], folder)
         write_gguf(folder, to_write, architecture, packaging.gguf_type, tokenizer)
-        prints = {path: record.fingerprint for path, record in recorded.items()}
+        if packaging.is_k_quant:
+            prints = _prints_of_file(folder, packaging, weights, architecture, units)
+        else:
+            prints = {path: record.fingerprint for path, record in recorded.items()}
         return described(weights, units, prints)
 
     require_safetensors()
@@ -147,6 +171,24 @@ def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.
     save_tensors(folder, tensors, sizes, packaging.shard_bytes)
     prints = {path: record.fingerprint for path, record in recorded.items()}
     return described(weights, units, prints)
+
+
+def _prints_of_file(
+    folder: storage.Path,
+    packaging: Packaging,
+    weights: Mapping[str, Weight],
+    architecture: Architecture,
+    units: Mapping[str, Units],
+) -> dict[str, str]:
+    """The fingerprint of each weight as a file gives it back. Raises UserError for one that is far
+    from what was written.
+    """
+    prints = {}
+    for path, read in open_written(folder, architecture, _MEND).items():
+        values = read((slice(None),) * len(weights[path].shape)).astype(np.float32, copy=False)
+        check_loss(path, values, weights[path].whole(), packaging.gguf_type)
+        prints[path] = fingerprint(values, units[path])
+    return prints
 
 
 def _write_documents(

@@ -20,6 +20,17 @@ timm's.
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
+"""Types of matrices in GGUF files that are written here."""
+K_QUANTS = {
+    "q2_k": 10,
+    "q3_k_m": 12,
+    "q4_k_s": 14,
+    "q4_k_m": 15,
+    "q5_k_s": 16,
+    "q5_k_m": 17,
+    "q6_k": 18,
+}
+"""Those that llama.cpp's own quantiser writes, and `general.file_type` as it numbers them."""
 _GGUF_TYPES = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -36,7 +47,8 @@ class Packaging:
         is split into several, with an index. A tensor is never split.
       pad: whether layers of `hf` that differ are padded to one size, for stock classes; else the
         folder has a few lines of code that give each its own.
-      quantize: of `gguf`, the type of matrices, one of `QUANTIZATIONS`; None: that of dtype.
+      quantize: of `gguf`, the type of matrices, one of `QUANTIZATIONS` or `K_QUANTS`; None: that
+        of dtype.
     """
 
     format: str = "orbax"
@@ -69,7 +81,7 @@ class Packaging:
     def _check_quantize(self) -> None:
         if self.quantize is None:
             return
-        check_choice("quantize", self.quantize, QUANTIZATIONS)
+        check_choice("quantize", self.quantize, [*QUANTIZATIONS, *K_QUANTS])
         if self.format != "gguf":
             raise UserError(
                 f"quantize={self.quantize!r} needs format=gguf, and format is {self.format!r}; "
@@ -90,6 +102,11 @@ class Packaging:
     def gguf_type(self) -> str:
         """The type of matrices in a GGUF file."""
         return self.quantize or self.gguf_type_of_dtype
+
+    @property
+    def is_k_quant(self) -> bool:
+        """Whether llama.cpp's quantiser writes the file, which alone tells what it rounds to."""
+        return self.quantize in K_QUANTS
 
     @property
     def numbers(self) -> str:

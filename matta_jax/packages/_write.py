@@ -70,7 +70,7 @@ def write_package(
 
     seq_len = config_lib.from_dict(about["config"]).seq_len
     names = flatten(logical_axes(architecture))
-    counts = counts_in(packaging, count_model(architecture, seq_len), architecture)
+    counts = counts_in(packaging, count_model(architecture, seq_len), architecture, building)
     manifest = {
         "version": VERSION,
         **packaging.about,

@@ -199,17 +199,24 @@ WIDER = {"num_layers": 3, "d_model": 96, "d_ff": 128, "widths": (64, 96, 128)}
 # Heads of 32, the least that vLLM computes on a CPU.
 TALL = {"num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 64, "max_len": 64}
 TALLER = {"num_layers": 3, "d_model": 192, "d_ff": 128, "widths": (64, 96, 128)}
+# Rows of whole blocks of 256, which K-quants have.
+SUPER = {"num_layers": 2, "d_model": 256, "num_heads": 2, "d_ff": 256, "max_len": 64}
+SUPERIOR = {"num_layers": 3, "d_model": 512, "d_ff": 768, "widths": (256, 512, 768)}
+ROWS = {"wide": (WIDE, WIDER), "tall": (TALL, TALLER), "super": (SUPER, SUPERIOR)}
 
 
-def gguf_config(block, tokenizer="byte", is_wide=False, is_tall=False, **fields):
+def gguf_config(block, tokenizer="byte", is_wide=False, is_tall=False, is_super=False, **fields):
     data = c.DataConfig(seq_len=16, tokenizer=tokenizer)
-    sizes, larger = (WIDE, WIDER) if is_wide else (TALL, TALLER) if is_tall else (SIZES, LARGER)
+    kinds = {"wide": is_wide, "tall": is_tall, "super": is_super}
+    sizes, larger = next((ROWS[kind] for kind, is_it in kinds.items() if is_it), (SIZES, LARGER))
+    if is_super and block != "gpt2":
+        fields = {"head_dim": 256, **fields}
     if is_tall:
         fields = {"head_dim": 32, **fields}
     fields = {"vocab_size": 256, **sizes, **BLOCKS[block], **fields}
     if block == "gpt2":
         # Heads of 16 or 32 fill d_model by two.
-        fields["num_heads"] = 2 if is_wide or is_tall else 4
+        fields["num_heads"] = 2 if is_wide or is_tall or is_super else 4
         nest = c.NestConfig(num_heads=6, **larger)
         return c.Config(model=c.ModelConfig(**fields), nest=nest, data=data)
     fields = {"num_kv_heads": 2, "rope_theta": 500.0, "norm_epsilon": 1.2345678e-5, **fields}
@@ -243,8 +250,10 @@ def random_weights():
     def make(architecture):
         rng = np.random.default_rng(0)
         weights = {}
+        # Of wide models logits would be so large that servers' probabilities underflow.
+        shrink = 64 / architecture.d_model if architecture.d_model >= 256 else 1
         for path, leaf in flatten(models_lib.abstract_params(architecture)).items():
-            weight = rng.normal(size=leaf.shape)
+            weight = shrink * rng.normal(size=leaf.shape)
             if path.endswith("scale"):
                 weight = 1 + 0.2 * weight
             elif path.startswith("blocks") or path.endswith("positions"):

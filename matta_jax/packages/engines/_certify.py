@@ -18,7 +18,7 @@ from matta_jax.packages._formats import check_format
 from matta_jax.packages._manifest import record_engines
 from matta_jax.packages._model import Model
 from matta_jax.packages._package import Package, open_model
-from matta_jax.packages._packaging import HF_FORMATS, Packaging
+from matta_jax.packages._packaging import HF_FORMATS, K_QUANTS, Packaging
 from matta_jax.packages._write import write_again
 from matta_jax.packages.engines._engine import Answer, Engine, ask, installed_engine
 from matta_jax.packages.engines._request import request_of
@@ -38,6 +38,7 @@ _EXACT_OF_GPT2 = 3e-3
 # The mean one, where llama.cpp's kernels round what comes into a matrix: a few ids drawn at random
 # have differences of twenty times that.
 _MEAN = {"f16": 2e-3, "bf16": 1e-2, "q8_0": 3e-2, "q5_0": 3e-2, "q4_0": 3e-2}
+_MEAN |= dict.fromkeys(K_QUANTS, 3e-2)
 
 
 def certify(folder: str | storage.Path, engines: Sequence[str]) -> Package:

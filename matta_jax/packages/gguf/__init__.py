@@ -1,6 +1,9 @@
 """GGUF files, as llama.cpp has them: read and written without it."""
 
 from matta_jax.packages.gguf._kinds import kind_of as kind_of
+from matta_jax.packages.gguf._quantiser import check_loss as check_loss
+from matta_jax.packages.gguf._quantiser import tensor_bytes as tensor_bytes
+from matta_jax.packages.gguf._quantiser import types_note as types_note
 from matta_jax.packages.gguf._read import FILE_NAME as FILE_NAME
 from matta_jax.packages.gguf._read import open_gguf as open_gguf
 from matta_jax.packages.gguf._read import open_written as open_written

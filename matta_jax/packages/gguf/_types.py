@@ -8,6 +8,7 @@ from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.models import Architecture, abstract_params, logical_axes
 from matta_jax.nesting import BLOCKS, Tree, flatten, unflatten
+from matta_jax.packages._packaging import K_QUANTS
 from matta_jax.packages._weights import in_memory
 from matta_jax.packages.gguf._file import require_gguf, unsigned_zeros
 from matta_jax.packages.gguf._kinds import kind_of
@@ -57,7 +58,8 @@ def num_parameters(architecture: Architecture) -> int:
 
 def check_rows(architecture: Architecture, type_name: str) -> None:
     """Raises UserError, before anything is written, where blocks do not fit the rows of a model."""
-    block = _TYPES[type_name][0]
+    # Where their own blocks do not fit a row, K-quants give way to blocks of 32.
+    block = 32 if type_name in K_QUANTS else _TYPES[type_name][0]
     for name, shape in gguf_shapes(kind_of(architecture), architecture).items():
         if type_of_tensor(name, shape, type_name) == "f32" or shape[-1] % block == 0:
             continue

@@ -8,10 +8,12 @@ import numpy as np
 from matta_jax import storage
 from matta_jax.models import Architecture, logical_axes
 from matta_jax.nesting import flatten
+from matta_jax.packages._packaging import K_QUANTS
 from matta_jax.packages._weights import Weight
 from matta_jax.packages.gguf._fields import fields_of
 from matta_jax.packages.gguf._file import require_gguf
 from matta_jax.packages.gguf._kinds import kind_of
+from matta_jax.packages.gguf._quantiser import quantise_file, require_quantiser
 from matta_jax.packages.gguf._read import FILE_NAME
 from matta_jax.packages.gguf._tensors import gguf_shapes, to_gguf
 from matta_jax.packages.gguf._types import (
@@ -29,9 +31,11 @@ _QUANTIZATION_VERSION = 2
 
 def check_gguf(architecture: Architecture, type_name: str) -> None:
     """Raises UserError where a model cannot be written as a file of a type, or the gguf package is
-    not installed.
+    not installed, or of K-quants llama.cpp's quantiser.
     """
     require_gguf()
+    if type_name in K_QUANTS:
+        require_quantiser(type_name)
     check_rows(architecture, type_name)
 
 
@@ -47,17 +51,34 @@ def write_gguf(
 
     Args:
       folder: of the model.
-      weights: by path, rounded to what the type gives back (`rounded_params`).
+      weights: by path, rounded to what the type gives back (`rounded_params`); for `K_QUANTS` as
+        they are.
       architecture: of the model.
-      type_name: of the matrices: f32, f16, bf16, q8_0, q5_0 or q4_0.
+      type_name: of the matrices: of `QUANTIZATIONS` or `K_QUANTS`.
       tokenizer: as `data.tokenizer`.
 
     Raises:
       UserError: llama.cpp has no form for it.
     """
     check_gguf(architecture, type_name)
+    if type_name in K_QUANTS:
+        with storage.scratch_folder() as scratch:
+            _write_file(scratch / FILE_NAME, weights, architecture, "f32", tokenizer)
+            quantise_file(scratch / FILE_NAME, folder / FILE_NAME, type_name)
+    else:
+        _write_file(folder / FILE_NAME, weights, architecture, type_name, tokenizer)
+    storage.share_file(folder / FILE_NAME)
+
+
+def _write_file(
+    file: storage.Path,
+    weights: Mapping[str, Weight],
+    architecture: Architecture,
+    type_name: str,
+    tokenizer: str,
+) -> None:
     kind = kind_of(architecture)
-    writer = require_gguf().GGUFWriter(folder / FILE_NAME, kind.name)
+    writer = require_gguf().GGUFWriter(file, kind.name)
     fields = general_fields(type_name)
     fields |= fields_of(kind, architecture)
     fields |= vocabulary_fields(tokenizer, architecture.vocab_size)
@@ -79,7 +100,6 @@ def write_gguf(
             writer.write_tensor_data(encoded(values, type_of_tensor(name, values.shape, type_name)))
     finally:
         writer.close()
-    storage.share_file(folder / FILE_NAME)
 
 
 def general_fields(type_name: str) -> dict[str, Any]:
