@@ -26,11 +26,12 @@ def contender(models, tokenizer, flags, *, slots, draft=None):
 
     engine = Engine(models, Vocabulary(tokenizer.eos_id, tokenizer), slots=slots, draft=draft)
     specs = flags.sub_model or ["ta"]
+    prompts = flags.prompt or PROMPTS
 
     def write():
         completions = []
         for i in range(flags.texts):
-            ids = (tokenizer.start_id, *tokenizer.encode(PROMPTS[i % len(PROMPTS)]).tolist())
+            ids = (tokenizer.start_id, *tokenizer.encode(prompts[i % len(prompts)]).tolist())
             sampling = Sampling(flags.temperature, seed=i)
             spec = specs[i % len(specs)]
             completions.append(engine.submit(Request(ids, spec, flags.num_tokens, sampling)))
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--sub_model", action="append")
     parser.add_argument("--draft", default="student")
+    parser.add_argument("--prompt", action="append", help="begins texts, in turn with the others")
     parser.add_argument("--texts", type=int, default=16)
     parser.add_argument("--num_tokens", type=int, default=100)
     parser.add_argument("--temperature", type=float, default=0.0)

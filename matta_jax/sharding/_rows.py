@@ -106,6 +106,15 @@ class Rows:
           function: what it returns is summed over devices already, the gradient in shards.
           axes: names of the weights' axes.
         """
+        return self._on_devices(function, axes, has_gradient=True)
+
+    def run_forward(self, function: Callable[..., Any], axes: Tree) -> Callable[..., Any]:
+        """As `run`, of a function that returns numbers alone."""
+        return self._on_devices(function, axes, has_gradient=False)
+
+    def _on_devices(
+        self, function: Callable[..., Any], axes: Tree, *, has_gradient: bool
+    ) -> Callable[..., Any]:
         specs: Any = map_names(self._spec, axes)
         rows_spec: Any = PartitionSpec(batch_axes(self.mesh))
         replicated: Any = PartitionSpec()
@@ -117,7 +126,7 @@ class Rows:
                 function,
                 mesh=self.mesh,
                 in_specs=(specs, rows_spec, *(replicated for _ in arguments)),
-                out_specs=(replicated, specs),
+                out_specs=(replicated, specs) if has_gradient else replicated,
                 axis_names=set(manual_axes),
                 check_vma=False,
             )(params, batch, *arguments)

@@ -72,11 +72,15 @@ class Loss:
             setup, self._members, mixes, is_taught=self._is_taught, layout=layout
         )
 
+    def targets(self, batch: Batch) -> Targets:
+        """What is scored of a batch, or of a device's share of it."""
+        return self._setup.plan.schema.targets(batch, self._stretches)
+
     def __call__(
         self, params: Tree, batch: Batch, draws: Draws, *teacher_weights: Tree
     ) -> tuple[jax.Array, Metrics]:
         setup, config = self._setup, self._setup.config
-        targets = setup.plan.schema.targets(batch, self._stretches)
+        targets = self.targets(batch)
         if config.objective.pair_loss == "smae":
             targets = hide_tokens(targets, config.objective, draws.key)
         labels_N: jax.Array | SoftLabels = targets.labels_N

@@ -15,7 +15,7 @@ from matta_jax.distill import member_stream, ramp
 from matta_jax.nesting import STUDENT, TA, SubModel, Tree
 from matta_jax.optim import diagnostics, make_schedule
 from matta_jax.sharding import batch_sharding, replicated
-from matta_jax.training._gradient import make_gradient
+from matta_jax.training._gradient import make_gradient, rows_of
 from matta_jax.training._loss import Batch, Draws, Loss, Metrics, objective_of
 from matta_jax.training._state import Setup, TrainState
 
@@ -171,17 +171,25 @@ def _update(
 
 def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
     """Returns the compiled `(params, batch) -> sums`: the terms of all members summed over targets,
-    and `targets`.
+    and `targets`. Devices that share windows compute with their own positions.
     """
-    loss = Loss(setup, static_members(setup), mixes=0, is_training=False)
+    rows = rows_of(setup)
+    if rows is not None and rows.stretches is None:
+        # Rows alone the partitioner splits by itself; no gradient is summed here.
+        rows = None
+    loss = Loss(setup, static_members(setup), mixes=0, is_training=False, rows=rows)
 
-    def step(params: Tree, batch: Batch) -> Metrics:
+    def sums_of(params: Tree, batch: Batch) -> Metrics:
         unit = jnp.ones(())
         sums = loss(params, batch, Draws(None, None, scale=unit, total=unit))[1]
-        return sums | {"targets": jnp.sum(setup.plan.schema.targets(batch).weights_N)}
+        return sums | {"targets": jnp.sum(loss.targets(batch).weights_N)}
+
+    def of_device(shards: Tree, batch: Batch) -> Metrics:
+        assert rows is not None
+        return rows.sum(sums_of(rows.together(shards, setup.axes), batch))
 
     return jax.jit(
-        step,
+        sums_of if rows is None else rows.run_forward(of_device, setup.axes),
         in_shardings=(setup.shardings.params, batch_sharding(setup.mesh)),
         out_shardings=replicated(setup.mesh),
     )

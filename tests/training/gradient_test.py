@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from matta_jax.sharding import collectives, make_mesh, place_batch
-from matta_jax.training import compile_step, make_setup
+from matta_jax.training import compile_step, make_eval_step, make_setup
 from matta_jax.training._gradient import make_gradient, rows_of
 from matta_jax.training._loss import Draws
 from matta_jax.training._step import trained_members
@@ -110,6 +110,34 @@ def test_devices_that_share_windows_know_documents_and_labels_of_a_teacher(tiny,
     assert any("teacher" in name for name in metrics)
     for summed, whole in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
         np.testing.assert_allclose(summed, whole, atol=2e-6 * np.abs(whole).max() + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1, 2, 1, 4), pytest.param((2, 1, 2, 2), marks=pytest.mark.slow)]
+)
+def test_devices_that_share_windows_evaluate_their_positions(tiny, sizes):
+    """Documents, and rows of several lengths."""
+    config = tiny(**NESTED)
+    generator = np.random.default_rng(0)
+    batch = {
+        "tokens": generator.integers(0, 256, (16, 33), np.int32),
+        "length": generator.integers(8, 33, 16).astype(np.int32),
+        "documents": (np.arange(32) >= generator.integers(3, 30, (16, 1))).astype(np.int32),
+    }
+
+    def evaluated(sizes):
+        setup = make_setup(config, make_mesh(sizes))
+        step = make_eval_step(setup)
+        placed = place_batch(batch, setup.mesh)
+        memory = step.lower(setup.abstract.params, placed).compile().memory_analysis()
+        sums = step(setup.init().params, placed)
+        return {name: float(value) for name, value in sums.items()}, memory.temp_size_in_bytes
+
+    sums, memory = evaluated(sizes)
+    expected, of_whole_windows = evaluated(sizes[:3])
+    assert sums == pytest.approx(expected, rel=1e-5)
+    assert sums["targets"] == batch["length"].sum()
+    assert memory < 0.7 * of_whole_windows
 
 
 @pytest.mark.slow
