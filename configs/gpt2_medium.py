@@ -15,9 +15,9 @@ On a TPU slice, on every worker (`experiments/launch/` starts it there):
 (`experiments/scale/compile_table.py`):
 
     slice        hours   chip-hours
-    v5e:4x4       44.3          709
-    v5p:2x2x2     38.0          304
-    v6e:2x4       19.0          152
+    v5e:4x4       44.0          703
+    v5p:2x2x2     37.7          302
+    v6e:2x4       19.4          155
 
 Sizes without a machine for it: add --dry_run.
 """

@@ -15,9 +15,9 @@ On a TPU slice, on every worker (`experiments/launch/` starts it there):
 (`experiments/scale/compile_table.py`):
 
     slice        hours   chip-hours
-    v5e:4x4        5.7           91
-    v5p:2x2x2      4.9           39
-    v6e:2x4        2.4           19
+    v5e:4x4        5.6           89
+    v5p:2x2x2      4.8           38
+    v6e:2x4        3.7           30
 
 Sizes without a machine for it: add --dry_run.
 """

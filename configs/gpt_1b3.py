@@ -9,9 +9,9 @@
 the peak (`experiments/scale/compile_table.py`; 16 microbatches on v6e):
 
     slice        hours   chip-hours
-    v5e:8x8       83.8         5365
-    v5p:2x2x4    143.9         2303
-    v6e:4x4       72.0         1151
+    v5e:8x8       83.2         5324
+    v5p:2x2x4    142.8         2285
+    v6e:4x4       71.4         1142
 
 Whether it fits another slice:
 

@@ -19,7 +19,7 @@ the model.
     v5p:2x4x4     10.5          336
     v6e:8x8        2.6          168
 
-By Shampoo it fits v5p alone: 74 of 95 GB a chip, and 82 of 32 on v6e:8x8.
+By Shampoo it fits v5p alone: 70 of 95 GB a chip. On v6e:8x8 it took 82 of 32 (2026-11-26).
 
 Sizes without a machine for it: add --dry_run.
 """

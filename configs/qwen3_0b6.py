@@ -15,7 +15,7 @@ public model did, and the smaller ones begin with what matters most.
 
     slice        hours   chip-hours
     v5p:2x2x2      4.5           36
-    v6e:2x4        2.3           18
+    v6e:2x4        3.1           25
 
 Sizes without a machine for it: add --dry_run.
 """

@@ -60,6 +60,7 @@ def measure(name: str, topology: str, microbatches: int) -> dict[str, Any]:
         "tokens": config.data.batch_size * config.data.seq_len,
         "steps": config.train.num_steps,
         "expected_seconds": report.expected_seconds,
+        "roof": report.roof,
         "fits": report.fits,
     }
 
@@ -85,7 +86,7 @@ def row_of(key: str, report: dict[str, Any]) -> str:
     return (
         f"| {name} | {topology} | {microbatches} | {sizes} | {needed} | {moved} | "
         f"{report['flops'] / 1e12:.0f} "
-        f"| {time} | {speed} | {run} |"
+        f"| {time} | {report['roof']} | {speed} | {run} |"
     )
 
 
@@ -103,7 +104,7 @@ def main() -> None:
         _OUTPUT.write_text(json.dumps(done, indent=2) + "\n")
     header = (
         "| config | slice | microbatches | parameters | optimiser | temporaries | HBM, GB | moved, "
-        "GB | TFLOP | ms "
+        "GB | TFLOP | ms | roof "
         "| M tokens/s | run, hours | chip-hours |"
     )
     print(header)
