@@ -19,6 +19,8 @@ def get_config(variant: str = "default"):
     (ThinkingViT).
     """
     sizes = {"num_layers": 4, "d_model": 48, "num_heads": 3, "d_ff": 192}
+    # That of timm, whatever a config says; other libraries read it from theirs.
+    sizes |= {"layer_norm_epsilon": 1e-6}
     model = {"default": c.VitConfig(**sizes), "thinking": c.VitConfig(thinking_heads=(3,), **sizes)}
     thoughts = {"thinking": 1}.get(variant)
     return c.to_config_dict(

@@ -98,6 +98,8 @@ class Thinking(Experiment):
         """That of configs/vit.py with seventeen positions, on its images."""
         overrides = {
             **self.fields(),
+            # As its runs were trained.
+            "model.layer_norm_epsilon": 1e-12,
             "data.source": f"images:{self.file(workdir, 'train')}",
             "data.eval_source": f"images:{self.file(workdir, 'validation')}",
             "train.num_steps": self.steps,
