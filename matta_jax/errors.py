@@ -69,6 +69,9 @@ def did_you_mean(word: object, names: Iterable[str]) -> str:
     if not isinstance(word, str):
         return ""
     names = list(names)
+    for name in names:
+        if name.lower() == word.lower():
+            return f"; did you mean {name!r}?"
     matches = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     # A field typed under another section: compare the last part by itself.
     if not matches:

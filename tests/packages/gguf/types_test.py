@@ -143,6 +143,7 @@ def test_bfloat16_of_all_weights_is_dtype(run, tmp_path):
     ("fields", "words"),
     [
         ({"format": "gguf", "quantize": "q8"}, "quantize='q8' must be one of f32, .*'q8_0'"),
+        ({"format": "gguf", "quantize": "Q4_K_M"}, "must be one of .*; did you mean 'q4_k_m'"),
         ({"quantize": "q8_0"}, "quantize='q8_0' needs format=gguf, and format is 'orbax'"),
     ],
 )
