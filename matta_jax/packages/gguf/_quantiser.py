@@ -68,14 +68,20 @@ def quantise_file(source: storage.Path, target: storage.Path, type_name: str) ->
     number = str(K_QUANTS[type_name])
     program = shutil.which(_PROGRAM)
     command = [sys.executable, "-P", "-c", _BY_PACKAGE] if program is None else [program]
-    completed = subprocess.run(
-        [*command, str(source), str(target), number], capture_output=True, check=False
-    )
+    mend = "take another type, such as --quantize=q4_0"
+    try:
+        completed = subprocess.run(
+            [*command, str(source), str(target), number], capture_output=True, check=False
+        )
+    except OSError as error:
+        raise UserError(
+            f"quantize={type_name!r}: {command[0]} does not start ({error.strerror}); {mend}"
+        ) from None
     if completed.returncode != 0 or not target.is_file():
         said = completed.stderr.decode(errors="replace").strip().split("\n")[-1]
         raise UserError(
             f"quantize={type_name!r}: llama.cpp's quantiser ended with exit code "
-            f"{completed.returncode} ({said[:200]}); take another type, such as --quantize=q4_0"
+            f"{completed.returncode} ({said[:200]}); {mend}"
         )
 
 

@@ -140,6 +140,14 @@ def test_a_quantiser_that_fails_ends_in_a_line(even_run, stand_in, refused, plac
         extract(even_run, WHOLE, place / "m", packaging=packaging)
 
 
+def test_a_program_that_does_not_start_is_named(even_run, stand_in, refused, place, tmp_path):
+    stand_in()
+    (tmp_path / "bin" / "llama-quantize").write_bytes(b"\x7fELF of another machine")
+    packaging = Packaging("gguf", quantize="q6_k")
+    with refused("quantize='q6_k': .*/bin/llama-quantize does not start .Exec format err", place):
+        extract(even_run, WHOLE, place / "m", packaging=packaging)
+
+
 def test_without_a_quantiser_it_is_refused(even_run, nothing_installed, refused, place):
     packaging = Packaging("gguf", quantize="q4_k_m")
     with refused(r"llama-quantize or the package cyllama: pip install 'matta_jax\[k-q", place):
