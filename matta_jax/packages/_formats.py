@@ -29,12 +29,11 @@ from matta_jax.packages.gguf import (
     FILE_NAME,
     check_gguf,
     check_loss,
-    gguf_note,
+    file_notes,
     kind_of,
     open_written,
     rounded_params,
     tensor_bytes,
-    types_note,
     weight_bytes,
     write_gguf,
 )
@@ -104,10 +103,7 @@ def counts_in(
 
 def notes_of(folder: storage.Path, format: str) -> list[str]:
     """What a folder's files cannot do, a line each."""
-    if format != "gguf":
-        return []
-    notes = (gguf_note(folder / FILE_NAME), types_note(folder / FILE_NAME))
-    return [note for note in notes if note is not None]
+    return file_notes(folder) if format == "gguf" else []
 
 
 def write_weights(  # noqa: PLR0913  Keyword-only: what stands beside them.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matta_jax.checkpoints import Source
 from matta_jax.errors import UserError
 from matta_jax.nesting import SubModel
-from matta_jax.packages import K_QUANTS, QUANTIZATIONS, Packaging, check_format, file_bytes
+from matta_jax.packages import Packaging, check_format, file_bytes
 from matta_jax.selection._space import Budget, Group, Space
 from matta_jax.selection._workload import JAX, Workload
 
@@ -92,13 +92,12 @@ def file_sizes(
     sizes = []
     for name in dict.fromkeys(quantize or (packaging.gguf_type,)):
         # Refused now, and not when models are written.
-        if name in K_QUANTS:
+        if dataclasses.replace(packaging, quantize=name).is_k_quant:
             raise UserError(
                 f"quantize={name!r} is of files whose bytes are known once llama.cpp's quantiser "
-                f"has written them; search by {', '.join(QUANTIZATIONS[3:])}, and give "
+                "has written them; search by q8_0, q5_0, q4_0, and give "
                 f"--quantize={name} to matta-extract"
             )
-        dataclasses.replace(packaging, quantize=name)
         files = FileSizes(source, name)
         files.check(space)
         sizes.append(files)

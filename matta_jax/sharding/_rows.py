@@ -98,23 +98,17 @@ class Rows:
         vocab = mesh_axis("vocab")
         return Layout(self._inner_mesh, tokens=(), vocab=vocab)
 
-    def run(self, function: Callable[..., Any], axes: Tree) -> Callable[..., Any]:
+    def run(
+        self, function: Callable[..., Any], axes: Tree, *, has_gradient: bool = True
+    ) -> Callable[..., Any]:
         """Returns `(params, batch, *arguments) -> (numbers, gradient)` that runs `function` on each
         device, with its shards of the weights and its rows of the batch.
 
         Args:
           function: what it returns is summed over devices already, the gradient in shards.
           axes: names of the weights' axes.
+          has_gradient: whether it returns one; else numbers alone.
         """
-        return self._on_devices(function, axes, has_gradient=True)
-
-    def run_forward(self, function: Callable[..., Any], axes: Tree) -> Callable[..., Any]:
-        """As `run`, of a function that returns numbers alone."""
-        return self._on_devices(function, axes, has_gradient=False)
-
-    def _on_devices(
-        self, function: Callable[..., Any], axes: Tree, *, has_gradient: bool
-    ) -> Callable[..., Any]:
         specs: Any = map_names(self._spec, axes)
         rows_spec: Any = PartitionSpec(batch_axes(self.mesh))
         replicated: Any = PartitionSpec()

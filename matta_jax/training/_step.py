@@ -173,10 +173,8 @@ def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
     """Returns the compiled `(params, batch) -> sums`: the terms of all members summed over targets,
     and `targets`. Devices that share windows compute with their own positions.
     """
-    rows = rows_of(setup)
-    if rows is not None and rows.stretches is None:
-        # Rows alone the partitioner splits by itself; no gradient is summed here.
-        rows = None
+    # Rows alone the partitioner splits by itself: no gradient is summed here.
+    rows = rows_of(setup) if setup.mesh.shape["context"] > 1 else None
     loss = Loss(setup, static_members(setup), mixes=0, is_training=False, rows=rows)
 
     def sums_of(params: Tree, batch: Batch) -> Metrics:
@@ -189,7 +187,7 @@ def make_eval_step(setup: Setup) -> Callable[[Tree, Batch], Metrics]:
         return rows.sum(sums_of(rows.together(shards, setup.axes), batch))
 
     return jax.jit(
-        sums_of if rows is None else rows.run_forward(of_device, setup.axes),
+        sums_of if rows is None else rows.run(of_device, setup.axes, has_gradient=False),
         in_shardings=(setup.shardings.params, batch_sharding(setup.mesh)),
         out_shardings=replicated(setup.mesh),
     )

@@ -127,11 +127,11 @@ def test_devices_that_share_windows_evaluate_their_positions(tiny, sizes):
 
     def evaluated(sizes):
         setup = make_setup(config, make_mesh(sizes))
-        step = make_eval_step(setup)
         placed = place_batch(batch, setup.mesh)
-        memory = step.lower(setup.abstract.params, placed).compile().memory_analysis()
-        sums = step(setup.init().params, placed)
-        return {name: float(value) for name, value in sums.items()}, memory.temp_size_in_bytes
+        program = make_eval_step(setup).lower(setup.abstract.params, placed).compile()
+        sums = program(setup.init().params, placed)
+        memory = program.memory_analysis().temp_size_in_bytes
+        return {name: float(value) for name, value in sums.items()}, memory
 
     sums, memory = evaluated(sizes)
     expected, of_whole_windows = evaluated(sizes[:3])

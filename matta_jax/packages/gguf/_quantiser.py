@@ -16,7 +16,7 @@ import numpy as np
 from matta_jax import storage
 from matta_jax.errors import UserError
 from matta_jax.packages._packaging import K_QUANTS
-from matta_jax.packages.gguf._file import MEND, GGUFFile
+from matta_jax.packages.gguf._file import GGUFFile
 
 _PROGRAM = "llama-quantize"
 _PACKAGE = "cyllama"
@@ -44,13 +44,19 @@ _MOST_LOST = {
 }
 
 
-def require_quantiser(type_name: str) -> None:
-    """Raises UserError where llama.cpp's quantiser is not installed."""
-    if shutil.which(_PROGRAM) is None and importlib.util.find_spec(_PACKAGE) is None:
+def quantiser(type_name: str) -> list[str]:
+    """The command of llama.cpp's quantiser, before its arguments. Raises UserError where it is not
+    installed.
+    """
+    program = shutil.which(_PROGRAM)
+    if program is not None:
+        return [program]
+    if importlib.util.find_spec(_PACKAGE) is None:
         raise UserError(
             f"quantize={type_name!r} is written by llama.cpp's own quantiser, the program "
             f"{_PROGRAM} or the package {_PACKAGE}: pip install 'matta_jax[k-quants]'"
         )
+    return [sys.executable, "-P", "-c", _BY_PACKAGE]
 
 
 def quantise_file(source: storage.Path, target: storage.Path, type_name: str) -> None:
@@ -64,10 +70,8 @@ def quantise_file(source: storage.Path, target: storage.Path, type_name: str) ->
     Raises:
       UserError: it is not installed, or fails.
     """
-    require_quantiser(type_name)
+    command = quantiser(type_name)
     number = str(K_QUANTS[type_name])
-    program = shutil.which(_PROGRAM)
-    command = [sys.executable, "-P", "-c", _BY_PACKAGE] if program is None else [program]
     mend = "take another type, such as --quantize=q4_0"
     try:
         completed = subprocess.run(
@@ -108,17 +112,16 @@ def check_loss(name: str, values: np.ndarray, original: np.ndarray, type_name: s
 
 def tensor_bytes(file: storage.Path) -> int:
     """Bytes of all tensors of a file."""
-    return sum(int(tensor.n_bytes) for tensor in GGUFFile(file, MEND).tensors.values())
+    return sum(int(tensor.n_bytes) for tensor in GGUFFile(file).tensors.values())
 
 
-def types_note(file: storage.Path) -> str | None:
+def types_note(file: GGUFFile) -> str | None:
     """What people should know of a file's types; None where all of its matrices have that which was
     asked for.
     """
-    opened = GGUFFile(file, MEND)
-    if opened.fields.get("general.file_type") not in K_QUANTS.values():
+    if file.fields.get("general.file_type") not in K_QUANTS.values():
         return None
-    matrices = [tensor for tensor in opened.tensors.values() if len(tensor.shape) > 1]
+    matrices = [tensor for tensor in file.tensors.values() if len(tensor.shape) > 1]
     counts = Counter(tensor.tensor_type.name for tensor in matrices)
     # Positions stay exact in files of all types.
     wider = {name: count for name, count in counts.items() if name != "F32" and name[-1] != "K"}

@@ -77,9 +77,9 @@ def vocabulary_note(spec: str, vocab_size: int) -> str | None:
     return fields[_NOTE] if fields["tokenizer.ggml.model"] == "none" else None
 
 
-def gguf_note(file: storage.Path) -> str | None:
-    """What a file that was written here cannot do, in a line; None: it does all."""
-    return GGUFFile(file).fields.get(_NOTE)
+def texts_note(file: GGUFFile) -> str | None:
+    """What a file's vocabulary cannot do, in a line; None: it does all."""
+    return file.fields.get(_NOTE)
 
 
 def holds_texts(file: storage.Path) -> bool:

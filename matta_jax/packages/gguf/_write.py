@@ -11,9 +11,9 @@ from matta_jax.nesting import flatten
 from matta_jax.packages._packaging import K_QUANTS
 from matta_jax.packages._weights import Weight
 from matta_jax.packages.gguf._fields import fields_of
-from matta_jax.packages.gguf._file import require_gguf
+from matta_jax.packages.gguf._file import GGUFFile, require_gguf
 from matta_jax.packages.gguf._kinds import kind_of
-from matta_jax.packages.gguf._quantiser import quantise_file, require_quantiser
+from matta_jax.packages.gguf._quantiser import quantise_file, quantiser, types_note
 from matta_jax.packages.gguf._read import FILE_NAME
 from matta_jax.packages.gguf._tensors import gguf_shapes, to_gguf
 from matta_jax.packages.gguf._types import (
@@ -24,7 +24,7 @@ from matta_jax.packages.gguf._types import (
     num_bytes,
     type_of_tensor,
 )
-from matta_jax.packages.gguf._vocabulary import vocabulary_fields
+from matta_jax.packages.gguf._vocabulary import texts_note, vocabulary_fields
 
 _QUANTIZATION_VERSION = 2
 
@@ -35,7 +35,7 @@ def check_gguf(architecture: Architecture, type_name: str) -> None:
     """
     require_gguf()
     if type_name in K_QUANTS:
-        require_quantiser(type_name)
+        quantiser(type_name)
     check_rows(architecture, type_name)
 
 
@@ -100,6 +100,12 @@ def _write_file(
             writer.write_tensor_data(encoded(values, type_of_tensor(name, values.shape, type_name)))
     finally:
         writer.close()
+
+
+def file_notes(folder: storage.Path) -> list[str]:
+    """What a file that was written cannot do, and what its types have become, a line each."""
+    file = GGUFFile(folder / FILE_NAME)
+    return [note for note in (texts_note(file), types_note(file)) if note is not None]
 
 
 def general_fields(type_name: str) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def test_llama_cpp_runs_what_its_quantiser_makes(written, weights, block, spec, 
     pytest.importorskip("xllamacpp")
     packaging = Packaging("gguf", quantize=type_name)
     # Of Qwen 2.5 what fills the residual stream.
-    fields = {"head_dim": 128} if block == "qwen2" else {}
-    folder, originals = written(block, spec, packaging, is_super=True, **fields)
+    heads = {"head_dim": 128} if block == "qwen2" else {}
+    folder, originals = written(block, spec, packaging, is_super=True, **heads)
     fields = gguf.GGUFReader(folder / "model.gguf").fields
     assert fields["general.architecture"].contents() == kind
     assert fields["general.file_type"].contents() == K_QUANTS[type_name]
@@ -197,7 +197,7 @@ def test_llama_cpp_runs_what_its_quantiser_makes(written, weights, block, spec, 
     assert "notes" not in package.manifest
     assert package.manifest["engines"]["llama.cpp"]["numbers"] == type_name
 
-    # Half of the limit: it was set by what normal numbers lose.
+    # The limit leaves room above what normal numbers lose.
     for path, weight in weights(pathlib.Path(folder)).items():
         lost = np.sqrt(np.mean((weight - originals[path]) ** 2) / np.mean(originals[path] ** 2))
         assert lost <= 0.6 * _quantiser._MOST_LOST[type_name], path
