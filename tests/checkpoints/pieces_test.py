@@ -27,6 +27,16 @@ def test_any_flipped_bit_changes_the_fingerprint():
     assert set(whole) == {"a/w", "n", "h"} and len({*whole.values()}) == 3
 
 
+def test_a_fingerprint_is_what_older_checkpoints_hold():
+    whole = {"a/w": "8ec8bcee7d4b4056", "n": "e7c2db9102d3a43b", "h": "a6994ebff03d58cf"}
+    assert checkpoints.fingerprints(TREE) == whole
+    assert checkpoints.fingerprints(jax.tree.map(np.asarray, TREE)) == whole
+    assert (
+        checkpoints.fingerprints(TREE, {"a/w": (2, 3)})["a/w"]
+        == "ada53881e37eee6b8f6e86934aca3e028b5eec2d6989cffc4d3d22d39e5bbdef"
+    )
+
+
 def test_the_fingerprint_is_the_same_on_any_sharding():
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", "y"))
