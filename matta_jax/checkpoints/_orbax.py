@@ -8,22 +8,20 @@ single one (`save_folder`).
 import contextlib
 import gc
 import logging
-import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
 from matta_jax import stops, storage
-from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes, stored_shape
+from matta_jax.checkpoints._pieces import Units, fingerprints, piece_axes
 from matta_jax.checkpoints._retention import StepNames, mend_losses
 from matta_jax.checkpoints._steps import METADATA, check_free, saved_steps
+from matta_jax.checkpoints._views import UnitsByTree, abstract_view, merged, stored_view
 from matta_jax.errors import DamageError, UserError
 from matta_jax.nesting import Tree, path_name
 from matta_jax.sharding import any_process, is_first, wait_for_all
@@ -34,10 +32,6 @@ _HALF_WRITTEN = "*.orbax-checkpoint-tmp*"
 # Threads of a failed read let go of it within this many pauses of this many seconds.
 _RELEASE_PAUSES = 5
 _RELEASE_SECONDS = 0.1
-
-# How the arrays of a tree are cut, by path; and those of several trees, by name.
-TreeUnits = Mapping[str, Units]
-UnitsByTree = Mapping[str, TreeUnits]
 
 
 class Checkpoints:
@@ -136,7 +130,7 @@ class Checkpoints:
         with _chunked(units):
             self._checkpointer.save_checkpointables_async(
                 step,
-                _stored_view(trees, units),
+                stored_view(trees, units, is_copied=True),
                 force=True,
                 metrics={"loss": loss},
                 custom_metadata=_with_fingerprints(meta, trees, units),
@@ -204,7 +198,7 @@ def save_folder(
     with _chunked(units):
         ocp.save_checkpointables(
             path.resolve(),
-            _stored_view(trees, units),
+            stored_view(trees, units),
             custom_metadata=_with_fingerprints(meta, trees, units),
         )
 
@@ -257,68 +251,6 @@ def _chunked(units: UnitsByTree) -> Iterator[None]:
     context.array.saving.scoped_storage_options_creator = storage_options
     with context:
         yield
-
-
-def _stored_view(trees: Mapping[str, Tree], units: UnitsByTree) -> dict[str, Tree]:
-    """The trees in the shapes that are stored."""
-
-    def reshaped(leaf: Any, unit: Units) -> Any:
-        return leaf.reshape(stored_shape(leaf.shape, unit))
-
-    return {name: _map_split(reshaped, tree, units.get(name, {})) for name, tree in trees.items()}
-
-
-def _map_split(function: Callable[[Any, Units], Any], tree: Tree, units: TreeUnits) -> Tree:
-    """Maps the arrays that have an axis split in two."""
-
-    def visit(key_path: Any, leaf: Any) -> Any:
-        unit = tuple(units.get(path_name(key_path), ()))
-        if all(size <= 1 for size in unit):
-            return leaf
-        return function(leaf, unit)
-
-    return jax.tree_util.tree_map_with_path(visit, tree)
-
-
-def _abstract_view(leaf: jax.ShapeDtypeStruct, units: Units) -> jax.ShapeDtypeStruct:
-    """What is stored of an array; a split axis is sharded by its inner part, where this divides, or
-    not at all.
-    """
-    sharding = leaf.sharding
-    if isinstance(sharding, NamedSharding):
-        spec = _stored_spec(sharding, units)
-        sharding = NamedSharding(sharding.mesh, P(*spec))
-    return jax.ShapeDtypeStruct(stored_shape(leaf.shape, units), leaf.dtype, sharding=sharding)
-
-
-def _stored_spec(sharding: NamedSharding, units: Units) -> list[Any]:
-    """The mesh axes of each stored axis."""
-    # A spec may end before the array's axes do; those are not sharded.
-    unnamed = [None] * (len(units) - len(sharding.spec))
-    stored_spec: list[Any] = []
-    for mesh_axes, unit in zip([*sharding.spec, *unnamed], units, strict=True):
-        if unit <= 1:
-            stored_spec.append(mesh_axes)
-            continue
-        inner = mesh_axes if unit % _num_shards(sharding, mesh_axes) == 0 else None
-        stored_spec += [None, inner]
-    return stored_spec
-
-
-def _num_shards(sharding: NamedSharding, mesh_axes: str | tuple[str, ...] | None) -> int:
-    if mesh_axes is None:
-        return 1
-    names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
-    return math.prod(sharding.mesh.shape[name] for name in names)
-
-
-def _merged(stored: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array in its own shape again."""
-    if stored.shape == abstract.shape:
-        return stored
-    # Within a program, so that no device ever holds more than its shard.
-    reshape = jax.jit(lambda x: x.reshape(abstract.shape), out_shardings=abstract.sharding)
-    return reshape(stored)
 
 
 def read_meta(path: storage.Path, *, mend: str = "name another") -> dict[str, Any]:
@@ -379,9 +311,7 @@ def _verified(
     """Reads trees, and computes their fingerprints again."""
     damaged = f"checkpoint {str(path)!r} is damaged"
     units = {name: meta["units"].get(name, {}) for name in abstract}
-    stored = {
-        name: _map_split(_abstract_view, tree, units[name]) for name, tree in abstract.items()
-    }
+    stored = {name: abstract_view(tree, units[name]) for name, tree in abstract.items()}
 
     trees, failure = _load(path, stored)
     # All processes raise, or none: one alone would wait for the others for ever.
@@ -389,7 +319,7 @@ def _verified(
         raise DamageError(f"{damaged}: {failure or 'another process cannot read it'}; {mend}")
 
     for name in abstract:
-        trees[name] = jax.tree.map(_merged, trees[name], abstract[name])
+        trees[name] = jax.tree.map(merged, trees[name], abstract[name])
         unit_of = {leaf: tuple(unit) for leaf, unit in units[name].items()}
         saved = meta["fingerprints"].get(name, {})
         for leaf, value in fingerprints(trees[name], unit_of).items():
