@@ -50,6 +50,11 @@ class Compute:
         named = jax.checkpoint_policies.save_only_these_names(*self.remat_names)
         return jax.checkpoint_policies.save_from_both_policies(named, policy)
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether a layer that is computed again has no more than what it begins with."""
+        return self.remat == "full" and not self.remat_names
+
 
 TRAINING = Compute()
 """For passes that are differentiated."""

@@ -16,7 +16,7 @@ from matta_jax.models._compute import Compute, ready
 from matta_jax.models._plain import bind_block
 from matta_jax.models._plan import Plan
 from matta_jax.models._streams import Part, Stream, first_parts, parts_of
-from matta_jax.models._switch import lean_map, lean_switch
+from matta_jax.models._switch import lean_map, lean_run, lean_switch
 from matta_jax.models.layers import Context
 from matta_jax.nesting import (
     Size,
@@ -163,8 +163,14 @@ class Layers:
     def _scan(
         self, start: int, stop: int, running: Sequence[Stream], hidden: Sequence[jax.Array]
     ) -> list[jax.Array]:
-        """Scans the layers, all running streams side by side."""
+        """Scans the layers, in each of which all running streams run."""
         names = layer_axes(stack_of(self.plan.axes))
+        # One stream after another, so that what it needs meanwhile is gone before the next begins:
+        # side by side, as a TPU's compiler runs them by itself, more arrays leave the core.
+        takes_turns = (
+            self.compute.remat != "none" and len(running) > 1 and self.compute.placement.takes_turns
+        )
+        is_lean = takes_turns and self.compute.keeps_nothing
 
         def body(
             carry: tuple[jax.Array, ...], layer: tuple[Tree, jax.Array, jax.Array]
@@ -174,17 +180,17 @@ class Layers:
             weights = ready(weights, names, self.compute)
             place = self._place(index)
             again = self._run_again(start, running, carry, choice_S, weights, place)
-            results = []
+            results: list[jax.Array] = []
             for i, (stream, x_ND) in enumerate(zip(running, carry, strict=True)):
                 if i in again:
                     results.append(again[i])
-                elif stream.choice is None:
-                    # Of the segment's first layer, and so of all its layers.
-                    sizes = stream.sub_model.sizes_in(start)
-                    results.append(self._run_layer(stream, sizes, weights, x_ND, place))
-                else:
-                    choice = choice_S[stream.choice]
-                    results.append(self._run_chosen(stream, choice, weights, x_ND, place))
+                    continue
+                if results and takes_turns:
+                    x_ND, results[-1] = jax.lax.optimization_barrier((x_ND, results[-1]))
+                run = functools.partial(self._run_stream, stream, start)
+                if is_lean:
+                    run = functools.partial(lean_run, run)
+                results.append(run(weights, x_ND, (place, choice_S)))
             return tuple(results), None
 
         if self.compute.remat != "none":
@@ -199,6 +205,22 @@ class Layers:
         layers = (stack, self.choices_SL.T[start:stop], jnp.arange(start, stop))
         carry, _ = jax.lax.scan(body, tuple(hidden), layers)
         return list(carry)
+
+    def _run_stream(
+        self,
+        stream: Stream,
+        start: int,
+        weights: Tree,
+        x_ND: jax.Array,
+        where: tuple[_Place, jax.Array],
+    ) -> jax.Array:
+        """Runs a layer of a segment that begins at layer `start`; `where` has its choices too."""
+        place, choice_S = where
+        if stream.choice is None:
+            # Of the segment's first layer, and so of all its layers.
+            sizes = stream.sub_model.sizes_in(start)
+            return self._run_layer(stream, sizes, weights, x_ND, place)
+        return self._run_chosen(stream, choice_S[stream.choice], weights, x_ND, place)
 
     def _run_again(
         self,

@@ -1,4 +1,4 @@
-"""A switch between branches that keeps for the backward pass no more than its operands."""
+"""Runs of a layer that keep for the backward pass no more than their operands."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,27 +27,35 @@ def lean_switch(
     policy counts for all.
     """
 
-    @jax.custom_vjp
-    def run(
-        choice: jax.Array,
-        weights: Tree,
-        x_ND: jax.Array,
-        facts: Any,
-    ) -> jax.Array:
+    def run(weights: Tree, x_ND: jax.Array, chosen: Any) -> jax.Array:
+        choice, facts = chosen
         return jax.lax.switch(choice, branches, weights, x_ND, facts)
 
-    def forward(*operands: Any) -> tuple[jax.Array, Any]:
-        return run(*operands), operands
+    pullbacks = [_pullback(branch) for branch in branches]
 
-    def backward(operands: Any, d_out: jax.Array) -> tuple[Any, ...]:
-        choice, weights, x_ND, facts = operands
-        pullbacks = [_pullback(branch) for branch in branches]
-        d_weights, d_x_ND = jax.lax.switch(choice, pullbacks, weights, x_ND, facts, d_out)
-        # Neither a choice nor a fact has a gradient.
-        return None, d_weights, d_x_ND, None
+    def pull_back(
+        weights: Tree, x_ND: jax.Array, chosen: Any, d_out: jax.Array
+    ) -> tuple[Tree, jax.Array]:
+        choice, facts = chosen
+        return jax.lax.switch(choice, pullbacks, weights, x_ND, facts, d_out)
 
-    run.defvjp(forward, backward)
-    return run(choice, weights, x_ND, facts)
+    return _lean(run, pull_back)(weights, x_ND, (choice, facts))
+
+
+def lean_run(branch: Branch, weights: Tree, x_ND: jax.Array, facts: Any) -> jax.Array:
+    """Runs a branch; keeps its operands alone, and runs it again in the backward pass, once the
+    gradient of its result is there. `jax.checkpoint` would wait for all operands too, and so for
+    weights that are still being gathered.
+    """
+
+    def pull_back(
+        weights: Tree, x_ND: jax.Array, facts: Any, d_out: jax.Array
+    ) -> tuple[Tree, jax.Array]:
+        # What is computed again would else be there long before it is needed.
+        x_ND, d_out = jax.lax.optimization_barrier((x_ND, d_out))
+        return _pullback(branch)(weights, x_ND, facts, d_out)
+
+    return _lean(branch, pull_back)(weights, x_ND, facts)
 
 
 def lean_map(
@@ -66,6 +74,25 @@ def lean_map(
         return lean_switch(choice, branches, weights, x_ND, facts)
 
     return jax.lax.map(of_stream, (choice_S, x_SND))
+
+
+def _lean(run: Branch, pull_back: Callable[..., tuple[Tree, jax.Array]]) -> Branch:
+    """A function whose backward pass has its operands, and `pull_back`."""
+
+    @jax.custom_vjp
+    def lean(weights: Tree, x_ND: jax.Array, facts: Any) -> jax.Array:
+        return run(weights, x_ND, facts)
+
+    def forward(*operands: Any) -> tuple[jax.Array, Any]:
+        return lean(*operands), operands
+
+    def backward(operands: Any, d_out: jax.Array) -> tuple[Any, ...]:
+        weights, x_ND, facts = operands
+        # No fact has a gradient.
+        return *pull_back(weights, x_ND, facts, d_out), None
+
+    lean.defvjp(forward, backward)
+    return lean
 
 
 def _pullback(branch: Branch) -> Callable[..., tuple[Tree, jax.Array]]:

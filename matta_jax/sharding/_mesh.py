@@ -284,7 +284,10 @@ def placement(mesh: Mesh, engine: Engine | None = None) -> Placement:
             gradient = gather(gradient, names)
         return place(gradient, weight_spec(names, mesh))
 
-    return Placement(gather=gather, scatter=scatter, joins=joins, engine=engine)
+    takes_turns = mesh.shape["tensor"] == 1
+    return Placement(
+        gather=gather, scatter=scatter, joins=joins, engine=engine, takes_turns=takes_turns
+    )
 
 
 def _is_sharded_table(names: Names) -> bool:

@@ -72,6 +72,8 @@ class Placement:
       layers_alone: whether only the weights of layers are gathered and scattered; those beside
         them have come together before the pass.
       stretches: how devices share the positions of a window; None: each has all of them.
+      takes_turns: whether streams run one after another. Where a tensor axis splits them, the sums
+        of one over devices go on beside the products of the next.
     """
 
     gather: Callable[[jax.Array, Names], jax.Array] = _stay
@@ -80,6 +82,7 @@ class Placement:
     engine: Engine | None = None
     layers_alone: bool = False
     stretches: Stretches | None = None
+    takes_turns: bool = True
 
     @property
     def beside_layers(self) -> "Placement":

@@ -76,7 +76,10 @@ class Rows:
             inner_mesh = self._inner_mesh if self._has_tensor_axis else None
             engine = dataclasses.replace(engine, mesh=inner_mesh, batch_axes=())
         placement = Placement(
-            joins=joins_granules(self.mesh), engine=engine, stretches=self.stretches
+            joins=joins_granules(self.mesh),
+            engine=engine,
+            stretches=self.stretches,
+            takes_turns=not self._has_tensor_axis,
         )
         if self.once:
             return placement

@@ -12,6 +12,7 @@ import pytest
 from matta_jax import models, nesting
 from matta_jax.config import ModelConfig
 from matta_jax.models import Compute
+from matta_jax.sharding import Placement
 
 JOINT = [(name, "dots") for name in ("layer", "depth", "all")]
 JOINT += [
@@ -148,6 +149,30 @@ def test_a_static_mix_by_switch_has_the_gradient_of_its_plain_model(make_nested,
     gradients, loss = gradients_in_place(case, sub_model, tokens, remat)
     assert "stablehlo.case" in loss.lower(case.params).as_text()
     assert_gradients_of_plain_model(case, sub_model, gradients, tokens)
+
+
+def test_streams_take_turns_where_they_are_computed_again(nested, tokens):
+    """A TPU's compiler keeps the order that barriers give, and a CPU's drops them."""
+    case = nested("layer")
+    members = [case.parse("student"), case.nest.ta]
+
+    def barriers(members, remat, **where):
+        compute = Compute(remat=remat, placement=Placement(**where))
+
+        def loss(params):
+            inputs = {"tokens": tokens}
+            hidden = models.joint_apply(case.plan, params, inputs, members, compute=compute)
+            return sum(jnp.sum(each**3) for each in hidden)
+
+        return str(jax.make_jaxpr(jax.grad(loss))(case.params)).count("optimization_barrier")
+
+    side_by_side = barriers(members, "dots", takes_turns=False)
+    assert barriers(members, "none") == side_by_side
+    # Forward, computed again, and backward.
+    assert barriers(members, "dots") == side_by_side + 3
+    # With nothing kept, each stream waits for its gradient too.
+    assert barriers(members, "full") > side_by_side + 3
+    assert barriers(members[1:], "dots") == barriers(members[1:], "dots", takes_turns=False)
 
 
 @pytest.mark.slow

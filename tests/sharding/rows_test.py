@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.sharding import Rows, collectives, make_mesh
+from matta_jax.sharding import Rows, collectives, make_mesh, placement
 from matta_jax.sharding._rows import _missing, _reduce_scatter
 
 MATRIX = ("d_ff_granules", "d_model", "d_ff")
@@ -69,6 +69,13 @@ def test_weights_come_together_and_gradients_are_summed_over_rows(sizes, once, l
         np.testing.assert_allclose(summed, 36 * weight, rtol=1e-6)
     weight = gradient["blocks"]["0"]["w"]
     assert weight.sharding.shard_shape(weight.shape)[2] == 16 // sizes[1]
+
+
+def test_streams_take_turns_but_beside_a_tensor_axis():
+    """There one's sums over devices go on beside another's products."""
+    for sizes, takes_turns in (((2, 4, 1), True), ((2, 2, 2), False)):
+        assert rows_on(sizes).placement.takes_turns == takes_turns
+        assert placement(make_mesh(sizes)).takes_turns == takes_turns
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
