@@ -6,6 +6,8 @@ tokens of a chunk, K streams or chunks that are stacked, V vocab, D d_model, M t
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,10 @@ import jax.numpy as jnp
 from matta_jax.distill._plan import Constants, LossPlan, OnlineTeacher
 from matta_jax.distill._softmaxes import Vocab
 from matta_jax.distill._terms import chunk_terms
+
+# Rows of hidden states, of all streams, that one addition to the table's gradient has where chunks
+# are smaller: with more of them, gradients of logits leave a TPU's core (compiled for v5e).
+_ROWS_OF_GROUP = 1024
 
 # Of each stream's outputs, and of the table; None where they are not made, or there is no table.
 Gradients = tuple[tuple[jax.Array, ...] | None, jax.Array | None]
@@ -34,15 +40,8 @@ def scan_chunks(
     """
     num_tokens = outputs[0].shape[0]
     num_chunks = -(-num_tokens // plan.chunk_size)
-    chunk_size = -(-num_tokens // num_chunks)
-    num_padding = num_chunks * chunk_size - num_tokens
-
-    def in_chunks(x: jax.Array) -> jax.Array:
-        """[N, …] to [chunks, C, …]; tokens that fill the last chunk have weight 0."""
-        if num_padding:
-            x = jnp.pad(x, [(0, num_padding)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(num_chunks, chunk_size, *x.shape[1:])
-
+    group = _chunks_of_group(num_chunks, plan.chunk_size, outputs) if gradients else 1
+    shape = (-(-num_chunks // group), group) if group > 1 else (num_chunks,)
     tables = _Tables(outputs, table_VD)
 
     # A Teacher's head is one for all tokens, and does not go by with them.
@@ -52,7 +51,8 @@ def scan_chunks(
         teacher_per_token = constants.teacher.hidden
         head = constants.teacher.head
 
-    def step(d_table_VD: jax.Array | None, chunk: Any) -> tuple[jax.Array | None, Any]:
+    def of_chunk(chunk: Any) -> tuple[jax.Array, list[jax.Array] | None, Any]:
+        """The sums, the gradients of the hidden states, and what makes that of the table."""
         hidden, labels, weights, teacher = chunk
         if head is not None:
             teacher = OnlineTeacher(teacher, head)
@@ -63,20 +63,48 @@ def scan_chunks(
         stacked = tables.stack(hidden)
         logits = tables.logits(stacked)
         sums, d_logits = chunk_terms(plan, logits, chunk_constants, vocab, gradients=gradients)
-        if d_logits is None or d_table_VD is None:
-            return None, (sums, None)
+        if d_logits is None:
+            return sums, None, None
+        d_hidden, d_stacked = tables.backward(d_logits)
+        return sums, d_hidden, (d_stacked, stacked)
 
-        d_hidden, d_table_VD = tables.backward(stacked, d_logits, d_table_VD)
+    def step(d_table_VD: jax.Array | None, chunks: Any) -> tuple[jax.Array | None, Any]:
+        sums, d_hidden, factors = of_chunk(chunks) if group == 1 else jax.lax.map(of_chunk, chunks)
+        if d_table_VD is not None:
+            d_table_VD = tables.add_gradient(d_table_VD, *factors)
         return d_table_VD, (sums, d_hidden)
 
     d_table_VD = jnp.zeros(table_VD.shape, jnp.float32) if gradients else None
     per_token = (outputs, constants.labels, constants.weights, teacher_per_token)
-    chunks = jax.tree.map(in_chunks, per_token)
+    chunks = jax.tree.map(functools.partial(_in_chunks, shape), per_token)
     d_table_VD, (sums, d_hidden) = jax.lax.scan(step, d_table_VD, chunks)
 
     if d_hidden is not None:
         d_hidden = tuple(_in_one(d_hidden_KCD, num_tokens) for d_hidden_KCD in d_hidden)
-    return jnp.sum(sums, axis=0), (d_hidden, d_table_VD)
+    return jnp.sum(sums.reshape(-1, sums.shape[-1]), axis=0), (d_hidden, d_table_VD)
+
+
+def _chunks_of_group(num_chunks: int, chunk_size: int, outputs: Sequence[jax.Array]) -> int:
+    """How many chunks are added to the table's gradient at once.
+
+    Each addition reads and writes all of it, in float32: of few rows that takes longer than their
+    product. What a group keeps for it is in the type of the outputs, so that in float32, where it
+    would be large and products are slow, a group is one chunk.
+    """
+    if outputs[0].dtype == jnp.float32:
+        return 1
+    return min(num_chunks, max(1, _ROWS_OF_GROUP // (chunk_size * len(outputs))))
+
+
+def _in_chunks(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """[N, …] to [*shape, C, …]: the chunks, or groups and the chunks of each. Tokens that fill the
+    last chunk have weight 0.
+    """
+    chunk_size = -(-len(x) // math.prod(shape))
+    num_padding = math.prod(shape) * chunk_size - len(x)
+    if num_padding:
+        x = jnp.pad(x, [(0, num_padding)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(*shape, chunk_size, *x.shape[1:])
 
 
 def _in_one(chunks: jax.Array, num_tokens: int) -> jax.Array:
@@ -118,27 +146,38 @@ class _Tables:
         return _in_order(logits)
 
     def backward(
-        self,
-        stacked: dict[int, jax.Array],
-        d_logits: Sequence[jax.Array],
-        d_table_VD: jax.Array,
-    ) -> tuple[list[jax.Array], jax.Array]:
-        """Returns the gradients [C, d_k] of each stream's hidden states, and the table's gradient
-        with that of this chunk added.
+        self, d_logits: Sequence[jax.Array]
+    ) -> tuple[list[jax.Array], dict[int, jax.Array]]:
+        """Returns the gradients [C, d_k] of each stream's hidden states; and those [N, V] of the
+        logits, stacked by width.
         """
         d_hidden: dict[int, jax.Array] = {}
+        d_stacked: dict[int, jax.Array] = {}
         for width, streams in self._streams.items():
             dz_NV = jnp.concatenate([d_logits[stream] for stream in streams]).astype(self._dtype)
+            d_stacked[width] = dz_NV
 
-            d_stacked_ND = _matmul("nv,vd->nd", dz_NV, self._tables[width]).astype(self._dtype)
-            d_hidden_KCD = d_stacked_ND.reshape(len(streams), -1, width)
+            d_hidden_ND = _matmul("nv,vd->nd", dz_NV, self._tables[width]).astype(self._dtype)
+            d_hidden_KCD = d_hidden_ND.reshape(len(streams), -1, width)
             d_hidden.update(zip(streams, d_hidden_KCD, strict=True))
+        return _in_order(d_hidden), d_stacked
 
+    def add_gradient(
+        self,
+        d_table_VD: jax.Array,
+        d_stacked: dict[int, jax.Array],
+        stacked: dict[int, jax.Array],
+    ) -> jax.Array:
+        """Adds the table's gradient of the logits' [..., N, V] and of hidden states [..., N, D]."""
+        for width in self._streams:
+            dz_NV, hidden_ND = (
+                rows.reshape(-1, rows.shape[-1]) for rows in (d_stacked[width], stacked[width])
+            )
             # Not .at[].add: XLA of jaxlib 0.11.2 crashes when it compiles that scatter in a
             # shard_map on CPUs.
-            d_columns_VD = d_table_VD[:, :width] + _matmul("nv,nd->vd", dz_NV, stacked[width])
+            d_columns_VD = d_table_VD[:, :width] + _matmul("nv,nd->vd", dz_NV, hidden_ND)
             d_table_VD = jax.lax.dynamic_update_slice(d_table_VD, d_columns_VD, (0, 0))
-        return _in_order(d_hidden), d_table_VD
+        return d_table_VD
 
 
 def _in_order(of_streams: dict[int, jax.Array]) -> list[jax.Array]:

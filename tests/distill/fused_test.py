@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from matta_jax.distill import LossPlan, OnlineTeacher, Term, nested_loss
+from matta_jax.distill import LossPlan, OnlineTeacher, Term, _scan, nested_loss
 from matta_jax.errors import UserError
 from matta_jax.sharding import Layout, collectives, loss_layout, make_mesh
 
@@ -23,6 +23,20 @@ def test_the_chunk_size_changes_nothing(make_case, make_plan, assert_close, chun
     other, *expected, other_losses = case.value_and_gradients(make_plan(2, chunk_size=8))
     assert loss == pytest.approx(other, rel=1e-6)
     assert_close((gradients, losses), (expected, other_losses), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 48, 1024], ids=["no groups", "groups of three", "one group"])
+def test_the_group_that_the_tables_gradient_is_added_in_changes_nothing(
+    make_case, make_plan, assert_close, monkeypatch, rows
+):
+    """In float32 a group is one chunk."""
+    case, plan = make_case((8, 12)), make_plan(2)
+    expected, *expected_gradients = case.expected(plan, dtype=jnp.bfloat16)
+    monkeypatch.setattr(_scan, "_ROWS_OF_GROUP", rows)
+    loss, *gradients, _ = case.value_and_gradients(plan, dtype=jnp.bfloat16)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    # What is rounded are the gradients of logits, before their products.
+    assert_close(gradients, expected_gradients, rtol=0.02)
 
 
 def test_weights_that_move_do_not_recompile(make_case, make_plan):
