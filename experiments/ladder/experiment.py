@@ -88,9 +88,10 @@ def best_rate(runs: RungRuns, condition: str) -> float:
 
 def _specs_of(rung: Rung, overrides: Overrides) -> dict[int, str]:
     """The spec of each size that a run has."""
-    if "model.d_ff" in overrides:
+    widths = overrides.get("nest.widths", rung.widths)
+    if not widths:
         return {overrides["model.d_ff"]: "ta"}
-    return {width: f"d_ff={width}" for width in rung.widths}
+    return {width: f"d_ff={width}" for width in widths}
 
 
 EXPERIMENT = Ladder()

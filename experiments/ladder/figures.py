@@ -47,12 +47,14 @@ class Scores:
         """By how many per cent a size is worse than that of another recipe, seed by seed."""
         values = self.bits(rung, length, condition, width)
         references = self.bits(rung, length, reference, width)
-        pairs = zip(values, references, strict=True)
+        # A recipe may train fewer sizes than the rung has.
+        pairs = zip(values, references if values else (), strict=True)
         return [100 * (value / reference - 1) for value, reference in pairs]
 
     def worst(self, rung: Rung, length: int, condition: str) -> list[float]:
-        """`excess` of the size that is worst by its mean."""
-        excesses = [self.excess(rung, length, condition, width) for width in rung.widths]
+        """`excess` of the size that is worst by its mean, of those that the recipe trains."""
+        widths = [width for width in rung.widths if self.bits(rung, length, condition, width)]
+        excesses = [self.excess(rung, length, condition, width) for width in widths]
         return max(excesses, key=lambda excess: interval(excess)[0])
 
     def tflops(self, rung: Rung, length: int, condition: str) -> float:
@@ -64,7 +66,7 @@ def tables(scores: Scores) -> str:
     """A table for each rung and length that was measured, in Markdown."""
     parts = []
     for rung, length in _measured(scores):
-        parts.append(_heading(rung, length))
+        parts.append(heading(rung, length))
         parts.append(table(scores, rung, length, recipes_of(rung)))
     parts.append("The largest size against one trained alone, %, as models grow:")
     parts.append(_trend(scores, _largest_excess))
@@ -112,8 +114,7 @@ def _trend(scores: Scores, excess_of: Callable[[Scores, Rung, int, str], list[fl
         cells = []
         for rung, length in settings:
             is_there = scores.has(rung, length, condition)
-            excess = excess_of(scores, rung, length, condition) if is_there else []
-            cells.append(_signed(excess) if excess else "")
+            cells.append(_signed(excess_of(scores, rung, length, condition) if is_there else []))
         if any(cells):
             lines.append([condition, *cells])
     return markdown_table(header, lines, left=(0,))
@@ -125,7 +126,8 @@ def recipes_of(rung: Rung) -> list[str]:
     return [condition for condition in conditions_of(rung) if condition not in lone]
 
 
-def _heading(rung: Rung, length: int) -> str:
+def heading(rung: Rung, length: int) -> str:
+    """What stands over a table."""
     return (
         f"{rung.parameters:,} parameters in the TA's layers ({rung.num_layers} of d_model "
         f"{rung.d_model}), {length} tokens for each:"
@@ -177,6 +179,8 @@ def paired_table(
 
 
 def _signed(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     mean, half = interval(values)
     return f"{mean:+.1f} ± {half:.1f}"
 
