@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -78,34 +79,45 @@ def raw_upload(file, state):
     start = time.perf_counter()
     file.write(data)
     total = time.perf_counter() - start
-    return total, total
+    return total, 0.0, total
 
 
 def measure_saves(bucket, gigabytes, rounds):
     """Returns the rows of saves, and two ratios."""
-    setup, state = checkpoint_stall.state_of(gigabytes)
-    leaves = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    run = checkpoint_stall.Run(*checkpoint_stall.state_of(gigabytes))
     folder = storage.path(f"{bucket}/save")
 
     def saved(wait):
-        seconds = checkpoint_stall.saved(folder, setup, state, wait=wait)
+        seconds = run.save(folder, wait=wait)
         storage.remove_folder(folder)
         return seconds
 
     contenders = {
         "ours": lambda: saved(False),
         "ours, synchronous": lambda: saved(True),
-        "raw upload": lambda: raw_upload(storage.path(f"{bucket}/raw"), leaves),
+        "raw upload": lambda: raw_upload(
+            storage.path(f"{bucket}/raw"),
+            [leaf for leaf in jax.tree.leaves(run.state) if leaf.ndim],
+        ),
     }
     seconds = {name: [] for name in contenders}
     for _ in range(rounds + 1):
-        for name, run in contenders.items():
-            seconds[name].append(run())
+        for name, save in contenders.items():
+            seconds[name].append(save())
     rows = []
     for name, values in seconds.items():
         blocked, _ = harness.median_and_spread([value[0] for value in values[1:]])
-        total, spread = harness.median_and_spread([value[1] for value in values[1:]])
-        rows.append({"save": name, "blocked s": blocked, "total s": total, "spread": spread})
+        after = statistics.median(value[1] for value in values[1:])
+        total, spread = harness.median_and_spread([value[2] for value in values[1:]])
+        rows.append(
+            {
+                "save": name,
+                "blocked s": blocked,
+                "step after s": after,
+                "total s": total,
+                "spread": spread,
+            }
+        )
     ours, synchronous, raw = rows
     ratios = {
         "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],
