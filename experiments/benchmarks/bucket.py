@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -100,30 +99,8 @@ def measure_saves(bucket, gigabytes, rounds):
             [leaf for leaf in jax.tree.leaves(run.state) if leaf.ndim],
         ),
     }
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
-        for name, save in contenders.items():
-            seconds[name].append(save())
-    rows = []
-    for name, values in seconds.items():
-        blocked, _ = harness.median_and_spread([value[0] for value in values[1:]])
-        after = statistics.median(value[1] for value in values[1:])
-        total, spread = harness.median_and_spread([value[2] for value in values[1:]])
-        rows.append(
-            {
-                "save": name,
-                "blocked s": blocked,
-                "step after s": after,
-                "total s": total,
-                "spread": spread,
-            }
-        )
-    ours, synchronous, raw = rows
-    ratios = {
-        "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],
-        "total / raw": ours["total s"] / raw["total s"],
-    }
-    return rows, ratios
+    rows = checkpoint_stall.measure(contenders, rounds)
+    return rows, checkpoint_stall.ratios_of(rows)
 
 
 def sent_by(process):

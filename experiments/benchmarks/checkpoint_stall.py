@@ -97,39 +97,41 @@ def raw(folder, state):
     return total, 0.0, total
 
 
-def measure(contenders, parent, rounds):
+def measure(contenders, rounds):
     """Returns one row for each contender, which take turns; a first round is left out."""
-    blocked = {name: [] for name in contenders}
-    after = {name: [] for name in contenders}
-    total = {name: [] for name in contenders}
-    cpu = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory(dir=parent) as root:
-        for _ in range(rounds + 1):
-            for name, run in contenders.items():
-                folder = pathlib.Path(root) / "one"
-                start = time.process_time()
-                seconds_blocked, seconds_after, seconds = run(folder)
-                cpu[name].append(time.process_time() - start)
-                blocked[name].append(seconds_blocked)
-                after[name].append(seconds_after)
-                total[name].append(seconds)
-                shutil.rmtree(folder)
+    measured = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, save in contenders.items():
+            start = time.process_time()
+            seconds = save()
+            measured[name].append((*seconds, time.process_time() - start))
 
     rows = []
-    for name in contenders:
-        totals = total[name][1:]
-        median = statistics.median(totals)
+    for name, values in measured.items():
+        blocked, after, totals, cpu = zip(*values[1:], strict=True)
+        total, spread = harness.median_and_spread(totals)
         rows.append(
             {
                 "save": name,
-                "blocked s": statistics.median(blocked[name][1:]),
-                "step after s": statistics.median(after[name][1:]),
-                "total s": median,
-                "spread": (max(totals) - min(totals)) / 2 / median,
-                "CPU-s": statistics.median(cpu[name][1:]),
+                "blocked s": statistics.median(blocked),
+                "step after s": statistics.median(after),
+                "total s": total,
+                "spread": spread,
+                "CPU-s": statistics.median(cpu),
             }
         )
     return rows
+
+
+def ratios_of(rows):
+    """What the bars are of: our row, that of a synchronous save, and a raw write's."""
+    ours, synchronous, least = rows
+    waits = ours["blocked s"] + ours["step after s"]
+    return {
+        "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],
+        "with the step after": waits / synchronous["blocked s"],
+        "total / raw": ours["total s"] / least["total s"],
+    }
 
 
 def main():
@@ -145,19 +147,21 @@ def main():
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     run = Run(setup, state)
     del state
-    contenders = {
-        "ours": lambda folder: run.save(folder, wait=False),
-        "ours, synchronous": lambda folder: run.save(folder, wait=True),
-        "raw write": lambda folder: raw(folder, run.state),
-    }
-    rows = measure(contenders, flags.folder, flags.rounds)
-    ours, synchronous, least = rows
-    ratios = {
-        "blocked / synchronous": ours["blocked s"] / synchronous["blocked s"],
-        "with the step after": (ours["blocked s"] + ours["step after s"])
-        / synchronous["blocked s"],
-        "total / raw": ours["total s"] / least["total s"],
-    }
+    with tempfile.TemporaryDirectory(dir=flags.folder) as root:
+        folder = pathlib.Path(root) / "one"
+
+        def cleared(save):
+            seconds = save()
+            shutil.rmtree(folder)
+            return seconds
+
+        contenders = {
+            "ours": lambda: cleared(lambda: run.save(folder, wait=False)),
+            "ours, synchronous": lambda: cleared(lambda: run.save(folder, wait=True)),
+            "raw write": lambda: cleared(lambda: raw(folder, run.state)),
+        }
+        rows = measure(contenders, flags.rounds)
+    ratios = ratios_of(rows)
     print(f"{size / 2**30:.2f} GiB")
     harness.print_table(rows)
     print(", ".join(f"{name} {value:.3f}" for name, value in ratios.items()), "(bars 0.05, 1.2)")
