@@ -54,7 +54,7 @@ def plot(scores: Scores, path: pathlib.Path, rungs: Sequence[Rung], recipes: Seq
     axes.set_ylabel("worst of five sizes, behind a model trained alone")
     axes.set_title(f"{verdict(points)}\n{_legend_of(rungs)}", fontsize=10)
     axes.grid(color="0.92")
-    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(0.9, 0))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
