@@ -6,18 +6,9 @@ from typing import Any
 
 import jax
 
+from matta_jax.models.layers import PRODUCT
 from matta_jax.nesting import Names, Tree
 from matta_jax.sharding import ONE_DEVICE, Placement, sum_dtype
-
-# What matrices make of tokens is kept. Attention's products have batch axes: their scores, of T·S
-# numbers, are computed again with all that is cheap.
-_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-_POLICIES: dict[str, Callable[..., Any]] = {
-    "dots": _DOTS,
-    "ta": _DOTS,
-    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +35,17 @@ class Compute:
     @property
     def policy(self) -> Callable[..., Any]:
         """What `jax.checkpoint` keeps of a layer that is computed again."""
-        policy = _POLICIES[self.remat]
-        if not self.remat_names:
-            return policy
-        named = jax.checkpoint_policies.save_only_these_names(*self.remat_names)
-        return jax.checkpoint_policies.save_from_both_policies(named, policy)
+        # Attention's scores, of T·S numbers, have no name: they are computed again with all that is
+        # cheap.
+        products = () if self.remat == "full" else (PRODUCT,)
+        if self.remat == "offload":
+            return jax.checkpoint_policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=self.remat_names,
+                names_which_can_be_offloaded=products,
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        return jax.checkpoint_policies.save_only_these_names(*products, *self.remat_names)
 
     @property
     def keeps_nothing(self) -> bool:

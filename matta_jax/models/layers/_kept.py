@@ -12,3 +12,7 @@ HIDDEN = "hidden"
 """What a feed-forward layer's neurons are made of, before their activation."""
 
 KEPT_NAMES = (QKV, ATTENTION, HIDDEN)
+"""What a config may name."""
+
+PRODUCT = "product"
+"""What any matrix makes of tokens."""

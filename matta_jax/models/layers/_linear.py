@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from matta_jax.models.layers._kept import PRODUCT, checkpoint_name
+
 
 def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """An einsum over tokens, x's first axis, in its type; a wider weight has its gradient summed in
@@ -44,8 +46,13 @@ def _plain_product(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Arra
 
 
 def _product_forward(subscripts: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
-    # A dot that the checkpoint policy can see, and keep.
-    return _plain_product(subscripts, x, weight), (x, weight)
+    product = _plain_product(subscripts, x, weight)
+    # A TPU's compiler would write what is kept together with the product, which then leaves the
+    # core, and is read again by the next operation.
+    product = jax.lax.platform_dependent(
+        product, tpu=jax.lax.optimization_barrier, default=lambda product: product
+    )
+    return checkpoint_name(product, PRODUCT), (x, weight)
 
 
 def _product_backward(
