@@ -22,6 +22,11 @@ from matta_jax.distill._terms import chunk_terms
 # are smaller: with more of them, gradients of logits leave a TPU's core (compiled for v5e).
 _ROWS_OF_GROUP = 1024
 
+# Bytes of a table that stays in this core, and of a chunk's logits beside it, of all streams.
+_TABLE_IN_CORE = 2**26
+_LOGITS_IN_CORE = 2**25
+_FEWEST_TOKENS = 64
+
 # Of each stream's outputs, and of the table; None where they are not made, or there is no table.
 Gradients = tuple[tuple[jax.Array, ...] | None, jax.Array | None]
 
@@ -39,8 +44,9 @@ def scan_chunks(
     table (float32).
     """
     num_tokens = outputs[0].shape[0]
-    num_chunks = -(-num_tokens // plan.chunk_size)
-    group = _chunks_of_group(num_chunks, plan.chunk_size, outputs) if gradients else 1
+    chunk_size = _tokens_of_chunk(plan.chunk_size, outputs, table_VD)
+    num_chunks = -(-num_tokens // chunk_size)
+    group = _chunks_of_group(num_chunks, chunk_size, outputs) if gradients else 1
     shape = (-(-num_chunks // group), group) if group > 1 else (num_chunks,)
     tables = _Tables(outputs, table_VD)
 
@@ -82,6 +88,20 @@ def scan_chunks(
     if d_hidden is not None:
         d_hidden = tuple(_in_one(d_hidden_KCD, num_tokens) for d_hidden_KCD in d_hidden)
     return jnp.sum(sums.reshape(-1, sums.shape[-1]), axis=0), (d_hidden, d_table_VD)
+
+
+def _tokens_of_chunk(most: int, outputs: Sequence[jax.Array], table_VD: jax.Array) -> int:
+    """Tokens of a chunk: a power of two, where `most` would have more logits than stay in a TPU's
+    core beside the table.
+
+    A table that is not there itself is read from memory for each chunk, so that fewer chunks are
+    better; and so are they in float32, whose products are slow.
+    """
+    dtype, (vocab_size, width) = outputs[0].dtype, table_VD.shape
+    if dtype == jnp.float32 or vocab_size * width * dtype.itemsize > _TABLE_IN_CORE:
+        return most
+    fitting = _LOGITS_IN_CORE // (4 * vocab_size * len(outputs))
+    return min(most, max(_FEWEST_TOKENS, 2 ** int(math.log2(max(fitting, 1)))))
 
 
 def _chunks_of_group(num_chunks: int, chunk_size: int, outputs: Sequence[jax.Array]) -> int:

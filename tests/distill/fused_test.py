@@ -39,6 +39,33 @@ def test_the_group_that_the_tables_gradient_is_added_in_changes_nothing(
     assert_close(gradients, expected_gradients, rtol=0.02)
 
 
+def test_a_chunk_is_smaller_where_its_logits_would_leave_the_core(
+    make_case, make_plan, assert_close, monkeypatch
+):
+    case, plan = make_case((8, 12)), make_plan(2, chunk_size=32)
+    sizes = []
+    in_chunks = _scan._in_chunks
+    monkeypatch.setattr(
+        _scan, "_in_chunks", lambda *args: sizes.append(in_chunks(*args).shape) or in_chunks(*args)
+    )
+    expected, *expected_gradients = case.expected(plan, dtype=jnp.bfloat16)
+    monkeypatch.setattr(_scan, "_FEWEST_TOKENS", 1)
+    monkeypatch.setattr(_scan, "_ROWS_OF_GROUP", 1)
+    # Room for the logits of nine tokens: eight are the power of two below.
+    monkeypatch.setattr(_scan, "_LOGITS_IN_CORE", 9 * 4 * V * 2)
+    loss, *gradients, _ = case.value_and_gradients(plan, dtype=jnp.bfloat16)
+    assert {shape[:2] for shape in sizes} == {(5, 8)}
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert_close(gradients, expected_gradients, rtol=0.02)
+
+    # In float32, and where the table is not in the core, there are as many tokens as may be.
+    for dtype, table in ((jnp.float32, _scan._TABLE_IN_CORE), (jnp.bfloat16, 100)):
+        sizes.clear()
+        monkeypatch.setattr(_scan, "_TABLE_IN_CORE", table)
+        case.value_and_gradients(plan, dtype=dtype)
+        assert {shape[:2] for shape in sizes} == {(2, 19)}
+
+
 def test_weights_that_move_do_not_recompile(make_case, make_plan):
     case, plan = make_case((8, 12)), make_plan(2)
 
