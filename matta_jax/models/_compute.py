@@ -37,7 +37,7 @@ class Compute:
         """What `jax.checkpoint` keeps of a layer that is computed again."""
         # Attention's scores, of T·S numbers, have no name: they are computed again with all that is
         # cheap.
-        products = () if self.remat == "full" else (PRODUCT,)
+        products = (PRODUCT,) if self.keeps_products else ()
         if self.remat == "offload":
             return jax.checkpoint_policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=self.remat_names,
@@ -46,6 +46,11 @@ class Compute:
                 offload_dst="pinned_host",
             )
         return jax.checkpoint_policies.save_only_these_names(*products, *self.remat_names)
+
+    @property
+    def keeps_products(self) -> bool:
+        """Whether a layer that is computed again has what its matrices have made of tokens."""
+        return self.remat not in ("full", "none")
 
     @property
     def keeps_nothing(self) -> bool:

@@ -17,7 +17,7 @@ from matta_jax.models._plain import bind_block
 from matta_jax.models._plan import Plan
 from matta_jax.models._streams import Part, Stream, first_parts, parts_of
 from matta_jax.models._switch import lean_map, lean_run, lean_switch
-from matta_jax.models.layers import Context
+from matta_jax.models.layers import Context, with_products
 from matta_jax.nesting import (
     Size,
     Sizes,
@@ -80,7 +80,9 @@ class Layers:
     def run_first(self, streams: Sequence[Stream], hidden: Sequence[jax.Array]) -> list[jax.Array]:
         """Runs layer 0, its first part once for all streams that have it in common."""
         stack = jax.tree.map(lambda weight: weight[0], stack_of(self.params))
-        layer: Callable[..., list[jax.Array]] = functools.partial(self._first_layer, streams)
+        layer: Callable[..., list[jax.Array]] = with_products(
+            functools.partial(self._first_layer, streams), kept=self.compute.keeps_products
+        )
         if self.compute.remat != "none":
             layer = jax.checkpoint(layer, policy=self.compute.policy)
         return layer(stack, hidden, self.choices_SL[:, 0])
@@ -193,6 +195,7 @@ class Layers:
                 results.append(run(weights, x_ND, (place, choice_S)))
             return tuple(results), None
 
+        body = with_products(body, kept=self.compute.keeps_products)
         if self.compute.remat != "none":
             # A scan's backward pass is a loop of its own, which the compiler does not merge with
             # the forward one; guards against that would cost time.
@@ -250,7 +253,8 @@ class Layers:
                 first = len(branches)
                 if stream.choice is None:
                     sizes = stream.sub_model.sizes_in(start)
-                    branches.append(functools.partial(self._run_layer, stream, sizes))
+                    run = functools.partial(self._run_layer, stream, sizes)
+                    branches.append(with_products(run, kept=False))
                     chosen.append(jnp.array(first))
                 else:
                     branches += self._branches(stream, "__call__")
@@ -300,7 +304,9 @@ class Layers:
         """A part of a layer at each of a stream's options."""
         branches: list[Callable[..., jax.Array]] = []
         for sizes in stream.options:
-            branches.append(functools.partial(self._run_layer, stream, sizes, part=part))
+            run = functools.partial(self._run_layer, stream, sizes, part=part)
+            # What a switch keeps are its operands.
+            branches.append(with_products(run, kept=False))
         return branches
 
     def _switch(self, choice: jax.Array, branches: Any, *operands: Any) -> jax.Array:

@@ -163,7 +163,7 @@ def count_barriers(nested, tokens):
 
         def loss(params):
             inputs = {"tokens": tokens}
-            sub_models = [case.parse(member) for member in members]
+            sub_models = [case.parse(each) if isinstance(each, str) else each for each in members]
             hidden = models.joint_apply(case.plan, params, inputs, sub_models, compute=compute)
             return sum(jnp.sum(each**3) for each in hidden)
 
@@ -186,8 +186,16 @@ def test_streams_take_turns_where_they_are_computed_again(count_barriers):
 
 
 def test_a_tpu_writes_what_is_kept_apart_from_the_product(count_barriers):
-    """Each product of a layer has a barrier: those of attention and of the MLP, two each."""
+    """Each of those of a layer has a barrier, two of attention and two of the MLP; what is computed
+    again has none.
+    """
     assert count_barriers(["ta"], "tpu", "dots") == 4
+    assert count_barriers(["ta"], "tpu", "full") == count_barriers(["ta"], "cuda", "full")
+    # The first layer is one by itself then. Of a mix no MLP is kept, and attention where it is not
+    # the TA's.
+    members = ["ta", jnp.zeros(4, jnp.int32)]
+    expected = count_barriers(members, "cuda", "dots") + 4 + 4 + 2
+    assert count_barriers(members, "tpu", "dots") == expected
 
 
 @pytest.mark.slow

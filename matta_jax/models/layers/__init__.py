@@ -14,6 +14,7 @@ from matta_jax.models.layers._dropout import drop as drop
 from matta_jax.models.layers._grouped import GroupedAttention as GroupedAttention
 from matta_jax.models.layers._kept import KEPT_NAMES as KEPT_NAMES
 from matta_jax.models.layers._kept import PRODUCT as PRODUCT
+from matta_jax.models.layers._kept import with_products as with_products
 from matta_jax.models.layers._linear import project as project
 from matta_jax.models.layers._mlp import MLP as MLP
 from matta_jax.models.layers._mlp import GatedMLP as GatedMLP

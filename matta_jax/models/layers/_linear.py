@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from matta_jax.models.layers._kept import PRODUCT, checkpoint_name
+from matta_jax.models.layers._kept import are_products_kept, named_product
 
 
 def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -35,31 +35,32 @@ def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     out_part = without_ones(out_axes)
     product = _product(
         f"{x_part},{weight_part}->{out_part}",
+        are_products_kept(),
         x.reshape(shape_of(x_part)),
         weight.reshape(shape_of(weight_part)),
     )
     return product.reshape(shape_of(out_axes))
 
 
-def _plain_product(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+def _plain_product(subscripts: str, is_kept: bool, x: jax.Array, weight: jax.Array) -> jax.Array:
+    del is_kept
     return jnp.einsum(subscripts, x, weight.astype(x.dtype))
 
 
-def _product_forward(subscripts: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
-    product = _plain_product(subscripts, x, weight)
-    # A TPU's compiler would write what is kept together with the product, which then leaves the
-    # core, and is read again by the next operation.
-    product = jax.lax.platform_dependent(
-        product, tpu=jax.lax.optimization_barrier, default=lambda product: product
-    )
-    return checkpoint_name(product, PRODUCT), (x, weight)
+def _product_forward(
+    subscripts: str, is_kept: bool, x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, Any]:
+    product = _plain_product(subscripts, is_kept, x, weight)
+    return named_product(product, is_kept=is_kept), (x, weight)
 
 
 def _product_backward(
     subscripts: str,
+    is_kept: bool,
     operands: Any,
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+    del is_kept
     x, weight = operands
     x_axes, weight_axes, out_axes = subscripts.replace("->", ",").split(",")
 
@@ -106,5 +107,5 @@ def _sum_on_cpu(
     return jnp.einsum(f"{features}->{weight_axes}", jax.lax.optimization_barrier(total))
 
 
-_product = jax.custom_vjp(_plain_product, nondiff_argnums=(0,))
+_product = jax.custom_vjp(_plain_product, nondiff_argnums=(0, 1))
 _product.defvjp(_product_forward, _product_backward)
