@@ -106,8 +106,8 @@ class ObjectiveConfig(Section):
     )
     chunk_size: int = field(
         256,
-        "Most tokens on a device whose logits exist at once (in 16-bit types fewer, where they would "
-        "leave a TPU's core); 256 to 512 pays, less saves memory.",
+        "Most tokens on a device whose logits exist at once (in 16-bit types fewer, where they "
+        "would leave a TPU's core); 256 to 512 pays, less saves memory.",
         minimum=1,
         maximum=2**24,
     )

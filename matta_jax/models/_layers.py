@@ -81,7 +81,7 @@ class Layers:
         """Runs layer 0, its first part once for all streams that have it in common."""
         stack = jax.tree.map(lambda weight: weight[0], stack_of(self.params))
         layer: Callable[..., list[jax.Array]] = with_products(
-            functools.partial(self._first_layer, streams), kept=self.compute.keeps_products
+            functools.partial(self._first_layer, streams), are_kept=self.compute.keeps_products
         )
         if self.compute.remat != "none":
             layer = jax.checkpoint(layer, policy=self.compute.policy)
@@ -195,7 +195,7 @@ class Layers:
                 results.append(run(weights, x_ND, (place, choice_S)))
             return tuple(results), None
 
-        body = with_products(body, kept=self.compute.keeps_products)
+        body = with_products(body, are_kept=self.compute.keeps_products)
         if self.compute.remat != "none":
             # A scan's backward pass is a loop of its own, which the compiler does not merge with
             # the forward one; guards against that would cost time.
@@ -254,7 +254,7 @@ class Layers:
                 if stream.choice is None:
                     sizes = stream.sub_model.sizes_in(start)
                     run = functools.partial(self._run_layer, stream, sizes)
-                    branches.append(with_products(run, kept=False))
+                    branches.append(with_products(run, are_kept=False))
                     chosen.append(jnp.array(first))
                 else:
                     branches += self._branches(stream, "__call__")
@@ -306,7 +306,7 @@ class Layers:
         for sizes in stream.options:
             run = functools.partial(self._run_layer, stream, sizes, part=part)
             # What a switch keeps are its operands.
-            branches.append(with_products(run, kept=False))
+            branches.append(with_products(run, are_kept=False))
         return branches
 
     def _switch(self, choice: jax.Array, branches: Any, *operands: Any) -> jax.Array:

@@ -26,11 +26,11 @@ PRODUCT = "product"
 _ARE_PRODUCTS_KEPT = contextvars.ContextVar("are_products_kept", default=False)
 
 
-def with_products(function: Callable[..., Any], *, kept: bool) -> Callable[..., Any]:
+def with_products(function: Callable[..., Any], *, are_kept: bool) -> Callable[..., Any]:
     """A function of layers whose products are kept for the backward pass, or computed again."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        token = _ARE_PRODUCTS_KEPT.set(kept)
+        token = _ARE_PRODUCTS_KEPT.set(are_kept)
         try:
             return function(*args, **kwargs)
         finally:
