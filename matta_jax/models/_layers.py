@@ -253,8 +253,7 @@ class Layers:
                 first = len(branches)
                 if stream.choice is None:
                     sizes = stream.sub_model.sizes_in(start)
-                    run = functools.partial(self._run_layer, stream, sizes)
-                    branches.append(with_products(run, are_kept=False))
+                    branches.append(functools.partial(self._run_layer, stream, sizes))
                     chosen.append(jnp.array(first))
                 else:
                     branches += self._branches(stream, "__call__")
@@ -304,9 +303,7 @@ class Layers:
         """A part of a layer at each of a stream's options."""
         branches: list[Callable[..., jax.Array]] = []
         for sizes in stream.options:
-            run = functools.partial(self._run_layer, stream, sizes, part=part)
-            # What a switch keeps are its operands.
-            branches.append(with_products(run, are_kept=False))
+            branches.append(functools.partial(self._run_layer, stream, sizes, part=part))
         return branches
 
     def _switch(self, choice: jax.Array, branches: Any, *operands: Any) -> jax.Array:

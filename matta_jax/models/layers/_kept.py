@@ -27,7 +27,9 @@ _ARE_PRODUCTS_KEPT = contextvars.ContextVar("are_products_kept", default=False)
 
 
 def with_products(function: Callable[..., Any], *, are_kept: bool) -> Callable[..., Any]:
-    """A function of layers whose products are kept for the backward pass, or computed again."""
+    """A function of layers whose products are kept for the backward pass, or computed again. What
+    is traced to be computed again, such as the branches of a mix, is not within it.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         token = _ARE_PRODUCTS_KEPT.set(are_kept)
